@@ -1,0 +1,41 @@
+# Every target sets up what it needs; nothing is installed again while the lock file is unchanged.
+PY := .venv/bin/python
+STAMP := .venv/.installed
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test test-faults check bench lock format clean
+
+help:            ## show this list
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## +/\t/' | expand -t 16
+
+setup: $(STAMP)  ## one virtual environment in .venv, pinned versions with hashes
+
+$(STAMP): requirements/lock.txt requirements/bootstrap.txt pyproject.toml
+	test -x $(PY) || python3 -m venv .venv
+	$(PY) -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements/bootstrap.txt
+	.venv/bin/uv pip install --quiet --python $(PY) --require-hashes -r requirements/lock.txt
+	.venv/bin/uv pip install --quiet --python $(PY) --no-deps --no-build-isolation -e .
+	touch $@
+
+demo: setup      ## the main job on this machine: fit, watch, drift, alert, recovery (no server, no network)
+	.venv/bin/layerwatch demo
+
+test: setup      ## the test suite; starts its own Redis and Kafka broker
+	$(PY) -m pytest
+
+check: setup     ## formatting, lint, types, layers; changes nothing
+	.venv/bin/ruff format --check .
+	.venv/bin/ruff check .
+	.venv/bin/mypy
+	.venv/bin/lint-imports
+
+format: setup    ## apply formatting and the safe lint fixes
+	.venv/bin/ruff format .
+	.venv/bin/ruff check --fix .
+
+lock: setup      ## resolve the newest allowed versions into requirements/
+	echo uv | .venv/bin/uv pip compile --quiet --generate-hashes --no-header --python-version 3.11 - -o requirements/bootstrap.txt
+	.venv/bin/uv pip compile --quiet --generate-hashes --no-header --universal --python-version 3.11 --no-emit-package layerwatch requirements/lock.in -o requirements/lock.txt
+
+clean:           ## remove the environment and caches
+	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache *.egg-info build

@@ -1,0 +1,133 @@
+import struct
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from monitor import buckets
+from monitor.buckets import DUPLICATES, IMAGES, LEVELS, LONGEST_RUN, Layout
+
+
+def layout_of(n=1999, signals=("ood", "brightness"), dependence=1.0):
+    s = len(signals)
+    return Layout(
+        signals, (n,) * s, tuple(x == "brightness" for x in signals), (True,) + (False,) * (s - 1), (dependence,) * s
+    )
+
+
+LAYOUT = layout_of()
+
+vectors = st.lists(st.integers(0, 2**20), min_size=LAYOUT.size, max_size=LAYOUT.size).map(
+    lambda counts: np.array(counts, dtype=np.uint32)
+)
+
+
+def test_a_p_value_equal_to_a_level_passes_its_cut_in_double_and_single_precision():
+    for i, level in enumerate(LEVELS):
+        assert buckets.bins(np.array([level]))[0] == i + 1
+        assert buckets.bins(np.array([level], dtype=np.float32))[0] == i + 1
+
+
+@pytest.mark.parametrize("n", [99, 499, 1999, 9999, 123_456, 1_000_000])
+@pytest.mark.parametrize("dtype", [np.float64, np.float32])
+def test_the_images_that_pass_a_cut_are_exactly_the_reference_count(n, dtype):
+    """All n + 1 possible ranks, once each: the floats must agree with the integers of reference_counts."""
+    layout = Layout(("ood",), (n,), (False,), (True,), (1.0,))
+    ranks = np.arange(1, n + 2)
+    one_sided = buckets.fill(layout, (ranks / (n + 1)).astype(dtype)[:, None])
+    assert buckets.exceedances(layout, one_sided, "ood").tolist() == buckets.reference_counts(layout, "ood").tolist()
+
+    layout = Layout(("ood",), (n,), (True,), (True,), (1.0,))
+    both_tails = np.minimum(1, 2 * np.minimum(ranks, n + 2 - ranks) / (n + 1))
+    two_sided = buckets.fill(layout, both_tails.astype(dtype)[:, None])
+    assert buckets.exceedances(layout, two_sided, "ood").tolist() == buckets.reference_counts(layout, "ood").tolist()
+
+
+def test_reference_counts_are_the_published_ones():
+    layout = layout_of(n=500)
+    assert buckets.reference_counts(layout, "ood").tolist() == [250, 100, 50, 25, 10, 5, 2, 1]
+    assert buckets.usable_cuts(layout, "ood").tolist() == [0, 1, 2, 3, 4, 5]
+    assert buckets.reference_counts(layout, "brightness").tolist() == [250, 100, 50, 24, 10, 4, 2, 0]
+
+
+@pytest.mark.parametrize("bad", [np.nan, 0.0, -0.1, 1.1])
+def test_a_bad_p_value_is_refused(bad):
+    with pytest.raises(ValueError, match="p-values"):
+        buckets.fill(LAYOUT, np.array([[0.5, bad]]))
+
+
+def test_an_unknown_signal_is_named_together_with_the_known_ones():
+    with pytest.raises(KeyError, match="brightness"):
+        LAYOUT.index("sharpness")
+
+
+@given(st.lists(st.tuples(st.integers(0, 3), st.floats(1e-6, 1), st.floats(1e-6, 1)), max_size=60))
+def test_filling_groups_equals_filling_one_by_one(rows):
+    p = np.array([row[1:] for row in rows]).reshape(-1, 2)
+    group = np.array([row[0] for row in rows], dtype=np.intp)
+    together = buckets.fill_groups(LAYOUT, p, group, 4)
+    for k in range(4):
+        assert together[k].tolist() == buckets.fill(LAYOUT, p[group == k]).tolist()
+        assert together[k, IMAGES] == (group == k).sum()
+
+
+@given(st.lists(vectors, min_size=1, max_size=6), st.randoms(use_true_random=False), st.integers(1, 5))
+def test_vectors_add_up_in_any_order_and_grouping(parts, random, cut):
+    whole = buckets.sum_vectors(parts)
+    shuffled = list(parts)
+    random.shuffle(shuffled)
+    groups = [shuffled[:cut], shuffled[cut:]]
+    regrouped = buckets.sum_vectors([buckets.sum_vectors(g) for g in groups if g])
+    assert whole.tolist() == regrouped.tolist()
+    assert buckets.add(whole, buckets.empty(LAYOUT)).tolist() == whole.tolist()
+
+
+def test_the_longest_run_merges_by_maximum_and_counts_by_addition():
+    a, b = buckets.empty(LAYOUT), buckets.empty(LAYOUT)
+    a[DUPLICATES], b[DUPLICATES] = 3, 4
+    a[LONGEST_RUN], b[LONGEST_RUN] = 9, 5
+    merged = buckets.add(a, b)
+    assert (merged[DUPLICATES], merged[LONGEST_RUN]) == (7, 9)
+    assert (a[DUPLICATES], b[LONGEST_RUN]) == (3, 5)
+
+
+def test_sums_saturate_instead_of_wrapping():
+    full = np.full(LAYOUT.size, 2**32 - 1, dtype=np.uint32)
+    assert (buckets.add(full, full) == 2**32 - 1).all()
+
+
+@given(vectors)
+def test_packing_is_little_endian_u32_and_reversible(vector):
+    packed = buckets.pack(vector)
+    assert list(struct.unpack(f"<{LAYOUT.size}I", packed)) == vector.tolist()
+    assert buckets.unpack(packed).tolist() == vector.tolist()
+
+
+def test_the_ood_rate_is_the_share_at_or_below_the_level():
+    p = np.array([[0.05, 1], [0.04, 1], [0.06, 1], [0.9, 1]])
+    vector = buckets.fill(LAYOUT, p)
+    assert buckets.ood_rate(LAYOUT, vector, 0.05) == 0.5
+    assert buckets.ood_rate(LAYOUT, vector, 0.1) == 0.75
+    assert np.isnan(buckets.ood_rate(LAYOUT, buckets.empty(LAYOUT), 0.05))
+    many = buckets.ood_rate(LAYOUT, np.stack([vector, buckets.empty(LAYOUT)]), 0.05)
+    assert many[0] == 0.5
+    assert np.isnan(many[1])
+
+
+def test_distance_is_about_the_share_of_changed_images_and_about_zero_without_change():
+    rng = np.random.default_rng(0)
+    p = rng.uniform(1e-6, 1, (20_000, 2))
+    p[:3000, 0] = 0.001
+    vector = buckets.fill(LAYOUT, p)
+    assert buckets.distance_from_uniform(LAYOUT, vector, "ood") == pytest.approx(0.15, abs=0.02)
+    assert buckets.distance_from_uniform(LAYOUT, vector, "brightness") < 0.01
+    assert buckets.distance_from_uniform(LAYOUT, buckets.empty(LAYOUT), "ood") == 0
+
+
+@pytest.mark.parametrize("images", [20, 200, 2000])
+def test_chance_alone_gives_no_distance_on_average(images):
+    rng = np.random.default_rng(1)
+    p = rng.uniform(1e-6, 1, (images * 300, 2))
+    rows = buckets.fill_groups(LAYOUT, p, np.repeat(np.arange(300), images), 300)
+    assert buckets.distance_from_uniform(LAYOUT, rows, "ood").mean() < 0.35 / np.sqrt(images)

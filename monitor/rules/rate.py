@@ -1,0 +1,98 @@
+"""Rate rule: the share of unusual images over a window is above a threshold, and surely so.
+
+Let r be the stream's true share of images beyond the cut, pi the share that the same cut has in distribution. pi is
+not known: it is Beta(k, n + 1 - k) over calibration sets, with mean k / (n + 1), the level. The rule tests
+
+    H0:  r - pi <= threshold - k / (n + 1)         (no more excess over normal than the threshold allows)
+
+and is breached when
+
+    bound = L - (U - k / (n + 1)) > threshold
+
+with L the Clopper-Pearson lower bound of r and U the upper Beta quantile of pi, each at half of 1 - confidence. Under
+H0 a window is breached with probability at most 1 - confidence over the draw of calibration set and window: if
+neither bound fails, r - pi >= L - U. The threshold stays in the user's unit (the share of images below the level), and
+a small calibration set makes the rule more careful instead of wrong.
+
+This is a statement about one window. Windows closing all day get a share of 1 - confidence each; the sequential rule
+bounds the number of false alarms over time instead.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from monitor.buckets import LEVELS, Layout, cut_index, exceedances, images, reference_counts, usable_cuts
+from monitor.rules.bounds import drifted_share, reference_bounds, share_lower, share_upper
+from monitor.types import Vector, Verdict
+
+
+@dataclass(frozen=True)
+class Rate:
+    """Breached when surely more than `threshold` of the window's images have a p-value of at most `level`.
+
+    Raises:
+        ValueError: the level is not one of buckets.LEVELS, or a share is outside (0, 1).
+    """
+
+    signal: str = "ood"
+    level: float = 0.05
+    threshold: float = 0.10
+    min_images: int = 100
+    confidence: float = 0.99
+
+    def __post_init__(self) -> None:
+        cut_index(self.level)
+        if not 0 < self.threshold < 1:
+            raise ValueError(f"threshold must lie between 0 and 1 (got {self.threshold})")
+        if not 0.5 <= self.confidence < 1:
+            raise ValueError(f"confidence must be at least 0.5 and below 1 (got {self.confidence})")
+
+    def check(self, layout: Layout) -> None:
+        """Raise where this profile cannot carry the rule.
+
+        Raises:
+            KeyError: the profile has no such signal.
+            ValueError: too few calibration images for the level.
+        """
+        if cut_index(self.level) not in usable_cuts(layout, self.signal):
+            n = layout.calibration_sizes[layout.index(self.signal)]
+            usable = [LEVELS[i] for i in usable_cuts(layout, self.signal)]
+            raise ValueError(
+                f"rate: {n} calibration images of {self.signal!r} are too few for level {self.level}; "
+                f"calibrate on more, or use one of {usable}"
+            )
+
+    def judge(self, layout: Layout, window: Vector) -> Verdict:
+        """Verdict on the summed window; `value` is the observed share, `bound` its careful lower bound.
+
+        Raises: as `check`.
+        """
+        self.check(layout)
+        i, cut = layout.index(self.signal), cut_index(self.level)
+        total, passed = images(window), int(exceedances(layout, window, self.signal)[cut])
+        if total < max(self.min_images, 1):
+            share = passed / total if total else 0.0
+            summary = f"{total} images are too few to judge (the rule needs {self.min_images})"
+            return Verdict(None, share, 0.0, self.threshold, total, summary)
+
+        risk = (1 - self.confidence) / 2
+        n, k = layout.calibration_sizes[i], int(reference_counts(layout, self.signal)[cut])
+        nominal = k / (n + 1)
+        id_lower, id_upper = reference_bounds(k, n, risk)
+        d = layout.dependence[i]
+        lower, upper = (bound(passed / d, total / d, risk) for bound in (share_lower, share_upper))
+        careful = max(0.0, lower - (id_upper - nominal))
+        severity = (
+            drifted_share(lower, id_upper),
+            drifted_share(passed / total, nominal),
+            drifted_share(upper, id_lower),
+        )
+        summary = (
+            f"{passed / total:.1%} of {total} images are beyond the {self.level:.1%} cut of {self.signal} "
+            f"(at least {careful:.1%} with {self.confidence:.1%} confidence; threshold {self.threshold:.1%})"
+        )
+        cause = f"{self.signal} above the {self.level:.1%} cut"
+        return Verdict(
+            careful > self.threshold, passed / total, careful, self.threshold, total, summary, severity, cause
+        )

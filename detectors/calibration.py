@@ -1,0 +1,115 @@
+"""Conformal p-values: what share of in-distribution images would look at least this unusual.
+
+For calibration scores s_1..s_n that the detector never saw and a fresh score s from the same distribution,
+
+    p = (1 + #{i : s_i >= s}) / (n + 1)
+
+is uniform on {1, ..., n + 1} / (n + 1), exactly, whatever the distribution (Vovk, Gammerman and Shafer, "Algorithmic
+Learning in a Random World", 2005; Bates et al., "Testing for outliers with conformal p-values", 2023).
+n + 1, not n: the observed score joins the sample, so p stays in (0, 1] and never promises more than n images can.
+
+Equal scores are put in order by a jitter that depends on the image's key alone, in calibration and at run time alike.
+Without it discrete signals (width, channels) would pile up on a few p-values and "fewer than usual" would mean nothing.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+Floats = NDArray[np.float64]
+Jitter = NDArray[np.uint64]
+
+
+def jitter(keys: Sequence[bytes]) -> Jitter:
+    """(N,) tie-breakers, uniform on 64 bits: BLAKE2b of each key. The same key always gives the same one."""
+    packed = b"".join(hashlib.blake2b(key, digest_size=8, person=b"lw-tie").digest() for key in keys)
+    return np.frombuffer(packed, dtype="<u8").astype(np.uint64)
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """Calibration scores of one signal, in order.
+
+    values: (n,) ascending. jitters: (n,), ascending where values are equal. two_sided: both tails count.
+    """
+
+    values: Floats
+    jitters: Jitter
+    two_sided: bool
+
+    @classmethod
+    def of(cls, values: Floats, jitters: Jitter, two_sided: bool) -> Calibration:
+        """Calibrate on (n,) scores of held-out ID images and their jitters.
+
+        Raises:
+            ValueError: no scores, or one that is not a number.
+        """
+        if len(values) == 0:
+            raise ValueError("a calibration needs at least one score")
+        if np.isnan(values).any():
+            raise ValueError("calibration scores must not be NaN")
+        order = np.lexsort((jitters, values))
+        return cls(values[order].astype(np.float64), jitters[order].astype(np.uint64), two_sided)
+
+    @property
+    def size(self) -> int:
+        """Number of calibration images n."""
+        return len(self.values)
+
+    def p_values(self, scores: Floats, jitters: Jitter) -> Floats:
+        """(N,) p-values in (0, 1] of (N,) scores.
+
+        One-sided: exactly floor(a (n + 1)) calibration scores lie beyond the cut of level a. Two-sided: twice the
+        smaller of the two one-sided p-values, so exactly 2 floor(a (n + 1) / 2) do. NaN counts as most unusual.
+        """
+        below = self._rank(scores, jitters)
+        upper = (1.0 + self.size - below) / (self.size + 1.0)
+        if not self.two_sided:
+            return upper
+        lower = (1.0 + below) / (self.size + 1.0)
+        both: Floats = np.minimum(1.0, 2.0 * np.minimum(upper, lower))
+        return both
+
+    def _rank(self, scores: Floats, jitters: Jitter) -> Floats:
+        """How many calibration pairs (value, jitter) are smaller than each pair; an equal pair is not smaller."""
+        scores = np.where(np.isnan(scores), np.inf, scores)
+        low = np.searchsorted(self.values, scores, side="left")
+        high = np.searchsorted(self.values, scores, side="right")
+        for i in np.flatnonzero(low < high):  # equal values only: rare for scores, usual for widths
+            low[i] += np.searchsorted(self.jitters[low[i] : high[i]], jitters[i], side="left")
+        return low.astype(np.float64)
+
+
+def exceedances(level: float, size: int, two_sided: bool) -> int:
+    """How many of `size` calibration images have p <= level when ranked among the others."""
+    # 1e-9: .05 * 100 must count as 5, not as 4.999...
+    if two_sided:
+        return 2 * int(level * (size + 1) / 2 + 1e-9)
+    return int(level * (size + 1) + 1e-9)
+
+
+def dependence(p_values: Floats, level: float = 0.05, min_block: int = 50) -> float:
+    """Variance inflation D >= 1 of exceedance counts for ID images in the order of their frames.
+
+    D = Var(c_B) / (B p (1 - p)) for counts c_B of p-values <= level in blocks of B images, the largest over block
+    lengths that leave at least 10 blocks: correlated frames spread the counts of a bucket, and every bound that treats
+    them as independent breaks.
+
+    Args:
+        p_values: (n,) in time order. level: the cut that is counted. min_block: shortest block.
+    """
+    beyond = (p_values <= level).astype(np.float64)
+    rate = beyond.mean() if len(beyond) else 0.0
+    if not 0.0 < rate < 1.0:
+        return 1.0
+    largest, block = 1.0, min_block
+    while len(beyond) // block >= 10:
+        counts = beyond[: len(beyond) // block * block].reshape(-1, block).sum(axis=1)
+        largest = max(largest, float(counts.var(ddof=1)) / (block * rate * (1.0 - rate)))
+        block *= 2
+    return largest

@@ -4,7 +4,11 @@ from __future__ import annotations
 
 from functools import lru_cache
 
-from scipy.special import betaincinv
+import numpy as np
+from numpy.typing import NDArray
+from scipy.special import betaincinv, betaln, xlog1py, xlogy
+
+Floats = NDArray[np.float64]
 
 
 def share_lower(passed: float, total: float, risk: float) -> float:
@@ -30,3 +34,29 @@ def reference_bounds(k: int, n: int, risk: float) -> tuple[float, float]:
 def drifted_share(rate: float, reference: float) -> float:
     """Share of drifted images that explains `rate` when all of them pass a cut that normal ones pass at `reference`."""
     return min(1.0, max(0.0, (rate - reference) / (1 - reference)))
+
+
+def anytime_interval(passed: Floats, total: Floats, risk: float) -> tuple[Floats, Floats]:
+    """(lower, upper) for a true share, valid at every moment of a growing sample at once with probability 1 - risk.
+
+    {p : B(1/2 + c, 1/2 + m - c) / B(1/2, 1/2) < p^c (1-p)^(m-c) / risk}: the likelihood ratio of Jeffreys' mixture to p
+    is a test martingale under p and exceeds 1 / risk at any time with probability at most `risk` (Ville). Counts may be
+    fractional, as in `share_lower`.
+
+    Args:
+        passed: (R,) c.
+        total: (R,) m; where it is 0 the interval is (0, 1).
+    """
+    floor = betaln(0.5 + passed, 0.5 + total - passed) - betaln(0.5, 0.5) + np.log(risk)
+    best = passed / np.maximum(total, 1e-12)
+    # The log likelihood rises up to c/m and falls beyond: bisect for where it crosses `floor` on each side.
+    sides = []
+    for end in (0.0, 1.0):
+        outside, inside = np.full_like(best, end), best
+        for _ in range(40):  # 2**-40: far finer than any share shown
+            middle = (outside + inside) / 2
+            holds = xlogy(passed, middle) + xlog1py(total - passed, -middle) > floor
+            outside, inside = np.where(holds, outside, middle), np.where(holds, middle, inside)
+        sides.append(outside)
+    lower, upper = sides
+    return np.where(total > 0, lower, 0.0), np.where(total > 0, upper, 1.0)

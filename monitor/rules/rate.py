@@ -92,7 +92,7 @@ class Rate:
             f"{passed / total:.1%} of {total} images are beyond the {self.level:.1%} cut of {self.signal} "
             f"(at least {careful:.1%} with {self.confidence:.1%} confidence; threshold {self.threshold:.1%})"
         )
-        cause = f"{self.signal} above the {self.level:.1%} cut"
+        cause = f"{self.signal}: more images beyond the {100 * self.level:g} % cut than normal"
         return Verdict(
             careful > self.threshold, passed / total, careful, self.threshold, total, summary, severity, cause
         )

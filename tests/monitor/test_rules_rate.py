@@ -30,7 +30,7 @@ def test_a_clear_excess_breaches_and_names_the_cut():
     verdict = Rate(threshold=0.10).judge(layout, window_of(layout, 1000, 300))
     assert verdict.breached
     assert 0.10 < verdict.bound < verdict.value == 0.3
-    assert verdict.cause == "ood above the 5.0% cut"
+    assert verdict.cause == "ood: more images beyond the 5 % cut than normal"
     lower, estimate, upper = verdict.severity
     assert lower < estimate < upper
     assert estimate == pytest.approx((0.3 - 0.05) / 0.95)

@@ -1,0 +1,270 @@
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy.special import betaln
+from scipy.stats import binom
+
+from monitor import buckets
+from monitor.buckets import IMAGES, Layout
+from monitor.rules.bounds import anytime_interval
+from monitor.sequential import Sequential, advance, fleet_budget_s, initial, pack, unpack
+from monitor.sequential.detector import _log_ratios
+from monitor.sequential.rule import plan_of
+
+BUCKET_MS = 10_000
+
+
+def layout_of(n=2000, signals=("ood",), dependence=1.0):
+    s = len(signals)
+    return Layout(signals, (n,) * s, (False,) * s, (True,) * s, (dependence,) * s)
+
+
+def id_masses(rng, layout, streams):
+    """(K, 9) true shares per bin under a calibration set of each stream's own."""
+    k = buckets.reference_counts(layout, "ood")
+    gaps = -np.diff(np.concatenate([[layout.calibration_sizes[0] + 1], k, [0]]))
+    weights = rng.standard_gamma(gaps, size=(streams, buckets.BINS))
+    return weights / weights.sum(axis=1, keepdims=True)
+
+
+def draw(rng, layout, masses, images):
+    vectors = np.zeros((len(masses), layout.size), dtype=np.uint32)
+    vectors[:, : buckets.BINS] = rng.multinomial(images, masses)
+    vectors[:, IMAGES] = images
+    return vectors
+
+
+def mixed(masses, share):
+    """`share` of the images lies beyond the 5 % cut, spread evenly over it."""
+    ood = masses.copy()
+    ood[:, :4] = 0
+    return (1 - share) * masses + share * ood / ood.sum(axis=1, keepdims=True)
+
+
+def run(rule, layout, state, masses, rng, seconds, start_s=0, per_bucket=10):
+    """Alarms per stream, and the state after that many seconds at one bucket of `per_bucket` images per 10 s."""
+    alarms = np.zeros(len(state), dtype=int)
+    for start in range(start_s, start_s + seconds, 10):
+        before = state["firing"].copy()
+        state, verdicts = advance(rule, layout, state, start * 1000, draw(rng, layout, masses, per_bucket))
+        assert [v.breached for v in verdicts] == state["firing"].tolist()
+        alarms += state["firing"] & ~before
+    return alarms, state
+
+
+# ------------------------------------------------------------------------------------------------ the bound
+
+
+@pytest.mark.parametrize("n", [200, 2000])
+def test_false_alarms_stay_below_the_bound_over_many_calibration_sets(n):
+    rng = np.random.default_rng(n)
+    layout, streams, seconds = layout_of(n), 300, 8000
+    rule = Sequential(seconds_per_false_alarm=1000.0)
+    alarms, _ = run(rule, layout, initial(rule, layout, streams), id_masses(rng, layout, streams), rng, seconds)
+    assert alarms.mean() <= seconds / rule.seconds_per_false_alarm
+    assert (alarms > 0).any(), "with a bound this loose something should alarm, else the test has no power"
+
+
+@pytest.mark.parametrize("pi_min", [0.0, 0.01])
+def test_no_bet_gains_on_average_at_any_rate_within_the_reference(pi_min):
+    """Step 1 and 2 of the proof, exactly: E[L] <= 1 for every p up to p0 (upward) and down to it (downward)."""
+    layout = layout_of(500)
+    rule = Sequential(pi_min=pi_min)
+    state, plan, m = initial(rule, layout), plan_of(rule, layout), 12
+    alpha, beta = (x[0] for x in _log_ratios(rule, plan, state))
+    for t in range(len(plan.cuts)):
+        upper, lower = state["upper"][0, t], state["lower"][0, t]
+        for share in (0.2, 0.7, 1.0):
+            c = np.arange(m + 1)[:, None]
+            gain = np.exp(c * alpha[t] + (m - c) * beta[t])
+            up = binom.pmf(c, m, share * (upper + (1 - upper) * pi_min))
+            down = binom.pmf(c, m, 1 - share * (1 - lower * (1 - pi_min)))
+            assert ((up * gain)[:, :8].sum(axis=0) <= 1 + 1e-9).all()
+            assert ((down * gain)[:, 8:].sum(axis=0) <= 1 + 1e-9).all()
+
+
+def test_no_bet_gains_on_blocks_of_identical_images_when_d_is_their_length():
+    layout = layout_of(dependence=8.0)
+    rule = Sequential()
+    state, plan = initial(rule, layout), plan_of(rule, layout)
+    alpha, beta = (x[0] for x in _log_ratios(rule, plan, state))
+    p = state["upper"][0][:, None]
+    assert (p * np.exp(8 * alpha[:, :8]) + (1 - p) * np.exp(8 * beta[:, :8]) <= 1 + 1e-9).all()
+
+
+def test_weights_add_up_to_one_over_all_signals_and_half_of_them_bets_on_the_users_cut():
+    plan = plan_of(Sequential(signals=("ood", "layer1")), layout_of(signals=("ood", "layer1")))
+    weights = np.exp(plan.log_weights)
+    assert weights.sum() == pytest.approx(1)
+    assert weights[plan.cuts.index(("layer1", 3)), :8].sum() == pytest.approx(0.25)
+
+
+def test_the_fleets_budget_grows_with_its_streams():
+    week = 7 * 86400
+    assert fleet_budget_s(1) == 30 * 86400
+    assert fleet_budget_s(1000) == 1000 * week
+
+
+@settings(deadline=None, max_examples=30)
+@given(st.lists(st.integers(0, 900), min_size=1, max_size=12), st.sampled_from([0.0, 0.01]))
+def test_upward_drift_never_loosens_the_reference(passed, pi_min):
+    layout = layout_of(500)
+    rule = Sequential(seconds_per_false_alarm=1e300, pi_min=pi_min)
+    state = initial(rule, layout)
+    nominal = plan_of(rule, layout).nominal
+    for i, beyond in enumerate(passed):
+        vector = np.zeros((1, layout.size), dtype=np.uint32)
+        vector[0, [0, 5, IMAGES]] = 900 - beyond, beyond, 900
+        before = state
+        state, _ = advance(rule, layout, state, i * BUCKET_MS, vector)
+        assert (state["upper"] <= before["upper"]).all()
+        assert (state["lower"] >= before["lower"]).all()
+        assert (state["upper"] >= nominal).all()
+        assert (state["lower"] <= nominal).all()
+
+
+def test_a_fixed_reference_is_not_tightened():
+    rng = np.random.default_rng(5)
+    layout = layout_of()
+    rule = Sequential(reference="fixed")
+    first = initial(rule, layout, 3)
+    _, state = run(rule, layout, first, id_masses(rng, layout, 3), rng, 3000)
+    assert (state["upper"] == first["upper"]).all()
+
+
+# ------------------------------------------------------------------------------------------------ what it sees
+
+
+def test_drift_is_seen_measured_and_its_end_too():
+    rng = np.random.default_rng(1)
+    layout, streams = layout_of(), 40
+    rule = Sequential(seconds_per_false_alarm=1e6)
+    clean = id_masses(rng, layout, streams)
+    alarms, state = run(rule, layout, initial(rule, layout, streams), clean, rng, 3000)
+    assert alarms.sum() == 0
+    past = state["images"].copy()
+    alarms, state = run(rule, layout, state, mixed(clean, 0.2), rng, 1500, start_s=3000)
+    assert (alarms == 1).all()
+    assert (state["images"] < past + 1000).all(), "the baseline must not learn from drifted images"
+    _, verdicts = advance(rule, layout, state, 0, np.zeros((streams, layout.size), dtype=np.uint32))
+    inside = [v.severity[0] <= 0.2 <= v.severity[2] for v in verdicts]
+    assert np.mean(inside) > 0.9
+    assert np.median([v.severity[1] for v in verdicts]) == pytest.approx(0.2, abs=0.05)
+    assert "ood: more images beyond the" in verdicts[0].cause
+    assert "at least" in verdicts[0].summary
+    _, state = run(rule, layout, state, clean, rng, 6000, start_s=4500)
+    assert state["firing"].mean() < 0.1
+
+
+def test_images_that_look_too_normal_are_drift_as_well():
+    rng = np.random.default_rng(2)
+    layout = layout_of()
+    rule = Sequential()
+    half = np.full((1, buckets.BINS), 0.0)
+    half[0, 0] = 1.0
+    alarms, state = run(rule, layout, initial(rule, layout), half, rng, 500)
+    assert alarms.tolist() == [1]
+    _, verdicts = advance(rule, layout, state, 0, np.zeros((1, layout.size), dtype=np.uint32))
+    assert "ood: fewer images beyond the" in verdicts[0].cause
+    assert verdicts[0].severity[0] > 0.5
+    _, state = run(rule, layout, state, id_masses(rng, layout, 1), rng, 3000, start_s=500)
+    assert not state["firing"][0]
+
+
+def test_nothing_alarms_before_fifty_images():
+    layout = layout_of()
+    rule = Sequential(seconds_per_false_alarm=100.0)
+    vector = np.zeros((1, layout.size), dtype=np.uint32)
+    vector[0, [8, IMAGES]] = 49
+    state, verdicts = advance(rule, layout, initial(rule, layout), 0, vector)
+    assert verdicts[0].breached is False
+    assert verdicts[0].value == 1
+    vector[0, [8, IMAGES]] = 1
+    state, verdicts = advance(rule, layout, state, BUCKET_MS, vector)
+    assert verdicts[0].breached is True
+
+
+# ------------------------------------------------------------------------------------------------ state
+
+
+def test_the_same_bucket_twice_and_empty_buckets_change_nothing():
+    rng = np.random.default_rng(3)
+    layout = layout_of()
+    rule = Sequential()
+    masses = mixed(id_masses(rng, layout, 5), 0.3)
+    _, state = run(rule, layout, initial(rule, layout, 5), masses, rng, 300)
+    again, verdicts = advance(rule, layout, state, 290_000, draw(rng, layout, masses, 10))
+    assert (again == state).all()
+    empty, unchanged = advance(rule, layout, state, 300_000, np.zeros((5, layout.size), dtype=np.uint32))
+    assert unchanged == verdicts
+    empty["bucket_ms"] = state["bucket_ms"]
+    assert (empty == state).all()
+
+
+@settings(deadline=None, max_examples=25)
+@given(st.integers(0, 2**32 - 1), st.integers(1, 5), st.booleans())
+def test_replicas_order_and_storage_never_change_a_verdict(seed, streams, one_by_one):
+    """Counts of a bucket come from several partitions in any order; rows are advanced alone or together, and stored."""
+    rng = np.random.default_rng(seed)
+    layout = layout_of(400, signals=("ood", "layer1"))
+    rule = Sequential(signals=("ood", "layer1"), seconds_per_false_alarm=500.0, clear_images=50)
+    whole, parted = initial(rule, layout, streams), initial(rule, layout, streams)
+    for bucket in range(25):
+        p = rng.uniform(1e-6, 1, (streams * 8, 2)) ** rng.choice([1, 4])
+        group, partition = rng.integers(0, streams, len(p)), rng.integers(0, 3, len(p))
+        together = buckets.fill_groups(layout, p, group, streams)
+        whole, verdicts = advance(rule, layout, whole, bucket * BUCKET_MS, together)
+
+        parts = [buckets.fill_groups(layout, p[partition == i], group[partition == i], streams) for i in range(3)]
+        vectors = buckets.sum_vectors([parts[i] for i in rng.permutation(3)])
+        rows = unpack(rule, layout, pack(parted))
+        if one_by_one:
+            steps = [
+                advance(rule, layout, rows[i : i + 1], bucket * BUCKET_MS, vectors[i : i + 1]) for i in range(streams)
+            ]
+            parted, others = np.concatenate([s for s, _ in steps]), [v[0] for _, v in steps]
+        else:
+            order = rng.permutation(streams)
+            moved, shuffled = advance(rule, layout, rows[order], bucket * BUCKET_MS, vectors[order])
+            parted, others = moved[np.argsort(order)], [shuffled[i] for i in np.argsort(order)]
+        assert others == verdicts
+        assert pack(parted) == pack(whole)
+
+
+def test_state_of_other_signals_or_calibration_is_refused():
+    layout = layout_of()
+    rule = Sequential()
+    rows = pack(initial(rule, layout, 2))
+    assert unpack(rule, layout, []).shape == (0,)
+    with pytest.raises(ValueError, match="calibration"):
+        unpack(rule, layout_of(3000), rows)
+    with pytest.raises(ValueError, match="length"):
+        unpack(Sequential(signals=("ood", "b")), layout_of(signals=("ood", "b")), rows)
+    assert (unpack(Sequential(seconds_per_false_alarm=1e9), layout, rows) == initial(rule, layout, 2)).all()
+
+
+def test_a_profile_that_cannot_carry_the_rule_is_refused():
+    with pytest.raises(ValueError, match="too few"):
+        Sequential().check(layout_of(5))
+    with pytest.raises(KeyError, match="no signal"):
+        Sequential(signals=("layer9",)).check(layout_of())
+
+
+# ------------------------------------------------------------------------------------------------ severity
+
+
+@pytest.mark.parametrize(("passed", "total"), [(0, 10), (10, 10), (3, 10), (90, 1000), (2.5, 125.0)])
+def test_the_anytime_interval_is_where_the_mixture_does_not_reject(passed, total):
+    low, high = (float(x[0]) for x in anytime_interval(np.array([float(passed)]), np.array([float(total)]), 0.025))
+    assert low <= passed / total <= high
+    grid = np.linspace(1e-6, 1 - 1e-6, 20_001)
+    mixture = betaln(0.5 + passed, 0.5 + total - passed) - betaln(0.5, 0.5)
+    kept = grid[mixture < passed * np.log(grid) + (total - passed) * np.log1p(-grid) - np.log(0.025)]
+    assert low == pytest.approx(kept[0], abs=1e-4)
+    assert high == pytest.approx(kept[-1], abs=1e-4)
+
+
+def test_without_images_the_interval_says_nothing():
+    low, high = anytime_interval(np.array([0.0]), np.array([0.0]), 0.025)
+    assert (low[0], high[0]) == (0, 1)

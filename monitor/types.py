@@ -207,6 +207,8 @@ class Exemplar:
     p_value: float
     p_values: tuple[float, ...]
     thumbnail: bytes
+    fingerprint: str = ""
+    """Of the profile that judged it: p-values of two profiles do not compare."""
 
 
 @dataclass(frozen=True, slots=True)

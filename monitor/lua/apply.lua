@@ -1,0 +1,75 @@
+-- Apply one partition's delta whole or not at all. KEYS: cursor, open, facts, totals; the bucket and exemplar keys are
+-- derived from the prefix in the delta, which carries the same hash tag. ARGV: the delta (msgpack).
+-- Returns {status, next offset where Redis stands}. Everything is checked and computed before the first write.
+local delta = cmsgpack.unpack(ARGV[1])
+local cursor, open, facts, totals = KEYS[1], KEYS[2], KEYS[3], KEYS[4]
+
+local held = redis.call("HMGET", cursor, "next", "token", "high", "sealed")
+if not held[1] then return {"lost"} end
+if held[2] ~= delta.token then return {"fenced", held[1]} end
+if held[1] ~= delta.expect then
+  if less(held[1], delta.next) then return {"rewind", held[1]} end
+  return {"dup", held[1]}
+end
+local sealed = tonumber(held[4] or -1)
+
+-- Streams beyond the limit are counted together under one name, so that a flood of names cannot fill the server.
+local known = redis.call("HLEN", totals) - redis.call("HEXISTS", totals, OTHER)
+local names, sums, over_limit = {}, {}, 0
+local function name_of(stream)
+  if not names[stream] then
+    local packed = redis.call("HGET", totals, stream)
+    if packed or stream == OTHER then
+      names[stream] = stream
+    elseif known < delta.max_streams then
+      known = known + 1
+      names[stream] = stream
+    else
+      names[stream] = OTHER
+      packed = redis.call("HGET", totals, OTHER)
+    end
+    sums[names[stream]] = sums[names[stream]] or packed or nil
+  end
+  return names[stream]
+end
+
+local buckets = {} -- key -> {member = of the index, start = ms, streams = {name -> vector}}
+for _, entry in ipairs(delta.vectors) do
+  local fingerprint, start, stream, vector = entry[1], entry[2], entry[3], entry[4]
+  local name = name_of(stream)
+  if tonumber(start) <= sealed then
+    -- sealed buckets never change: the oldest open one takes the counts, as late
+    start = string.format("%.0f", sealed + delta.bucket_ms)
+    vector = all_late(vector)
+  end
+  local images, rejected, late, duplicates = tail_of(vector)
+  sums[name] = totals_plus(sums[name], images, rejected, late, duplicates)
+  if name ~= stream then over_limit = over_limit + images + rejected end
+  local member = fingerprint .. ":" .. start
+  local key = delta.prefix .. ":b:" .. member
+  local bucket = buckets[key] or {member = member, start = start, streams = {}}
+  buckets[key] = bucket
+  bucket.streams[name] = merged(bucket.streams[name] or redis.call("HGET", key, name), vector)
+end
+
+for key, bucket in pairs(buckets) do
+  for name, vector in pairs(bucket.streams) do redis.call("HSET", key, name, vector) end
+  redis.call("EXPIRE", key, delta.retention_s)
+  redis.call("ZADD", open, bucket.start, bucket.member)
+end
+for name, packed in pairs(sums) do redis.call("HSET", totals, name, packed) end
+for stream, packed in pairs(delta.facts) do
+  if name_of(stream) == stream then redis.call("HSET", facts, stream, packed) end
+end
+for _, exemplar in ipairs(delta.exemplars) do
+  local fingerprint, hour, stream, p_value, packed = unpack(exemplar)
+  local key = delta.prefix .. ":ex:" .. fingerprint .. ":" .. hour .. ":" .. name_of(stream)
+  redis.call("ZADD", key, p_value, packed)
+  redis.call("ZREMRANGEBYRANK", key, delta.exemplars_kept, -1)
+  redis.call("EXPIRE", key, delta.exemplar_retention_s)
+end
+redis.call("HSET", cursor, "next", delta.next, "high", math.max(tonumber(held[3] or 0), delta.high),
+  "applied_ms", now_ms(), "idle", "0")
+if over_limit > 0 then redis.call("HINCRBY", cursor, "over_limit", over_limit) end
+for _, key in ipairs(KEYS) do redis.call("EXPIRE", key, delta.cursor_ttl_s) end
+return {"ok", delta.next}

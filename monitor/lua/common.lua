@@ -1,0 +1,57 @@
+-- Prepended to every script.
+--
+-- A vector is a string of little-endian u32: bins, then the tail
+-- [images, rejected, late, duplicates, changes, longest_run]. Two vectors merge by addition, except the last entry,
+-- which merges by maximum. Numbers stay far below 2^32 in one bucket and below 2^53 (exact in Lua) in the totals:
+-- a million images a second for 285 years.
+
+local OTHER = "(other)"
+local TAIL = 6
+
+local formats = {}
+local function format_of(entries)
+  formats[entries] = formats[entries] or ("<" .. string.rep("I4", entries))
+  return formats[entries]
+end
+
+local function merged(old, new)
+  if not old then return new end
+  if #old ~= #new then
+    error("LAYOUT vectors of " .. #old .. " and " .. #new .. " bytes under one fingerprint")
+  end
+  local entries = #new / 4
+  local format = format_of(entries)
+  local a, b = {struct.unpack(format, old)}, {struct.unpack(format, new)}
+  for i = 1, entries - 1 do a[i] = a[i] + b[i] end
+  if b[entries] > a[entries] then a[entries] = b[entries] end
+  return struct.pack(format, unpack(a, 1, entries))
+end
+
+-- images, rejected, late, duplicates
+local function tail_of(vector)
+  return struct.unpack("<I4I4I4I4", vector, #vector - 4 * TAIL + 1)
+end
+
+-- The same counts, with every image of them late: late is a share of images, so it is set, not added to.
+local function all_late(vector)
+  local images = tail_of(vector)
+  local late = #vector - 4 * TAIL + 9
+  return string.sub(vector, 1, late - 1) .. struct.pack("<I4", images) .. string.sub(vector, late + 4)
+end
+
+local function totals_plus(packed, images, rejected, late, duplicates)
+  local a, b, c, d = 0, 0, 0, 0
+  if packed then a, b, c, d = struct.unpack("<I8I8I8I8", packed) end
+  return struct.pack("<I8I8I8I8", a + images, b + rejected, c + late, d + duplicates)
+end
+
+-- Offsets are decimal strings, compared by length and then by digits: exact for every 64-bit offset, where a Lua
+-- number is exact only to 2^53.
+local function less(a, b)
+  return #a < #b or (#a == #b and a < b)
+end
+
+local function now_ms()
+  local time = redis.call("TIME")
+  return time[1] * 1000 + math.floor(time[2] / 1000)
+end

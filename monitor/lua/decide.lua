@@ -1,0 +1,29 @@
+-- Commit everything that one closed bucket decides. KEYS: evaluator, alerts, outbox, then one key per rule state.
+-- ARGV: the decision (msgpack). Returns 1, or 0 when another evaluator has moved the version on; then nothing changed.
+local decision = cmsgpack.unpack(ARGV[1])
+local evaluator, alerts, outbox = KEYS[1], KEYS[2], KEYS[3]
+if (redis.call("HGET", evaluator, "version") or "0") ~= decision.expect then return 0 end
+
+for _, alert in ipairs(decision.alerts) do
+  if alert[2] then
+    redis.call("HSET", alerts, alert[1], alert[2])
+  else
+    redis.call("HDEL", alerts, alert[1])
+  end
+end
+for i, states in ipairs(decision.rule_states) do
+  local key = KEYS[3 + i]
+  for _, state in ipairs(states) do redis.call("HSET", key, state[1], state[2]) end
+  redis.call("EXPIRE", key, decision.ttl_s)
+end
+for _, document in ipairs(decision.outbox) do redis.call("XADD", outbox, "*", "document", document) end
+redis.call("HINCRBY", evaluator, "version", 1)
+redis.call("HSET", evaluator, "bucket", decision.bucket)
+-- A hard limit, for receivers that are dead for days; what it cuts off is counted and shown.
+local surplus = redis.call("XLEN", outbox) - decision.outbox_limit
+if surplus > 0 then
+  redis.call("XTRIM", outbox, "MAXLEN", decision.outbox_limit)
+  redis.call("HINCRBY", evaluator, "outbox_dropped", surplus)
+end
+for i = 1, 3 do redis.call("EXPIRE", KEYS[i], decision.ttl_s) end
+return 1

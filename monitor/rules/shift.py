@@ -1,0 +1,101 @@
+"""Shift rule: a signal's p-values are spread differently than in distribution, by at least an effect size.
+
+The effect is the total variation distance: the smallest share of images that must have changed to turn what is normal
+into what is seen, max over sets A of bins of |P(A) - Q(A)|. P is seen in m images, Q known from n calibration images.
+The rule uses a lower bound of it that holds at any sample size: over all runs A of neighbouring bins,
+
+    bound = max_A  L_A - U_A      L_A Clopper-Pearson lower bound of P(A), U_A quantile of Beta(k_A, n + 1 - k_A)
+
+each at (1 - confidence) / 2 over the number of runs (the gaps between calibration scores are exchangeable, so any
+k_A of them together are Beta distributed). Runs of neighbouring bins see what matters (a heavier tail, a lump in the
+middle, p-values crowding at 1) and stay below the distance over all sets, so the bound is careful, never bold. For one
+window it is breached wrongly with probability at most 1 - confidence.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import lru_cache
+
+import numpy as np
+from scipy.special import betaincinv
+
+from monitor.buckets import BINS, LEVELS, Layout, distance_from_uniform, histogram, images, reference_counts
+from monitor.rules.bounds import Floats
+from monitor.types import Vector, Verdict
+
+
+@dataclass(frozen=True)
+class Shift:
+    """Breached when at least a share `effect` of the window's images must have changed, in any of the signals.
+
+    The error is shared out over the signals.
+
+    Raises:
+        ValueError: a number outside its range.
+    """
+
+    signals: tuple[str, ...] = ("ood",)
+    effect: float = 0.15
+    min_images: int = 500
+    confidence: float = 0.99
+
+    def __post_init__(self) -> None:
+        if not self.signals or not 0 <= self.effect < 1 or not 0.5 <= self.confidence < 1:
+            raise ValueError("shift: needs signals, 0 <= effect < 1 and 0.5 <= confidence < 1")
+
+    def check(self, layout: Layout) -> None:
+        """Raise KeyError where the profile lacks a signal."""
+        for signal in self.signals:
+            layout.index(signal)
+
+    def judge(self, layout: Layout, window: Vector) -> Verdict:
+        """Verdict on the signal that surely moved most; `value` is its estimated distance, `bound` the sure part."""
+        total = images(window)
+        if total < max(self.min_images, 1):
+            summary = f"{total} images are too few to judge (the rule needs {self.min_images})"
+            return Verdict(None, 0.0, 0.0, self.effect, total, summary)
+        risk = (1 - self.confidence) / len(self.signals)
+        bound, (first, last), signal = max((*surely_moved(layout, window, s, risk), s) for s in self.signals)
+        value = distance_from_uniform(layout, window, signal)
+        cause = f"{signal}: too many images with p-values {_span(first, last)}"
+        summary = f"{signal} moved in at least {bound:.1%} of {total} images (estimate {value:.1%}; {cause})"
+        severity = (bound, max(bound, value), 1.0)
+        return Verdict(bound > self.effect, value, bound, self.effect, total, summary, severity, cause)
+
+
+def _span(first: int, last: int) -> str:
+    """Bins first .. last-1 as a range of p-values."""
+    low = 0.0 if last == BINS else LEVELS[last - 1]
+    return f"above {low:g}" if first == 0 else f"from {low:g} to {LEVELS[first - 1]:g}"
+
+
+@lru_cache(maxsize=1024)
+def _reference(layout: Layout, signal: str, risk: float) -> tuple[tuple[tuple[int, int], ...], Floats]:
+    """Runs [first, last) of bins, all but the whole, and (R,) upper bounds of their share in distribution."""
+    n1 = layout.calibration_sizes[layout.index(signal)] + 1
+    edges = np.concatenate([[n1], reference_counts(layout, signal), [0]])
+    runs = tuple(
+        (first, last)
+        for first in range(BINS)
+        for last in range(first + 1, BINS + 1)
+        # a run with no calibration image of its own has no reference
+        if last - first < BINS and edges[first] > edges[last]
+    )
+    k = np.array([edges[first] - edges[last] for first, last in runs], dtype=np.float64)
+    # a run that covers all n + 1 gaps can hold everything (the bins left out are narrower than one image)
+    upper = np.where(k < n1, betaincinv(k, np.maximum(n1 - k, 1), 1 - risk / (2 * len(runs))), 1.0)
+    return runs, upper
+
+
+def surely_moved(layout: Layout, vector: Vector, signal: str, risk: float) -> tuple[float, tuple[int, int]]:
+    """Lower bound of the total variation distance at probability 1 - risk, and the run of bins that is too full."""
+    d = layout.dependence[layout.index(signal)]
+    runs, upper = _reference(layout, signal, risk)
+    counts = np.concatenate([[0], np.cumsum(histogram(layout, vector, signal), dtype=np.float64)]) / d
+    passed = np.array([counts[last] - counts[first] for first, last in runs])
+    lower = np.where(
+        passed > 0, betaincinv(np.maximum(passed, 1e-9), counts[-1] - passed + 1, risk / (2 * len(runs))), 0
+    )
+    best = int(np.argmax(lower - upper))
+    return max(0.0, float(lower[best] - upper[best])), runs[best]

@@ -1,0 +1,102 @@
+import numpy as np
+import pytest
+
+from monitor import buckets
+from monitor.buckets import DUPLICATES, IMAGES, LONGEST_RUN, REJECTED, Layout
+from monitor.rules import Frozen, Rejected, Shift, Silence
+from monitor.rules.shift import surely_moved
+
+
+def layout_of(n=1999, signals=("ood",), dependence=1.0):
+    s = len(signals)
+    return Layout(signals, (n,) * s, (False,) * s, (True,) * s, (dependence,) * s)
+
+
+def own_calibration(rng, layout, sets, images):
+    """(sets, V): windows of `images` ID images, each under a calibration set of its own."""
+    k = buckets.reference_counts(layout, "ood")
+    gaps = -np.diff(np.concatenate([[layout.calibration_sizes[0] + 1], k, [0]]))
+    weights = rng.standard_gamma(gaps, size=(sets, buckets.BINS))
+    vectors = np.zeros((sets, layout.size), dtype=np.uint32)
+    vectors[:, : buckets.BINS] = rng.multinomial(images, weights / weights.sum(axis=1, keepdims=True))
+    vectors[:, IMAGES] = images
+    return vectors
+
+
+# ------------------------------------------------------------------------------------------------ shift
+
+
+@pytest.mark.parametrize("n", [99, 1999])
+def test_in_distribution_the_sure_distance_is_zero_as_often_as_promised(n):
+    layout = layout_of(n)
+    windows = own_calibration(np.random.default_rng(n), layout, 400, 1000)
+    assert np.mean([surely_moved(layout, w, "ood", 0.1)[0] > 0 for w in windows]) <= 0.1
+
+
+@pytest.mark.parametrize(("low", "high"), [(1e-6, 0.002), (0.5, 1.0), (0.1, 0.2)])
+def test_the_sure_distance_is_below_the_share_that_changed(low, high):
+    rng = np.random.default_rng(0)
+    layout = layout_of()
+    p = rng.uniform(1e-6, 1, (5000, 1))
+    p[:1500] = rng.uniform(low, high, (1500, 1))
+    bound, _ = surely_moved(layout, buckets.fill(layout, p), "ood", 0.01)
+    assert 0.05 < bound <= 0.3
+
+
+def test_shift_names_the_signal_and_the_p_values_that_crowd():
+    rng = np.random.default_rng(1)
+    layout = layout_of(signals=("ood", "layer1"))
+    p = rng.uniform(1e-6, 1, (2000, 2))
+    p[:800, 1] = 0.015
+    verdict = Shift(signals=("ood", "layer1"), effect=0.15).judge(layout, buckets.fill(layout, p))
+    assert verdict.breached
+    assert verdict.cause == "layer1: too many images with p-values from 0.01 to 0.02"
+    assert 0.15 < verdict.bound <= verdict.value == pytest.approx(0.4, abs=0.03)
+
+
+def test_shift_needs_enough_images_and_an_effect():
+    rng = np.random.default_rng(2)
+    layout = layout_of()
+    assert Shift().judge(layout, buckets.empty(layout)).breached is None
+    p = rng.uniform(1e-6, 1, (20_000, 1))
+    p[:1000] = 0.001  # 5 % moved: surely there, and surely less than the effect asked for
+    verdict = Shift(effect=0.15).judge(layout, buckets.fill(layout, p))
+    assert verdict.breached is False
+    assert verdict.bound > 0
+    with pytest.raises(KeyError):
+        Shift(signals=("layer9",)).check(layout)
+
+
+# ------------------------------------------------------------------------------------------------ quality
+
+
+def window(**counts):
+    layout = layout_of()
+    vector = buckets.empty(layout)
+    for name, count in counts.items():
+        vector[{"images": IMAGES, "rejected": REJECTED, "repeats": DUPLICATES, "run": LONGEST_RUN}[name]] = count
+    return layout, vector
+
+
+def test_undecodable_images_breach_when_chance_cannot_explain_them():
+    assert Rejected().judge(*window(images=70, rejected=30)).breached is True
+    assert Rejected().judge(*window(images=93, rejected=7)).breached is False
+    assert Rejected().judge(*window(rejected=50)).severity[1] == 1
+    assert Rejected().judge(*window(images=10, rejected=9)).breached is None
+
+
+def test_a_frozen_stream_is_told_by_its_longest_run():
+    assert Frozen(run=10).judge(*window(images=40, repeats=9, run=10)).breached is True
+    assert Frozen(run=10).judge(*window(images=40, repeats=20, run=9)).breached is False
+    assert Frozen(run=10).judge(*window()).breached is None
+    with pytest.raises(ValueError, match="at least 2"):
+        Frozen(run=1)
+
+
+def test_silence_counts_only_time_in_which_somebody_listened():
+    rule = Silence(after_s=60)
+    assert rule.judge(0, now_ms=60_001, running_since_ms=0).breached is True
+    assert rule.judge(0, now_ms=60_000, running_since_ms=0).breached is False
+    assert rule.judge(0, now_ms=500_000, running_since_ms=450_000).breached is False
+    assert rule.judge(None, now_ms=500_000, running_since_ms=0).breached is None
+    assert rule.judge(99, now_ms=50, running_since_ms=0).value == 0

@@ -2,8 +2,8 @@
 
 Imports no torch, so that decoder workers start fast and stay small. Every step is deterministic and the same for a
 reference image and a live one: decode the first frame, turn it upright by its EXIF orientation (a camera that writes
-the tag and one that turns the pixels score alike), drop alpha, bring 16-bit grey to 8 bits, and resize the whole picture
-to a square. The aspect ratio is not kept and nothing is cropped: what happens at the border of the picture counts too.
+the tag and one that turns the pixels score alike), drop alpha, bring 16-bit grey to 8 bits, and resize the whole
+picture to a square. The aspect ratio is not kept and nothing is cropped: what happens at the border counts too.
 The resize filter is Pillow's, which widens with the scale when shrinking (antialiased).
 """
 
@@ -14,7 +14,7 @@ import io
 import struct
 import zlib
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,7 +28,7 @@ _FILTERS = {
     "bicubic": Image.Resampling.BICUBIC,
     "lanczos": Image.Resampling.LANCZOS,
 }
-_PLUGINS = {
+_PLUGINS: dict[str, Any] = {
     "JPEG": JpegImagePlugin.JpegImageFile,
     "PNG": PngImagePlugin.PngImageFile,
     "WEBP": WebPImagePlugin.WebPImageFile,
@@ -228,7 +228,7 @@ def _upright_rgb(image: Image.Image) -> NDArray[np.uint8]:
 def _orientation(image: Image.Image) -> int:
     try:
         return int(image.getexif().get(_ORIENTATION_TAG, 1))
-    except Exception:  # noqa: BLE001 - a broken tag must not cost the picture, and Pillow raises many kinds here
+    except Exception:  # a broken tag must not cost the picture, and Pillow raises many kinds here
         return 1
 
 

@@ -2,19 +2,30 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
+import platform
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from detectors.calibration import Calibration
-from detectors.features import Backbone
-from detectors.images import Prepared, Preparer
-from detectors.registry import Detector
+from detectors import properties
+from detectors.calibration import Calibration, jitter
+from detectors.features import Backbone, BackboneError, BackboneSpec
+from detectors.images import Limits, Prepared, Preparer
+from detectors.registry import Detector, LayerDetector, create
+
+VERSION = 1
+MANIFEST, TENSORS = "profile.json", "profile.safetensors"
 
 
 class ProfileError(ValueError):
@@ -37,19 +48,25 @@ class Profile:
     by correlated frames (1.0 unless fitted on ordered frames). calibration_sizes: images behind each signal's p-value.
     """
 
-    fingerprint: str
-    signals: tuple[str, ...]
-    learned: tuple[bool, ...]
-    two_sided: tuple[bool, ...]
-    calibration_sizes: tuple[int, ...]
-    dependence: tuple[float, ...]
-    preparer: Preparer
-    manifest: Mapping[str, Any]
-    backbone: Backbone
-    detector: Detector
-    calibrations: tuple[Calibration, ...]
-    reference: Tensor | None
-    """(R, D) features of images the detector was fitted on, so that others can be fitted on the same; may be None."""
+    def __init__(self, backbone: Backbone, name: str, detector: Detector, facts: Mapping[str, Any]) -> None:
+        """An uncalibrated profile of a fitted detector; `facts` go into the manifest."""
+        self.backbone = backbone
+        self.detector = detector
+        self.preparer = Preparer(backbone.input_px, Limits(), backbone.spec.filter)
+        layers = len(backbone.layers) if isinstance(detector, LayerDetector) else 0
+        learned = ("ood", *(f"layer{i + 1}" for i in range(layers)))
+        self.signals: tuple[str, ...] = (*learned, *properties.NAMES)
+        self.learned: tuple[bool, ...] = tuple(signal in learned for signal in self.signals)
+        self.two_sided: tuple[bool, ...] = (*(False for _ in learned), *properties.TWO_SIDED)
+        self.dependence: tuple[float, ...] = (1.0,) * len(self.signals)
+        self.calibrations: tuple[Calibration, ...] = ()
+        self.manifest: dict[str, Any] = {"detector": name, **facts}
+        self.fingerprint = ""
+
+    @property
+    def calibration_sizes(self) -> tuple[int, ...]:
+        """Calibration images behind each signal."""
+        return tuple(calibration.size for calibration in self.calibrations)
 
     def prepare(self, image: bytes | NDArray[np.uint8], key: bytes | None = None) -> Prepared:
         """Decode, measure and resize one image (thread-safe, no torch).
@@ -59,17 +76,45 @@ class Profile:
         """
         return self.preparer(image, key)
 
-    def features(self, images: Sequence[Prepared]) -> Tensor:
-        """(N, D) float32 pooled backbone features, on the CPU."""
-        raise NotImplementedError
+    def calibrate(self, features: Tensor, measured: NDArray[np.float64], keys: Sequence[bytes]) -> Self:
+        """Calibrate every signal on held-out ID images: (n, D) features, (n, P) properties, n keys."""
+        values = self._values(features, measured)
+        jitters = jitter(keys)
+        self.calibrations = tuple(
+            Calibration.of(values[:, i], jitters, two_sided) for i, two_sided in enumerate(self.two_sided)
+        )
+        self.fingerprint = self._fingerprint()
+        return self
 
     def score(self, images: Sequence[Prepared]) -> Scores:
         """Score prepared images; an image's result does not depend on the others. No images give (0, S) arrays."""
-        raise NotImplementedError
+        if not images:
+            empty = np.zeros((0, len(self.signals)))
+            return Scores(empty, empty.copy())
+        features = self._features(np.stack([image.pixels for image in images]))
+        values = self._values(features, np.stack([image.properties for image in images]))
+        jitters = jitter([image.key for image in images])
+        columns = [c.p_values(values[:, i], jitters) for i, c in enumerate(self.calibrations)]
+        return Scores(values, np.stack(columns, axis=1))
 
     def save(self, path: str | Path) -> None:
         """Write the profile as a directory of safetensors and JSON."""
-        raise NotImplementedError
+        folder = Path(path)
+        folder.mkdir(parents=True, exist_ok=True)
+        save_file(self._tensors(), folder / TENSORS)
+        document = {
+            "version": VERSION,
+            "fingerprint": self.fingerprint,
+            "backbone": self.backbone.spec.to_json(),
+            "backbone_digest": self.backbone.digest,
+            "signals": list(self.signals),
+            "dependence": list(self.dependence),
+            "versions": {name: version(name) for name in ("layerwatch", "torch", "timm", "numpy", "pillow")},
+            "python": platform.python_version(),
+            "limits": asdict(self.preparer.limits),
+            **self.manifest,
+        }
+        (folder / MANIFEST).write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
 
     @classmethod
     def load(cls, path: str | Path, device: str = "auto") -> Profile:
@@ -78,9 +123,93 @@ class Profile:
         Raises:
             ProfileError: missing or truncated file, unknown version, or another backbone than the profile names.
         """
-        raise NotImplementedError
+        folder = Path(path)
+        document = _read_manifest(folder / MANIFEST)
+        try:
+            tensors = load_file(folder / TENSORS)
+        except (OSError, SafetensorError) as error:
+            raise ProfileError(f"{folder / TENSORS}: cannot be read: {error}") from error
+        try:
+            backbone = Backbone(BackboneSpec.from_json(document["backbone"]), device)
+        except BackboneError as error:
+            raise ProfileError(f"{folder / MANIFEST}: {error}") from error
+        if backbone.digest != document["backbone_digest"]:
+            raise ProfileError(
+                f"{folder}: was fitted with other weights of {document['backbone']['model']} "
+                f"({document['backbone_digest']}, these are {backbone.digest})"
+            )
+        name = document["detector"]
+        facts = {k: v for k, v in document.items() if k not in {"version", "detector"}}
+        detector = create(name, backbone.layers).restore(_under("detector.", tensors))
+        profile = cls(backbone, name, detector, facts)
+        profile._take(document, tensors)
+        if profile.fingerprint != document["fingerprint"]:
+            raise ProfileError(f"{folder}: its tensors are not those its manifest was written for")
+        return profile
+
+    def _take(self, document: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
+        if list(self.signals) != document["signals"]:
+            raise ProfileError(f"profile signals {document['signals']} are not those of this program; fit it again")
+        self.dependence = tuple(document["dependence"])
+        jitters, values = tensors["calibration.jitters"].numpy(), tensors["calibration.values"].numpy()
+        self.calibrations = tuple(
+            Calibration(values[i], jitters[i].view(np.uint64), side) for i, side in enumerate(self.two_sided)
+        )
+        self.fingerprint = self._fingerprint()
+
+    def _features(self, pixels: NDArray[np.uint8]) -> Tensor:
+        """(N, S, S, 3) -> (N, D) on the CPU; halves the batch when the device is out of memory."""
+        try:
+            return self.backbone(pixels).cpu()
+        except torch.OutOfMemoryError:
+            if len(pixels) == 1:
+                raise
+            half = len(pixels) // 2
+            return torch.cat([self._features(pixels[:half]), self._features(pixels[half:])])
+
+    def _values(self, features: Tensor, measured: NDArray[np.float64]) -> NDArray[np.float64]:
+        """(N, S): OOD score, layer scores, properties."""
+        columns = [self.detector.score(features)[:, None].double()]
+        if isinstance(self.detector, LayerDetector):
+            columns.append(self.detector.layer_scores(features).double())
+        return np.concatenate([torch.cat(columns, dim=1).numpy(), measured], axis=1)
+
+    def _tensors(self) -> dict[str, Tensor]:
+        values = np.stack([c.values for c in self.calibrations])
+        # safetensors has unsigned 64-bit only lately; the bits travel as signed ones
+        jitters = np.stack([c.jitters for c in self.calibrations]).view(np.int64)
+        detector = {f"detector.{name}": tensor for name, tensor in self.detector.state().items()}
+        return {
+            **detector,
+            "calibration.values": torch.from_numpy(values),
+            "calibration.jitters": torch.from_numpy(jitters),
+        }
+
+    def _fingerprint(self) -> str:
+        """16 hex digits over everything that decides a p-value."""
+        digest = hashlib.blake2b(self.backbone.digest.encode(), digest_size=8)
+        for name, tensor in sorted(self._tensors().items()):
+            digest.update(name.encode())
+            digest.update(tensor.contiguous().numpy().tobytes())
+        return digest.hexdigest()
 
 
 def load_profile(path: str | Path, device: str = "auto") -> Profile:
     """`Profile.load`."""
     return Profile.load(path, device)
+
+
+def _read_manifest(path: Path) -> dict[str, Any]:
+    try:
+        document: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ProfileError(f"{path}: {error.strerror}; make a profile with `layerwatch fit`") from error
+    except ValueError as error:
+        raise ProfileError(f"{path}: not valid JSON: {error}") from error
+    if document.get("version") != VERSION:
+        raise ProfileError(f"{path}: version {document.get('version')!r}; this program reads version {VERSION}")
+    return document
+
+
+def _under(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}

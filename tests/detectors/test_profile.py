@@ -1,0 +1,93 @@
+"""A real profile, fitted on pictures drawn here: calibrated, deterministic, saved and loaded unchanged."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from detectors.fit import TooFewImagesError, fit_profile
+from detectors.profile import Profile, ProfileError
+
+
+def draw(rng: np.random.Generator, stripes: bool = False) -> NDArray[np.uint8]:
+    """A bright disc on a dim noisy ground; with `stripes` something never seen in the reference."""
+    y, x = np.mgrid[:48, :48]
+    image = rng.normal(60, 8, (48, 48, 3)) + rng.normal(0, 6, 3)
+    radius, centre = rng.uniform(8, 14), rng.uniform(18, 30, 2)
+    image[(y - centre[0]) ** 2 + (x - centre[1]) ** 2 < radius**2] += rng.uniform(80, 110)
+    if stripes:
+        image[(x + y) % 12 < 6] = [200, 30, 180]
+    return np.clip(image, 0, 255).astype(np.uint8)
+
+
+def pictures(seed: int, count: int) -> Iterator[tuple[str, NDArray[np.uint8]]]:
+    rng = np.random.default_rng(seed)
+    for i in range(count):
+        yield f"{seed}-{i}", draw(rng)
+
+
+@pytest.fixture(scope="session")
+def profile() -> Profile:
+    return fit_profile(pictures(0, 300))
+
+
+def test_normal_images_are_unusual_as_often_as_promised_and_strange_ones_nearly_always(profile: Profile) -> None:
+    normal = profile.score([profile.prepare(image, name.encode()) for name, image in pictures(1, 200)])
+    rng = np.random.default_rng(2)
+    strange = profile.score([profile.prepare(draw(rng, stripes=True)) for _ in range(50)])
+    # 90 calibration images: the true share at 10 % is Beta(9, 82); with 200 images .25 is beyond its 99.9 % quantile
+    assert (normal.p_values[:, 0] <= 0.1).mean() < 0.25
+    assert (strange.p_values[:, 0] <= 0.05).mean() > 0.9
+
+
+def test_the_score_of_an_image_does_not_depend_on_its_batch(profile: Profile) -> None:
+    prepared = [profile.prepare(image, name.encode()) for name, image in pictures(3, 33)]
+    together = profile.score(prepared).values
+    alone = np.concatenate([profile.score([one]).values for one in prepared])
+    # float32 convolutions choose their blocking by batch size: the same sums in another order
+    np.testing.assert_allclose(together, alone, rtol=1e-3, atol=1e-4)
+
+
+def test_a_saved_profile_scores_bit_for_bit_the_same(profile: Profile, tmp_path: Path) -> None:
+    profile.save(tmp_path)
+    loaded = Profile.load(tmp_path, "cpu")
+    prepared = [profile.prepare(image, name.encode()) for name, image in pictures(4, 20)]
+    np.testing.assert_array_equal(profile.score(prepared).values, loaded.score(prepared).values)
+    np.testing.assert_array_equal(profile.score(prepared).p_values, loaded.score(prepared).p_values)
+    assert loaded.fingerprint == profile.fingerprint
+
+
+def test_fitting_twice_gives_the_same_fingerprint(profile: Profile) -> None:
+    assert fit_profile(pictures(0, 300)).fingerprint == profile.fingerprint
+
+
+def test_no_images_give_empty_scores(profile: Profile) -> None:
+    assert profile.score([]).p_values.shape == (0, len(profile.signals))
+
+
+def test_too_few_images_are_refused_with_their_number() -> None:
+    with pytest.raises(TooFewImagesError, match="12 usable images are too few"):
+        fit_profile(pictures(0, 12))
+
+
+def test_an_unknown_version_a_cut_file_and_other_weights_are_refused_by_name(profile: Profile, tmp_path: Path) -> None:
+    profile.save(tmp_path)
+    manifest = tmp_path / "profile.json"
+    document = json.loads(manifest.read_text())
+
+    manifest.write_text(json.dumps({**document, "backbone_digest": "00"}))
+    with pytest.raises(ProfileError, match="other weights of mobilenetv3_small_100"):
+        Profile.load(tmp_path, "cpu")
+    manifest.write_text(json.dumps({**document, "version": 99}))
+    with pytest.raises(ProfileError, match="version 99; this program reads version 1"):
+        Profile.load(tmp_path, "cpu")
+    manifest.write_text(json.dumps(document))
+    tensors = tmp_path / "profile.safetensors"
+    tensors.write_bytes(tensors.read_bytes()[:1000])
+    with pytest.raises(ProfileError, match=r"profile\.safetensors: cannot be read"):
+        Profile.load(tmp_path, "cpu")

@@ -3,7 +3,7 @@ PY := .venv/bin/python
 STAMP := .venv/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-faults check bench lock format clean
+.PHONY: help setup test check lock format clean
 
 help:            ## show this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## +/\t/' | expand -t 16
@@ -16,9 +16,6 @@ $(STAMP): requirements/lock.txt requirements/bootstrap.txt pyproject.toml
 	.venv/bin/uv pip install --quiet --python $(PY) --require-hashes -r requirements/lock.txt
 	.venv/bin/uv pip install --quiet --python $(PY) --no-deps --no-build-isolation -e .
 	touch $@
-
-demo: setup      ## the main job on this machine: fit, watch, drift, alert, recovery (no server, no network)
-	.venv/bin/layerwatch demo
 
 test: setup      ## the test suite; starts its own Redis and Kafka broker
 	$(PY) -m pytest

@@ -1,0 +1,81 @@
+"""Records of every kind become images; whatever else comes is refused with a reason."""
+
+from __future__ import annotations
+
+import io
+
+import msgpack
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from detectors.images import Preparer
+from monitor.config import Decoding, StreamNaming
+from monitor.decode import DecodeError, Decoder, expand
+from monitor.types import Partition, Record
+
+DECODER = Decoder(Preparer(32), StreamNaming(event_time_header="at"), Decoding())
+
+
+def record(value: bytes | None, **headers: bytes) -> Record:
+    named = tuple((name.replace("_", "-"), content) for name, content in headers.items())
+    return Record(Partition("images", 2), 7, 1_000, b"cam-1", value, named)
+
+
+def encoded(kind: str = "PNG") -> bytes:
+    buffer = io.BytesIO()
+    Image.new("RGB", (20, 10), (10, 200, 30)).save(buffer, kind)
+    return buffer.getvalue()
+
+
+@pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP"])
+def test_an_encoded_image_is_one_image_of_the_key_s_stream(kind: str) -> None:
+    (image,) = DECODER(record(encoded(kind)))
+    assert (image.id, image.stream, image.event_time_ms) == ("images/2/7", "cam-1", 1_000)
+    assert (image.prepared.width, image.prepared.height) == (20, 10)
+    assert image.prepared.pixels.shape == (32, 32, 3)
+
+
+def test_an_npy_batch_holds_many_images() -> None:
+    buffer = io.BytesIO()
+    np.save(buffer, np.zeros((3, 8, 8, 3), dtype=np.uint8))
+    images = DECODER(record(buffer.getvalue(), at=b"2026-01-01T00:00:00Z"))
+    assert [image.id for image in images] == ["images/2/7/0", "images/2/7/1", "images/2/7/2"]
+    assert {image.event_time_ms for image in images} == {1_767_225_600_000}
+
+
+def test_a_msgpack_batch_brings_ids_and_times() -> None:
+    body = {"images": [encoded(), encoded()], "ids": ["a", "b"], "timestamps": [5, 6]}
+    images = DECODER(record(msgpack.packb(body), content_type=b"application/msgpack"))
+    assert [(image.id, image.event_time_ms) for image in images] == [("a", 5), ("b", 6)]
+
+
+def test_one_bad_image_refuses_the_whole_record_and_is_named() -> None:
+    body = msgpack.packb({"images": [encoded(), b"no image"]})
+    with pytest.raises(DecodeError, match="image 1: not one of JPEG") as refused:
+        DECODER(record(body))
+    assert refused.value.reason == "format"
+
+
+@pytest.mark.parametrize(
+    ("value", "reason"), [(None, "empty"), (b"", "empty"), (b"\x93NUMPY bad", "npy"), (b"\x81\xa1a\x01", "msgpack")]
+)
+def test_unusable_values_have_a_reason(value: bytes | None, reason: str) -> None:
+    with pytest.raises(DecodeError) as refused:
+        DECODER(record(value))
+    assert refused.value.reason == reason
+
+
+@settings(max_examples=300, deadline=None)
+@given(
+    value=st.one_of(st.binary(max_size=200), st.binary(max_size=60).map(lambda tail: b"\x93NUMPY" + tail)),
+    kind=st.sampled_from([b"", b"application/x-npy", b"application/msgpack", b"image/png"]),
+)
+def test_no_bytes_raise_anything_but_a_decode_error(value: bytes, kind: bytes) -> None:
+    try:
+        images = expand(record(value, content_type=kind), StreamNaming(), Decoding())
+    except DecodeError:
+        return
+    assert images

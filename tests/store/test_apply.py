@@ -1,0 +1,76 @@
+"""Cursor and counts move together, whatever is repeated, lost or taken over; on a real Redis."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from pydantic import SecretStr
+
+from monitor.config import Redis
+from monitor.private_redis import PrivateRedis
+from monitor.store import ClaimStatus, Store, open_store
+from monitor.types import ApplyStatus, Delta, Partition
+
+P = Partition("images", 0)
+VECTOR = np.array([*range(9), 36, 2, 0, 1, 0, 3], dtype=np.uint32)  # one signal; 36 images, 2 rejected, longest run 3
+DELTA = Delta(P, "a", 10, 20, 5_000, {("fp", 0, "cam-1"): VECTOR})
+
+
+@pytest.fixture
+def store() -> Iterator[Store]:
+    with PrivateRedis() as server:
+        opened = open_store(Redis(url=SecretStr(server.url)), "test")
+        yield opened
+        opened.close()
+
+
+def begin(store: Store) -> None:
+    assert store.claim(P, 1, "a").status is ClaimStatus.LOST
+    assert store.start(P, 1, "a", 10).status is ClaimStatus.OK
+
+
+def test_a_batch_counts_once_however_often_it_is_applied(store: Store) -> None:
+    begin(store)
+    assert [store.apply([DELTA])[0].status for _ in range(3)] == [ApplyStatus.OK, ApplyStatus.DUP, ApplyStatus.DUP]
+    cursor = store.cursors([P])[P]
+    assert cursor is not None
+    assert (cursor.next_offset, cursor.high_ms) == (20, 5_000)
+    np.testing.assert_array_equal(store.read_buckets([P], "fp", 0, 1)[0]["cam-1"], VECTOR)
+    totals = store.totals([P])["cam-1"]
+    assert (totals.applied, totals.rejected, totals.duplicates) == (36, 2, 1)
+
+
+def test_a_redis_that_lost_its_last_writes_says_where_it_stands(store: Store) -> None:
+    begin(store)
+    outcome = store.apply([replace(DELTA, expect=15, next_offset=25)])[0]
+    assert (outcome.status, outcome.next_offset) == (ApplyStatus.REWIND, 10)
+    assert store.totals([P]) == {}
+
+
+def test_a_former_owner_is_fenced_and_an_empty_redis_is_noticed(store: Store) -> None:
+    assert store.apply([DELTA])[0].status is ApplyStatus.LOST
+    begin(store)
+    assert store.claim(P, 2, "b").status is ClaimStatus.OK
+    assert store.apply([DELTA])[0].status is ApplyStatus.FENCED
+    assert store.totals([P]) == {}
+
+
+def test_what_comes_for_a_sealed_bucket_counts_late_in_the_next_one(store: Store) -> None:
+    begin(store)
+    store.apply([DELTA])
+    sealed = store.seal([P], 0)
+    store.apply([replace(DELTA, expect=20, next_offset=30)])
+    np.testing.assert_array_equal(store.seal([P], 0)["fp"]["cam-1"], sealed["fp"]["cam-1"])
+    late = store.read_buckets([P], "fp", 10_000, 10_001)[10_000]["cam-1"]
+    assert (int(late[-6]), int(late[-4])) == (36, 36)
+
+
+def test_of_two_evaluators_only_one_decides(store: Store) -> None:
+    version = store.evaluator().version
+    assert store.decide(version, 0, {("drift", "cam-1"): "{}"}, {("drift", "fp"): {"cam-1": b"\x01"}}, ["{}"])
+    assert not store.decide(version, 0, {("drift", "cam-1"): None}, {}, [])
+    assert store.load_alerts() == {("drift", "cam-1"): "{}"}
+    assert store.load_rule_states("drift", "fp") == {"cam-1": b"\x01"}

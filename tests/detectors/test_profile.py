@@ -3,32 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
-from numpy.typing import NDArray
 
 from detectors.fit import TooFewImagesError, fit_profile
 from detectors.profile import Profile, ProfileError
-
-
-def draw(rng: np.random.Generator, stripes: bool = False) -> NDArray[np.uint8]:
-    """A bright disc on a dim noisy ground; with `stripes` something never seen in the reference."""
-    y, x = np.mgrid[:48, :48]
-    image = rng.normal(60, 8, (48, 48, 3)) + rng.normal(0, 6, 3)
-    radius, centre = rng.uniform(8, 14), rng.uniform(18, 30, 2)
-    image[(y - centre[0]) ** 2 + (x - centre[1]) ** 2 < radius**2] += rng.uniform(80, 110)
-    if stripes:
-        image[(x + y) % 12 < 6] = [200, 30, 180]
-    return np.clip(image, 0, 255).astype(np.uint8)
-
-
-def pictures(seed: int, count: int) -> Iterator[tuple[str, NDArray[np.uint8]]]:
-    rng = np.random.default_rng(seed)
-    for i in range(count):
-        yield f"{seed}-{i}", draw(rng)
+from tests.pictures import draw, pictures
 
 
 @pytest.fixture(scope="session")

@@ -1,0 +1,94 @@
+import json
+
+import pytest
+
+from monitor.alerts import Transition
+from monitor.document import About, Evidence, alert_document, rfc3339, stream_url
+from monitor.document import test_document as document_for_tests
+from monitor.evidence import MovedSignal
+from monitor.types import Alert, AlertPhase, Exemplar, Verdict
+
+AT_MS = 1_795_508_410_000  # 2026-11-24T08:20:10Z
+VERDICT = Verdict(True, 0.31, 0.24, 0.1, 300, "12 % of 300 images", (0.2, 0.25, 1 / 3), "ood: more images")
+ABOUT = About("layerwatch", "drift", "rate", {"team": "b", "severity": "page"}, "http://m/streams/cam-1", "")
+
+
+def firing(**changes):
+    alert = Alert("drift", "cam-1", AlertPhase.FIRING, "9f0c6a1b2c3d4e5f", AT_MS - 10_000, AT_MS, verdict=VERDICT)
+    transition = Transition(alert.id, "drift", "cam-1", AlertPhase.PENDING, AlertPhase.FIRING, AT_MS)
+    return transition, alert
+
+
+def exemplar(name, p):
+    return Exemplar(name, "cam-1", AT_MS - 1, AT_MS - 10_000, p, (p,), b"jpeg")
+
+
+MOVED = MovedSignal("layer3", True, 0.41234567, 0.35, "low", (1, 2, 3, 4, 5, 6, 7, 8, 9))
+
+
+def test_a_firing_alert_says_what_moved_since_when_and_shows_its_worst_images():
+    transition, alert = firing()
+    exemplars = [exemplar(f"images/0/{i}", 0.001 * (i + 1)) for i in range(20)][::-1]
+    text = alert_document(ABOUT, transition, alert, Evidence([MOVED] * 9, "content", exemplars))
+    assert "\n" not in text
+    document = json.loads(text)
+    assert document["schema"] == "layerwatch.alert/1"
+    assert document["type"] == "alert.firing"
+    assert document["id"] == "9f0c6a1b2c3d4e5f-firing"
+    assert document["timestamp"] == "2026-11-24T08:20:10.000Z"
+    data = document["data"]
+    assert data["since"] == "2026-11-24T08:20:00.000Z"
+    assert data["fired_at"] == "2026-11-24T08:20:10.000Z"
+    assert data["resolved_at"] is None
+    assert list(data["labels"]) == ["severity", "team"]
+    assert data["severity"] == {"lower": 0.2, "estimate": 0.25, "upper": 0.333333}
+    assert (data["value"], data["bound"], data["threshold"], data["images"]) == (0.31, 0.24, 0.1, 300)
+    assert (data["phase"], data["triage"], data["kind"], data["stream"]) == ("firing", "content", "rate", "cam-1")
+    assert data["links"] == {"status": "http://m/streams/cam-1", "dashboard": ""}
+    assert len(data["signals"]) == 8
+    assert data["signals"][0]["effect"] == 0.412346
+    assert data["signals"][0]["histogram"] == [1, 2, 3, 4, 5, 6, 7, 8, 9]
+    assert [e["id"] for e in data["exemplars"]] == [f"images/0/{i}" for i in range(12)]
+    assert data["exemplars"][0] == {"id": "images/0/0", "event_time": "2026-11-24T08:20:09.999Z", "p_value": 0.001}
+
+
+def test_the_same_transition_gives_the_same_text_whatever_the_order_of_what_went_in():
+    transition, alert = firing()
+    images = [exemplar("a", 0.002), exemplar("b", 0.001)]
+    turned = About(ABOUT.monitor, ABOUT.rule, ABOUT.kind, dict(reversed(ABOUT.labels.items())), ABOUT.status_url)
+    first = alert_document(ABOUT, transition, alert, Evidence((), None, images))
+    assert alert_document(turned, transition, alert, Evidence((), None, images[::-1])) == first
+
+
+def test_a_resolved_alert_keeps_its_id_and_tells_when_it_ended():
+    _, alert = firing()
+    ended = Alert("drift", "cam-1", AlertPhase.RESOLVED, alert.id, alert.since_ms, alert.fired_ms, AT_MS, AT_MS + 5)
+    transition = Transition(alert.id, "drift", "cam-1", AlertPhase.FIRING, AlertPhase.RESOLVED, AT_MS + 5)
+    document = json.loads(alert_document(ABOUT, transition, ended))
+    assert (document["type"], document["id"]) == ("alert.resolved", "9f0c6a1b2c3d4e5f-resolved")
+    assert document["data"]["alert_id"] == alert.id
+    assert document["data"]["resolved_at"] == "2026-11-24T08:20:10.005Z"
+    assert document["data"]["severity"] is None
+
+
+def test_a_pending_alert_has_no_document():
+    transition = Transition("id", "drift", "cam-1", AlertPhase.INACTIVE, AlertPhase.PENDING, AT_MS)
+    with pytest.raises(ValueError, match="pending"):
+        alert_document(ABOUT, transition, firing()[1])
+
+
+def test_a_test_document_has_every_field_of_a_real_one_and_an_id_of_its_own():
+    real, tried = json.loads(alert_document(ABOUT, *firing())), json.loads(document_for_tests("layerwatch", AT_MS))
+    assert tried["type"] == "alert.test"
+    assert tried.keys() == real.keys()
+    assert tried["data"].keys() == real["data"].keys()
+    assert tried["id"] != json.loads(document_for_tests("layerwatch", AT_MS + 1))["id"]
+
+
+def test_times_are_utc_with_milliseconds_and_names_are_quoted_in_links():
+    assert rfc3339(0) == "1970-01-01T00:00:00.000Z"
+    assert rfc3339(AT_MS + 7) == "2026-11-24T08:20:10.007Z"
+    assert (
+        stream_url("https://watch.example/", "line 2/cam ä") == "https://watch.example/streams/line%202%2Fcam%20%C3%A4"
+    )
+    assert stream_url("", "cam") == ""

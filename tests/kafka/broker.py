@@ -1,0 +1,282 @@
+"""One real Kafka broker of the tests' own: KRaft in one process, made of the jars that tests/kafka/pom.xml lists.
+
+The jars are copied once into the user's cache; a broker then takes about five seconds to come up. It dies with this
+process, however that ends.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import tempfile
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+
+from kafka.admin import KafkaAdminClient
+
+VERSION = "4.1.0"
+POM = Path(__file__).with_name("pom.xml")
+START_TIMEOUT_S = 60.0
+STOP_TIMEOUT_S = 15.0
+MAVEN_TIMEOUT_S = 300.0
+JVM_OPTIONS = (
+    # two test cores: one collector thread, and the quick compiler only
+    "-XX:+UseSerialGC",
+    "-XX:TieredStopAtLevel=1",
+    "-Dorg.slf4j.simpleLogger.defaultLogLevel=warn",
+    "-Dorg.slf4j.simpleLogger.showDateTime=true",
+)
+CLUSTER_ID = "bGF5ZXJ3YXRjaC10ZXN0cw"  # any 16 bytes in base64
+
+_NO_NETWORK = re.compile(
+    "Could not transfer|Unknown host|UnknownHost|Network is unreachable|Connection refused|timed out"
+)
+
+
+class BrokerUnavailableError(Exception):
+    """This machine cannot run a broker.
+
+    `excused` tells a machine that cannot reach Maven, where nothing can be done, from one that lacks a program.
+    """
+
+    def __init__(self, message: str, excused: bool = False) -> None:
+        super().__init__(message)
+        self.excused = excused
+
+
+class Cluster:
+    """Somebody's running cluster, by its address."""
+
+    def __init__(self, bootstrap_servers: str) -> None:
+        self.bootstrap_servers = bootstrap_servers
+
+    def create_topic(self, name: str, partitions: int = 1, configs: Mapping[str, str] | None = None) -> str:
+        """Create a topic, wait until it can be used, and return its name."""
+        with self._admin() as admin:
+            wanted = {name: {"num_partitions": partitions, "configs": dict(configs or {})}}
+            admin.create_topics(wanted, wait_for_metadata=True)
+        return name
+
+    def delete_topic(self, name: str) -> None:
+        """Delete a topic and wait until the broker has forgotten it."""
+        with self._admin() as admin:
+            admin.delete_topics([name])
+            deadline = time.monotonic() + 15
+            while name in admin.list_topics():
+                if time.monotonic() > deadline:
+                    raise TimeoutError(f"topic {name} is still there")
+                time.sleep(0.05)
+
+    @contextlib.contextmanager
+    def _admin(self) -> Iterator[KafkaAdminClient]:
+        admin = KafkaAdminClient(bootstrap_servers=self.bootstrap_servers)
+        try:
+            yield admin
+        finally:
+            admin.close()
+
+
+class Broker(Cluster):
+    """Runs a broker between `start` and `stop`, or as a context manager; `start` again keeps ports and data.
+
+    Args:
+        directory: where its data and its log lie.
+        listeners: further listeners as name -> security protocol, such as `{"SASL": "SASL_PLAINTEXT"}`; see `address`.
+        properties: further lines of its server.properties.
+        heap: the JVM's largest heap.
+    """
+
+    def __init__(
+        self,
+        directory: Path,
+        listeners: Mapping[str, str] | None = None,
+        properties: Mapping[str, str] | None = None,
+        heap: str = "512m",
+    ) -> None:
+        self.directory = directory
+        self.log_path = directory / "broker.log"
+        self._listeners = {"PLAINTEXT": "PLAINTEXT", **(listeners or {})}
+        *ports, self._controller_port = _free_ports(len(self._listeners) + 1)
+        self._ports = dict(zip(self._listeners, ports, strict=True))
+        self._properties = dict(properties or {})
+        self._heap = heap
+        self._process: subprocess.Popen[bytes] | None = None
+        super().__init__(self.address("PLAINTEXT"))
+
+    def address(self, listener: str) -> str:
+        """host:port of a listener. Its host is `localhost`, so that certificates can name it."""
+        return f"localhost:{self._ports[listener]}"
+
+    @property
+    def pid(self) -> int | None:
+        """Process id of the running broker."""
+        return self._process.pid if self._process else None
+
+    def start(self) -> None:
+        """Start it and wait until it answers.
+
+        Raises:
+            BrokerUnavailableError: Java or the jars cannot be had.
+            RuntimeError: it did not come up; the message ends with the last lines of its log.
+        """
+        jars, java = find_jars(), find_program("java")
+        settings = self._write_settings()
+        classes = [java, f"-Xmx{self._heap}", *JVM_OPTIONS, "-cp", f"{jars}/*"]
+        if not (self.directory / "data" / "meta.properties").exists():
+            self._format([*classes, "kafka.tools.StorageTool", "format", "-t", CLUSTER_ID, "-c", str(settings)])
+        with self.log_path.open("ab") as log_file:
+            self._process = subprocess.Popen(
+                [*_dies_with_parent(), *classes, "kafka.Kafka", str(settings)],
+                stdout=log_file,
+                stderr=subprocess.STDOUT,
+                stdin=subprocess.DEVNULL,
+                start_new_session=True,
+            )
+        deadline = time.monotonic() + START_TIMEOUT_S
+        while not self._answers():
+            if self._process.poll() is not None or time.monotonic() > deadline:
+                self.kill()
+                raise RuntimeError(f"the broker did not come up: {self._log_tail()}")
+            time.sleep(0.05)
+
+    def stop(self) -> None:
+        """Shut it down in good order; ended for sure when this returns."""
+        if self._process:
+            self._process.terminate()
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self._process.wait(STOP_TIMEOUT_S)
+            self.kill()
+
+    def kill(self) -> None:
+        """SIGKILL, as a crash would."""
+        if self._process:
+            self._process.send_signal(signal.SIGKILL)
+            self._process.wait()
+            self._process = None
+
+    def restart(self) -> None:
+        """Stop it in good order and bring it up again."""
+        self.stop()
+        self.start()
+
+    def __enter__(self) -> Broker:
+        self.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.stop()
+
+    def _write_settings(self) -> Path:
+        addresses = {name: f"{name}://localhost:{port}" for name, port in self._ports.items()}
+        protocols = {**self._listeners, "CONTROLLER": "PLAINTEXT"}
+        settings = {
+            "process.roles": "broker,controller",
+            "node.id": "1",
+            "controller.quorum.voters": f"1@localhost:{self._controller_port}",
+            "controller.listener.names": "CONTROLLER",
+            "inter.broker.listener.name": "PLAINTEXT",
+            "listeners": ",".join([*addresses.values(), f"CONTROLLER://localhost:{self._controller_port}"]),
+            "advertised.listeners": ",".join(addresses.values()),
+            "listener.security.protocol.map": ",".join(f"{name}:{kind}" for name, kind in protocols.items()),
+            "log.dirs": str(self.directory / "data"),
+            "auto.create.topics.enable": "false",
+            "num.partitions": "1",
+            "default.replication.factor": "1",
+            "offsets.topic.replication.factor": "1",
+            "offsets.topic.num.partitions": "1",
+            "transaction.state.log.replication.factor": "1",
+            "transaction.state.log.min.isr": "1",
+            "transaction.state.log.num.partitions": "1",
+            "share.coordinator.state.topic.replication.factor": "1",
+            "share.coordinator.state.topic.min.isr": "1",
+            "group.initial.rebalance.delay.ms": "0",
+            # a killed broker may come back only when its former session has ended
+            "broker.session.timeout.ms": "4000",
+            "broker.heartbeat.interval.ms": "1000",
+            **self._properties,
+        }
+        path = self.directory / "server.properties"
+        path.write_text("".join(f"{name}={value}\n" for name, value in settings.items()), encoding="utf-8")
+        return path
+
+    def _format(self, command: Sequence[str]) -> None:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=START_TIMEOUT_S, check=False)
+        if done.returncode != 0:
+            raise RuntimeError(f"formatting the broker's folder failed: {(done.stdout + done.stderr).strip()}")
+
+    def _answers(self) -> bool:
+        # its listeners open last, once it may serve
+        with contextlib.suppress(OSError), socket.create_connection(("localhost", self._ports["PLAINTEXT"]), 1.0):
+            return True
+        return False
+
+    def _log_tail(self) -> str:
+        return " | ".join(self.log_path.read_text(errors="replace").splitlines()[-5:])
+
+
+def find_jars() -> Path:
+    """The folder with the broker's jars; copies them there first where they are missing.
+
+    Raises:
+        BrokerUnavailableError: Maven is missing or cannot download them.
+    """
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "layerwatch"
+    jars = cache / f"kafka-{VERSION}-{hashlib.sha256(POM.read_bytes()).hexdigest()[:8]}"
+    if jars.is_dir():
+        return jars
+    maven = find_program("mvn")
+    cache.mkdir(parents=True, exist_ok=True)
+    copied = Path(tempfile.mkdtemp(prefix=f"{jars.name}-", dir=cache))
+    try:
+        _copy_jars(maven, copied)
+        # A rename is atomic: a run that is cut short leaves no half-filled folder, and of two at once one wins.
+        with contextlib.suppress(OSError):
+            copied.rename(jars)
+    finally:
+        shutil.rmtree(copied, ignore_errors=True)
+    return jars
+
+
+def _copy_jars(maven: str, target: Path) -> None:
+    command = [maven, "-q", "-B", "-f", str(POM), "dependency:copy-dependencies", f"-DoutputDirectory={target}"]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=MAVEN_TIMEOUT_S, check=False)
+    except subprocess.TimeoutExpired as error:
+        raise BrokerUnavailableError(f"Maven took over {MAVEN_TIMEOUT_S:.0f} s for Kafka's jars", True) from error
+    if done.returncode != 0:
+        told = done.stdout + done.stderr
+        line = next((line for line in told.splitlines() if "ERROR" in line), told.strip()[:300])
+        raise BrokerUnavailableError(f"Maven cannot bring Kafka {VERSION}: {line}", bool(_NO_NETWORK.search(told)))
+
+
+def find_program(name: str) -> str:
+    """Its path.
+
+    Raises:
+        BrokerUnavailableError: it is not installed.
+    """
+    if path := shutil.which(name):
+        return path
+    raise BrokerUnavailableError(f"{name} is not installed (Debian: default-jre-headless and maven)")
+
+
+def _dies_with_parent() -> list[str]:
+    """A prefix that lets the kernel kill the broker when we die; empty where util-linux is not there."""
+    setpriv = shutil.which("setpriv")
+    return [setpriv, "--pdeathsig", "KILL"] if setpriv else []
+
+
+def _free_ports(count: int) -> list[int]:
+    with contextlib.ExitStack() as held:
+        servers = [held.enter_context(socket.create_server(("localhost", 0))) for _ in range(count)]
+        return [server.getsockname()[1] for server in servers]

@@ -1,6 +1,7 @@
--- What a receiver still has to get, oldest first. KEYS: outbox, retries. ARGV: receiver, how many.
--- Returns {{entry id, document, retry state or false}, ...}. One consumer name for all replicas: whoever holds the
--- lease continues where the last one stopped, with nothing to claim over.
+-- What a receiver still has to get, oldest first. KEYS: outbox, retries. ARGV: receiver, how many, now ms, ttl s.
+-- Returns {{entry id, document, retry state or false}, ...}; the document is "" where the next try is not due yet.
+-- One consumer name for all replicas: whoever holds the lease continues where the last one stopped, with nothing to
+-- claim over.
 local outbox, retries, group = KEYS[1], KEYS[2], ARGV[1]
 
 local function read(from, count)
@@ -9,9 +10,15 @@ local function read(from, count)
     if not string.find(reply.err, "NOGROUP", 1, true) then error(reply.err) end
     -- from the start: an entry written before the dispatcher first ran must not be lost
     redis.call("XGROUP", "CREATE", outbox, group, "0", "MKSTREAM")
+    redis.call("EXPIRE", outbox, ARGV[4])
     reply = redis.call("XREADGROUP", "GROUP", group, "dispatcher", "COUNT", count, "STREAMS", outbox, from)
   end
   return reply and reply[1] and reply[1][2] or {}
+end
+
+local function due(state)
+  local not_before = state and string.match(state, "^%d+:(%d+):")
+  return not not_before or tonumber(not_before) <= tonumber(ARGV[3])
 end
 
 local entries = read("0", ARGV[2])
@@ -23,7 +30,8 @@ local found = {}
 for _, entry in ipairs(entries) do
   local id, fields = entry[1], entry[2]
   if fields then
-    found[#found + 1] = {id, fields[2], redis.call("HGET", retries, id)}
+    local state = redis.call("HGET", retries, id)
+    found[#found + 1] = {id, due(state) and fields[2] or "", state}
   else -- cut off by the outbox limit, and counted there
     redis.call("XACK", outbox, group, id)
     redis.call("HDEL", retries, id)

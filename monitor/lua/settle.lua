@@ -1,5 +1,6 @@
 -- A receiver is done with an entry. KEYS: outbox, retries, held, dead. ARGV: receiver, entry id, alert id ("" holds
--- nothing), document to hold ("" drops it), reason it is dead ("" delivered), document, ttl s, dead letters kept.
+-- nothing), what to hold ("" drops it), reason it is dead ("" delivered), document, ttl s, dead letters kept.
+-- Returns 1, or 0 where it was settled before; then nothing but the outbox's length changes.
 local outbox, retries, held, dead = KEYS[1], KEYS[2], KEYS[3], KEYS[4]
 local group, id, alert = ARGV[1], ARGV[2], ARGV[3]
 
@@ -28,13 +29,16 @@ local function first_needed()
 end
 
 if redis.call("EXISTS", outbox) == 0 then return 0 end
-local acknowledged = redis.pcall("XACK", outbox, group, id)
+local acknowledged = redis.call("XACK", outbox, group, id)
 redis.call("HDEL", retries, id)
-if alert ~= "" and ARGV[4] ~= "" then
-  redis.call("HSET", held, alert, ARGV[4])
-  redis.call("EXPIRE", held, ARGV[7])
-elseif alert ~= "" then
-  redis.call("HDEL", held, alert)
+-- A former dispatcher that was slow to answer must not hold again what has been resolved since.
+if alert ~= "" and acknowledged == 1 then
+  if ARGV[4] ~= "" then
+    redis.call("HSET", held, alert, ARGV[4])
+    redis.call("EXPIRE", held, ARGV[7])
+  else
+    redis.call("HDEL", held, alert)
+  end
 end
 if ARGV[5] ~= "" and acknowledged == 1 then
   redis.call("XADD", dead, "MAXLEN", ARGV[8], "*", "receiver", group, "entry", id, "reason", ARGV[5], "document", ARGV[6])
@@ -42,4 +46,4 @@ if ARGV[5] ~= "" and acknowledged == 1 then
 end
 local first = first_needed()
 if first then redis.call("XTRIM", outbox, "MINID", first) end
-return acknowledged == 1 and 1 or 0
+return acknowledged

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Any
 
-from monitor.store.connection import Call, Connection
+from monitor.store.connection import Call, Connection, pairs
 from monitor.store.partitions import CURSOR_TTL_S
 
 FETCH_ENTRIES = 256
@@ -23,8 +24,12 @@ class OutboxEntry:
 
     id: str
     document: str
+    """Empty while the next try is not due: a dead receiver's backlog is not read again every second."""
     attempts: int = 0
+    """Tries that failed."""
     not_before_ms: int = 0
+    alert_id: str = ""
+    """As `postpone` was told; empty before the first try."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,43 +59,66 @@ class Outbox:
 
     def append_outbox(self, document: str) -> str:
         """Add one document that no closed bucket decided (a test alert); returns the entry's id."""
-        (entry_id,) = self._connection.read_many([("XADD", self._outbox(), "*", "document", document)])
+        key = self._outbox()
+        entry_id, _ = self._connection.read_many([("XADD", key, "*", "document", document), _keep(key)])
         return str(entry_id.decode())
 
-    def fetch(self, receiver: str) -> list[OutboxEntry]:
-        """What the receiver has not settled yet, oldest first, due or not."""
-        call = Call("fetch", [self._outbox(), self._of("retry", receiver)], (receiver, FETCH_ENTRIES))
+    def fetch(self, receiver: str, now_ms: int) -> list[OutboxEntry]:
+        """What the receiver has not settled yet, oldest first; without the document where it is not due at `now_ms`."""
+        keys = [self._outbox(), self._of("retry", receiver)]
         entries = []
-        for entry_id, document, retry in self._connection.run(call):
-            attempts, _, not_before = (retry or b"0:0").decode().partition(":")
-            entries.append(OutboxEntry(entry_id.decode(), document.decode(), int(attempts), int(not_before)))
+        for entry_id, document, retry in self._connection.run(
+            Call("fetch", keys, (receiver, FETCH_ENTRIES, now_ms, CURSOR_TTL_S))
+        ):
+            attempts, not_before, alert_id = (retry or b"0:0:").decode().split(":", 2)
+            entries.append(OutboxEntry(entry_id.decode(), document.decode(), int(attempts), int(not_before), alert_id))
         return entries
 
-    def postpone(self, receiver: str, entry_id: str, attempts: int, not_before_ms: int) -> None:
-        """Remember that a try failed and when the next one is due."""
+    def postpone(self, receiver: str, entry_id: str, attempts: int, not_before_ms: int, alert_id: str = "") -> None:
+        """Remember how many tries failed, when the next one is due, and which alert waits with it."""
         key = self._of("retry", receiver)
-        state = f"{attempts}:{not_before_ms}"
-        self._connection.read_many([("HSET", key, entry_id, state), ("EXPIRE", key, CURSOR_TTL_S)])
+        state = f"{attempts}:{not_before_ms}:{alert_id}"
+        self._connection.read_many([("HSET", key, entry_id, state), _keep(key)])
 
-    def settle(self, receiver: str, entry_id: str, alert_id: str = "", hold: str = "") -> None:
-        """The receiver has it. With `alert_id`, `hold` is kept for re-sending (see `held`), or dropped where empty."""
-        self._settle(receiver, entry_id, alert_id, hold, "", "")
+    def settle(self, receiver: str, entry_id: str, alert_id: str = "", hold: str = "") -> bool:
+        """The receiver is done with it. With `alert_id`, `hold` is kept (see `held`), or dropped where empty.
 
-    def bury(self, receiver: str, entry: OutboxEntry, reason: str) -> None:
-        """The receiver will never get it: keep it among the dead letters."""
-        self._settle(receiver, entry.id, "", "", reason, entry.document)
+        Returns:
+            False where it had been settled before; then what is held stays as it is.
+        """
+        return self._settle(receiver, entry_id, alert_id, hold, "", "")
 
-    def _settle(self, receiver: str, entry_id: str, *outcome: str) -> None:
+    def bury(self, receiver: str, entry: OutboxEntry, reason: str, alert_id: str = "") -> bool:
+        """The receiver will never get it: keep it among the dead letters, and hold that alert no longer."""
+        return self._settle(receiver, entry.id, alert_id, "", reason, entry.document)
+
+    def _settle(self, receiver: str, entry_id: str, *outcome: str) -> bool:
         keys = [self._outbox(), self._of("retry", receiver), self._of("held", receiver), self._of("dead")]
-        self._connection.run(Call("settle", keys, (receiver, entry_id, *outcome, CURSOR_TTL_S, DEAD_LETTERS_KEPT)))
+        call = Call("settle", keys, (receiver, entry_id, *outcome, CURSOR_TTL_S, DEAD_LETTERS_KEPT))
+        return bool(self._connection.run(call))
+
+    def hold(self, receiver: str, alert_id: str, text: str) -> None:
+        """Change what is kept of an alert that is held already."""
+        key = self._of("held", receiver)
+        self._connection.read_many([("HSET", key, alert_id, text), _keep(key)])
 
     def held(self, receiver: str) -> dict[str, str]:
-        """{alert id: document} of what the receiver wants to hear again while it fires."""
-        return {k.decode(): v.decode() for k, v in self._connection.read_hash(self._of("held", receiver)).items()}
+        """{alert id: text given to `settle` or `hold`} of the alerts that fire as far as the receiver has seen."""
+        return self._texts("held", receiver)
 
     def drop_held(self, receiver: str, alert_id: str) -> None:
-        """Stop re-sending that alert."""
+        """Forget one that was held."""
         self._connection.read_many([("HDEL", self._of("held", receiver), alert_id)])
+
+    def set_failing(self, receiver: str, document: str) -> None:
+        """Remember the alert that told of a receiver which does not get its alerts; empty: it gets them again."""
+        key = self._of("failing")
+        command = ("HSET", key, receiver, document) if document else ("HDEL", key, receiver)
+        self._connection.read_many([command, _keep(key)])
+
+    def failing(self) -> dict[str, str]:
+        """{receiver: document given to `set_failing`}."""
+        return self._texts("failing")
 
     def retain_receivers(self, receivers: Iterable[str]) -> list[str]:
         """Forget receivers that are no longer configured: they would hold the outbox back. Returns their names."""
@@ -117,8 +145,11 @@ class Outbox:
     def dead_alerts(self, limit: int = 100) -> list[DeadAlert]:
         """What receivers never got, newest first."""
         (reply,) = self._connection.read_many([("XREVRANGE", self._of("dead"), "+", "-", "COUNT", limit)])
-        rows = [{k.decode(): v.decode() for k, v in _fields(fields).items()} for _, fields in reply]
+        rows = [{k.decode(): v.decode() for k, v in pairs(fields).items()} for _, fields in reply]
         return [DeadAlert(r["receiver"], r["entry"], r["reason"], r["document"]) for r in rows]
+
+    def _texts(self, *parts: str) -> dict[str, str]:
+        return {k.decode(): v.decode() for k, v in self._connection.read_hash(self._of(*parts)).items()}
 
     def _outbox(self) -> str:
         return f"{self._outbox_prefix}:outbox"
@@ -127,12 +158,10 @@ class Outbox:
         return ":".join((self._outbox(), *parts))
 
 
-def _fields(fields: object) -> dict[bytes, bytes]:
-    from monitor.store.connection import pairs  # noqa: PLC0415
-
-    return pairs(fields)
+def _keep(key: str) -> tuple[str, str, int]:
+    return "EXPIRE", key, CURSOR_TTL_S
 
 
-def _group_name(group: object) -> str:
-    name = dict(group)[b"name"] if not isinstance(group, list) else group[1]  # type: ignore[call-overload]
-    return str(name.decode())
+def _group_name(group: Any) -> str:
+    """Of one row of XINFO GROUPS: a mapping or a flat list, by protocol version."""
+    return str(pairs(group)[b"name"].decode())

@@ -5,15 +5,17 @@ from __future__ import annotations
 from monitor import config
 from monitor.store.alerts import AlertState
 from monitor.store.connection import Connection, connect
+from monitor.store.outbox import Outbox
 from monitor.store.partitions import Limits, PartitionState
 
 
-class Store(PartitionState, AlertState):
+class Store(PartitionState, AlertState, Outbox):
     """All state of one monitor. Safe to share between threads; built by `open_store`."""
 
     def __init__(self, connection: Connection, monitor: str, limits: Limits) -> None:
         PartitionState.__init__(self, connection, monitor, limits)
         AlertState.__init__(self, connection, monitor)
+        Outbox.__init__(self, connection, monitor)
 
     def ping(self) -> None:
         """Raises StoreError while Redis does not answer."""

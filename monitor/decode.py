@@ -18,8 +18,9 @@ import msgpack
 import numpy as np
 from numpy.typing import NDArray
 
-from detectors.images import ImageError, Prepared, Preparer
+from detectors.images import ImageError, Prepared
 from monitor.config import Decoding, StreamNaming
+from monitor.profiles import Preparers
 from monitor.types import Record, RecordImage
 
 MAX_NAME_CHARS = 200
@@ -53,7 +54,7 @@ class Decoded:
 class Decoder:
     """Turns records into images by the configured names and limits; thread-safe and picklable."""
 
-    preparer: Preparer
+    preparers: Preparers
     naming: StreamNaming
     limits: Decoding
 
@@ -66,7 +67,7 @@ class Decoder:
         decoded = []
         for i, item in enumerate(expand(record, self.naming, self.limits)):
             try:
-                prepared = self.preparer(item.image, item.id.encode())
+                prepared = self.preparers.of(item.stream)(item.image, item.id.encode())
             except ImageError as error:
                 raise DecodeError(error.code, f"image {i}: {error}") from error
             decoded.append(Decoded(item.id, item.stream, item.event_time_ms, prepared))

@@ -194,6 +194,8 @@ class StreamFacts:
     """Size and mode of the last image, for example 640x480/RGB."""
     event_time_ms: int = 0
     """Highest event time of the stream in this partition."""
+    seen_ms: int = 0
+    """When its last record was applied, by the clock of the machine: what silence is measured from."""
 
 
 @dataclass(frozen=True, slots=True)

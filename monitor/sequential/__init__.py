@@ -22,8 +22,8 @@ statistic, `verdicts.py` what it means to a person.
 """
 
 from monitor.sequential.detector import advance
-from monitor.sequential.rule import Sequential, fleet_budget_s
+from monitor.sequential.rule import DAY_S, Sequential, fleet_budget_s
 from monitor.sequential.state import State, initial, pack, unpack
 from monitor.sequential.verdicts import verdicts
 
-__all__ = ["Sequential", "State", "advance", "fleet_budget_s", "initial", "pack", "unpack", "verdicts"]
+__all__ = ["DAY_S", "Sequential", "State", "advance", "fleet_budget_s", "initial", "pack", "unpack", "verdicts"]

@@ -60,6 +60,23 @@ class AlertState:
         pairs = [member.decode().rpartition(SEPARATOR) for member in members]
         return tuple(sorted(Partition(topic, int(index)) for topic, _, index in pairs))
 
+    def heartbeat(self, now_ms: int, gap_s: float) -> int:
+        """Say that the fleet is evaluating; returns since when it has done so without a break longer than `gap_s`."""
+        call = Call("heartbeat", [self._key("heartbeat")], (now_ms, int(gap_s * 1000), CURSOR_TTL_S))
+        return int(self._connection.run(call))
+
+    # ---------------------------------------------------------------- profiles
+
+    def put_layouts(self, layouts: Mapping[str, str]) -> None:
+        """{profile fingerprint: JSON of its layout}: lets anyone read the vectors without loading the profile."""
+        key = self._key("layouts")
+        commands = [("HSET", key, fingerprint, text) for fingerprint, text in layouts.items()]
+        self._connection.read_many([*commands, ("EXPIRE", key, CURSOR_TTL_S)])
+
+    def layouts(self) -> dict[str, str]:
+        """What `put_layouts` stored, of every profile that counted here lately."""
+        return {name.decode(): text.decode() for name, text in self._hash("layouts").items()}
+
     # ---------------------------------------------------------------- decisions
 
     def evaluator(self) -> EvaluatorState:

@@ -179,12 +179,23 @@ class PartitionState:
             _merge_into(sealed.setdefault(fingerprint, {}), streams)
         return sealed
 
+    def sealed_buckets(self, partitions: Iterable[Partition], after_ms: int) -> list[int]:
+        """Starts of the sealed buckets after that one, oldest first: those an evaluator that died left undecided."""
+        commands = [("ZRANGEBYSCORE", f"{self._prefix(p)}:closed", f"({after_ms}", "+inf") for p in partitions]
+        replies = self._connection.read_many(commands)
+        return sorted({_member(member)[1] for reply in replies for member in reply})
+
     def read_buckets(
-        self, partitions: Iterable[Partition], fingerprint: str, since_ms: int, until_ms: int
+        self,
+        partitions: Iterable[Partition],
+        fingerprint: str,
+        since_ms: int,
+        until_ms: int,
+        which: Sequence[str] = ("closed", "open"),
     ) -> dict[int, dict[str, Vector]]:
-        """{bucket start ms: {stream: vector}} for since <= start < until, oldest first; sealed and open ones."""
+        """{bucket start ms: {stream: vector}} for since <= start < until, oldest first; sealed (closed) and open."""
         wanted = list(partitions)
-        keys = [(p, f"{self._prefix(p)}:{name}") for p in wanted for name in ("closed", "open")]
+        keys = [(p, f"{self._prefix(p)}:{name}") for p in wanted for name in which]
         replies = self._connection.read_many(
             [("ZRANGEBYSCORE", key, since_ms, f"({until_ms}") for _, key in keys],
         )
@@ -273,7 +284,7 @@ def _merge_into(streams: dict[str, Vector], more: Mapping[bytes, bytes]) -> None
 
 
 def _pack_facts(facts: StreamFacts) -> bytes:
-    packed: bytes = msgpack.packb((facts.digest, facts.run, facts.shape, facts.event_time_ms))
+    packed: bytes = msgpack.packb((facts.digest, facts.run, facts.shape, facts.event_time_ms, facts.seen_ms))
     return packed
 
 

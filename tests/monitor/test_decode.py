@@ -14,9 +14,10 @@ from PIL import Image
 from detectors.images import Preparer
 from monitor.config import Decoding, StreamNaming
 from monitor.decode import DecodeError, Decoder, expand
+from monitor.profiles import Preparers
 from monitor.types import Partition, Record
 
-DECODER = Decoder(Preparer(32), StreamNaming(event_time_header="at"), Decoding())
+DECODER = Decoder(Preparers(Preparer(32)), StreamNaming(event_time_header="at"), Decoding())
 
 
 def record(value: bytes | None, **headers: bytes) -> Record:

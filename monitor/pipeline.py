@@ -1,0 +1,156 @@
+"""Between poll and apply: records are decoded in threads and scored in batches, in the order they came.
+
+    reader ── submit ──► decode (threads) ──► gather a batch ──► score (one thread) ──► take ──► reader
+
+One object per partition and poll (`Work`) goes through; what it waits for is inside it, so nothing is reordered and
+nothing needs a lock but the queue. The reader holds records back by `bytes_in_hand`.
+"""
+
+from __future__ import annotations
+
+import queue
+import threading
+import time
+from collections import deque
+from collections.abc import Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+
+from monitor import metrics
+from monitor.decode import Decoded, DecodeError, Decoder, stream_of
+from monitor.profiles import Profiles
+from monitor.tally import Judged, Outcome
+from monitor.types import DeadLetter, Record
+
+
+class PipelineError(Exception):
+    """Scoring failed in a way that no other image will cure; the process should be started anew."""
+
+
+@dataclass(eq=False, slots=True)
+class Work:
+    """The records that one poll brought of one partition. `owner` is the reader's and comes back untouched."""
+
+    owner: object
+    records: Sequence[Record]
+    next_offset: int
+    """Where the partition stands once all of this is applied; may lie beyond the last record."""
+    outcomes: Sequence[Outcome] = ()
+    size: int = 0
+    """Bytes counted against the queue limit."""
+    decoding: list[Future[list[Decoded] | DeadLetter]] = field(default_factory=list)
+
+
+class Pipeline:
+    """Decodes and scores; `submit`, `take` and `bytes_in_hand` belong to the reader's thread.
+
+    Args:
+        workers: decoder threads.
+        batch_images: images scored together at most.
+        batch_age_s: how long a batch waits for more images.
+    """
+
+    def __init__(
+        self, decoder: Decoder, profiles: Profiles, workers: int, batch_images: int, batch_age_s: float
+    ) -> None:
+        self._decoder, self._profiles = decoder, profiles
+        self._batch_images, self._batch_age_s = batch_images, batch_age_s
+        self._input_bytes = profiles.preparers().default.input_px ** 2 * 3
+        self._pool = ThreadPoolExecutor(workers, "decode")
+        self._waiting: queue.SimpleQueue[Work | None] = queue.SimpleQueue()
+        self._finished: deque[Work] = deque()
+        self._failure: BaseException | None = None
+        self.bytes_in_hand = 0
+        self.works_in_hand = 0
+        self.ready = threading.Event()
+        """Set while finished work waits to be taken."""
+        self._thread = threading.Thread(target=self._run, name="score", daemon=True)
+        self._thread.start()
+
+    def submit(self, work: Work) -> None:
+        """Take in a partition's records."""
+        # a decoded image is at most one record's bytes plus the model's input: what both stages together hold
+        work.size = sum(record.size + self._input_bytes for record in work.records)
+        self.bytes_in_hand += work.size
+        self.works_in_hand += 1
+        work.decoding = [self._pool.submit(self._decode, record) for record in work.records]
+        self._waiting.put(work)
+
+    def take(self) -> list[Work]:
+        """Everything that is scored by now, in the order of submission.
+
+        Raises:
+            PipelineError: the scorer has failed.
+        """
+        self.ready.clear()
+        works = []
+        while self._finished:
+            work = self._finished.popleft()
+            self.bytes_in_hand -= work.size
+            self.works_in_hand -= 1
+            works.append(work)
+        if self._failure is not None:
+            raise PipelineError(f"scoring failed: {self._failure!r}") from self._failure
+        return works
+
+    def close(self) -> None:
+        """Stop the threads; what is in hand is dropped."""
+        self._waiting.put(None)
+        self._pool.shutdown(wait=False, cancel_futures=True)
+        self._thread.join(timeout=5.0)
+
+    # ---------------------------------------------------------------- stages
+
+    def _decode(self, record: Record) -> list[Decoded] | DeadLetter:
+        started = time.perf_counter()
+        try:
+            return self._decoder(record)
+        except DecodeError as error:
+            stream = stream_of(record, self._decoder.naming)
+            return DeadLetter(record, stream, error.reason, str(error))
+        finally:
+            metrics.STAGE_SECONDS.labels("decode").observe(time.perf_counter() - started)
+
+    def _run(self) -> None:
+        try:
+            while works := self._gather():
+                self._score(works)
+                self._finished.extend(works)
+                self.ready.set()
+        except BaseException as failure:  # noqa: BLE001 - handed to the reader, whatever it is
+            self._failure = failure
+            self.ready.set()
+
+    def _gather(self) -> list[Work]:
+        """Works that make a batch together, decoded: by number of images or by the age of the first; empty to stop."""
+        works: list[Work] = []
+        images, deadline = 0, float("inf")
+        while images < self._batch_images:
+            try:
+                work = self._waiting.get(timeout=None if not works else max(0.0, deadline - time.monotonic()))
+            except queue.Empty:
+                break
+            if work is None:
+                return []
+            works.append(work)
+            deadline = min(deadline, time.monotonic() + self._batch_age_s)
+            images += sum(len(found) for future in work.decoding if isinstance(found := future.result(), list))
+        return works
+
+    def _score(self, works: Sequence[Work]) -> None:
+        started = time.perf_counter()
+        decoded = [[future.result() for future in work.decoding] for work in works]
+        images = [image for results in decoded for found in results if isinstance(found, list) for image in found]
+        judged = iter(self._profiles.p_values([(i.stream, i.prepared) for i in images], self._batch_images))
+        for work, results in zip(works, decoded, strict=True):
+            work.outcomes = [
+                found if isinstance(found, DeadLetter) else [_judged(image, *next(judged)) for image in found]
+                for found in results
+            ]
+            work.decoding = []
+        metrics.BATCH_IMAGES.observe(len(images))
+        metrics.STAGE_SECONDS.labels("score").observe(time.perf_counter() - started)
+
+
+def _judged(image: Decoded, fingerprint: str, p_values: object) -> Judged:
+    return Judged(image.id, image.stream, image.event_time_ms, fingerprint, p_values, image.prepared)  # type: ignore[arg-type]

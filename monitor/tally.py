@@ -1,0 +1,176 @@
+"""From judged images to what a batch adds: bucket vectors, stream facts, exemplars. Pure, in the order of the log."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from detectors.images import Prepared
+from monitor.buckets import CHANGES, DUPLICATES, LATE, LONGEST_RUN, REJECTED, Layout, empty, fill_groups
+from monitor.types import DeadLetter, Exemplar, StreamFacts, Vector
+from monitor.watermark import PartitionClock
+
+EXEMPLAR_P = 0.05
+"""Images with a larger p-value are not worth keeping: one normal image in twenty passes this."""
+
+
+@dataclass(frozen=True, slots=True)
+class Judged:
+    """One image and what the profile with that fingerprint says about it; `p_values` is (S,), the OOD score's first."""
+
+    id: str
+    stream: str
+    event_time_ms: int
+    fingerprint: str
+    p_values: NDArray[np.float64]
+    prepared: Prepared
+
+
+Outcome = Sequence[Judged] | DeadLetter
+"""What became of one record: all its images judged, or the record rejected."""
+
+
+@dataclass(frozen=True, slots=True)
+class Rates:
+    """How event time runs: bucket length, allowed lateness, allowed lead over the clock."""
+
+    bucket_ms: int = 10_000
+    lateness_ms: int = 10_000
+    max_future_ms: int = 60_000
+
+
+@dataclass(frozen=True, slots=True)
+class Tally:
+    """What a run of records adds to its partition."""
+
+    vectors: Mapping[tuple[str, int, str], Vector]
+    facts: Mapping[str, StreamFacts]
+    """New facts of the streams that sent something."""
+    high_ms: int | None
+    exemplars: Sequence[Exemplar]
+    future: int
+    """Records whose timestamps were further ahead than allowed."""
+
+
+@dataclass(slots=True)
+class _Counts:
+    """The tail of one vector while it is counted."""
+
+    rejected: int = 0
+    late: int = 0
+    duplicates: int = 0
+    changes: int = 0
+    longest_run: int = 0
+    rows: list[NDArray[np.float64]] = field(default_factory=list)
+
+
+@dataclass(frozen=True, slots=True)
+class Counting:
+    """What counting needs to know beyond the records themselves."""
+
+    rates: Rates
+    layouts: Mapping[str, Layout]
+    """Fingerprint -> what the entries of its vectors mean."""
+    fingerprint_of: Callable[[str], str]
+    """Stream -> fingerprint of the profile that judges it, for records without images."""
+    exemplars: int = 12
+    """Worst images kept per stream."""
+    thumbnail: Callable[[Prepared], bytes] = lambda _: b""
+
+
+def tally(
+    outcomes: Sequence[Outcome], high_ms: int | None, facts: Mapping[str, StreamFacts], now_ms: int, how: Counting
+) -> Tally:
+    """Count records in the order of their log.
+
+    Args:
+        outcomes: one per record, in offset order.
+        high_ms: highest event time applied so far in this partition; None before the first record.
+        facts: what each stream carries on from its last image in this partition.
+        now_ms: wall clock, against timestamps in the future.
+    """
+    clock = PartitionClock(high_ms, how.rates.bucket_ms, how.rates.lateness_ms)
+    counts: dict[tuple[str, int, str], _Counts] = {}
+    carried: dict[str, StreamFacts] = {}
+    unusual: list[tuple[Judged, int, int]] = []
+    future = 0
+    for outcome in outcomes:
+        if isinstance(outcome, DeadLetter):
+            placed = clock.place(outcome.record.timestamp_ms, now_ms, how.rates.max_future_ms)
+            future += placed.future
+            key = (how.fingerprint_of(outcome.stream), placed.bucket_ms, outcome.stream)
+            counts.setdefault(key, _Counts()).rejected += 1
+            before = carried.get(outcome.stream) or facts.get(outcome.stream) or StreamFacts()
+            carried[outcome.stream] = replace(before, seen_ms=now_ms)
+            continue
+        for image in outcome:
+            placed = clock.place(image.event_time_ms, now_ms, how.rates.max_future_ms)
+            future += placed.future
+            before = carried.get(image.stream) or facts.get(image.stream) or StreamFacts()
+            after = carried[image.stream] = _next_facts(before, image, placed.event_time_ms, now_ms)
+            count = counts.setdefault((image.fingerprint, placed.bucket_ms, image.stream), _Counts())
+            count.rows.append(image.p_values)
+            count.late += placed.late
+            count.duplicates += after.run > 1
+            count.changes += bool(before.shape) and before.shape != after.shape
+            count.longest_run = max(count.longest_run, after.run)
+            if image.p_values[0] <= EXEMPLAR_P:
+                unusual.append((image, placed.event_time_ms, placed.bucket_ms))
+    return Tally(_vectors(counts, how.layouts), carried, clock.high_ms, _exemplars(unusual, how), future)
+
+
+def _next_facts(before: StreamFacts, image: Judged, event_time_ms: int, now_ms: int) -> StreamFacts:
+    prepared = image.prepared
+    return StreamFacts(
+        digest=prepared.digest,
+        run=before.run + 1 if before.digest == prepared.digest else 1,
+        shape=f"{prepared.width}x{prepared.height}/{prepared.mode}",
+        event_time_ms=max(before.event_time_ms, event_time_ms),
+        seen_ms=now_ms,
+    )
+
+
+def _vectors(
+    counts: Mapping[tuple[str, int, str], _Counts], layouts: Mapping[str, Layout]
+) -> dict[tuple[str, int, str], Vector]:
+    vectors: dict[tuple[str, int, str], Vector] = {}
+    for fingerprint, layout in layouts.items():
+        keys = [key for key in counts if key[0] == fingerprint]
+        groups = [k for k, key in enumerate(keys) for _ in counts[key].rows]
+        rows = [row for key in keys for row in counts[key].rows]
+        filled = (
+            fill_groups(layout, np.stack(rows), np.array(groups), len(keys)) if rows else [empty(layout) for _ in keys]
+        )
+        for key, vector in zip(keys, filled, strict=True):
+            count = counts[key]
+            vector[REJECTED], vector[LATE], vector[DUPLICATES] = count.rejected, count.late, count.duplicates
+            vector[CHANGES], vector[LONGEST_RUN] = count.changes, count.longest_run
+            vectors[key] = vector
+    return vectors
+
+
+def _exemplars(unusual: Sequence[tuple[Judged, int, int]], how: Counting) -> list[Exemplar]:
+    """The worst of each stream; thumbnails are made for these alone."""
+    kept: list[Exemplar] = []
+    taken: dict[str, int] = {}
+    for image, event_time_ms, bucket_ms in sorted(unusual, key=lambda item: (item[0].p_values[0], item[0].id)):
+        taken[image.stream] = taken.get(image.stream, 0) + 1
+        if taken[image.stream] > how.exemplars:
+            continue
+        p_values = tuple(float(p) for p in image.p_values)
+        kept.append(
+            Exemplar(
+                image.id,
+                image.stream,
+                event_time_ms,
+                bucket_ms,
+                p_values[0],
+                p_values,
+                how.thumbnail(image.prepared),
+                image.fingerprint,
+            )
+        )
+    return kept

@@ -49,22 +49,24 @@ def _log_ratios(rule: Sequential, plan: Plan, state: State) -> tuple[Floats, Flo
     pi = rule.pi_min
     p0_up = (state["upper"] + (1 - state["upper"]) * pi)[..., None]
     p0_down = (state["lower"] * (1 - pi))[..., None]
-    up, down = (
-        np.broadcast_to(UP, (*p0_up.shape[:2], len(UP))),
-        np.broadcast_to(DOWN, (*p0_up.shape[:2], len(DOWN))),
-    )
+    alpha, beta = np.empty((2, *state["upper"].shape, BETS))
     # up: q = p0 + (1 - p0) share, so (1 - q)/(1 - p0) = 1 - share; down: q = p0 * rest
-    alpha = np.concatenate([np.log1p(up * (1 / p0_up - 1)), np.log(down)], axis=-1)
-    beta = np.concatenate([np.log1p(-up), np.log1p(-p0_down * down) - np.log1p(-p0_down)], axis=-1)
-    d = plan.dependence[:, None]
-    return alpha / d, beta / d
+    alpha[..., : len(UP)] = np.log1p(UP * (1 / p0_up - 1))
+    beta[..., : len(UP)] = np.log1p(-UP)
+    alpha[..., len(UP) :] = np.log(DOWN)
+    beta[..., len(UP) :] = np.log1p(-p0_down * DOWN) - np.log1p(-p0_down)
+    alpha /= plan.dependence[:, None]
+    beta /= plan.dependence[:, None]
+    return alpha, beta
 
 
 def _watch(rule: Sequential, plan: Plan, state: State, m: NDArray[np.int64], c: NDArray[np.int64]) -> State:
     """One bucket of streams that are not firing: bet, alarm, or learn what is normal."""
     alpha, beta = _log_ratios(rule, plan, state)
     beyond, within = c[..., None], (m[:, None] - c)[..., None]
-    lr = np.logaddexp(state["lr"].astype(np.float64), np.log(rule.bucket_s)) + beyond * alpha + within * beta
+    alpha *= beyond
+    beta *= within
+    lr = np.logaddexp(state["lr"].astype(np.float64), np.log(rule.bucket_s)) + (alpha + beta)
     state["lr"] = lr
     state["since"] += m
     weighted = (lr + plan.log_weights).reshape(len(state), -1)

@@ -1,0 +1,42 @@
+"""From a receiver's settings to the receiver."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from monitor.config import (
+    AlertmanagerReceiver,
+    AnyReceiver,
+    KafkaReceiver,
+    PagerDutyReceiver,
+    SlackReceiver,
+    WebhookReceiver,
+)
+from monitor.notify.alertmanager import AlertmanagerSender
+from monitor.notify.kafka_topic import KafkaTopicSender, Producer
+from monitor.notify.pagerduty import PagerDutySender
+from monitor.notify.receiver import Receiver
+from monitor.notify.slack import SlackSender
+from monitor.notify.webhook import WebhookSender
+
+
+def build_receiver(settings: AnyReceiver, monitor: str, open_producer: Callable[[], Producer]) -> Receiver:
+    """The receiver of these settings; connects to nothing.
+
+    Args:
+        open_producer: called for a Kafka receiver only; whoever passes it also closes what it gave.
+
+    Raises:
+        ReceiverConfigError: a URL, header or secret cannot be used; the message names the key.
+    """
+    match settings:
+        case WebhookReceiver():
+            return WebhookSender(settings)
+        case AlertmanagerReceiver():
+            return AlertmanagerSender(settings)
+        case SlackReceiver():
+            return SlackSender(settings)
+        case PagerDutyReceiver():
+            return PagerDutySender(settings)
+        case KafkaReceiver():
+            return KafkaTopicSender(settings, monitor, open_producer())

@@ -1,0 +1,114 @@
+"""The alerts that fire as far as one receiver knows: what it must hear again, and what a silence has hidden from it."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+
+import structlog
+
+from monitor import alerts
+from monitor.notify.around import Around
+from monitor.notify.notice import parse_notice
+from monitor.notify.receiver import Delivered, Receiver, Resending
+from monitor.types import AlertPhase
+
+log = structlog.get_logger(__name__)
+
+TOLD = "told"
+MUTED = "muted"
+UNMUTE_REST_MS = 60_000
+"""After a failed try to tell what was muted; there is no schedule for it, it is tried while the alert fires."""
+
+
+class StillFiring:
+    """What the store holds per firing alert: `told` or `muted`, a line feed, and the document where it is needed again.
+
+    An alert that is muted is told when the silence ends while it still fires.
+    """
+
+    def __init__(self, receiver: Receiver, around: Around) -> None:
+        self._receiver = receiver
+        self._around = around
+        self._store = around.store
+        self._next_visit_ms = 0
+        self._unmute_from_ms = 0
+
+    def told(self, document: str) -> str:
+        """What to hold of an alert that was delivered."""
+        return f"{TOLD}\n{document if isinstance(self._receiver, Resending) else ''}"
+
+    def muted(self, document: str) -> str:
+        """What to hold of an alert that a silence hides."""
+        return f"{MUTED}\n{document}"
+
+    def knows(self, alert_id: str) -> str:
+        """TOLD, MUTED, or empty for an alert that is not held."""
+        return self._store.held(self._receiver.name).get(alert_id, "").partition("\n")[0]
+
+    def visit(self) -> bool:
+        """Where it is time: send what must be heard again and what is no longer muted. True when one of those arrived.
+
+        Raises:
+            StoreError: Redis is away.
+        """
+        now_ms = self._around.now_ms()
+        if now_ms < self._next_visit_ms or self._around.over():
+            return False
+        interval_s = self._receiver.resend_s if isinstance(self._receiver, Resending) else self._around.timing.revisit_s
+        self._next_visit_ms = now_ms + round(1000 * interval_s)
+        # in this order: an alert and its document are written together, so what is held and does not fire now is over
+        held = self._store.held(self._receiver.name)
+        firing = self._firing() if held else set()
+        stored = self._around.silences() if held else []
+        again, late = [], {}
+        for alert_id, text in held.items():
+            state, _, document = text.partition("\n")
+            if alert_id not in firing:
+                self._forget_lost(alert_id)
+            elif document and not self._around.hides(parse_notice(document), stored):
+                if state == MUTED:
+                    late[alert_id] = document
+                else:
+                    again.append(document)
+        self._resend(again)
+        arrived = [alert_id for alert_id, document in late.items() if self._unmute(alert_id, document)]
+        return bool(arrived)
+
+    def _firing(self) -> set[str]:
+        kept = [alerts.from_json(text) for text in self._store.load_alerts().values()]
+        delivery = [parse_notice(document).alert_id for document in self._store.failing().values()]
+        return {alert.id for alert in kept if alert.phase is AlertPhase.FIRING} | set(delivery)
+
+    def _forget_lost(self, alert_id: str) -> None:
+        """Its end is usually on the way to us; where nothing is, the outbox limit has cut it off."""
+        if self._store.backlog(self._receiver.name).entries == 0:
+            self._store.drop_held(self._receiver.name, alert_id)
+
+    def _resend(self, documents: Sequence[str]) -> None:
+        if not documents or not isinstance(self._receiver, Resending) or self._around.over():
+            return
+        started = time.monotonic()
+        outcome = self._receiver.resend(documents)
+        took_s, name = time.monotonic() - started, self._receiver.name
+        if isinstance(outcome, Delivered):
+            self._around.observe(name, "resent", took_s)
+        else:
+            self._around.observe(name, "retried", took_s)
+            log.warning("notify.resend_failed", receiver=name, reason=outcome.reason, alerts=len(documents))
+
+    def _unmute(self, alert_id: str, document: str) -> bool:
+        now_ms, name = self._around.now_ms(), self._receiver.name
+        if now_ms < self._unmute_from_ms or self._around.over():
+            return False
+        started = time.monotonic()
+        outcome = self._receiver.send(document, 1)
+        took_s = time.monotonic() - started
+        if isinstance(outcome, Delivered):
+            self._store.hold(name, alert_id, self.told(document))
+            self._around.observe(name, "delivered", took_s)
+            return True
+        self._unmute_from_ms = now_ms + UNMUTE_REST_MS
+        self._around.observe(name, "retried", took_s)
+        log.warning("notify.failed", receiver=name, reason=outcome.reason, tries=1)
+        return False

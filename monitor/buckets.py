@@ -8,8 +8,9 @@ not matter. Functions that read vectors take any leading shape: (V,) for one str
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import lru_cache
 from typing import Any
 
@@ -73,6 +74,15 @@ class Layout:
         if any(not d >= 1 for d in self.dependence):
             raise ValueError("layout: dependence must be at least 1 (1 = independent images)")
 
+    def to_json(self) -> str:
+        """As one line of JSON; `from_json` is the inverse."""
+        return json.dumps(asdict(self))
+
+    @classmethod
+    def from_json(cls, text: str) -> Layout:
+        """What `to_json` wrote; errors as the constructor."""
+        return cls(**{name: tuple(values) for name, values in json.loads(text).items()})
+
     @property
     def size(self) -> int:
         """V, the number of entries of a vector."""
@@ -84,6 +94,22 @@ class Layout:
             return self.signals.index(signal)
         except ValueError:
             raise KeyError(f"no signal {signal!r} in this profile; it has {', '.join(self.signals)}") from None
+
+    def select(self, names: Iterable[str]) -> tuple[str, ...]:
+        """The signals named, each once; "*" stands for all, "learned" and "properties" for the two halves of them.
+
+        Raises:
+            KeyError: no such signal.
+        """
+        groups = {
+            "*": self.signals,
+            "learned": tuple(s for s, learned in zip(self.signals, self.learned, strict=True) if learned),
+            "properties": tuple(s for s, learned in zip(self.signals, self.learned, strict=True) if not learned),
+        }
+        chosen: dict[str, None] = {}  # a set that keeps the order
+        for name in names:
+            chosen.update(dict.fromkeys(groups.get(name) or (self.signals[self.index(name)],)))
+        return tuple(chosen)
 
 
 # ------------------------------------------------------------------------------------------------ writing

@@ -18,12 +18,24 @@ formulas, the proof and the measured tables are in docs/explanation/statistics.m
     state, verdicts = advance(rule, layout, state, bucket_ms, vectors)        # vectors (200, V), once per closed bucket
 
 `rule.py` holds the parameters and what follows from them, `state.py` the rows kept per stream, `detector.py` the
-statistic, `verdicts.py` what it means to a person.
+statistic, `verdicts.py` what it means to a person, `onset.py` since when.
 """
 
 from monitor.sequential.detector import advance
+from monitor.sequential.onset import drift_start
 from monitor.sequential.rule import DAY_S, Sequential, fleet_budget_s
 from monitor.sequential.state import State, initial, pack, unpack
 from monitor.sequential.verdicts import verdicts
 
-__all__ = ["DAY_S", "Sequential", "State", "advance", "fleet_budget_s", "initial", "pack", "unpack", "verdicts"]
+__all__ = [
+    "DAY_S",
+    "Sequential",
+    "State",
+    "advance",
+    "drift_start",
+    "fleet_budget_s",
+    "initial",
+    "pack",
+    "unpack",
+    "verdicts",
+]

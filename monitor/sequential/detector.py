@@ -44,7 +44,7 @@ def advance(
     return state, verdicts(rule, layout, state)
 
 
-def _log_ratios(rule: Sequential, plan: Plan, state: State) -> tuple[Floats, Floats]:
+def log_ratios(rule: Sequential, plan: Plan, state: State) -> tuple[Floats, Floats]:
     """(R, T, bets) log likelihood ratio of an image beyond the cut, and of one that is not, divided by D."""
     pi = rule.pi_min
     p0_up = (state["upper"] + (1 - state["upper"]) * pi)[..., None]
@@ -62,7 +62,7 @@ def _log_ratios(rule: Sequential, plan: Plan, state: State) -> tuple[Floats, Flo
 
 def _watch(rule: Sequential, plan: Plan, state: State, m: NDArray[np.int64], c: NDArray[np.int64]) -> State:
     """One bucket of streams that are not firing: bet, alarm, or learn what is normal."""
-    alpha, beta = _log_ratios(rule, plan, state)
+    alpha, beta = log_ratios(rule, plan, state)
     beyond, within = c[..., None], (m[:, None] - c)[..., None]
     alpha *= beyond
     beta *= within

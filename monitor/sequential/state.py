@@ -24,7 +24,7 @@ VERSION = 1
 
 @lru_cache(maxsize=64)
 def row_dtype(cuts: int) -> np.dtype[np.void]:
-    """One stream's row: 606 bytes for one signal with eight cuts."""
+    """One stream's row: 598 bytes for one signal with eight cuts."""
     return np.dtype(
         [
             ("version", "<u2"),

@@ -62,6 +62,15 @@ def test_an_unknown_signal_is_named_together_with_the_known_ones():
         LAYOUT.index("sharpness")
 
 
+def test_signals_are_selected_by_name_or_by_group_each_once():
+    layout = Layout(("ood", "layer1", "contrast"), (9,) * 3, (False,) * 3, (True, True, False), (1.0,) * 3)
+    assert layout.select(["*"]) == ("ood", "layer1", "contrast")
+    assert layout.select(["learned"]) == ("ood", "layer1")
+    assert layout.select(["contrast", "properties", "ood"]) == ("contrast", "ood")
+    with pytest.raises(KeyError, match="no signal 'blur'"):
+        layout.select(["ood", "blur"])
+
+
 @given(st.lists(st.tuples(st.integers(0, 3), st.floats(1e-6, 1), st.floats(1e-6, 1)), max_size=60))
 def test_filling_groups_equals_filling_one_by_one(rows):
     p = np.array([row[1:] for row in rows]).reshape(-1, 2)

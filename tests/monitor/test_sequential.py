@@ -5,11 +5,12 @@ from hypothesis import strategies as st
 from scipy.special import betaln
 from scipy.stats import binom
 
+from detectors.calibration import Calibration, jitter
 from monitor import buckets
 from monitor.buckets import IMAGES, Layout
 from monitor.rules.bounds import anytime_interval
-from monitor.sequential import Sequential, advance, fleet_budget_s, initial, pack, unpack
-from monitor.sequential.detector import _log_ratios
+from monitor.sequential import Sequential, advance, drift_start, fleet_budget_s, initial, pack, unpack
+from monitor.sequential.detector import log_ratios
 from monitor.sequential.rule import plan_of
 
 BUCKET_MS = 10_000
@@ -59,7 +60,7 @@ def run(rule, layout, state, masses, rng, seconds, start_s=0, per_bucket=10):
 @pytest.mark.parametrize("n", [200, 2000])
 def test_false_alarms_stay_below_the_bound_over_many_calibration_sets(n):
     rng = np.random.default_rng(n)
-    layout, streams, seconds = layout_of(n), 300, 8000
+    layout, streams, seconds = layout_of(n), 150, 5000
     rule = Sequential(seconds_per_false_alarm=1000.0)
     alarms, _ = run(rule, layout, initial(rule, layout, streams), id_masses(rng, layout, streams), rng, seconds)
     assert alarms.mean() <= seconds / rule.seconds_per_false_alarm
@@ -72,7 +73,7 @@ def test_no_bet_gains_on_average_at_any_rate_within_the_reference(pi_min):
     layout = layout_of(500)
     rule = Sequential(pi_min=pi_min)
     state, plan, m = initial(rule, layout), plan_of(rule, layout), 12
-    alpha, beta = (x[0] for x in _log_ratios(rule, plan, state))
+    alpha, beta = (x[0] for x in log_ratios(rule, plan, state))
     for t in range(len(plan.cuts)):
         upper, lower = state["upper"][0, t], state["lower"][0, t]
         for share in (0.2, 0.7, 1.0):
@@ -88,7 +89,7 @@ def test_no_bet_gains_on_blocks_of_identical_images_when_d_is_their_length():
     layout = layout_of(dependence=8.0)
     rule = Sequential()
     state, plan = initial(rule, layout), plan_of(rule, layout)
-    alpha, beta = (x[0] for x in _log_ratios(rule, plan, state))
+    alpha, beta = (x[0] for x in log_ratios(rule, plan, state))
     p = state["upper"][0][:, None]
     assert (p * np.exp(8 * alpha[:, :8]) + (1 - p) * np.exp(8 * beta[:, :8]) <= 1 + 1e-9).all()
 
@@ -98,6 +99,35 @@ def test_weights_add_up_to_one_over_all_signals_and_half_of_them_bets_on_the_use
     weights = np.exp(plan.log_weights)
     assert weights.sum() == pytest.approx(1)
     assert weights[plan.cuts.index(("layer1", 3)), :8].sum() == pytest.approx(0.25)
+
+
+def tied_stream(rng, distinct, jitters):
+    """(images, 1) p-values of images whose scores take few values, calibrated on 500 others; jitters by image key."""
+    scores = rng.choice(np.arange(distinct) / 7, 2500, p=rng.dirichlet(np.ones(distinct)))
+    calibration = Calibration.of(scores[:500], jitters[:500], two_sided=False)
+    return calibration.p_values(scores[500:], jitters[500:])[:, None]
+
+
+def alarms_on(p_values):
+    layout = layout_of(500)
+    rule = Sequential(seconds_per_false_alarm=1e7)
+    state = initial(rule, layout)
+    for i, start in enumerate(range(0, len(p_values), 50)):
+        state, _ = advance(rule, layout, state, i * BUCKET_MS, buckets.fill(layout, p_values[start : start + 50])[None])
+    return bool(state["firing"][0])
+
+
+@settings(deadline=None, max_examples=20)
+@given(st.integers(0, 2**32 - 1), st.integers(1, 6))
+def test_ties_broken_by_the_images_keys_do_not_break_the_downward_bets(seed, distinct):
+    rng = np.random.default_rng(seed)
+    keys = jitter([f"{seed}/{i}".encode() for i in range(2500)])
+    assert not alarms_on(tied_stream(rng, distinct, keys))
+
+
+def test_ties_left_unbroken_would_alarm():
+    """Why the keys are needed: with all jitters equal, tied images crowd at large p-values."""
+    assert alarms_on(tied_stream(np.random.default_rng(0), 1, np.zeros(2500, dtype=np.uint64)))
 
 
 def test_the_fleets_budget_grows_with_its_streams():
@@ -249,6 +279,36 @@ def test_a_profile_that_cannot_carry_the_rule_is_refused():
         Sequential().check(layout_of(5))
     with pytest.raises(KeyError, match="no signal"):
         Sequential(signals=("layer9",)).check(layout_of())
+
+
+# ------------------------------------------------------------------------------------------------ since when
+
+
+@pytest.mark.parametrize("share", [0.05, 0.3])
+def test_the_start_of_the_drift_is_found_from_the_buckets_before_the_alarm(share):
+    rng = np.random.default_rng(6)
+    layout, errors = layout_of(), []
+    rule = Sequential(seconds_per_false_alarm=1e6)
+    for _ in range(10):
+        masses, state, history = id_masses(rng, layout, 1), initial(rule, layout), []
+        while not state["firing"][0]:
+            drifted = len(history) >= 100
+            history.append(draw(rng, layout, mixed(masses, share) if drifted else masses, 10))
+            state, _ = advance(rule, layout, state, len(history) * BUCKET_MS, history[-1])
+        errors.append(drift_start(rule, layout, state, np.concatenate(history)) - 100)
+    assert abs(np.median(errors)) <= (1 if share > 0.1 else 10)
+
+
+def test_empty_buckets_before_the_drift_are_not_part_of_it():
+    layout = layout_of()
+    rule = Sequential(min_images=1)
+    history = np.zeros((6, layout.size), dtype=np.uint32)
+    history[0, [0, IMAGES]] = 30
+    history[4:, [8, IMAGES]] = 30
+    state, _ = advance(rule, layout, initial(rule, layout), 0, history.sum(axis=0, keepdims=True, dtype=np.uint32))
+    assert drift_start(rule, layout, state, history) == 4
+    with pytest.raises(ValueError, match="firing"):
+        drift_start(rule, layout, initial(rule, layout), history)
 
 
 # ------------------------------------------------------------------------------------------------ severity

@@ -1,0 +1,83 @@
+"""How long the sequential rule takes to advance many streams by one bucket, on one core.
+
+    python benchmarks/sequential_speed.py [--streams 10000] [--json FILE]
+
+With and without storage (rows unpacked from bytes and packed again, as the evaluator does), while watching, while every
+stream learns, and while every stream is firing.
+"""
+
+from __future__ import annotations
+
+import os
+
+os.environ["OMP_NUM_THREADS"] = os.environ["OPENBLAS_NUM_THREADS"] = "1"  # before NumPy reads them
+
+import argparse
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from monitor import sequential
+from monitor.buckets import BINS, IMAGES, Layout
+
+LIMIT_S = 1.0
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--streams", type=int, default=10_000)
+    parser.add_argument("--images", type=int, default=10, help="images a stream and bucket")
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--json", type=Path)
+    options = parser.parse_args()
+    if hasattr(os, "sched_setaffinity"):
+        os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
+    found: dict[str, Any] = {}
+    for signals in (1, 5):
+        names = tuple(f"s{i}" for i in range(signals))
+        layout = Layout(names, (2000,) * signals, (False,) * signals, (True,) * signals, (1.0,) * signals)
+        found[f"{signals} signals"] = measure(sequential.Sequential(signals=names), layout, options)
+    if options.json:
+        options.json.parent.mkdir(parents=True, exist_ok=True)
+        options.json.write_text(json.dumps(found, indent=1))
+
+
+def measure(rule: sequential.Sequential, layout: Layout, options: argparse.Namespace) -> dict[str, float]:
+    rng = np.random.default_rng(0)
+    shares = -np.diff([1, 0.5, 0.2, 0.1, 0.05, 0.02, 0.01, 0.005, 0.002, 0])
+    vectors = np.zeros((options.repeats, options.streams, layout.size), dtype=np.uint32)
+    for i in range(len(layout.signals)):
+        counts = rng.multinomial(options.images, shares, size=vectors.shape[:2])
+        vectors[..., i * BINS : (i + 1) * BINS] = counts
+    vectors[..., IMAGES] = options.images
+    first = sequential.initial(rule, layout, options.streams)
+    learning, firing = first.copy(), first.copy()
+    learning["images"] = 1000
+    firing["firing"], firing["cause"] = True, 3 * 13
+    found = {}
+    for name, state in (("watching", first), ("learning", learning), ("firing", firing)):
+        times = np.zeros((2, options.repeats))
+        for repeat in range(options.repeats):
+            rows = sequential.pack(state)
+            start = time.perf_counter()
+            unpacked = sequential.unpack(rule, layout, rows)
+            middle = time.perf_counter()
+            after, _ = sequential.advance(rule, layout, unpacked, repeat, vectors[repeat])
+            end = time.perf_counter()
+            sequential.pack(after)
+            times[:, repeat] = end - middle, time.perf_counter() - end + middle - start
+        advance_s, storage_s = np.median(times, axis=1)
+        print(
+            f"{options.streams} streams x {len(layout.signals)} signals, {name:9}: advance {advance_s:.3f} s, "
+            f"unpack and pack {storage_s:.3f} s, {len(rows[0])} bytes a stream  (limit {LIMIT_S:g} s)",
+            flush=True,
+        )
+        found[name] = {"advance_s": advance_s, "storage_s": storage_s, "bytes": len(rows[0])}
+    return found
+
+
+if __name__ == "__main__":
+    main()

@@ -16,6 +16,8 @@ SECTION_CHARS = 500
 """Slack takes 3000 in a section and 2000 in a field; escaping makes a character five at most, and nobody reads more
 in a chat."""
 FIELD_CHARS = 200
+LINK_CHARS = 1000
+"""A longer one is left out: cut it would lead nowhere."""
 SIGNS = {FIRING: "🔴", RESOLVED: "🟢"}
 
 
@@ -59,7 +61,9 @@ def _message(notice: Notice) -> dict[str, Any]:
             "fields": [_markdown(f"*{name}*\n{_escaped(text, FIELD_CHARS)}") for name, text in facts.items() if text],
         },
     ]
-    links = [f"<{_url(notice.link(name))}|{name}>" for name in ("status", "dashboard") if notice.link(name)]
+    links = [
+        f"<{url}|{name}>" for name in ("status", "dashboard") if 0 < len(url := _url(notice.link(name))) <= LINK_CHARS
+    ]
     if links:
         blocks.append({"type": "context", "elements": [_markdown(" · ".join(links))]})
     return {"text": f"{headline} {summary}", "blocks": blocks}

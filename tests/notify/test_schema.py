@@ -1,0 +1,56 @@
+"""Every document that can reach a receiver is one of docs/alert.schema.json; others are told apart."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from jsonschema import Draft202012Validator
+
+from monitor.document import test_document as a_test_document
+from monitor.notify.delivery_alert import failing_document, recovered_document
+from tests.notify.parts import T0_MS, firing, resolved
+
+SCHEMA = json.loads((Path(__file__).parents[2] / "docs" / "alert.schema.json").read_text())
+VALIDATOR = Draft202012Validator(SCHEMA)
+FAILING = failing_document("layerwatch", "hook", T0_MS, T0_MS + 5, 10, "answered 500")
+DOCUMENTS = {
+    "firing": firing(),
+    "resolved": resolved(),
+    "test": a_test_document("layerwatch", T0_MS),
+    "delivery fails": FAILING,
+    "delivery works again": recovered_document(FAILING, T0_MS + 9),
+}
+
+
+def test_the_schema_is_one_itself() -> None:
+    Draft202012Validator.check_schema(SCHEMA)
+
+
+@pytest.mark.parametrize("name", DOCUMENTS)
+def test_what_is_sent_follows_the_schema(name: str) -> None:
+    VALIDATOR.validate(json.loads(DOCUMENTS[name]))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"id": "x"},
+        {"type": "alert.pending"},
+        {"type": "alert.resolved"},
+        {"timestamp": "2026-11-24 08:20:00"},
+        {"schema": "layerwatch.alert/2"},
+        {"data": {}},
+    ],
+)
+def test_what_breaks_the_contract_does_not_pass(change: dict[str, object]) -> None:
+    assert not VALIDATOR.is_valid(json.loads(firing()) | change)
+
+
+def test_the_alert_about_a_receiver_ends_as_the_one_that_began() -> None:
+    began, ended = json.loads(FAILING), json.loads(DOCUMENTS["delivery works again"])
+    assert began["data"]["alert_id"] == ended["data"]["alert_id"]
+    assert (began["type"], ended["type"]) == ("alert.firing", "alert.resolved")
+    assert began["data"]["stream"] == "hook"
+    assert "10 tries" in began["data"]["summary"]

@@ -16,9 +16,7 @@ PROFILE = Gauge(
 
 # ------------------------------------------------------------------------------------------------ this process
 
-IMAGES_APPLIED = Counter(
-    "layerwatch_images_applied_total", "Images counted by this process", registry=REGISTRY
-)
+IMAGES_APPLIED = Counter("layerwatch_images_applied_total", "Images counted by this process", registry=REGISTRY)
 RECORDS_REJECTED = Counter(
     "layerwatch_records_rejected_total", "Records dead-lettered, by reason", ["reason"], registry=REGISTRY
 )
@@ -48,14 +46,15 @@ LAG_RECORDS = Gauge(
 LAST_POLL = Gauge("layerwatch_last_poll_timestamp_seconds", "When the source was last polled", registry=REGISTRY)
 LAST_APPLY = Gauge("layerwatch_last_apply_timestamp_seconds", "When counts were last applied", registry=REGISTRY)
 SOURCE_REBUILDS = Counter("layerwatch_source_rebuilds_total", "Clients given up and built anew", registry=REGISTRY)
-GAPS = Counter(
-    "layerwatch_gap_records_total", "Records that retention removed unread", registry=REGISTRY
-)
+GAPS = Counter("layerwatch_gap_records_total", "Records that retention removed unread", registry=REGISTRY)
 REDIS_ERRORS = Counter("layerwatch_redis_errors_total", "Calls that Redis did not answer", registry=REGISTRY)
 
 # ------------------------------------------------------------------------------------------------ evaluation
 
 LEASE = Gauge("layerwatch_evaluator_lease", "1 where this process evaluates and delivers", registry=REGISTRY)
+WATERMARK = Gauge(
+    "layerwatch_watermark_timestamp_seconds", "Event time up to which every partition has been read", registry=REGISTRY
+)
 BUCKETS_CLOSED = Counter("layerwatch_buckets_closed_total", "Buckets closed and judged here", registry=REGISTRY)
 EVALUATION_SECONDS = Histogram(
     "layerwatch_evaluation_seconds", "Time to judge one closed bucket", buckets=STAGE_BUCKETS_S, registry=REGISTRY

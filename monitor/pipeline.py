@@ -117,7 +117,7 @@ class Pipeline:
                 self._score(works)
                 self._finished.extend(works)
                 self.ready.set()
-        except BaseException as failure:  # noqa: BLE001 - handed to the reader, whatever it is
+        except BaseException as failure:
             self._failure = failure
             self.ready.set()
 

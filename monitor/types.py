@@ -135,6 +135,9 @@ class Source(Protocol):
     def commit(self, next_offsets: Mapping[Partition, int]) -> None:
         """Tell the group how far we are: information for lag tools, never what a restart goes by."""
 
+    def log_id(self, partition: Partition) -> str:
+        """Identity of the log: another one under the same name is a new log; "" where the broker cannot tell."""
+
     def dead_letter(self, letters: Sequence[DeadLetter]) -> None:
         """Write these to the dead-letter log; returns when it has acknowledged them all."""
 

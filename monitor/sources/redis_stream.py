@@ -154,6 +154,10 @@ class RedisStreamSource:
             for partition, offset in next_offsets.items():
                 self._client.set(f"{stream_key(partition)}:committed", offset)
 
+    def log_id(self, partition: Partition) -> str:  # noqa: ARG002 - the signature of Source
+        """Redis streams have no identity beyond their name."""
+        return ""
+
     def dead_letter(self, letters: Sequence[DeadLetter]) -> None:
         """See `Source.dead_letter`: one bounded stream; a letter's key is `topic:partition:offset`."""
         with _Translated():

@@ -1,0 +1,243 @@
+"""The daemon: what runs in which thread, and how it ends. An image's way is `Reader.run`, an alert's `Evaluator.look`.
+
+source ─► reader ─► pipeline (decode, score) ─► reader ─► Redis      one thread polls and applies
+                                                           │
+receivers ◄─ dispatcher ◄─ outbox ◄─ evaluator ◄───────────┘         one thread, where the lease is held
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable
+from importlib.metadata import version
+
+import structlog
+
+from detectors.images import Prepared
+from monitor import metrics
+from monitor.config import Config
+from monitor.decode import Decoder
+from monitor.evaluator import Evaluator, Presentation
+from monitor.notify import Dispatcher, Receiver, build_receiver
+from monitor.pipeline import Pipeline, PipelineError
+from monitor.profiles import Profiles
+from monitor.reader import Reader, ReaderSettings
+from monitor.ruleset import BoundRule
+from monitor.sources import open_source
+from monitor.store import Limits, open_store
+from monitor.takeover import StartPolicy
+from monitor.tally import Counting, Rates
+from monitor.thumbnails import thumbnail
+from monitor.types import FatalSourceError
+from monitor.web import WebServer, build_app
+
+log = structlog.get_logger(__name__)
+
+EXIT_UNAVAILABLE = 69
+"""EX_UNAVAILABLE of sysexits.h: a server that is needed does not answer, or refuses us."""
+EXIT_SOFTWARE = 70
+"""EX_SOFTWARE: something hangs or is broken; whoever supervises us should start us anew."""
+WATCH_S = 0.5
+MIN_REBUILD_MS = 300_000
+
+
+class Daemon:
+    """One process of a monitor, from start to end.
+
+    Args:
+        settings: the configuration; parts get their values, never the whole.
+        profiles, rules: loaded and checked beforehand, so that a wrong configuration never gets this far.
+    """
+
+    def __init__(self, settings: Config, profiles: Profiles, rules: tuple[BoundRule, ...]) -> None:
+        self._settings = settings
+        self._stop = threading.Event()
+        self._failure: tuple[int, str] | None = None
+        self._store = open_store(settings.redis, settings.monitor, _limits(settings))
+        self._store.put_layouts({fingerprint: layout.to_json() for fingerprint, layout in profiles.layouts.items()})
+        self._pipeline = Pipeline(
+            Decoder(profiles.preparers(), settings.stream, settings.decoding),
+            profiles,
+            settings.decoding.workers,
+            settings.scoring.batch_images,
+            settings.scoring.batch_age_s,
+        )
+        self._reader = Reader(
+            lambda: open_source(settings),
+            self._store,
+            self._pipeline,
+            _counting(settings, profiles),
+            _reader_settings(settings, rules),
+        )
+        self._producer: object = None
+        self._receivers: list[Receiver] = [
+            build_receiver(receiver, settings.monitor, self._open_producer) for receiver in settings.receivers
+        ]
+        self._dispatcher: Dispatcher | None = None
+        self._evaluator = Evaluator(
+            self._store,
+            rules,
+            profiles.layouts,
+            (settings.buckets.seconds * 1000, round(settings.buckets.lateness_s * 1000)),
+            Presentation(settings.web.external_url, settings.web.dashboard_url, settings.evidence.exemplars),
+            self._on_lease,
+        )
+        app = build_app(self._store, settings.web, round(settings.buckets.lateness_s * 1000), self._why_unready)
+        self._web = WebServer(app, settings.web.host, settings.web.port)
+        metrics.BUILD.labels(version("layerwatch")).set(1)
+        for profile in profiles.all():
+            facts = profile.manifest
+            metrics.PROFILE.labels(profile.fingerprint, facts["detector"], profile.backbone.spec.model).set(1)
+
+    def run(self) -> int:
+        """Run until SIGTERM or SIGINT, or until something cannot be mended here; returns the exit status."""
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, lambda *_: self._stop.set())
+        self._web.start()
+        log.info("daemon.started", monitor=self._settings.monitor, web=self._web.address, pid=os.getpid())
+        reading = self._thread("reader", lambda: self._reader.run(self._settings.pipeline.grace_s))
+        evaluating = self._thread("evaluator", self._evaluator.run)
+        while not self._stop.wait(WATCH_S):
+            self._watch()
+        self._end(reading, evaluating)
+        if self._failure is None:
+            return 0
+        status, reason = self._failure
+        sys.stderr.write(f"layerwatch run: {reason}\n")
+        return status
+
+    # ---------------------------------------------------------------- threads
+
+    def _thread(self, name: str, work: Callable[[], None]) -> threading.Thread:
+        def guarded() -> None:
+            try:
+                work()
+            except FatalSourceError as error:
+                self._fail(EXIT_UNAVAILABLE, str(error))
+            except PipelineError as error:
+                log.exception("pipeline.failed")
+                self._fail(EXIT_SOFTWARE, str(error))
+            except Exception as error:
+                log.exception(f"{name}.failed")
+                self._fail(EXIT_SOFTWARE, f"{name}: {type(error).__name__}: {error}")
+
+        thread = threading.Thread(target=guarded, name=name, daemon=True)
+        thread.start()
+        return thread
+
+    def _fail(self, status: int, reason: str) -> None:
+        self._failure = self._failure or (status, reason)
+        self._stop.set()
+
+    def _watch(self) -> None:
+        """Leave at once when a thread hangs: an owner that neither reads nor gives up its partitions helps nobody."""
+        health, now_s = self._reader.health, time.monotonic()
+        stall_s = self._settings.pipeline.stall_s
+        for what, seen_s in (("poll", health.polled_s), ("apply", health.moved_s), ("look", self._evaluator.seen_s)):
+            if now_s - seen_s > stall_s:
+                log.error("watchdog.stalled", what=what, seconds=round(now_s - seen_s, 1))
+                sys.stderr.flush()
+                os._exit(EXIT_SOFTWARE)
+
+    def _end(self, reading: threading.Thread, evaluating: threading.Thread) -> None:
+        """SIGTERM: what is in hand is finished, then everything is closed, all within the grace period."""
+        log.info("daemon.stopping", grace_s=self._settings.pipeline.grace_s)
+        hard_end = threading.Timer(self._settings.pipeline.grace_s, os._exit, (EXIT_SOFTWARE,))
+        hard_end.daemon = True
+        hard_end.start()
+        self._reader.stop()
+        self._evaluator.stop()
+        reading.join()
+        evaluating.join()
+        self._pipeline.close()
+        for receiver in self._receivers:
+            receiver.close()
+        if self._producer is not None:
+            self._producer.close()  # type: ignore[attr-defined]
+        self._web.stop()
+        self._store.close()
+        hard_end.cancel()
+        log.info("daemon.stopped")
+
+    # ---------------------------------------------------------------- parts
+
+    def _on_lease(self, held: bool) -> None:
+        """Whoever evaluates also delivers."""
+        if self._dispatcher is not None:
+            self._dispatcher.stop()
+            self._dispatcher = None
+        if held and self._receivers:
+            self._dispatcher = Dispatcher(
+                self._store,
+                self._receivers,
+                self._settings.monitor,
+                holds_lease=lambda: self._evaluator.holds_lease,
+                observe=_observe,
+            )
+            self._dispatcher.start()
+
+    def _open_producer(self) -> object:
+        from monitor.sources import open_producer
+
+        self._producer = self._producer or open_producer(self._settings)
+        return self._producer
+
+    def _why_unready(self) -> str:
+        if self._stop.is_set():
+            return "stopping"
+        if not self._reader.health.joined:
+            return "not joined to the source yet"
+        return "" if self._reader.health.redis_ok else "Redis does not answer"
+
+
+def _observe(receiver: str, outcome: str, seconds: float) -> None:
+    metrics.DELIVERIES.labels(receiver, outcome).inc()
+    metrics.DELIVERY_SECONDS.labels(receiver).observe(seconds)
+
+
+def _limits(settings: Config) -> Limits:
+    return Limits(
+        bucket_ms=settings.buckets.seconds * 1000,
+        retention_s=settings.buckets.retention_s,
+        max_streams=settings.stream.max_streams,
+        exemplars_kept=settings.evidence.exemplars,
+        exemplar_retention_s=settings.evidence.retention_s,
+    )
+
+
+def _counting(settings: Config, profiles: Profiles) -> Counting:
+    evidence = settings.evidence
+
+    def small(prepared: Prepared) -> bytes:
+        return thumbnail(prepared, evidence.thumbnail_px) if evidence.thumbnails else b""
+
+    return Counting(
+        rates=Rates(
+            bucket_ms=settings.buckets.seconds * 1000,
+            lateness_ms=round(settings.buckets.lateness_s * 1000),
+            max_future_ms=round(settings.buckets.max_future_s * 1000),
+        ),
+        layouts=profiles.layouts,
+        fingerprint_of=lambda stream: str(profiles.of(stream).fingerprint),
+        exemplars=evidence.exemplars,
+        thumbnail=small,
+    )
+
+
+def _reader_settings(settings: Config, rules: tuple[BoundRule, ...]) -> ReaderSettings:
+    source = settings.kafka if settings.source == "kafka" else settings.redis_stream
+    longest_ms = max([rule.window_ms for rule in rules], default=0)
+    return ReaderSettings(
+        poll_s=settings.pipeline.poll_s,
+        queue_bytes=settings.pipeline.queue_bytes,
+        idle_timeout_s=settings.buckets.idle_timeout_s,
+        policy=StartPolicy(
+            start=source.start,
+            on_gap=settings.dead_letters.on_gap,
+            rebuild_ms=max(longest_ms, MIN_REBUILD_MS) + round(settings.buckets.lateness_s * 1000),
+        ),
+    )

@@ -57,7 +57,8 @@ class Dispatcher:
         around = Around(store, monitor, timing, now_ms, self._over, observe)
         self._workers = [Worker(receiver, around) for receiver in receivers]
         self._threads: list[threading.Thread] = []
-        self._forgot = False
+        self._preparing = threading.Lock()
+        self._prepared = False
 
     def start(self) -> None:
         """Begin to deliver; returns at once."""
@@ -86,8 +87,7 @@ class Dispatcher:
         pause_s = 0.0
         while not self._over():
             try:
-                if worker is self._workers[0] and not self._forgot:
-                    self._forget_former_receivers()
+                self._prepare()
                 worker.round()
                 pause_s = 0.0
             except StoreError as error:
@@ -100,13 +100,17 @@ class Dispatcher:
                 pause_s = min(max(first, 2 * pause_s), longest)
             self._stop.wait(pause_s or self._timing.poll_s)
 
-    def _forget_former_receivers(self) -> None:
-        """Those no longer configured would hold the outbox back, and alerts about them would fire for ever."""
-        names = {worker.receiver.name for worker in self._workers}
-        for name in self._store.retain_receivers(names):
-            log.info("notify.receiver_forgotten", receiver=name)
-        for name, document in self._store.failing().items():
-            if name not in names:
-                self._store.append_outbox(recovered_document(document, self._now_ms()))
-                self._store.set_failing(name, "")
-        self._forgot = True
+    def _prepare(self) -> None:
+        """Once, before anything is delivered: what one receiver settles must still be kept for all the others, and
+        those that are no longer configured must neither hold the outbox back nor be complained of for ever."""
+        with self._preparing:
+            if self._prepared:
+                return
+            names = {worker.receiver.name for worker in self._workers}
+            for name in self._store.retain_receivers(names):
+                log.info("notify.receiver_forgotten", receiver=name)
+            for name, document in self._store.failing().items():
+                if name not in names:
+                    self._store.append_outbox(recovered_document(document, self._now_ms()))
+                    self._store.set_failing(name, "")
+            self._prepared = True

@@ -121,20 +121,24 @@ class Outbox:
         return self._texts("failing")
 
     def retain_receivers(self, receivers: Iterable[str]) -> list[str]:
-        """Forget receivers that are no longer configured: they would hold the outbox back. Returns their names."""
-        kept = set(receivers)
-        if not self._connection.read_many([("EXISTS", self._outbox())])[0]:
-            return []
-        groups = self._connection.read_many([("XINFO", "GROUPS", self._outbox())])[0]
+        """Make these the ones that the outbox is kept for; to be called before any of them settles an entry.
+
+        A new one gets what is in the outbox now. One that is no longer configured is forgotten: it would hold the
+        outbox back.
+
+        Returns:
+            The names of the forgotten.
+        """
+        kept, key = set(receivers), self._outbox()
+        (exists,) = self._connection.read_many([("EXISTS", key)])
+        groups = self._connection.read_many([("XINFO", "GROUPS", key)])[0] if exists else []
         names = {_group_name(group) for group in groups}
+        for name in sorted(kept - names):
+            self._connection.read_many([("XGROUP", "CREATE", key, name, "0", "MKSTREAM"), _keep(key)])
         gone = sorted(names - kept)
         for name in gone:
-            self._connection.read_many(
-                [
-                    ("XGROUP", "DESTROY", self._outbox(), name),
-                    ("DEL", self._of("retry", name), self._of("held", name)),
-                ]
-            )
+            forget = ("DEL", self._of("retry", name), self._of("held", name))
+            self._connection.read_many([("XGROUP", "DESTROY", key, name), forget])
         return gone
 
     def backlog(self, receiver: str) -> Backlog:

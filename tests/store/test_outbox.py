@@ -161,6 +161,14 @@ def test_a_receiver_that_is_no_longer_configured_holds_nothing_back(store: Store
     assert store.held("gone") == {}
 
 
+def test_what_one_settles_is_kept_for_a_receiver_that_is_retained_and_has_not_looked_yet(store: Store) -> None:
+    store.retain_receivers(["quick", "late"])
+    decide(store, "a")
+    (entry,) = store.fetch("quick", 0)
+    store.settle("quick", entry.id)
+    assert documents(store, "late") == ["a"]
+
+
 def test_beyond_its_limit_the_outbox_drops_the_oldest_and_counts_them(
     store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:

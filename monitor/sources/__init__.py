@@ -1,9 +1,47 @@
-"""Where records come from: one module per broker, behind `monitor.types.Source`. Nothing else knows a broker."""
+"""Where records come from and go to: one module per broker, behind `monitor.types.Source` and `Producer`.
+
+Nothing else knows a broker.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Protocol
+
 from monitor.config import Config
 from monitor.types import Source
+
+
+class Producer(Protocol):
+    """Writes records to topics. One thread owns an instance and makes every call.
+
+    It connects on first use. After an error it can be used again, and connects anew; whatever was not flushed must be
+    sent again.
+    """
+
+    def send(
+        self,
+        topic: str,
+        value: bytes,
+        key: bytes | None = None,
+        headers: Sequence[tuple[str, bytes]] = (),
+        timestamp_ms: int | None = None,
+    ) -> None:
+        """Hand one record over; waits where too much is on its way. Records of one key stay in order.
+
+        Args:
+            timestamp_ms: None is now.
+
+        Raises:
+            SourceError: it cannot be written now, or one before it could not; try again after a while.
+            FatalSourceError: we may not write, or it is too large.
+        """
+
+    def flush(self) -> None:
+        """Return when all that was handed over is acknowledged; raises as `send` does where one is not."""
+
+    def close(self) -> None:
+        """Free everything, what is not flushed with it; never raises."""
 
 
 def open_source(config: Config) -> Source:
@@ -19,4 +57,15 @@ def open_source(config: Config) -> Source:
         return KafkaSource(config.kafka)
     from monitor.sources.redis_stream import RedisStreamSource  # noqa: PLC0415
 
-    return RedisStreamSource(config.redis_stream, config.redis)
+    return RedisStreamSource(config.redis_stream, config.redis, config.monitor)
+
+
+def open_producer(config: Config) -> Producer:
+    """A producer for the configured source's broker; connects on first use."""
+    if config.source == "kafka":
+        from monitor.sources.kafka_producer import KafkaRecordProducer  # noqa: PLC0415
+
+        return KafkaRecordProducer(config.kafka)
+    from monitor.sources.redis_log import RedisRecordProducer  # noqa: PLC0415
+
+    return RedisRecordProducer(config.redis_stream, config.redis)

@@ -16,12 +16,12 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import structlog
-from kafka import ConsumerRebalanceListener, KafkaConsumer, TopicPartition, errors
+from kafka import ConsumerRebalanceListener, KafkaConsumer, TopicPartition
 from kafka.coordinator.assignors.cooperative_sticky import CooperativeStickyAssignor
 from kafka.structs import OffsetAndMetadata
 
 from monitor.config import Kafka
-from monitor.sources.kafka_client import check_tls, client_options, describe, translated, with_passthrough
+from monitor.sources.kafka_client import client_options, connect, describe, translated, with_passthrough
 from monitor.sources.kafka_dead_letters import KafkaDeadLetters
 from monitor.types import DeadLetter, FatalSourceError, Partition, Polled, Record, SourceError
 
@@ -29,7 +29,7 @@ log = structlog.get_logger(__name__)
 
 METADATA_MAX_AGE_MS = 30_000
 """Partitions added to a topic show up within this time."""
-TOPIC_WAIT_S = 5.0
+TOPIC_WAIT_S = 3.0
 """A topic created a moment ago may not have reached every broker; one still unknown after this does not exist."""
 CLOSE_TIMEOUT_MS = 3000
 
@@ -68,7 +68,7 @@ class KafkaSource:
         self._commit: Any = None
         self._broken = False
         self._dead_letters = KafkaDeadLetters(config)
-        self._consumer = _connect(config)
+        self._consumer = _join(config)
         try:
             with translated("joining the group"):
                 self._topic_ids = self._await_topics()
@@ -88,7 +88,7 @@ class KafkaSource:
         with self._client("polling"):
             batches = self._consumer.poll(timeout_ms=round(timeout_s * 1000))
             assigned, revoked = self._take_changes()
-            self._check_topics()
+            self._check_topics(revoked)
             moved = self._moved()
             records = {}
             for topic_partition, batch in batches.items():
@@ -217,8 +217,9 @@ class KafkaSource:
         return moved
 
     def _await_topics(self) -> dict[str, str]:
-        """Topic -> id of every configured topic, once all are known."""
-        missing = set(self._config.topics)
+        """Topic -> id of every configured topic, once all are known, and the one for dead letters with them."""
+        # found missing at the first bad record, months from now, it would stop the stream at night
+        missing = {*self._config.topics, self._config.dead_letter_topic}
         deadline = time.monotonic() + TOPIC_WAIT_S
         while missing and time.monotonic() < deadline:
             missing = {topic for topic in missing if not self._consumer.partitions_for_topic(topic)}
@@ -227,20 +228,27 @@ class KafkaSource:
         if missing:
             raise FatalSourceError(
                 f"kafka: topic {min(missing)} does not exist on {', '.join(self._config.bootstrap_servers)} "
-                "(or these credentials may not see it); create it or correct kafka.topics"
+                f"(or these credentials may not see it); create it or correct kafka.{self._key_of(min(missing))}"
             )
         return {topic: topic_id for topic in self._config.topics if (topic_id := self._current_id(topic))}
+
+    def _key_of(self, topic: str) -> str:
+        return "topics" if topic in self._config.topics else "dead_letter_topic"
 
     def _current_id(self, topic: str) -> str:
         # kafka-python keeps the id beside its metadata and has no public name for it
         found = self._consumer._cluster.topic_id(topic)
         return str(found) if found is not None and found.int else ""
 
-    def _check_topics(self) -> None:
+    def _check_topics(self, revoked: Iterable[Partition]) -> None:
         for topic, topic_id in self._topic_ids.items():
             current = self._current_id(topic)
             if current and current != topic_id:
                 raise FatalSourceError(f"kafka: topic {topic} was deleted and created anew ({topic_id} -> {current})")
+        # Metadata alone may lack a topic for a moment; the group has also taken it away from us.
+        for topic in {partition.topic for partition in revoked}:
+            if not self._consumer.partitions_for_topic(topic):
+                raise FatalSourceError(f"kafka: topic {topic} was deleted")
 
 
 class _Guard:
@@ -304,7 +312,7 @@ class _Changes(ConsumerRebalanceListener):  # type: ignore[misc]
             return True
 
 
-def _connect(config: Kafka) -> KafkaConsumer:
+def _join(config: Kafka) -> KafkaConsumer:
     options = client_options(config) | {
         "group_id": config.group_id,
         "session_timeout_ms": round(config.session_timeout_s * 1000),
@@ -319,15 +327,8 @@ def _connect(config: Kafka) -> KafkaConsumer:
         "isolation_level": "read_committed",
         "check_crcs": True,
         "partition_assignment_strategy": (CooperativeStickyAssignor,),
-        "metrics_enabled": False,
     }
-    options = with_passthrough(config, options, KafkaConsumer, FIXED)
-    with translated("connecting"):
-        try:
-            return KafkaConsumer(**options)
-        except errors.KafkaTimeoutError:
-            check_tls(config)
-            raise
+    return connect(KafkaConsumer, with_passthrough(config, options, KafkaConsumer, FIXED))
 
 
 def _partition(item: TopicPartition) -> Partition:

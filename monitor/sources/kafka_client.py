@@ -1,26 +1,35 @@
-"""Options and errors of kafka-python's clients: the part that the source, the producers and the receivers share."""
+"""Options, connections and errors of kafka-python's clients: what the source and the producers share."""
 
 from __future__ import annotations
 
-import socket
 import ssl
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from typing import Any
 
 from kafka import KafkaConsumer, KafkaProducer, errors
+from kafka.net.compat import KafkaNetClient
+from kafka.net.manager import KafkaConnectionManager
 from kafka.net.sasl.oauth import AbstractTokenProvider
+from kafka.net.selector import NetworkSelector
 
 from monitor.config import Kafka, KafkaTls
 from monitor.types import FatalSourceError, SourceError
 
-PROBE_TIMEOUT_S = 5.0
+MAX_BOOTSTRAP_S = 10.0
+"""A daemon tries again for ever; what it must not do is to sit here deaf to its own end."""
 
-_FATAL = (
-    errors.AuthorizationError,
+_REFUSED = (
     errors.SaslAuthenticationFailedError,
     errors.UnsupportedSaslMechanismError,
     errors.IllegalSaslStateError,
+    ssl.SSLCertVerificationError,
+)
+"""A server that answered and will say no again."""
+
+_FATAL = (
+    *_REFUSED,
+    errors.AuthorizationError,
     errors.SecurityDisabledError,
     errors.InvalidTopicError,
     errors.InvalidGroupIdError,
@@ -32,11 +41,11 @@ _FATAL = (
 
 
 @contextmanager
-def translated(what: str) -> Iterator[None]:
-    """Turn whatever the client raises into SourceError or FatalSourceError, saying during `what` it happened."""
+def translated(what: str, passed: type[Exception] = SourceError) -> Iterator[None]:
+    """Turn what the client raises, except `passed`, into SourceError or FatalSourceError: during `what` it happened."""
     try:
         yield
-    except (SourceError, FatalSourceError):
+    except (SourceError, FatalSourceError, passed):
         raise
     except _FATAL as error:
         raise FatalSourceError(f"kafka: {what}: {describe(error)}") from error
@@ -47,8 +56,10 @@ def translated(what: str) -> Iterator[None]:
 
 def describe(error: BaseException) -> str:
     """One line: the error's type and text."""
-    text = " ".join(str(error).split())
-    return text if text.startswith(f"[Error {getattr(error, 'errno', '')}]") else f"{type(error).__name__}: {text}"
+    name, text = type(error).__name__, " ".join(str(error).split())
+    if text.startswith(("[Error ", name)):  # kafka-python's own texts name the error already
+        return text
+    return f"{name}: {text}" if text else name
 
 
 def client_options(config: Kafka) -> dict[str, Any]:
@@ -61,7 +72,9 @@ def client_options(config: Kafka) -> dict[str, Any]:
         "bootstrap_servers": list(config.bootstrap_servers),
         "client_id": config.client_id,
         "request_timeout_ms": _ms(config.request_timeout_s),
+        "bootstrap_timeout_ms": _ms(min(config.request_timeout_s, MAX_BOOTSTRAP_S)),
         "allow_auto_create_topics": False,
+        "metrics_enabled": False,
     }
     if config.tls:
         options["ssl_context"] = tls_context(config.tls)
@@ -81,9 +94,99 @@ def with_passthrough(config: Kafka, options: dict[str, Any], client: type, fixed
     known = set(KafkaConsumer.DEFAULT_CONFIG) | set(KafkaProducer.DEFAULT_CONFIG)
     if unknown := set(config.client) - known:
         raise FatalSourceError(f"kafka.client.{min(unknown)}: kafka-python has no such option")
-    if taken := set(config.client) & fixed:
+    if taken := set(config.client) & (fixed | {"kafka_client"}):
         raise FatalSourceError(f"kafka.client.{min(taken)}: cannot be changed, the exact counts rest on it")
     return options | {key: value for key, value in config.client.items() if key in client.DEFAULT_CONFIG}  # type: ignore[attr-defined]
+
+
+def connect(client: Callable[..., Any], options: dict[str, Any]) -> Any:
+    """Build a KafkaConsumer or KafkaProducer; whatever it started is ended where it does not come up.
+
+    Raises:
+        SourceError: no server answers within `bootstrap_timeout_ms`; the message has the last failure.
+        FatalSourceError: every server refused us, or an option has a value of the wrong kind.
+    """
+    nets: list[_NetClient] = []
+
+    def net_client(**configs: Any) -> _NetClient:
+        nets.append(_NetClient(**configs))
+        return nets[-1]
+
+    try:
+        return client(**options, kafka_client=net_client)
+    except Exception as error:
+        for net in nets:  # left alone, its thread would try to connect for ever
+            with suppress(Exception):
+                net.close()
+        failure = nets[0].manager.last_failure if nets else None
+        servers = ", ".join(options["bootstrap_servers"])
+        told = f"kafka: connecting to {servers}: {describe(failure or error)}"
+        if isinstance(failure or error, _FATAL):
+            raise FatalSourceError(told) from error
+        if isinstance(error, TypeError | ValueError):
+            raise FatalSourceError(f"kafka.client: {describe(error)}") from error
+        raise SourceError(told) from error
+
+
+class _Manager(KafkaConnectionManager):  # type: ignore[misc]
+    """Remembers why connections fail, which kafka-python only logs, and gives up early where trying again is vain."""
+
+    def __init__(self, net: Any, **configs: Any) -> None:
+        self.last_failure: BaseException | None = None
+        self._refusals: dict[Any, BaseException] = {}
+        self._final: dict[Any, BaseException] = {}
+        super().__init__(net, **configs)
+
+    def get_connection(self, node_id: Any, **options: Any) -> Any:
+        known = self._conns.get(node_id)
+        connection = super().get_connection(node_id, **options)
+        if connection is not known:
+            connection.init_future.add_errback(lambda error: self._note(node_id, error))
+            connection.init_future.add_callback(lambda _: self._welcome(node_id))
+        return connection
+
+    def maybe_raise_auth_failure(self, node_id: Any) -> None:
+        if node_id in self._final:
+            raise self._final[node_id]
+        super().maybe_raise_auth_failure(node_id)
+
+    async def _build_transport(self, node: Any, timeout_at: float | None = None) -> Any:
+        transport = await super()._build_transport(node, timeout_at=timeout_at)
+        receive = transport._sock_recv
+
+        def receive_all() -> tuple[bytes, BaseException | None]:
+            """kafka-python throws away what came right before the end of a connection: for one, why we are refused."""
+            received, failure = receive()
+            return (received, None) if received else (received, failure)
+
+        transport._sock_recv = receive_all
+        return transport
+
+    def _note(self, node_id: Any, error: BaseException) -> None:
+        # kafka-python wraps what a TLS handshake raised; the cause says whether trying again can help
+        cause = error.__context__ if isinstance(error.__context__, ssl.SSLError) else error
+        self.last_failure = cause
+        if not isinstance(cause, _REFUSED):
+            return
+        self._refusals[node_id] = cause
+        # At first one server that lets us in is enough. Later a refusal means that our credentials were withdrawn: a
+        # client that went on would be silent and never read again.
+        first = {broker.node_id for broker in self.cluster.bootstrap_brokers()}
+        if node_id not in first or first <= set(self._refusals):
+            self._final.update(self._refusals)
+
+    def _welcome(self, node_id: Any) -> None:
+        self._refusals.pop(node_id, None)
+        self._final.pop(node_id, None)
+
+
+class _NetClient(KafkaNetClient):  # type: ignore[misc]
+    """kafka-python's network client with our connection manager."""
+
+    def __init__(self, **configs: Any) -> None:
+        net = NetworkSelector(**configs)
+        self.manager = _Manager(net, **configs)
+        super().__init__(net=net, manager=self.manager, **configs)
 
 
 def tls_context(tls: KafkaTls) -> ssl.SSLContext:
@@ -100,31 +203,9 @@ def tls_context(tls: KafkaTls) -> ssl.SSLContext:
         if tls.ciphers:
             context.set_ciphers(tls.ciphers)
     except OSError as error:  # ssl.SSLError is one
-        raise FatalSourceError(f"kafka.tls: {describe(error)}") from error
+        files = ", ".join(str(path) for path in (tls.ca_file, tls.cert_file, tls.key_file, tls.crl_file) if path)
+        raise FatalSourceError(f"kafka.tls: {describe(error)} (of {files or 'no file'})") from error
     return context
-
-
-def check_tls(config: Kafka) -> None:
-    """Tell a handshake that can never succeed from a server that is away: the client reports both as a time-out.
-
-    Raises:
-        FatalSourceError: a server answered and its certificate or ours was refused.
-    """
-    if not config.tls:
-        return
-    context = tls_context(config.tls)
-    for server in config.bootstrap_servers:
-        host, _, port = server.rpartition(":")
-        try:
-            with (
-                socket.create_connection((host.strip("[]"), int(port)), PROBE_TIMEOUT_S) as plain,
-                context.wrap_socket(plain, server_hostname=host.strip("[]")),
-            ):
-                pass
-        except ssl.SSLError as error:
-            raise FatalSourceError(f"kafka: TLS handshake with {server} failed: {describe(error)}") from error
-        except (OSError, ValueError):
-            continue
 
 
 def _sasl_options(config: Kafka) -> dict[str, Any]:

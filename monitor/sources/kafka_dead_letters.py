@@ -6,16 +6,14 @@ from collections.abc import Sequence
 from typing import Any
 
 import structlog
-from kafka import KafkaProducer, errors
+from kafka import errors
 
 from monitor.config import Kafka
-from monitor.sources.kafka_client import client_options, translated, with_passthrough
+from monitor.sources.kafka_producer import KafkaRecordProducer
+from monitor.sources.letters import letter_headers, letter_id, story_headers
 from monitor.types import DeadLetter
 
 log = structlog.get_logger(__name__)
-
-MAX_ERROR_CHARS = 2000
-FIXED = frozenset({"acks", "allow_auto_create_topics", "enable_idempotence", "key_serializer", "value_serializer"})
 
 
 class KafkaDeadLetters:
@@ -26,8 +24,8 @@ class KafkaDeadLetters:
     """
 
     def __init__(self, config: Kafka) -> None:
-        self._config = config
-        self._producer: KafkaProducer | None = None
+        self._topic = config.dead_letter_topic
+        self._producer = KafkaRecordProducer(config)
 
     def write(self, letters: Sequence[DeadLetter]) -> None:
         """Write them all and wait for the acknowledgements.
@@ -38,81 +36,36 @@ class KafkaDeadLetters:
         """
         if not letters:
             return
-        with translated(f"writing dead letters to {self._config.dead_letter_topic}"):
-            try:
-                self._write(letters)
-            except Exception:
-                self.close()  # an idempotent producer that failed has lost its sequence
-                raise
-        log.info("dead_letters.written", letters=len(letters), topic=self._config.dead_letter_topic)
+        sent = [(letter, self._submit(letter)) for letter in letters]
+        for letter, future in sent:
+            if not self._is_written(future):
+                self._write_smaller(letter)
+        log.info("dead_letters.written", letters=len(letters), topic=self._topic)
 
     def close(self) -> None:
         """Free the connection; a later write opens a new one."""
-        if self._producer is not None:
-            producer, self._producer = self._producer, None
-            producer.close(timeout=3)
+        self._producer.close()
 
-    def _write(self, letters: Sequence[DeadLetter]) -> None:
-        producer = self._open()
-        sent = [(letter, self._send(producer, letter, letter.record.value or b"")) for letter in letters]
-        producer.flush(timeout=self._config.request_timeout_s)
-        for letter, future in sent:
-            try:
-                if future is not None:
-                    future.get(timeout=self._config.request_timeout_s)
-                    continue
-            except (errors.MessageSizeTooLargeError, errors.RecordListTooLargeError):
-                pass
-            # With its headers the record is larger than the topic takes: where it stands is worth more than nothing.
-            self._send(producer, letter, None).get(timeout=self._config.request_timeout_s)
-
-    def _send(self, producer: KafkaProducer, letter: DeadLetter, value: bytes | None) -> Any:
-        """A future, or None when the client refuses the size; `value` None leaves the bytes out and says so."""
-        headers = letter_headers(letter)
-        if value is None:
-            headers.append(("layerwatch-value-omitted", str(len(letter.record.value or b"")).encode()))
+    def _submit(self, letter: DeadLetter) -> Any:
+        """What `_is_written` takes: None where the client already refuses the size."""
         try:
-            return producer.send(
-                self._config.dead_letter_topic,
-                key=letter_id(letter).encode(),
-                value=b"" if value is None else value,
-                headers=headers,
-            )
+            key = letter_id(letter).encode()
+            return self._producer.submit(self._topic, letter.record.value or b"", key, letter_headers(letter))
         except errors.MessageSizeTooLargeError:
-            if value is None:
-                raise
             return None
 
-    def _open(self) -> KafkaProducer:
-        if self._producer is None:
-            options = client_options(self._config) | {
-                "acks": "all",
-                "enable_idempotence": True,
-                "delivery_timeout_ms": round(self._config.request_timeout_s * 1000) + 1000,
-                "max_block_ms": round(self._config.request_timeout_s * 1000),
-                "max_request_size": self._config.fetch_max_bytes,
-                "metrics_enabled": False,
-            }
-            self._producer = KafkaProducer(**with_passthrough(self._config, options, KafkaProducer, FIXED))
-        return self._producer
+    def _is_written(self, future: Any) -> bool:
+        if future is None:
+            return False
+        try:
+            self._producer.await_written(future)
+        except errors.MessageSizeTooLargeError:
+            return False
+        return True
 
-
-def letter_id(letter: DeadLetter) -> str:
-    """`topic:partition:offset` of the record: the identity under which a dead letter lands once."""
-    return f"{letter.record.partition}:{letter.record.offset}"
-
-
-def letter_headers(letter: DeadLetter) -> list[tuple[str, bytes]]:
-    """The original headers, then ours: where the record stood and why it is here."""
-    record = letter.record
-    ours = {
-        "topic": record.partition.topic,
-        "partition": str(record.partition.index),
-        "offset": str(record.offset),
-        "timestamp": str(record.timestamp_ms),
-        "stream": letter.stream,
-        "reason": letter.reason,
-        "error": letter.error[:MAX_ERROR_CHARS],
-    }
-    headers = [*record.headers, *((f"layerwatch-{name}", value.encode()) for name, value in ours.items())]
-    return headers if record.key is None else [*headers, ("layerwatch-key", record.key)]
+    def _write_smaller(self, letter: DeadLetter) -> None:
+        """With its headers the record is larger than the topic takes: where it stood is worth more than nothing."""
+        omitted = ("layerwatch-value-omitted", str(len(letter.record.value or b"")).encode())
+        headers = [*story_headers(letter), omitted]
+        self._producer.send(self._topic, b"", letter_id(letter).encode(), headers)
+        self._producer.flush()

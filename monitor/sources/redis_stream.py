@@ -1,8 +1,7 @@
 """The Redis Streams source: a partitioned log with consumer groups on one Redis, for edge boxes without Kafka.
 
-A partition is a stream `{lwq:<topic>:<index>}` with ids `<position>-0`, positions counted from 0 by the script that
-adds an entry. Members announce themselves in a sorted set that expires them; each takes its fair share of the
-partitions by a lease per partition (SET NX PX), keeps it alive while it polls, and gives back what is above its share.
+Members announce themselves in a sorted set that forgets the silent; each takes its fair share of the partitions by a
+lease per partition (SET NX PX), keeps it alive while it polls, and gives back what is above its share.
 """
 
 from __future__ import annotations
@@ -10,89 +9,61 @@ from __future__ import annotations
 import time
 import uuid
 from collections.abc import Mapping, Sequence
-from typing import Any
 
-import redis
 import structlog
+from redis.exceptions import RedisError
 
-from monitor.config import Redis as RedisConfig
-from monitor.config import RedisStream
-from monitor.sources.kafka_dead_letters import letter_headers, letter_id
+from monitor.config import Redis, RedisStream
+from monitor.sources.letters import letter_headers, letter_id
+from monitor.sources.redis_log import (
+    append_call,
+    log_key,
+    next_key,
+    open_connection,
+    parse_record,
+    position_of,
+    translated,
+)
+from monitor.store.connection import Call, Connection, StoreError
 from monitor.types import DeadLetter, Partition, Polled, Record, SourceError
 
 log = structlog.get_logger(__name__)
 
-READ_COUNT = 500
+READ_BYTES = 4 * 2**20
+"""Aimed at per partition and poll, by the size of the records before."""
+FIRST_READ_COUNT, MAX_READ_COUNT = 16, 500
+FIND_COUNT = 200
+"""Entries that one look for a time goes through: the server does nothing else meanwhile."""
 IDLE_WAIT_S = 0.02
 """Between looks at an empty log; a blocking read would hold up the leases of the other partitions."""
-
-ADD = """
-local position = redis.call("INCR", KEYS[2]) - 1
-redis.call("XADD", KEYS[1], "MAXLEN", "~", ARGV[1], position + 1 .. "-0", unpack(ARGV, 2))
-return position
-"""
-"""KEYS: stream, counter. ARGV: bound, then fields. Entry ids are position + 1: Redis refuses 0-0."""
-
-KEEP = """
-if redis.call("GET", KEYS[1]) == ARGV[1] then return redis.call("PEXPIRE", KEYS[1], ARGV[2]) end
-return 0
-"""
-GIVE = """
-if redis.call("GET", KEYS[1]) == ARGV[1] then return redis.call("DEL", KEYS[1]) end
-return 0
-"""
-
-
-def stream_key(partition: Partition) -> str:
-    """Key of a partition's log."""
-    return f"{{lwq:{partition.topic}:{partition.index}}}"
-
-
-class RedisStreamProducer:
-    """Adds records to a topic; safe to share between threads."""
-
-    def __init__(self, client: Any, max_length: int) -> None:
-        self._client = client
-        self._add = client.register_script(ADD)
-        self._max_length = max_length
-
-    def add(
-        self,
-        partition: Partition,
-        value: bytes,
-        key: bytes | None = None,
-        headers: Sequence[tuple[str, bytes]] = (),
-        timestamp_ms: int | None = None,
-    ) -> int:
-        """Append one record; returns its offset. The log keeps about the last `max_length` records."""
-        stamp = time.time_ns() // 1_000_000 if timestamp_ms is None else timestamp_ms
-        fields: list[bytes | str | int] = ["v", value, "t", stamp]
-        if key is not None:
-            fields += ["k", key]
-        for name, content in headers:
-            fields += [f"h:{name}", content]
-        log_key = stream_key(partition)
-        return int(self._add(keys=[log_key, f"{log_key}:next"], args=[self._max_length, *fields]))
 
 
 class RedisStreamSource:
     """`monitor.types.Source` on Redis Streams.
 
+    Args:
+        config: the `redis_stream` section.
+        server: the `redis` section: logs and state live on the same Redis.
+        group: members of one group share the partitions; the monitor's name.
+
     Raises:
         SourceError: Redis does not answer.
+        FatalSourceError: it refuses us.
     """
 
-    def __init__(self, config: RedisStream, server: RedisConfig) -> None:
+    def __init__(self, config: RedisStream, server: Redis, group: str = "layerwatch") -> None:
         self._config = config
-        self._client: Any = redis.Redis.from_url(server.url.get_secret_value(), socket_timeout=server.timeout_s)
-        self._producer = RedisStreamProducer(self._client, config.max_length)
-        self._keep, self._give = self._client.register_script(KEEP), self._client.register_script(GIVE)
+        self._group = group
+        self._lease_ms = round(config.lease_s * 1000)
         self._token = uuid.uuid4().hex
         self._owned: set[Partition] = set()
-        self._positions: dict[Partition, int] = {}
+        self._positions: dict[Partition, int] = {}  # of started partitions
         self._paused: set[Partition] = set()
+        self._counts: dict[Partition, int] = {}
         self._generation = 0
-        self._next_lease = 0.0
+        self._next_balance_s = 0.0
+        self._closed = False
+        self._client = open_connection(server)
 
     @property
     def generation(self) -> int:
@@ -102,18 +73,21 @@ class RedisStreamSource:
     def poll(self, timeout_s: float) -> Polled:
         """See `Source.poll`."""
         deadline = time.monotonic() + timeout_s
-        with _Translated():
-            assigned, revoked = self._balance()
-            while True:
-                records, moved = self._read()
-                if records or assigned or revoked or time.monotonic() >= deadline:
-                    return Polled(records, moved, assigned, revoked)
-                time.sleep(IDLE_WAIT_S)
+        while True:
+            with translated():
+                assigned, revoked = self._balance()
+                records = self._read()
+            if records or assigned or revoked or time.monotonic() >= deadline:
+                moved = {partition: batch[-1].offset + 1 for partition, batch in records.items()}
+                self._positions |= moved
+                return Polled(records, moved, assigned, revoked)
+            time.sleep(min(IDLE_WAIT_S, max(0.0, deadline - time.monotonic())))
 
     def start(self, partition: Partition, next_offset: int) -> None:
-        """See `Source.start`."""
+        """See `Source.start`; a partition revoked meanwhile is left alone."""
         if partition in self._owned:
             self._positions[partition] = next_offset
+            self._paused.discard(partition)
 
     def pause(self, partitions: Sequence[Partition]) -> None:
         """See `Source.pause`."""
@@ -129,127 +103,145 @@ class RedisStreamSource:
 
     def bounds(self, partition: Partition) -> tuple[int, int]:
         """See `Source.bounds`."""
-        with _Translated():
-            end = int(self._client.get(f"{stream_key(partition)}:next") or 0)
-            first = self._client.xrange(stream_key(partition), count=1)
-        return (_position(first[0][0]) if first else end), end
+        with translated():
+            # the log before its end: a record that comes in between must not make the first one lie behind the end
+            entries = self._connection.read_many([("XRANGE", log_key(partition), "-", "+", "COUNT", 1)])[0]
+            end = int(self._connection.read_many([("GET", next_key(partition))])[0] or 0)
+        return (position_of(entries[0][0]) if entries else end), end
 
     def offset_at(self, partition: Partition, time_ms: int) -> int:
-        """See `Source.offset_at`; reads the log, which is short by design."""
-        with _Translated():
-            for entry_id, fields in self._client.xrange(stream_key(partition)):
-                if int(fields[b"t"]) >= time_ms:
-                    return _position(entry_id)
-        return self.bounds(partition)[1]
+        """See `Source.offset_at`; goes through the log from its start, on the server."""
+        position, state = 0, 0
+        while state == 0:
+            with translated():
+                call = Call("log_find", [log_key(partition)], [position, time_ms, FIND_COUNT])
+                position, state = map(int, self._connection.run(call))
+        return position if state > 0 else self.bounds(partition)[1]
 
     def committed(self, partition: Partition) -> int | None:
         """See `Source.committed`."""
-        with _Translated():
-            committed = self._client.get(f"{stream_key(partition)}:committed")
-        return None if committed is None else int(committed)
+        with translated():
+            offset = self._connection.read_many([("GET", self._commit_key(partition))])[0]
+        return None if offset is None else int(offset)
 
     def commit(self, next_offsets: Mapping[Partition, int]) -> None:
-        """See `Source.commit`."""
-        with _Translated():
-            for partition, offset in next_offsets.items():
-                self._client.set(f"{stream_key(partition)}:committed", offset)
+        """See `Source.commit`; only of partitions that are ours."""
+        mine = {partition: offset for partition, offset in next_offsets.items() if partition in self._owned}
+        with translated():
+            self._connection.read_many([("SET", self._commit_key(p), offset) for p, offset in mine.items()])
 
-    def log_id(self, partition: Partition) -> str:  # noqa: ARG002 - the signature of Source
-        """Redis streams have no identity beyond their name."""
-        return ""
+    def log_id(self, partition: Partition) -> str:
+        """See `Source.log_id`: made up by whoever asks first; it goes when Redis loses the log."""
+        key = f"{log_key(partition)}:id"
+        with translated():
+            found = self._connection.read_many([("SET", key, uuid.uuid4().hex, "NX"), ("GET", key)])[1]
+        return "" if found is None else str(found, "ascii")
 
     def dead_letter(self, letters: Sequence[DeadLetter]) -> None:
-        """See `Source.dead_letter`: one bounded stream; a letter's key is `topic:partition:offset`."""
-        with _Translated():
-            for letter in letters:
-                self._producer.add(
-                    Partition(self._config.dead_letter_topic, 0),
-                    letter.record.value or b"",
-                    letter_id(letter).encode(),
-                    letter_headers(letter),
-                )
+        """See `Source.dead_letter`: one bounded log; a letter's key is `topic:partition:offset`."""
+        to = Partition(self._config.dead_letter_topic, 0)
+        with translated():
+            for letter in letters:  # one at a time: each may be as large as a record can be
+                key, headers = letter_id(letter).encode(), letter_headers(letter)
+                bound, value = self._config.max_length, letter.record.value
+                self._connection.run(append_call(to, bound, value, key, headers, None))
 
     def close(self) -> None:
         """Give all leases back; never raises."""
+        if self._closed:
+            return
         try:
-            for partition in self._owned:
-                self._give(keys=[self._lease(partition)], args=[self._token])
-            self._client.zrem(self._members(), self._token)
-            self._client.close()
-        except redis.RedisError as error:
+            self._give(self._owned)
+            self._connection.read_many([("ZREM", self._members_key(), self._token)])
+        except (StoreError, RedisError) as error:
             log.warning("redis_stream.close_failed", error=str(error))
+        self._owned.clear()
+        self._positions.clear()
+        self._closed = True
+        self._client.close()
+
+    @property
+    def _connection(self) -> Connection:
+        if self._closed:
+            raise SourceError("redis stream: this source is closed; build a new one")
+        return self._client
 
     # ---------------------------------------------------------------- membership
 
     def _balance(self) -> tuple[tuple[Partition, ...], tuple[Partition, ...]]:
         """Keep what is ours, give back what is too much, take what is free: (assigned, revoked)."""
-        now = time.monotonic()
-        if now < self._next_lease:
+        now_s = time.monotonic()
+        if now_s < self._next_balance_s:
             return (), ()
-        self._next_lease = now + self._config.lease_s / 5
-        ttl_ms = round(self._config.lease_s * 1000)
-        wall = time.time()
-        self._client.zadd(self._members(), {self._token: wall})
-        self._client.zremrangebyscore(self._members(), 0, wall - self._config.lease_s)
+        self._next_balance_s = now_s + self._config.lease_s / 5
+        members = int(self._connection.run(Call("log_join", [self._members_key()], [self._token, self._lease_ms])))
         everything = self.partitions()
-        share = -(-len(everything) // max(1, int(self._client.zcard(self._members()))))
-        lost = {p for p in self._owned if not self._keep(keys=[self._lease(p)], args=[self._token, ttl_ms])}
-        surplus = sorted(self._owned - lost)[share:]
-        for partition in surplus:
-            self._give(keys=[self._lease(partition)], args=[self._token])
-        revoked = lost | set(surplus)
+        share = -(-len(everything) // max(1, members))
+        revoked = self._lost()
+        surplus = sorted(self._owned - revoked)[share:]
+        self._give(surplus)
+        revoked |= set(surplus)
         self._owned -= revoked
-        taken: list[Partition] = []
-        for partition in everything:
-            if len(self._owned) >= share:
-                break
-            free = partition not in self._owned and partition not in revoked
-            if free and self._client.set(self._lease(partition), self._token, nx=True, px=ttl_ms):
-                taken.append(partition)
-                self._owned.add(partition)
-        if taken:
-            self._generation = int(self._client.incr(f"{{lwq:{self._config.topics[0]}}}:generation"))
+        # one that was just lost or given back waits for the next time: revoked and assigned at once would be ambiguous
+        free = [p for p in everything if p not in self._owned and p not in revoked]
+        taken = self._take(free, share - len(self._owned))
         for partition in (*revoked, *taken):
             self._positions.pop(partition, None)
             self._paused.discard(partition)
         return tuple(taken), tuple(sorted(revoked))
 
-    def _read(self) -> tuple[dict[Partition, list[Record]], dict[Partition, int]]:
+    def _lost(self) -> set[Partition]:
+        held = sorted(self._owned)
+        calls = [Call("log_keep", [self._lease_key(p)], [self._token, self._lease_ms]) for p in held]
+        return {p for p, kept in zip(held, self._connection.run_many(calls), strict=True) if not kept}
+
+    def _give(self, partitions: Sequence[Partition] | set[Partition]) -> None:
+        self._connection.run_many([Call("log_give", [self._lease_key(p)], [self._token]) for p in partitions])
+
+    def _take(self, free: Sequence[Partition], wanted: int) -> list[Partition]:
+        taken: list[Partition] = []
+        for partition in free:
+            if len(taken) >= wanted:
+                break
+            lease = ("SET", self._lease_key(partition), self._token, "NX", "PX", self._lease_ms)
+            if self._connection.read_many([lease])[0]:
+                taken.append(partition)
+                self._owned.add(partition)
+        if taken:
+            self._generation = int(self._connection.read_many([("INCR", f"lwq:{self._group}:generation")])[0])
+            log.info("redis_stream.rebalanced", generation=self._generation, assigned=len(taken))
+        return taken
+
+    # ---------------------------------------------------------------- reading
+
+    def _read(self) -> dict[Partition, list[Record]]:
+        flowing = [(p, at) for p, at in self._positions.items() if p not in self._paused]
+        replies = self._connection.read_many(
+            [("XRANGE", log_key(p), f"{at + 1}-0", "+", "COUNT", self._count(p)) for p, at in flowing]
+        )
         records: dict[Partition, list[Record]] = {}
-        moved: dict[Partition, int] = {}
-        for partition, position in self._positions.items():
-            if partition in self._paused:
+        for (partition, position), entries in zip(flowing, replies, strict=True):
+            if not entries:
                 continue
-            entries = self._client.xrange(stream_key(partition), min=f"{position + 1}-0", count=READ_COUNT)
-            if entries:
-                records[partition] = [_record(partition, *entry) for entry in entries]
-                moved[partition] = records[partition][-1].offset + 1
-        self._positions.update(moved)
-        return records, moved
+            batch = [parse_record(partition, *entry) for entry in entries]
+            if batch[0].offset != position:
+                # positions have no holes: a new source finds the gap between cursor and log, and it is counted
+                raise SourceError(f"redis stream: {partition}: trimmed from {position} to {batch[0].offset} unread")
+            mean = sum(record.size for record in batch) / len(batch)
+            self._counts[partition] = max(1, min(MAX_READ_COUNT, int(READ_BYTES / max(mean, 1))))
+            records[partition] = batch
+        return records
 
-    def _lease(self, partition: Partition) -> str:
-        return f"{stream_key(partition)}:owner"
+    def _count(self, partition: Partition) -> int:
+        return self._counts.get(partition, FIRST_READ_COUNT)
 
-    def _members(self) -> str:
-        return f"{{lwq:{self._config.topics[0]}}}:members"
+    # ---------------------------------------------------------------- keys
 
+    def _lease_key(self, partition: Partition) -> str:
+        return f"{log_key(partition)}:owner:{self._group}"
 
-class _Translated:
-    """Turns what the client raises into SourceError."""
+    def _commit_key(self, partition: Partition) -> str:
+        return f"{log_key(partition)}:committed:{self._group}"
 
-    def __enter__(self) -> None:
-        return None
-
-    def __exit__(self, kind: Any, error: Any, trace: Any) -> None:
-        if isinstance(error, redis.RedisError):
-            raise SourceError(f"redis stream: {error}") from error
-
-
-def _position(entry_id: bytes) -> int:
-    return int(entry_id.partition(b"-")[0]) - 1
-
-
-def _record(partition: Partition, entry_id: bytes, fields: Mapping[bytes, bytes]) -> Record:
-    headers = tuple((name[2:].decode(), value) for name, value in fields.items() if name.startswith(b"h:"))
-    stamp = int(fields.get(b"t", b"0"))
-    return Record(partition, _position(entry_id), stamp, fields.get(b"k"), fields.get(b"v"), headers)
+    def _members_key(self) -> str:
+        return f"lwq:{self._group}:members"

@@ -13,18 +13,19 @@ from monitor.config import (
     WebhookReceiver,
 )
 from monitor.notify.alertmanager import AlertmanagerSender
-from monitor.notify.kafka_topic import KafkaTopicSender, Producer
+from monitor.notify.kafka_topic import KafkaTopicSender
 from monitor.notify.pagerduty import PagerDutySender
 from monitor.notify.receiver import Receiver
 from monitor.notify.slack import SlackSender
 from monitor.notify.webhook import WebhookSender
+from monitor.sources import Producer
 
 
 def build_receiver(settings: AnyReceiver, monitor: str, open_producer: Callable[[], Producer]) -> Receiver:
     """The receiver of these settings; connects to nothing.
 
     Args:
-        open_producer: called for a Kafka receiver only; whoever passes it also closes what it gave.
+        open_producer: called for a Kafka receiver only; must give a new one each time, which the receiver closes.
 
     Raises:
         ReceiverConfigError: a URL, header or secret cannot be used; the message names the key.

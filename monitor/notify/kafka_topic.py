@@ -2,38 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Protocol
+import threading
 
 from monitor.config import KafkaReceiver
 from monitor.notify.notice import Notice, parse_notice, time_ms
 from monitor.notify.receiver import Delivered, Outcome, Retry
+from monitor.sources import Producer
 from monitor.types import FatalSourceError, SourceError
 
-
-class Producer(Protocol):
-    """What is needed of `monitor.sources.open_producer`'s."""
-
-    def send(
-        self,
-        topic: str,
-        value: bytes,
-        key: bytes | None = None,
-        headers: Sequence[tuple[str, bytes]] = (),
-        timestamp_ms: int | None = None,
-    ) -> None:
-        """Hand one record over."""
-
-    def flush(self) -> None:
-        """Return when all that was handed over is acknowledged; raises where one is not."""
-
-    def close(self) -> None:
-        """Free everything; never raises."""
+CLOSE_TIMEOUT_S = 1.0
 
 
 class KafkaTopicSender:
     """Writes documents keyed by the alert's id, so one alert's documents stay in order and a compacted topic keeps its
-    last state. The producer stays its owner's to close."""
+    last state.
+
+    Args:
+        producer: for this receiver alone, which also closes it: producers belong to one thread.
+    """
 
     def __init__(self, settings: KafkaReceiver, monitor: str, producer: Producer) -> None:
         self.name = settings.name
@@ -41,27 +27,34 @@ class KafkaTopicSender:
         self._topic = settings.topic
         self._monitor = monitor
         self._producer = producer
+        # a thread that a former dispatcher left behind may still be in a send
+        self._busy = threading.Lock()
 
     def send(self, document: str, attempt: int) -> Outcome:
         """Try once, and wait for the acknowledgement."""
         del attempt
         notice = parse_notice(document)
         try:
-            self._producer.send(
-                topic=self._topic,
-                value=document.encode(),
-                key=notice.alert_id.encode(),
-                headers=self._headers(notice),
-                timestamp_ms=time_ms(notice.timestamp),
-            )
-            self._producer.flush()
+            with self._busy:
+                self._producer.send(
+                    topic=self._topic,
+                    value=document.encode(),
+                    key=notice.alert_id.encode(),
+                    headers=self._headers(notice),
+                    timestamp_ms=time_ms(notice.timestamp),
+                )
+                self._producer.flush()
         # also what is fatal to a source: a topic can be created and a right granted within three days
         except (SourceError, FatalSourceError) as error:
             return Retry(str(error))
         return Delivered()
 
     def close(self) -> None:
-        """Nothing: the producer is shared."""
+        """Free the producer."""
+        free = self._busy.acquire(timeout=CLOSE_TIMEOUT_S)
+        self._producer.close()
+        if free:
+            self._busy.release()
 
     def _headers(self, notice: Notice) -> list[tuple[str, bytes]]:
         attributes = {

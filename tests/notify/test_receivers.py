@@ -7,18 +7,22 @@ import json
 import socket
 from collections.abc import Callable, Iterator
 from email.utils import formatdate
+from itertools import chain
 from typing import Any
 
 import pytest
+from kafka import KafkaConsumer
 from pydantic import TypeAdapter
 from standardwebhooks import Webhook, WebhookVerificationError
 
-from monitor.config import AnyReceiver
+from monitor.config import AnyReceiver, Config, Kafka
 from monitor.document import test_document as a_test_document
 from monitor.notify import Delivered, Outcome, Receiver, ReceiverConfigError, Refused, Resending, Retry, build_receiver
 from monitor.notify.http_client import MAX_RETRY_AFTER_S, retry_after_s
+from monitor.sources import Producer, open_producer
 from monitor.types import FatalSourceError, SourceError
-from tests.notify.parts import T0_MS, Answer, Clock, Server, firing, resolved
+from tests.kafka.broker import Cluster
+from tests.notify.parts import T0_MS, Answer, Clock, Server, eventually, firing, resolved
 
 SECRET = "whsec_" + base64.b64encode(b"0123456789abcdef01234567").decode()
 SETTINGS: dict[str, Callable[[str], dict[str, Any]]] = {
@@ -35,6 +39,7 @@ class Topic:
     def __init__(self) -> None:
         self.records: list[dict[str, Any]] = []
         self.error: Exception | None = None
+        self.closed = False
 
     def send(self, **record: Any) -> None:
         self.records.append(record)
@@ -45,14 +50,14 @@ class Topic:
             raise error
 
     def close(self) -> None:
-        raise AssertionError("the producer is not the receiver's to close")
+        self.closed = True
 
 
 def no_producer() -> Topic:
     raise AssertionError("only a Kafka receiver needs a producer")
 
 
-def build(kind: str, settings: dict[str, Any], topic: Topic | None = None) -> Receiver:
+def build(kind: str, settings: dict[str, Any], topic: Producer | None = None) -> Receiver:
     receiver: AnyReceiver = TypeAdapter(AnyReceiver).validate_python(
         {"name": "out", "type": kind, "timeout_s": 0.5, **settings}
     )
@@ -408,6 +413,7 @@ def test_a_record_is_a_cloud_event_keyed_by_its_alert() -> None:
     document = firing(stream="kamera-ß")
     assert receiver.send(document, 1) == Delivered()
     receiver.close()
+    assert topic.closed
     (record,) = topic.records
     fields = json.loads(document)
     assert record["topic"] == "alerts"
@@ -432,3 +438,22 @@ def test_a_record_that_is_not_acknowledged_is_tried_again(error: Exception) -> N
     receiver = build("kafka", {}, topic)
     assert receiver.send(firing(), 1) == Retry(str(error))
     assert receiver.send(firing(), 2) == Delivered()
+
+
+@pytest.mark.kafka
+def test_a_real_broker_gets_the_record_and_a_missing_topic_is_tried_again(kafka_broker: Cluster) -> None:
+    settings = Config(kafka=Kafka(bootstrap_servers=(kafka_broker.bootstrap_servers,), request_timeout_s=5.0))
+    receiver = build("kafka", {"topic": "notify-alerts"}, open_producer(settings))
+    assert isinstance(receiver.send(firing(), 1), Retry)
+    kafka_broker.create_topic("notify-alerts")
+    assert receiver.send(firing(), 2) == Delivered()
+    receiver.close()
+    consumer = KafkaConsumer(
+        "notify-alerts", bootstrap_servers=kafka_broker.bootstrap_servers, auto_offset_reset="earliest"
+    )
+    records: list[Any] = []
+    eventually(lambda: records.extend(chain.from_iterable(consumer.poll(200).values())) or records, 20)
+    consumer.close()
+    assert [record.value.decode() for record in records] == [firing()]
+    assert dict(records[0].headers)["ce_id"] == json.loads(firing())["id"].encode()
+    assert records[0].timestamp == T0_MS + 10_000

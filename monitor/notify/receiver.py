@@ -46,7 +46,7 @@ class Receiver(Protocol):
         """Whether it wants to hear that an alert is over."""
 
     def send(self, document: str, attempt: int) -> Outcome:
-        """Try once; returns after the receiver's time-out at the latest. `attempt` counts from 1."""
+        """Try once; gives up after the receiver's time-out without a sign of life. `attempt` counts from 1."""
 
     def close(self) -> None:
         """Free connections; never raises."""

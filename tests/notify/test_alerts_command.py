@@ -13,7 +13,8 @@ import pytest
 from pydantic import SecretStr
 
 from monitor import silences
-from monitor.alerts_command import KEPT_AFTER_END_MS, add_command, duration_s
+from monitor.alerts_actions import KEPT_AFTER_END_MS
+from monitor.alerts_command import add_command, duration_s
 from monitor.config import Redis
 from monitor.private_redis import PrivateRedis
 from monitor.store import Store, open_store

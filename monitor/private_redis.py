@@ -82,7 +82,7 @@ class PrivateRedis:
         log_path = self.directory / "redis.log"
         with log_path.open("ab") as log_file:
             self._process = subprocess.Popen(  # noqa: S603 - the path comes from find_redis_server
-                [*_dies_with_parent(), str(server), *self._settings(), *self._options],
+                [*dies_with_parent(), str(server), *self._settings(), *self._options],
                 cwd=self.directory,
                 stdout=log_file,
                 stderr=subprocess.STDOUT,
@@ -165,7 +165,7 @@ def _version(server: Path) -> tuple[int, ...]:
     return (int(found[1]), int(found[2])) if found else ()
 
 
-def _dies_with_parent() -> list[str]:
+def dies_with_parent() -> list[str]:
     """A prefix that lets the kernel kill the server when we die; empty where util-linux is not there."""
     setpriv = shutil.which("setpriv")
     if not setpriv:

@@ -1,0 +1,144 @@
+"""What the demo tells: the words of an alert, and the plain screen for logs, pipes and CI."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import IO, Any, Protocol
+
+from monitor.demo.story import Act
+
+PLAIN_EVERY_S = 5.0
+"""Between two lines of state on the plain screen."""
+WHAT_IT_LOOKS_LIKE = {
+    "sensor": "the sensor: lens, light or focus, for the picture itself has changed",
+    "content": "the content: the pictures are fine, what they show is new",
+    None: "not clear yet: no signal has surely moved",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class StreamView:
+    """One line as the daemon reports it, and what the demo does to it (empty: nothing)."""
+
+    name: str
+    applied: int
+    ood_share: float | None
+    """Of the last minute of event time."""
+    alerts: tuple[str, ...]
+    trouble: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class View:
+    """One moment of the demo."""
+
+    act: Act
+    time_s: float
+    """Event time since the story began."""
+    images_per_s: float
+    streams: Sequence[StreamView]
+
+
+class Screen(Protocol):
+    """Where the demo tells what it does."""
+
+    def say(self, text: str) -> None:
+        """One line of narration."""
+
+    def step(self, name: str, share: float) -> None:
+        """Progress of a long step, 0 to 1; a new name begins a new step."""
+
+    def show(self, view: View) -> None:
+        """The state now."""
+
+    def alert(self, document: Mapping[str, Any]) -> None:
+        """An alert that the receiver got."""
+
+    def end(self, lines: Sequence[str], good: bool) -> None:
+        """The summary; nothing else is shown after it."""
+
+    def close(self) -> None:
+        """Leave the terminal as it was; never raises, may be called twice."""
+
+
+class PlainScreen:
+    """Lines without colour or movement, each with the seconds since the start."""
+
+    def __init__(self, out: IO[str]) -> None:
+        self._out = out
+        self._started = time.monotonic()
+        self._shown_s = float("-inf")
+        self._step = ("", -1)
+
+    def say(self, text: str) -> None:
+        """See `Screen.say`."""
+        self._out.write(f"[{time.monotonic() - self._started:6.1f} s] {text}\n")
+        self._out.flush()
+
+    def step(self, name: str, share: float) -> None:
+        """See `Screen.step`: a line per quarter."""
+        quarter = (name, int(share * 4))
+        if quarter != self._step:
+            self._step = quarter
+            self.say(f"{name}: {quarter[1] * 25} %")
+
+    def show(self, view: View) -> None:
+        """See `Screen.show`."""
+        now_s = time.monotonic()
+        if now_s - self._shown_s < PLAIN_EVERY_S:
+            return
+        self._shown_s = now_s
+        streams = "; ".join(
+            f"{s.name} {s.applied} images, OOD {percent(s.ood_share)}{' ALERT' if s.alerts else ''}"
+            for s in view.streams
+        )
+        self.say(f"{view.act} at {minutes(view.time_s)}, {view.images_per_s:.0f} images/s: {streams}")
+
+    def alert(self, document: Mapping[str, Any]) -> None:
+        """See `Screen.alert`."""
+        self.say(headline(document))
+        for label, text in details(document):
+            self.say(f"    {label:<10} {text}")
+
+    def end(self, lines: Sequence[str], good: bool) -> None:
+        """See `Screen.end`."""
+        for line in lines:
+            self.say(line)
+        self.say("demo passed" if good else "demo FAILED")
+
+    def close(self) -> None:
+        """See `Screen.close`."""
+
+
+def headline(document: Mapping[str, Any]) -> str:
+    """`FIRING line-2 by rule drift (08:20:10)`."""
+    facts = document["data"]
+    return f"{facts['phase'].upper()} {facts['stream']} by rule {facts['rule']} ({document['timestamp'][11:19]})"
+
+
+def details(document: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """What an alert says, as (label, text): what happened, how sure that is, what moved, what it looks like."""
+    facts = document["data"]
+    if document["type"] == "alert.resolved":
+        return [("calm again", facts["summary"])]
+    lines = [("what", facts["summary"])]
+    if severity := facts["severity"]:
+        lower, estimate, upper = (percent(severity[name]) for name in ("lower", "estimate", "upper"))
+        lines.append(("how sure", f"{estimate} of the images drifted, at least {lower}, at most {upper}"))
+    if facts["signals"]:
+        lines.append(("what moved", ", ".join(f"{s['signal']} {s['effect']:.2f}" for s in facts["signals"][:6])))
+    lines.append(("looks like", WHAT_IT_LOOKS_LIKE[facts["triage"]]))
+    return lines
+
+
+def percent(share: float | None) -> str:
+    """`12 %`; a dash where there is nothing to count."""
+    return "-" if share is None else f"{share:.0%}".replace("%", " %")
+
+
+def minutes(time_s: float) -> str:
+    """`2:05`."""
+    whole = int(time_s)
+    return f"{whole // 60}:{whole % 60:02d}"

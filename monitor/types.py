@@ -79,6 +79,15 @@ class SourceError(Exception):
     """The client can no longer be trusted; close it and build a new one (recoverable)."""
 
 
+class UnreadableError(SourceError):
+    """The log holds bytes at `next_offset` of `partition` that no client can read: a new one will fail there again."""
+
+    def __init__(self, message: str, partition: Partition, next_offset: int) -> None:
+        super().__init__(message)
+        self.partition = partition
+        self.next_offset = next_offset
+
+
 class FatalSourceError(Exception):
     """Nothing that this process can do will help: wrong credentials, topic missing, topic recreated."""
 

@@ -16,14 +16,14 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import structlog
-from kafka import ConsumerRebalanceListener, KafkaConsumer, TopicPartition
+from kafka import ConsumerRebalanceListener, KafkaConsumer, TopicPartition, errors
 from kafka.coordinator.assignors.cooperative_sticky import CooperativeStickyAssignor
 from kafka.structs import OffsetAndMetadata
 
 from monitor.config import Kafka
 from monitor.sources.kafka_client import client_options, connect, describe, translated, with_passthrough
 from monitor.sources.kafka_dead_letters import KafkaDeadLetters
-from monitor.types import DeadLetter, FatalSourceError, Partition, Polled, Record, SourceError
+from monitor.types import DeadLetter, FatalSourceError, Partition, Polled, Record, SourceError, UnreadableError
 
 log = structlog.get_logger(__name__)
 
@@ -31,7 +31,11 @@ METADATA_MAX_AGE_MS = 30_000
 """Partitions added to a topic show up within this time."""
 TOPIC_WAIT_S = 3.0
 """A topic created a moment ago may not have reached every broker; one still unknown after this does not exist."""
+TOPIC_GONE_S = 10.0
+"""A broker that has just come up may not know every topic; one unknown for that long was deleted."""
 CLOSE_TIMEOUT_MS = 3000
+
+UNREADABLE = (errors.CorruptRecordError, errors.UnsupportedCodecError)
 
 FIXED = frozenset(
     {
@@ -64,6 +68,7 @@ class KafkaSource:
         self._changes = _Changes()
         self._owned: dict[Partition, TopicPartition] = {}
         self._positions: dict[Partition, int] = {}  # of started partitions: what poll() has handed out so far
+        self._missing_since_s: dict[str, float] = {}
         self._generation = -1
         self._commit: Any = None
         self._broken = False
@@ -86,9 +91,12 @@ class KafkaSource:
     def poll(self, timeout_s: float) -> Polled:
         """See `Source.poll`. Partitions assigned during the call are paused until `start`."""
         with self._client("polling"):
-            batches = self._consumer.poll(timeout_ms=round(timeout_s * 1000))
+            try:
+                batches = self._consumer.poll(timeout_ms=round(timeout_s * 1000))
+            except UNREADABLE as error:
+                raise self._unreadable(error) from error
             assigned, revoked = self._take_changes()
-            self._check_topics(revoked)
+            self._check_topics()
             moved = self._moved()
             records = {}
             for topic_partition, batch in batches.items():
@@ -216,6 +224,14 @@ class KafkaSource:
         self._positions.update(moved)
         return moved
 
+    def _unreadable(self, error: Exception) -> Exception:
+        """The error with the place in the log, which kafka-python's own does not always have."""
+        batch = self._consumer._fetcher._next_partition_records  # what it was unpacking
+        if not batch:
+            return error
+        partition, offset = _partition(batch.topic_partition), batch.next_fetch_offset
+        return UnreadableError(f"kafka: {partition} cannot be read at {offset}: {describe(error)}", partition, offset)
+
     def _await_topics(self) -> dict[str, str]:
         """Topic -> id of every configured topic, once all are known, and the one for dead letters with them."""
         # found missing at the first bad record, months from now, it would stop the stream at night
@@ -240,14 +256,14 @@ class KafkaSource:
         found = self._consumer._cluster.topic_id(topic)
         return str(found) if found is not None and found.int else ""
 
-    def _check_topics(self, revoked: Iterable[Partition]) -> None:
+    def _check_topics(self) -> None:
         for topic, topic_id in self._topic_ids.items():
             current = self._current_id(topic)
             if current and current != topic_id:
                 raise FatalSourceError(f"kafka: topic {topic} was deleted and created anew ({topic_id} -> {current})")
-        # Metadata alone may lack a topic for a moment; the group has also taken it away from us.
-        for topic in {partition.topic for partition in revoked}:
-            if not self._consumer.partitions_for_topic(topic):
+            if current:
+                self._missing_since_s.pop(topic, None)
+            elif time.monotonic() - self._missing_since_s.setdefault(topic, time.monotonic()) > TOPIC_GONE_S:
                 raise FatalSourceError(f"kafka: topic {topic} was deleted")
 
 

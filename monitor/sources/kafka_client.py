@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import socket
 import ssl
+import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from typing import Any
@@ -151,7 +153,11 @@ class _Manager(KafkaConnectionManager):  # type: ignore[misc]
         super().maybe_raise_auth_failure(node_id)
 
     async def _build_transport(self, node: Any, timeout_at: float | None = None) -> Any:
-        transport = await super()._build_transport(node, timeout_at=timeout_at)
+        try:
+            transport = await super()._build_transport(node, timeout_at=timeout_at)
+        except Exception as error:
+            _close_sockets(error)
+            raise
         receive = transport._sock_recv
 
         def receive_all() -> tuple[bytes, BaseException | None]:
@@ -178,6 +184,24 @@ class _Manager(KafkaConnectionManager):  # type: ignore[misc]
     def _welcome(self, node_id: Any) -> None:
         self._refusals.pop(node_id, None)
         self._final.pop(node_id, None)
+
+
+def _close_sockets(error: BaseException) -> None:
+    """Close what did not connect: kafka-python leaves it in the frames of its exceptions to the garbage collector.
+
+    With a broker away for a day that would be thousands of descriptors.
+    """
+    waiting, seen = [error], set()
+    while waiting:
+        failed = waiting.pop()
+        if id(failed) in seen:
+            continue
+        seen.add(id(failed))
+        for frame, _ in traceback.walk_tb(failed.__traceback__):
+            waiting += frame.f_locals.get("exceptions", ())  # one for each address of the host
+            for left in (frame.f_locals.get("sock"), getattr(frame.f_locals.get("transport"), "_sock", None)):
+                if isinstance(left, socket.socket):
+                    left.close()
 
 
 class _NetClient(KafkaNetClient):  # type: ignore[misc]

@@ -36,10 +36,13 @@ class KafkaDeadLetters:
         """
         if not letters:
             return
-        sent = [(letter, self._submit(letter)) for letter in letters]
-        for letter, future in sent:
-            if not self._is_written(future):
-                self._write_smaller(letter)
+        try:
+            for future in [self._submit(letter) for letter in letters]:
+                self._producer.await_written(future)
+        except errors.MessageSizeTooLargeError:
+            # One that is too large takes those beside it along. Some may have landed: a second one has the same key.
+            for letter in letters:
+                self._write_alone(letter)
         log.info("dead_letters.written", letters=len(letters), topic=self._topic)
 
     def close(self) -> None:
@@ -47,25 +50,14 @@ class KafkaDeadLetters:
         self._producer.close()
 
     def _submit(self, letter: DeadLetter) -> Any:
-        """What `_is_written` takes: None where the client already refuses the size."""
-        try:
-            key = letter_id(letter).encode()
-            return self._producer.submit(self._topic, letter.record.value or b"", key, letter_headers(letter))
-        except errors.MessageSizeTooLargeError:
-            return None
+        value, key = letter.record.value or b"", letter_id(letter).encode()
+        return self._producer.submit(self._topic, value, key, letter_headers(letter))
 
-    def _is_written(self, future: Any) -> bool:
-        if future is None:
-            return False
+    def _write_alone(self, letter: DeadLetter) -> None:
         try:
-            self._producer.await_written(future)
+            self._producer.await_written(self._submit(letter))
         except errors.MessageSizeTooLargeError:
-            return False
-        return True
-
-    def _write_smaller(self, letter: DeadLetter) -> None:
-        """With its headers the record is larger than the topic takes: where it stood is worth more than nothing."""
-        omitted = ("layerwatch-value-omitted", str(len(letter.record.value or b"")).encode())
-        headers = [*story_headers(letter), omitted]
-        self._producer.send(self._topic, b"", letter_id(letter).encode(), headers)
-        self._producer.flush()
+            # with its headers the record is larger than the topic takes: where it stood is worth more than nothing
+            omitted = ("layerwatch-value-omitted", str(len(letter.record.value or b"")).encode())
+            self._producer.send(self._topic, b"", letter_id(letter).encode(), [*story_headers(letter), omitted])
+            self._producer.flush()

@@ -95,13 +95,14 @@ class KafkaRecordProducer:
         """Wait for the acknowledgement of one record.
 
         Raises:
-            MessageSizeTooLargeError: larger than the topic takes.
+            MessageSizeTooLargeError: it, or another one that was on its way, is larger than the topic takes: after the
+                first error the client fails everything.
             SourceError, FatalSourceError: see `Producer.flush`.
         """
         try:
             with translated("waiting for an acknowledgement", errors.MessageSizeTooLargeError):
                 future.get(timeout=self._config.request_timeout_s + METADATA_WAIT_S)
-        except (SourceError, FatalSourceError):
+        except Exception:
             self.close()
             raise
 

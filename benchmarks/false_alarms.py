@@ -150,13 +150,13 @@ def naive(layout: Layout, total: NDArray[np.uint32]) -> NDArray[np.bool_]:
 
 def plug_in(layout: Layout, total: NDArray[np.uint32]) -> NDArray[np.bool_]:
     p = buckets.reference_counts(layout, "ood")[3] / (layout.calibration_sizes[0] + 1)
-    return np.asarray(buckets.exceedances(layout, total, "ood")[:, 3] > binom.isf(1e-3, WINDOW, p))
+    return np.asarray(buckets.exceedances(layout, total, "ood")[:, 3] > binom.isf(1e-4, WINDOW, p))
 
 
 def upper_reference(layout: Layout, total: NDArray[np.uint32]) -> NDArray[np.bool_]:
     n, k = layout.calibration_sizes[0], buckets.reference_counts(layout, "ood")[3]
     p = betaincinv(k, n + 1 - k, 0.99)
-    return np.asarray(buckets.exceedances(layout, total, "ood")[:, 3] > binom.isf(1e-3, WINDOW, p))
+    return np.asarray(buckets.exceedances(layout, total, "ood")[:, 3] > binom.isf(1e-4, WINDOW, p))
 
 
 def rate_rule(layout: Layout, total: NDArray[np.uint32]) -> NDArray[np.bool_]:
@@ -197,8 +197,8 @@ class Entry:
 def entries() -> list[Entry]:
     rows = [
         Entry("naive: window 1000, OOD rate > 8 %", lambda n, s, _: Window(n, s, naive)),
-        Entry("binomial test, window 1000, plug-in p", lambda n, s, _: Window(n, s, plug_in)),
-        Entry("binomial test, upper 99 % reference", lambda n, s, _: Window(n, s, upper_reference)),
+        Entry("binomial p < 1e-4, window 1000, plug-in", lambda n, s, _: Window(n, s, plug_in)),
+        Entry("binomial p < 1e-4, upper 99 % reference", lambda n, s, _: Window(n, s, upper_reference)),
         Entry("KS p < .001 per 1000", lambda n, s, _: Tumbling(n, s, kolmogorov)),
         Entry("PSI > .2 per 1000", lambda n, s, _: Tumbling(n, s, stability_index)),
         Entry("layerwatch rate > 10 %, window 1000", lambda n, s, _: Window(n, s, rate_rule)),
@@ -301,7 +301,7 @@ def measured_dependence(rng: np.random.Generator) -> float:
 
 
 def part_false_alarms(many: int, quick: bool, rng: np.random.Generator) -> dict[str, Any]:
-    images, found = 50_000 if quick else 150_000, {}
+    images, found = 50_000 if quick else 100_000, {}
     print(f"False alarms per 10^6 ID images (bound 1) / share of calibration sets above 1   [{many} sets x {images}]")
     print(f"{'':42}" + "".join(f"{f'n = {n}':>22}" for n in (500, 2000, 10_000)))
     for entry in entries():
@@ -362,7 +362,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--json", type=Path, default=Path("results/false_alarms.json"))
     options = parser.parse_args()
-    many = options.replicates or (100 if options.quick else 300)
+    many = options.replicates or (100 if options.quick else 200)
     found: dict[str, Any] = {"bucket_images": BUCKET, "A": A, "sets": many}
     for part in options.parts:
         started = time.perf_counter()

@@ -1,5 +1,7 @@
 import json
+from pathlib import Path
 
+import jsonschema
 import pytest
 
 from monitor.alerts import Transition
@@ -83,6 +85,13 @@ def test_a_test_document_has_every_field_of_a_real_one_and_an_id_of_its_own():
     assert tried.keys() == real.keys()
     assert tried["data"].keys() == real["data"].keys()
     assert tried["id"] != json.loads(document_for_tests("layerwatch", AT_MS + 1))["id"]
+
+
+def test_every_kind_of_document_is_valid_by_the_published_schema():
+    schema = json.loads((Path(__file__).parents[2] / "docs" / "alert.schema.json").read_text())
+    evidence = Evidence([MOVED], "sensor", [exemplar("a", 0.01)])
+    for text in (alert_document(ABOUT, *firing(), evidence), document_for_tests("layerwatch", AT_MS)):
+        jsonschema.validate(json.loads(text), schema, format_checker=jsonschema.FormatChecker())
 
 
 def test_times_are_utc_with_milliseconds_and_names_are_quoted_in_links():

@@ -124,13 +124,22 @@ def details(document: Mapping[str, Any]) -> list[tuple[str, str]]:
     if document["type"] == "alert.resolved":
         return [("calm again", facts["summary"])]
     lines = [("what", facts["summary"])]
-    if severity := facts["severity"]:
-        lower, estimate, upper = (percent(severity[name]) for name in ("lower", "estimate", "upper"))
-        lines.append(("how sure", f"{estimate} of the images drifted, at least {lower}, at most {upper}"))
+    lines.append(("how sure", _how_sure(facts)))
     if facts["signals"]:
         lines.append(("what moved", ", ".join(f"{s['signal']} {s['effect']:.2f}" for s in facts["signals"][:6])))
     lines.append(("looks like", WHAT_IT_LOOKS_LIKE[facts["triage"]]))
     return lines
+
+
+def _how_sure(facts: Mapping[str, Any]) -> str:
+    """The bound on false alarms where the rule has one over time, and the share of drifted images with its interval."""
+    parts = ["at most one false alarm a week over all lines"] if facts["kind"] == "sequential" else []
+    if severity := facts["severity"]:
+        lower, estimate, upper = (percent(severity[name]) for name in ("lower", "estimate", "upper"))
+        # at the moment of a sequential alarm nothing has been counted since, and the interval is all of 0 to 1
+        interval = f" (interval {lower} to {upper})" if severity["lower"] > 0 or severity["upper"] < 1 else ""
+        parts.append(f"about {estimate} of the images drifted{interval}")
+    return "; ".join(parts)
 
 
 def percent(share: float | None) -> str:

@@ -18,8 +18,10 @@ from monitor.demo.console import StreamView, View, details, headline, minutes, p
 from monitor.demo.story import Act
 
 SPARKS = "▁▂▃▄▅▆▇█"
-SPARK_POINTS = 32
-WIDTH = 96
+WIDTH = 100
+REST = 70
+"""Columns of the panel that are no sparkline."""
+SPARK_POINTS = WIDTH - REST
 ACT_STYLES = {Act.CALM: "green", Act.DRIFT: "yellow", Act.RECOVERY: "cyan"}
 
 
@@ -30,7 +32,6 @@ class LiveScreen:
         self._console = console
         self._live = Live(console=console, refresh_per_second=8, transient=True)
         self._history: dict[str, deque[float]] = {}
-        self._live.start()
 
     def say(self, text: str) -> None:
         """See `Screen.say`."""
@@ -43,25 +44,29 @@ class LiveScreen:
             return
         row = Table.grid(padding=(0, 1))
         row.add_row(f"  {name}", ProgressBar(total=1.0, completed=share, width=40), percent(share))
+        self._live.start()
         self._live.update(row)
 
     def show(self, view: View) -> None:
         """See `Screen.show`."""
+        self._live.start()
         self._live.update(self.panel(view))
 
     def panel(self, view: View) -> Panel:
         """The picture of one moment; remembers the OOD shares for the sparklines."""
         table = Table(box=None, expand=True, padding=(0, 1), header_style="dim")
-        for title, justify in (("line", "left"), ("images", "right"), ("OOD share, last minute", "left")):
-            table.add_column(title, justify="right" if justify == "right" else "left", no_wrap=True)
+        points = max(8, self._width - REST)
+        table.add_column("line", no_wrap=True)
+        table.add_column("images", justify="right", no_wrap=True)
+        table.add_column("OOD share", no_wrap=True, width=points)
         table.add_column("now", justify="right", no_wrap=True)
-        table.add_column("alerts", no_wrap=True)
-        table.add_column("what the demo does to it", no_wrap=True)
+        table.add_column("alerts", no_wrap=True, min_width=11)
+        table.add_column("what the demo does", no_wrap=True)
         for stream in view.streams:
             history = self._history.setdefault(stream.name, deque(maxlen=SPARK_POINTS))
             if stream.ood_share is not None:
                 history.append(stream.ood_share)
-            table.add_row(*_cells(stream, history))
+            table.add_row(*_cells(stream, list(history)[-points:], points))
         heading = Text.assemble(
             (f" {view.act} ", f"bold {ACT_STYLES[view.act]}"), (f"at {minutes(view.time_s)} of the shift ", "dim")
         )
@@ -102,13 +107,13 @@ class LiveScreen:
         return min(WIDTH, self._console.width)
 
 
-def _cells(stream: StreamView, history: Sequence[float]) -> tuple[RenderableType, ...]:
+def _cells(stream: StreamView, history: Sequence[float], points: int) -> tuple[RenderableType, ...]:
     hot = bool(stream.alerts)
     style = "red" if hot else "green"
     return (
         Text(stream.name, style="bold"),
         Text(f"{stream.applied:,}"),
-        Text(sparkline(history).rjust(SPARK_POINTS), style=style),
+        Text(sparkline(history).rjust(points), style=style),
         Text(percent(stream.ood_share), style=style),
         Text(", ".join(stream.alerts) or "quiet", style=f"bold {style}" if hot else "dim"),
         Text(stream.trouble, style="yellow"),

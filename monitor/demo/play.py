@@ -38,7 +38,7 @@ STALL_S = 60.0
 RATE_OVER_LOOKS = 8
 
 NARRATION = {
-    Act.CALM: "three lines run normally; one second here is ten on the line",
+    Act.CALM: f"three lines run normally; one second here is {SPEED:.0f} on the lines",
     Act.DRIFT: "line-2: grease creeps over the lens. Soon after, wrong parts on line-3. line-1 stays as it is",
     Act.RECOVERY: "the lens is wiped, the wrong parts are gone: now the alerts have to resolve",
 }

@@ -77,9 +77,13 @@ def _handler(receiver: AlertReceiver) -> type[BaseHTTPRequestHandler]:
         timeout = 10
 
         def do_POST(self) -> None:
-            length = int(self.headers.get("content-length", "0"))
-            oversize = not 0 <= length <= MAX_BODY_BYTES
-            status = 413 if oversize else receiver.take(self.rfile.read(length), dict(self.headers.items()))
+            length = self.headers.get("content-length", "")
+            if not length.isascii() or not length.isdigit():
+                status = 411
+            elif int(length) > MAX_BODY_BYTES:
+                status = 413
+            else:
+                status = receiver.take(self.rfile.read(int(length)), dict(self.headers.items()))
             self.send_response(status)
             self.send_header("content-length", "0")
             self.end_headers()

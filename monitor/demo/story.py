@@ -1,7 +1,7 @@
 """What happens in the demo: three lines run normally, two of them drift in different ways, both are put right.
 
-Event time runs ten times as fast as the clock and begins in the past, so that buckets of ten seconds and windows of a
-minute behave as in production and no timestamp ever lies in the future.
+Event time runs twelve times as fast as the clock and begins in the past, so that buckets of ten seconds and windows of
+a minute behave as in production and no timestamp ever lies in the future.
 """
 
 from __future__ import annotations
@@ -18,18 +18,18 @@ STREAMS = ("line-1", "line-2", "line-3")
 INJECTED = {"line-2": "lens smear", "line-3": "foreign part"}
 """Which stream drifts, and how; line-1 stays as it is and must stay quiet."""
 
-SPEED = 10.0
+SPEED = 12.0
 """Seconds of event time per second of the clock."""
 IMAGE_EVERY_S = 0.5
-"""Of event time, per line: 60 images per second of the clock over the three lines."""
-CALM_S, DRIFT_S = 120, 120
+"""Of event time, per line: 72 images per second of the clock over the three lines."""
+CALM_S, DRIFT_S = 120, 150
 RECOVERY_S = 600
 """At most: recovery is played until every alert has resolved. The sequential rule takes a median of 140 s for it, and
 none of 40 simulated runs took as long as this."""
 LONGEST_S = CALM_S + DRIFT_S + RECOVERY_S
 
 SMEAR_GROWS_S, SMEAR_TOP = 60, 0.7
-FOREIGN_AFTER_S = 30
+FOREIGN_AFTER_S = 20
 """The second drift begins while the first one is under way."""
 FOREIGN_SHARE = 0.35
 """Every third part: a wrong box at the loading station, not a changed product."""

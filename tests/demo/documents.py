@@ -1,0 +1,37 @@
+"""Alert documents as the daemon writes them, made by its own writer."""
+
+from __future__ import annotations
+
+import json
+from datetime import UTC, datetime
+from typing import Any
+
+from monitor.alerts import Policy, Transition, step
+from monitor.document import About, Evidence, alert_document
+from monitor.evidence import MovedSignal
+from monitor.types import Alert, Verdict
+
+START_MS = int(datetime(2026, 1, 5, 8, 0, tzinfo=UTC).timestamp()) * 1000
+
+MOVED = (
+    MovedSignal("noise", False, 0.41, 0.33, "low", (10, 5, 5, 10, 10, 20, 20, 20, 20)),
+    MovedSignal("layer3", True, 0.30, 0.20, "low", (10, 5, 5, 10, 10, 20, 20, 20, 20)),
+)
+
+
+def episode(stream: str, since_s: int, rule: str = "rate", kind: str = "rate") -> tuple[dict[str, Any], dict[str, Any]]:
+    """(firing, resolved) of an alert that begins `since_s` after START_MS, fires at once and resolves 100 s later."""
+    policy = Policy("demo", 10_000)
+    breached = Verdict(True, 0.42, 0.27, 0.10, 120, "42.0% of 120 images", (0.24, 0.39, 0.54), "ood: more images")
+    calm = Verdict(False, 0.05, 0.0, 0.10, 120, "5.0% of 120 images")
+    begin_ms = START_MS + since_s * 1000
+    alert, fired = step(Alert(rule, stream), breached, begin_ms, policy)
+    after, resolved = step(alert, calm, begin_ms + 100_000, policy)
+    about = About("demo", rule, kind, {}, "", "")
+    return _parsed(about, fired, alert), _parsed(about, resolved, after)
+
+
+def _parsed(about: About, transition: Transition | None, alert: Alert) -> dict[str, Any]:
+    assert transition is not None
+    document: dict[str, Any] = json.loads(alert_document(about, transition, alert, Evidence(MOVED, "sensor")))
+    return document

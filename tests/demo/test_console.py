@@ -1,0 +1,93 @@
+"""What a person reads: the plain lines, the live panel, the words of an alert."""
+
+from __future__ import annotations
+
+import io
+import re
+
+import pytest
+from rich.console import Console
+
+from monitor.demo.console import PlainScreen, StreamView, View, details, headline
+from monitor.demo.live import LiveScreen, sparkline
+from monitor.demo.story import Act
+from tests.demo.documents import episode
+
+VIEW = View(
+    Act.DRIFT,
+    125.0,
+    61.4,
+    [StreamView("line-1", 250, 0.04, ()), StreamView("line-2", 249, 0.5, ("rate",), "lens smear")],
+)
+
+
+def plain_lines(out: io.StringIO) -> list[str]:
+    """The lines without their clock."""
+    return [re.sub(r"^\[ *\d+\.\d s\] ", "", line) for line in out.getvalue().splitlines()]
+
+
+def test_an_alert_says_what_how_sure_which_signals_and_what_it_looks_like() -> None:
+    firing, resolved = episode("line-2", 130)
+    assert headline(firing) == "FIRING line-2 by rule rate (08:02:20)"
+    assert details(firing) == [
+        ("what", "42.0% of 120 images"),
+        ("how sure", "about 39 % of the images drifted (interval 24 % to 54 %)"),
+        ("what moved", "noise 0.41, layer3 0.30"),
+        ("looks like", "the sensor: lens, light or focus, for the picture itself has changed"),
+    ]
+    assert headline(resolved) == "RESOLVED line-2 by rule rate (08:04:00)"
+    assert details(resolved) == [("calm again", "5.0% of 120 images")]
+
+
+def test_a_sequential_alert_tells_its_bound_on_false_alarms() -> None:
+    told = dict(details(episode("line-2", 130, rule="drift", kind="sequential")[0]))
+    assert told["how sure"].startswith("at most one false alarm a week over all lines; ")
+
+
+def test_the_plain_screen_writes_lines_without_colour_or_movement() -> None:
+    out = io.StringIO()
+    screen = PlainScreen(out)
+    screen.say("hello")
+    for share in (0.0, 0.1, 0.24, 0.26, 1.0):
+        screen.step("learning", share)
+    screen.show(VIEW)
+    screen.show(VIEW)  # within the pause between two lines of state
+    screen.alert(episode("line-2", 130)[0])
+    screen.end(["all is well"], good=True)
+    screen.close()
+    lines = plain_lines(out)
+    assert lines[:5] == [
+        "hello",
+        "learning: 0 %",
+        "learning: 25 %",
+        "learning: 100 %",
+        "drift at 2:05, 61 images/s: line-1 250 images, OOD 4 %; line-2 249 images, OOD 50 % ALERT",
+    ]
+    assert lines[5].startswith("FIRING line-2")
+    assert lines[-2:] == ["all is well", "demo passed"]
+    assert "\x1b" not in out.getvalue()
+    assert "\r" not in out.getvalue()
+
+
+def test_a_failed_demo_says_so_on_the_plain_screen() -> None:
+    out = io.StringIO()
+    PlainScreen(out).end(["missing: nothing came"], good=False)
+    assert plain_lines(out) == ["missing: nothing came", "demo FAILED"]
+
+
+@pytest.mark.parametrize("columns", [80, 120])
+def test_the_live_panel_fits_the_terminal(columns: int) -> None:
+    out = io.StringIO()
+    console = Console(file=out, width=columns, force_terminal=True, color_system=None)
+    screen = LiveScreen(console)
+    console.print(screen.panel(VIEW))
+    screen.alert(episode("line-2", 130)[0])
+    screen.end(["all is well"], good=True)
+    text = out.getvalue()
+    assert all(len(line) <= columns for line in text.splitlines())
+    for word in ("line-1", "line-2", "50 %", "rate", "lens smear", "quiet", "FIRING line-2", "layer3", "demo passed"):
+        assert word in text
+
+
+def test_a_sparkline_rises_with_the_share() -> None:
+    assert sparkline([0.0, 0.25, 0.5, 1.0]) == "▁▅██"

@@ -1,0 +1,107 @@
+"""The demo as a person starts it: from beginning to end, and interrupted. The slowest tests of the suite."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from monitor.demo.command import daemon_settings
+from monitor.demo.process import DaemonProcess, DemoError
+from monitor.demo.receiver import AlertReceiver
+from monitor.demo.story import STREAMS
+from monitor.private_redis import PrivateRedis
+
+COMMAND = [sys.executable, "-m", "monitor", "demo", "--headless"]
+
+
+def started(folder: Path) -> subprocess.Popen[str]:
+    """The demo with `folder` as its place for temporary files; its output comes through a pipe."""
+    return subprocess.Popen(
+        COMMAND,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        env={**os.environ, "TMPDIR": str(folder), "PYTHONUNBUFFERED": "1"},
+    )
+
+
+def answers(port: int) -> bool:
+    try:
+        socket.create_connection(("127.0.0.1", port), 1.0).close()
+    except OSError:
+        return False
+    return True
+
+
+@pytest.mark.timeout(400)  # 75 s on two quiet cores; a crowded machine makes it longer, not wrong
+def test_the_demo_alerts_on_its_drifts_resolves_and_exits_0(tmp_path: Path) -> None:
+    demo = started(tmp_path)
+    output, _ = demo.communicate()
+    assert demo.returncode == 0, output
+    lines = output.splitlines()
+    for stream in ("line-2", "line-3"):
+        for rule in ("drift", "rate"):
+            (fired,) = [i for i, line in enumerate(lines) if f"FIRING {stream} by rule {rule} " in line]
+            (resolved,) = [i for i, line in enumerate(lines) if f"RESOLVED {stream} by rule {rule} " in line]
+            assert fired < resolved
+    assert not [line for line in lines if "FIRING line-1" in line]
+    rate_on = {
+        stream: lines[next(i for i, x in enumerate(lines) if f"FIRING {stream} by rule rate" in x) :]
+        for stream in STREAMS[1:]
+    }
+    looks = {stream: next(line for line in after if "looks like" in line) for stream, after in rate_on.items()}
+    assert "the sensor" in looks["line-2"]
+    assert "the content" in looks["line-3"]
+    sent = re.search(r"([\d,]+) images sent, ([\d,]+) counted", output)
+    assert sent
+    assert sent[1] == sent[2]
+    assert lines[-1].endswith("demo passed")
+    assert "\x1b" not in output
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupted_demo_leaves_no_redis_and_no_files(tmp_path: Path, number: signal.Signals) -> None:
+    demo = started(tmp_path)
+    assert demo.stdout
+    first = demo.stdout.readline()
+    port = re.search(r"127\.0\.0\.1:(\d+)", first)
+    assert port, first
+    assert answers(int(port[1]))
+    assert list(tmp_path.iterdir())
+    demo.stdout.readline()
+    demo.send_signal(number)
+    rest, _ = demo.communicate(timeout=60)
+    assert demo.returncode == 130, rest
+    assert "Traceback" not in rest
+    assert not answers(int(port[1]))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_daemon_process_is_ready_inside_and_gone_outside(
+    redis_server: PrivateRedis, profile_folder: Path, tmp_path: Path
+) -> None:
+    with AlertReceiver() as receiver:
+        settings = {**daemon_settings(redis_server.url, profile_folder, receiver), "monitor": "demo-process"}
+        with DaemonProcess(tmp_path, settings) as daemon:
+            port = int(daemon.address.rsplit(":", 1)[1])
+            assert daemon.streams() == {}
+        deadline = time.monotonic() + 5
+        while answers(port) and time.monotonic() < deadline:
+            time.sleep(0.05)
+        assert not answers(port)
+
+
+def test_a_daemon_that_cannot_start_is_told_with_its_own_words(redis_server: PrivateRedis, tmp_path: Path) -> None:
+    with AlertReceiver() as receiver:
+        settings = daemon_settings(redis_server.url, tmp_path / "no-profile", receiver)
+        with pytest.raises(DemoError, match=r"(?s)ended with status 78.*scoring\.profile"):
+            DaemonProcess(tmp_path, settings).__enter__()

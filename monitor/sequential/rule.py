@@ -39,12 +39,13 @@ class Sequential:
     """Parameters; hashable. Times in seconds of event time.
 
     Attributes:
-        signals: what it watches; the weights are split evenly, and the bound holds for all of them together.
+        signals: what it watches; the bound holds for all of them together. The first has half of the weight, the others
+            share the rest: twenty more signals delay the alarm on the first by one doubling of the evidence.
         bucket_s: length of a bucket.
         seconds_per_false_alarm: A; see `fleet_budget_s`.
         delta: risk, over calibration sets, that the bound does not hold because this set is unlucky.
         pi_min: share of drifted images that must never alarm (day and night, weather).
-        level: the user's cut; half of each signal's weight bets on more images beyond it.
+        level: the user's cut; half of a signal's weight bets on more images beyond it.
         reference: "tightening" learns each stream's own rates from its clean past; "fixed" trusts only calibration
             (where normal itself comes and goes).
         min_images: images after a start or an alarm before it may alarm.
@@ -117,13 +118,13 @@ def plan_of(rule: Sequential, layout: Layout) -> Plan:
     """What the rule does on this profile; errors as `Sequential.check`."""
     cuts: list[tuple[str, int]] = []
     weights: list[Floats] = []
-    for signal in rule.signals:
+    for signal, share in zip(rule.signals, _signal_weights(len(rule.signals)), strict=True):
         usable = [int(cut) for cut in usable_cuts(layout, signal)]
         if not usable:
             size = layout.calibration_sizes[layout.index(signal)]
             raise ValueError(f"sequential: {size} calibration images of {signal!r} are too few; use 100 or more")
         cuts += [(signal, cut) for cut in usable]
-        weights.append(_weights(usable, cut_index(rule.level)) / len(rule.signals))
+        weights.append(_weights(usable, cut_index(rule.level)) * share)
     index = [layout.index(signal) for signal, _ in cuts]
     k = np.array([reference_counts(layout, signal)[cut] for signal, cut in cuts], dtype=np.float64)
     n = np.array([layout.calibration_sizes[i] for i in index], dtype=np.float64)
@@ -139,6 +140,11 @@ def plan_of(rule: Sequential, layout: Layout) -> Plan:
         start=(betaincinv(k, n + 1 - k, risk / 2), betaincinv(k, n + 1 - k, 1 - risk / 2)),
         digest=int.from_bytes(blake2b(identity.encode(), digest_size=8).digest(), "little"),
     )
+
+
+def _signal_weights(count: int) -> list[float]:
+    """Sum 1: half on the first, the rest even over the others."""
+    return [1.0] if count == 1 else [0.5] + [0.5 / (count - 1)] * (count - 1)
 
 
 def _weights(usable: list[int], user_cut: int) -> Floats:

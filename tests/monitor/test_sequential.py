@@ -94,11 +94,14 @@ def test_no_bet_gains_on_blocks_of_identical_images_when_d_is_their_length():
     assert (p * np.exp(8 * alpha[:, :8]) + (1 - p) * np.exp(8 * beta[:, :8]) <= 1 + 1e-9).all()
 
 
-def test_weights_add_up_to_one_over_all_signals_and_half_of_them_bets_on_the_users_cut():
-    plan = plan_of(Sequential(signals=("ood", "layer1")), layout_of(signals=("ood", "layer1")))
-    weights = np.exp(plan.log_weights)
-    assert weights.sum() == pytest.approx(1)
-    assert weights[plan.cuts.index(("layer1", 3)), :8].sum() == pytest.approx(0.25)
+def test_weights_add_up_to_one_and_half_of_them_bet_on_the_first_signal_and_on_the_users_cut():
+    names = ("ood", "layer1", "layer2")
+    for signals, first in ((names[:1], 0.5), (names[:2], 0.25), (names, 0.25)):
+        plan = plan_of(Sequential(signals=signals), layout_of(signals=names))
+        weights = np.exp(plan.log_weights)
+        assert weights.sum() == pytest.approx(1)
+        assert weights[plan.cuts.index(("ood", 3)), :8].sum() == pytest.approx(first)
+    assert weights[plan.cuts.index(("layer2", 3)), :8].sum() == pytest.approx(0.125)
 
 
 def tied_stream(rng, distinct, jitters):

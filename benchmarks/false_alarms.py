@@ -194,7 +194,12 @@ class Entry:
     slow: bool = False
 
 
-def entries() -> list[Entry]:
+def entries(only: str = "") -> list[Entry]:
+    """The rules whose name holds that text."""
+    return [entry for entry in _all_entries() if only in entry.name]
+
+
+def _all_entries() -> list[Entry]:
     rows = [
         Entry("naive: window 1000, OOD rate > 8 %", lambda n, s, _: Window(n, s, naive)),
         Entry("binomial p < 1e-4, window 1000, plug-in", lambda n, s, _: Window(n, s, plug_in)),
@@ -300,13 +305,15 @@ def measured_dependence(rng: np.random.Generator) -> float:
     return dependence(p_values, level=0.05, min_block=50 * SCENE)
 
 
-def part_false_alarms(many: int, quick: bool, rng: np.random.Generator) -> dict[str, Any]:
-    images, found = 50_000 if quick else 100_000, {}
+def part_false_alarms(options: argparse.Namespace, many: int, rng: np.random.Generator) -> dict[str, Any]:
+    images, found = 50_000 if options.quick else 100_000, {}
     print(f"False alarms per 10^6 ID images (bound 1) / share of calibration sets above 1   [{many} sets x {images}]")
     print(f"{'':42}" + "".join(f"{f'n = {n}':>22}" for n in (500, 2000, 10_000)))
-    for entry in entries():
+    for entry in entries(options.rules):
         row = {
-            n: false_alarms(entry, n, 12 if entry.slow else many, images // (5 if quick and entry.slow else 1), rng)
+            n: false_alarms(
+                entry, n, 12 if entry.slow else many, images // (5 if options.quick and entry.slow else 1), rng
+            )
             for n in (500, 2000, 10_000)
         }
         cells = (f"{r['per_million']:7.2f} ±{r['error']:5.2f} /{r['sets_above_bound']:6.1%}" for r in row.values())
@@ -315,12 +322,12 @@ def part_false_alarms(many: int, quick: bool, rng: np.random.Generator) -> dict[
     return found
 
 
-def part_delays(many: int, quick: bool, rng: np.random.Generator) -> dict[str, Any]:  # noqa: ARG001 - as the others
+def part_delays(options: argparse.Namespace, many: int, rng: np.random.Generator) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for kind in ("spread", "shift"):
         print(f"\nMedian delay in images, n = 2000, drifted images `{kind}`, share of them:")
         print(f"{'':42}" + "".join(f"{s:>10.0%}" for s in (0.02, 0.05, 0.10, 0.30)))
-        for entry in entries():
+        for entry in entries(options.rules):
             few = 9 if entry.slow else max(many // 4, 21)
             clean = 50_000 if entry.name.startswith("layerwatch seq") else 20_000
             row = {s: delays(entry, kind, s, few, clean, rng) for s in (0.02, 0.05, 0.10, 0.30)}
@@ -329,8 +336,8 @@ def part_delays(many: int, quick: bool, rng: np.random.Generator) -> dict[str, A
     return found
 
 
-def part_video(many: int, quick: bool, rng: np.random.Generator) -> dict[str, float]:
-    images, d_hat = 20_000 if quick else 200_000, measured_dependence(rng)
+def part_video(options: argparse.Namespace, many: int, rng: np.random.Generator) -> dict[str, float]:
+    images, d_hat = 20_000 if options.quick else 200_000, measured_dependence(rng)
     found = {"D": d_hat} | {f"D = {d:.1f}": video(d, many // 4, images, rng) for d in (1.0, SCENE, d_hat)}
     print(
         f"\nScenes of {SCENE} equal frames, false alarms per 10^6 against a bound of 10 [{many // 4} sets x {images}]:"
@@ -340,13 +347,13 @@ def part_video(many: int, quick: bool, rng: np.random.Generator) -> dict[str, fl
     return found
 
 
-def part_clearing(many: int, quick: bool, rng: np.random.Generator) -> float:  # noqa: ARG001 - as the others
+def part_clearing(_: argparse.Namespace, many: int, rng: np.random.Generator) -> float:
     took = clearing(max(many // 4, 21), rng)
     print(f"\nMedian images from the end of a 10 % drift to the all-clear: {took:.0f}", flush=True)
     return took
 
 
-PARTS: dict[str, Callable[[int, bool, np.random.Generator], Any]] = {
+PARTS: dict[str, Callable[[argparse.Namespace, int, np.random.Generator], Any]] = {
     "false_alarms": part_false_alarms,
     "delays": part_delays,
     "video": part_video,
@@ -358,6 +365,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="fewer calibration sets and images: a few minutes")
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS))
+    parser.add_argument("--rules", default="", help="only rules whose name holds this text")
     parser.add_argument("--replicates", type=int, help="streams (calibration sets) per false-alarm figure")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--json", type=Path, default=Path("results/false_alarms.json"))
@@ -366,7 +374,7 @@ def main() -> None:
     found: dict[str, Any] = {"bucket_images": BUCKET, "A": A, "sets": many}
     for part in options.parts:
         started = time.perf_counter()
-        found[part] = PARTS[part](many, options.quick, np.random.default_rng(options.seed))
+        found[part] = PARTS[part](options, many, np.random.default_rng(options.seed))
         print(f"({part}: {time.perf_counter() - started:.0f} s)", flush=True)
     options.json.parent.mkdir(parents=True, exist_ok=True)
     options.json.write_text(json.dumps(found, indent=1))

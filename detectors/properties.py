@@ -143,7 +143,7 @@ def _noise(pixels: NDArray[np.uint8]) -> float:
     green = pixels[top : top + CROP_PX, left : left + CROP_PX, 1].astype(np.int16)
     across = green[:, 2:] - 2 * green[:, 1:-1] + green[:, :-2]
     masked = across[2:] - 2 * across[1:-1] + across[:-2]
-    return math.sqrt(math.pi / 2) / 6 * float(np.abs(masked).sum()) / masked.size
+    return float(np.abs(masked).sum() / masked.size) * math.sqrt(math.pi / 2) / 6
 
 
 def _row_jump(pixels: NDArray[np.uint8]) -> float:

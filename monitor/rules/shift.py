@@ -29,7 +29,7 @@ from monitor.types import Vector, Verdict
 class Shift:
     """Breached when at least a share `effect` of the window's images must have changed, in any of the signals.
 
-    The error is shared out over the signals.
+    Signals are named singly or by group (`Layout.select`); the error is shared out over them.
 
     Raises:
         ValueError: a number outside its range.
@@ -46,8 +46,7 @@ class Shift:
 
     def check(self, layout: Layout) -> None:
         """Raise KeyError where the profile lacks a signal."""
-        for signal in self.signals:
-            layout.index(signal)
+        layout.select(self.signals)
 
     def judge(self, layout: Layout, window: Vector) -> Verdict:
         """Verdict on the signal that surely moved most; `value` is its estimated distance, `bound` the sure part."""
@@ -55,8 +54,9 @@ class Shift:
         if total < max(self.min_images, 1):
             summary = f"{total} images are too few to judge (the rule needs {self.min_images})"
             return Verdict(None, 0.0, 0.0, self.effect, total, summary)
-        risk = (1 - self.confidence) / len(self.signals)
-        bound, (first, last), signal = max((*surely_moved(layout, window, s, risk), s) for s in self.signals)
+        signals = layout.select(self.signals)
+        risk = (1 - self.confidence) / len(signals)
+        bound, (first, last), signal = max((*surely_moved(layout, window, s, risk), s) for s in signals)
         value = distance_from_uniform(layout, window, signal)
         cause = f"{signal}: too many images with p-values {_span(first, last)}"
         summary = f"{signal} moved in at least {bound:.1%} of {total} images (estimate {value:.1%}; {cause})"

@@ -34,7 +34,7 @@ def advance(
         raise ValueError(f"vectors must be ({len(state)}, {layout.size}), got {vectors.shape}")
     state = state.copy()
     fresh = (vectors[:, IMAGES] > 0) & (state["bucket_ms"] < bucket_ms)
-    per_signal = {signal: exceedances(layout, vectors, signal) for signal in rule.signals}
+    per_signal = {signal: exceedances(layout, vectors, signal) for signal in {signal for signal, _ in plan.cuts}}
     passed = np.stack([per_signal[signal][:, cut] for signal, cut in plan.cuts], axis=1)
     firing = state["firing"].copy()
     for rows, move in ((fresh & ~firing, _watch), (fresh & firing, _wait_for_clear)):

@@ -39,8 +39,9 @@ class Sequential:
     """Parameters; hashable. Times in seconds of event time.
 
     Attributes:
-        signals: what it watches; the bound holds for all of them together. The first has half of the weight, the others
-            share the rest: twenty more signals delay the alarm on the first by one doubling of the evidence.
+        signals: what it watches, by name or group (`Layout.select`); the bound holds for all of them together. The
+            first has half of the weight, the others share the rest: twenty more signals delay the alarm on the first
+            by one doubling of the evidence.
         bucket_s: length of a bucket.
         seconds_per_false_alarm: A; see `fleet_budget_s`.
         delta: risk, over calibration sets, that the bound does not hold because this set is unlucky.
@@ -118,7 +119,8 @@ def plan_of(rule: Sequential, layout: Layout) -> Plan:
     """What the rule does on this profile; errors as `Sequential.check`."""
     cuts: list[tuple[str, int]] = []
     weights: list[Floats] = []
-    for signal, share in zip(rule.signals, _signal_weights(len(rule.signals)), strict=True):
+    signals = layout.select(rule.signals)
+    for signal, share in zip(signals, _signal_weights(len(signals)), strict=True):
         usable = [int(cut) for cut in usable_cuts(layout, signal)]
         if not usable:
             size = layout.calibration_sizes[layout.index(signal)]

@@ -104,6 +104,18 @@ def test_weights_add_up_to_one_and_half_of_them_bet_on_the_first_signal_and_on_t
     assert weights[plan.cuts.index(("layer2", 3)), :8].sum() == pytest.approx(0.125)
 
 
+def test_a_group_of_signals_is_the_same_as_its_names():
+    layout = Layout(("ood", "layer1", "noise"), (500,) * 3, (False,) * 3, (True, True, False), (1.0,) * 3)
+    vectors = buckets.fill(layout, np.random.default_rng(0).uniform(1e-6, 1, (40, 3)))[None]
+    stored = []
+    for signals in (("learned",), ("ood", "layer1")):
+        rule = Sequential(signals=signals)
+        rule.check(layout)
+        state, _ = advance(rule, layout, initial(rule, layout), 0, vectors)
+        stored.append(pack(state))
+    assert stored[0] == stored[1]
+
+
 def tied_stream(rng, distinct, jitters):
     """(images, 1) p-values of images whose scores take few values, calibrated on 500 others; jitters by image key."""
     scores = rng.choice(np.arange(distinct) / 7, 2500, p=rng.dirichlet(np.ones(distinct)))

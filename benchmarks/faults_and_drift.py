@@ -33,7 +33,7 @@ from detectors.calibration import Calibration, jitter
 from detectors.reading import read_images
 from monitor import buckets, sequential
 from monitor.buckets import BINS, IMAGES, Layout
-from monitor.evidence import moved_signals, triage
+from monitor.evidence import cause_is_learned, moved_signals, triage
 
 Pixels = NDArray[np.uint8]
 Values = NDArray[np.float64]
@@ -259,7 +259,8 @@ def first_alarms(
             ]
             late = (start - len(history)) * BUCKET
             cause = verdicts[i].cause.partition(":")[0]
-            alarms[row] = Alarm((b + 1) * BUCKET, cause, triage(moved) or "-", late, *sides)
+            verdict = triage(moved, cause_is_learned(layout, cause)) or "-"
+            alarms[row] = Alarm((b + 1) * BUCKET, cause, verdict, late, *sides)
         waiting = waiting[~after["firing"]]
         if not len(waiting):
             break

@@ -54,18 +54,28 @@ def moved_signals(layout: Layout, window: Vector, risk: float = 0.01, limit: int
     return tuple(sorted(chosen, key=lambda m: (-m.bound, -m.effect, m.signal))[:limit])
 
 
-def triage(moved: Sequence[MovedSignal]) -> Triage | None:
-    """Whether the sensor or what it shows has changed; None where no signal surely moved.
+def triage(moved: Sequence[MovedSignal], cause_learned: bool | None = None) -> Triage | None:
+    """Whether the sensor or what it shows has changed; None where nothing says so.
 
     "sensor": image properties (exposure, sharpness, colour, ...) moved as well; "content": the learned signals did, and
     properties no more than other objects bring along.
+
+    Args:
+        cause_learned: whether the signal that a rule alarmed on is a learned one, if it names one. An alarm is proof
+            enough that this signal moved; it decides where the window holds too few images to be sure of any.
     """
     sure = [signal for signal in moved if signal.bound > 0]
     if not sure:
-        return None
+        return None if cause_learned is None else "content" if cause_learned else "sensor"
     learned = max((signal.effect for signal in sure if signal.learned), default=0.0)
     measured = max((signal.effect for signal in sure if not signal.learned), default=0.0)
     return "sensor" if measured > SENSOR_RATIO * learned else "content"
+
+
+def cause_is_learned(layout: Layout, cause: str) -> bool | None:
+    """For `triage`: whether the signal that a verdict's cause names ("noise: more images ...") is learned, or None."""
+    signal = cause.partition(":")[0]
+    return layout.learned[layout.index(signal)] if signal in layout.signals else None
 
 
 def _measure(layout: Layout, window: Vector, signal: str, risk: float) -> MovedSignal:

@@ -3,7 +3,7 @@ import pytest
 
 from monitor import buckets
 from monitor.buckets import IMAGES, Layout
-from monitor.evidence import MovedSignal, moved_signals, triage
+from monitor.evidence import MovedSignal, cause_is_learned, moved_signals, triage
 
 SIGNALS = ("ood", "layer1", "contrast", "sharpness")
 LAYOUT = Layout(SIGNALS, (2000,) * 4, (False, False, True, True), (True, True, False, False), (1.0,) * 4)
@@ -69,6 +69,13 @@ def test_properties_that_move_a_little_with_new_content_do_not_make_it_the_senso
     found = moved_signals(LAYOUT, window(ood=(0.5, 0.001), contrast=(0.12, 0.001)))
     assert {m.signal for m in found} == {"ood", "contrast"}
     assert triage(found) == "content"
+
+
+def test_where_no_signal_is_sure_the_cause_of_the_alarm_decides():
+    found = moved_signals(LAYOUT, window(images=12, ood=(0.2, 0.001)))
+    assert triage(found, cause_is_learned(LAYOUT, "layer1: more images beyond the 5 % cut than normal")) == "content"
+    assert triage(found, cause_is_learned(LAYOUT, "contrast: fewer images")) == "sensor"
+    assert triage(found, cause_is_learned(LAYOUT, "rejected images")) is None
 
 
 def test_the_verdict_on_the_sensor_needs_a_sure_signal():

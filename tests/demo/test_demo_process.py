@@ -65,7 +65,7 @@ def test_the_demo_alerts_on_its_drifts_resolves_and_exits_0(tmp_path: Path) -> N
     assert sent[1] == sent[2]
     assert lines[-1].endswith("demo passed")
     assert "\x1b" not in output
-    assert list(tmp_path.iterdir()) == []
+    assert list(tmp_path.glob("layerwatch-*")) == []
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
@@ -76,21 +76,26 @@ def test_an_interrupted_demo_leaves_no_redis_and_no_files(tmp_path: Path, number
     port = re.search(r"127\.0\.0\.1:(\d+)", first)
     assert port, first
     assert answers(int(port[1]))
-    assert list(tmp_path.iterdir())
+    assert list(tmp_path.glob("layerwatch-*"))
     demo.stdout.readline()
     demo.send_signal(number)
     rest, _ = demo.communicate(timeout=60)
     assert demo.returncode == 130, rest
     assert "Traceback" not in rest
     assert not answers(int(port[1]))
-    assert list(tmp_path.iterdir()) == []
+    assert list(tmp_path.glob("layerwatch-*")) == []
 
 
 def test_the_daemon_process_is_ready_inside_and_gone_outside(
     redis_server: PrivateRedis, profile_folder: Path, tmp_path: Path
 ) -> None:
     with AlertReceiver() as receiver:
-        settings = {**daemon_settings(redis_server.url, profile_folder, receiver), "monitor": "demo-process"}
+        # the small profile of the tests cannot carry the demo's rules
+        settings = {
+            **daemon_settings(redis_server.url, profile_folder, receiver),
+            "monitor": "demo-process",
+            "rules": [],
+        }
         with DaemonProcess(tmp_path, settings) as daemon:
             port = int(daemon.address.rsplit(":", 1)[1])
             assert daemon.streams() == {}

@@ -31,7 +31,7 @@ class SketchScreen:
 
     def __init__(self) -> None:
         self.console = Console(record=True, width=COLUMNS, file=io.StringIO(), force_terminal=True)
-        self._plain, self._live = PlainScreen(sys.stdout), LiveScreen(self.console)
+        self._plain, self._live = PlainScreen(sys.stdout), LiveScreen(self.console, moving=False)
         self._drawn = False
 
     def say(self, text: str) -> None:

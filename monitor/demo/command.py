@@ -71,7 +71,11 @@ def run_demo(screen: Screen, stay: bool = False) -> int:
         start_ms = int(time.time() - LONGEST_S) // BUCKET_S * BUCKET_S * 1000
         ledger = Ledger(tuple(rule["name"] for rule in settings["rules"]), start_ms)
         play = Play(Stage(producer, TOPIC, daemon, receiver, screen), ledger, start_ms, SEED + 1)
-        play.run()
+        try:
+            play.run()
+        except KeyboardInterrupt:
+            screen.say("stopping the daemon and Redis")
+            raise
 
         problems = play.problems()
         screen.end([*play.summary(), *problems], not problems)

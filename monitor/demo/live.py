@@ -11,6 +11,7 @@ from rich.console import Console, Group, RenderableType
 from rich.live import Live
 from rich.panel import Panel
 from rich.progress_bar import ProgressBar
+from rich.spinner import Spinner
 from rich.table import Table
 from rich.text import Text
 
@@ -26,31 +27,35 @@ ACT_STYLES = {Act.CALM: "green", Act.DRIFT: "yellow", Act.RECOVERY: "cyan"}
 
 
 class LiveScreen:
-    """A `monitor.demo.console.Screen` for a terminal."""
+    """A `monitor.demo.console.Screen` for a terminal.
 
-    def __init__(self, console: Console) -> None:
-        self._console = console
+    Args:
+        moving: False leaves out all that moves and shows only what stays.
+    """
+
+    def __init__(self, console: Console, moving: bool = True) -> None:
+        self._console, self._moving = console, moving
         self._live = Live(console=console, refresh_per_second=8, transient=True)
         self._history: dict[str, deque[float]] = {}
 
     def say(self, text: str) -> None:
         """See `Screen.say`."""
         self._console.print(Text.assemble(("› ", "cyan"), text))
+        if not self._history:  # before the first panel something has to move
+            self._update(Spinner("dots", style="cyan"))
 
     def step(self, name: str, share: float) -> None:
         """See `Screen.step`."""
         if share >= 1:
-            self._live.update(Text())
+            self._update(Spinner("dots", style="cyan"))
             return
         row = Table.grid(padding=(0, 1))
         row.add_row(f"  {name}", ProgressBar(total=1.0, completed=share, width=40), percent(share))
-        self._live.start()
-        self._live.update(row)
+        self._update(row)
 
     def show(self, view: View) -> None:
         """See `Screen.show`."""
-        self._live.start()
-        self._live.update(self.panel(view))
+        self._update(self.panel(view))
 
     def panel(self, view: View) -> Panel:
         """The picture of one moment; remembers the OOD shares for the sparklines."""
@@ -101,6 +106,11 @@ class LiveScreen:
     def close(self) -> None:
         """See `Screen.close`."""
         self._live.stop()
+
+    def _update(self, moving: RenderableType) -> None:
+        if self._moving:
+            self._live.start()
+            self._live.update(moving)
 
     @property
     def _width(self) -> int:

@@ -20,6 +20,7 @@ from monitor.types import FatalSourceError, SourceError
 
 MAX_BOOTSTRAP_S = 10.0
 """A daemon tries again for ever; what it must not do is to sit here deaf to its own end."""
+MAX_RECONNECT_MS = 3000
 
 _REFUSED = (
     errors.SaslAuthenticationFailedError,
@@ -75,6 +76,8 @@ def client_options(config: Kafka) -> dict[str, Any]:
         "client_id": config.client_id,
         "request_timeout_ms": _ms(config.request_timeout_s),
         "bootstrap_timeout_ms": _ms(min(config.request_timeout_s, MAX_BOOTSTRAP_S)),
+        # kafka-python's own 30 s would be added to every restart of a broker
+        "reconnect_backoff_max_ms": MAX_RECONNECT_MS,
         "allow_auto_create_topics": False,
         "metrics_enabled": False,
     }

@@ -127,7 +127,7 @@ class Broker(Cluster):
             BrokerUnavailableError: Java or the jars cannot be had.
             RuntimeError: it did not come up; the message ends with the last lines of its log.
         """
-        jars, java = find_jars(), find_program("java")
+        java, jars = find_program("java"), find_jars()
         settings = self._write_settings()
         classes = [java, f"-Xmx{self._heap}", *JVM_OPTIONS, "-cp", f"{jars}/*"]
         if not (self.directory / "data" / "meta.properties").exists():

@@ -37,7 +37,8 @@ def changed(world: KafkaWorld, **options: object) -> Kafka:
 
 
 @pytest.mark.parametrize("key", ["topics", "dead_letter_topic"])
-def test_a_missing_topic_is_named(world: KafkaWorld, key: str) -> None:
+def test_a_missing_topic_is_named(world: KafkaWorld, key: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("monitor.sources.kafka.TOPIC_WAIT_S", 0.3)
     with pytest.raises(
         FatalSourceError, match=f"topic no-such-topic does not exist on .*; create it or correct kafka.{key}"
     ):
@@ -101,6 +102,16 @@ def test_a_producer_goes_on_after_a_record_that_is_too_large(world: KafkaWorld) 
     producer.send(f"{world.topic}.small", b"small")
     producer.flush()
     producer.close()
+
+
+def test_a_producer_goes_on_after_a_missing_topic(world: KafkaWorld) -> None:
+    producer = KafkaRecordProducer(changed(world, request_timeout_s=2))
+    with pytest.raises(SourceError, match="topic no-such-topic does not exist"):
+        producer.send("no-such-topic", b"x")
+    producer.send(world.letters_topic, b"y")
+    producer.flush()
+    producer.close()
+    assert [record.value for record in world.letters()] == [b"y"]
 
 
 def test_a_topic_deleted_under_us_is_fatal(world: KafkaWorld, monkeypatch: pytest.MonkeyPatch) -> None:

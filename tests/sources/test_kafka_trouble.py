@@ -1,0 +1,160 @@
+"""A broker with locks on its doors, that crashes, and whose disk rots."""
+
+from __future__ import annotations
+
+import subprocess
+import time
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+import pytest
+
+from monitor.config import Kafka
+from monitor.sources.kafka import KafkaSource
+from monitor.types import FatalSourceError, Partition, SourceError, UnreadableError
+from tests.kafka.broker import Broker, BrokerUnavailableError
+from tests.sources.worlds import KafkaWorld, flat, follow_until, read
+
+pytestmark = pytest.mark.kafka
+
+PASSWORD = {"mechanism": "PLAIN", "username": "lw", "password": "right"}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Certificates of a throwaway authority, and another authority that nobody knows."""
+    made = tmp_path_factory.mktemp("locks")
+    key = "-newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes"
+    for command in (
+        f"req -x509 {key} -keyout ca.key -out ca.pem -days 2 -subj /CN=throwaway",
+        f"req -x509 {key} -keyout other.key -out other.pem -days 2 -subj /CN=other",
+        f"req {key} -keyout server.key -out server.csr -subj /CN=localhost -addext subjectAltName=DNS:localhost",
+        "x509 -req -in server.csr -CA ca.pem -CAkey ca.key -days 2 -out server.crt -copy_extensions copy",
+    ):
+        subprocess.run(["openssl", *command.split()], cwd=made, check=True, capture_output=True)
+    parts = [(made / name).read_text() for name in ("server.key", "server.crt", "ca.pem")]
+    (made / "server.pem").write_text("".join(parts))
+    return made
+
+
+@pytest.fixture(scope="module")
+def broker(folder: Path, kafka_broker: object) -> Iterator[Broker]:
+    """One of our own: these tests restart it, and look at its disk."""
+    login = 'org.apache.kafka.common.security.plain.PlainLoginModule required user_lw="right";'
+    properties = {
+        "ssl.keystore.type": "PEM",
+        "ssl.keystore.location": str(folder / "server.pem"),
+        "listener.name.sasl.sasl.enabled.mechanisms": "PLAIN",
+        "listener.name.sasl.plain.sasl.jaas.config": login,
+    }
+    made = Broker(folder, {"SASL": "SASL_PLAINTEXT", "TLS": "SSL"}, properties)
+    try:
+        made.start()
+    except BrokerUnavailableError as error:  # kafka_broker was somebody's cluster
+        pytest.skip(str(error))
+    yield made
+    made.stop()
+
+
+@pytest.fixture
+def world(broker: Broker) -> Iterator[KafkaWorld]:
+    made = KafkaWorld(broker)
+    yield made
+    made.leave()
+
+
+def through(world: KafkaWorld, address: str, **options: object) -> Kafka:
+    tree = world.config.kafka.model_dump() | {"bootstrap_servers": address, "request_timeout_s": 3}
+    return Kafka.model_validate(tree | options)
+
+
+def test_the_right_password_works_and_a_wrong_one_is_fatal_at_once(broker: Broker, world: KafkaWorld) -> None:
+    world.write(0, [b"x"])
+    source = KafkaSource(through(world, broker.address("SASL"), sasl=PASSWORD))
+    world.opened.append(source)
+    follow_until(source, lambda owned: len(owned) == 2)
+    source.start(Partition(world.topic, 0), 0)
+    assert [record.value for record in read(source, 1)] == [b"x"]
+    refused = (
+        (PASSWORD | {"password": "wrong"}, "Invalid username or password"),
+        (PASSWORD | {"mechanism": "SCRAM-SHA-256"}, "UnsupportedSaslMechanism"),
+    )
+    for sasl, told in refused:
+        began = time.monotonic()
+        with pytest.raises(FatalSourceError, match=told):
+            KafkaSource(through(world, broker.address("SASL"), sasl=sasl))
+        assert time.monotonic() - began < 2.5  # not after the time-out
+
+
+def test_the_right_authority_works_and_a_wrong_one_is_fatal_at_once(
+    broker: Broker, world: KafkaWorld, folder: Path
+) -> None:
+    source = KafkaSource(through(world, broker.address("TLS"), tls={"ca_file": folder / "ca.pem"}))
+    world.opened.append(source)
+    follow_until(source, lambda owned: len(owned) == 2)
+    for name, told in (("other.pem", "CERTIFICATE_VERIFY_FAILED"), ("missing.pem", "missing.pem")):
+        began = time.monotonic()
+        with pytest.raises(FatalSourceError, match=told):
+            KafkaSource(through(world, broker.address("TLS"), tls={"ca_file": folder / name}))
+        assert time.monotonic() - began < 2.5
+
+
+@pytest.mark.parametrize(
+    ("listener", "options"), [("SASL", {}), ("PLAINTEXT", {"tls": {}}), ("TLS", {})], ids=["login", "no-tls", "tls"]
+)
+def test_a_door_of_another_kind_is_told_in_bounded_time(
+    broker: Broker, world: KafkaWorld, listener: str, options: Mapping[str, object]
+) -> None:
+    config = through(world, broker.address(listener), client={"bootstrap_timeout_ms": 700}, **options)
+    with pytest.raises(SourceError, match=f"connecting to {broker.address(listener)}"):
+        KafkaSource(config)
+
+
+def test_reading_goes_on_after_a_crash_of_the_broker_without_a_gap_or_a_repeat(
+    broker: Broker, world: KafkaWorld
+) -> None:
+    world.write(0, [b"before"] * 20)
+    source, partition = world.owner(), Partition(world.topic, 0)
+    source.start(partition, 0)
+    offsets = [record.offset for record in read(source, 20)]
+    broker.kill()
+    position = 20
+    for _ in range(5):
+        assert not source.poll(0.1).records
+    broker.start()
+    world.write(0, [b"after"] * 20)
+    deadline = time.monotonic() + 30
+    while position < 40:
+        assert time.monotonic() < deadline
+        try:
+            polled = source.poll(0.1)
+        except SourceError:  # as the daemon does
+            source.close()
+            source = world.owner()
+            source.start(partition, position)
+            continue
+        if partition in polled.assigned:
+            source.start(partition, position)
+        offsets += [record.offset for record in flat(polled)]
+        position = polled.next_offsets.get(partition, position)
+    assert offsets == list(range(40))
+
+
+def test_a_rotten_batch_is_named_by_its_place(broker: Broker, world: KafkaWorld) -> None:
+    for value in (b"a", b"b", b"c"):
+        world.write(0, [value * 1000])
+    broker.stop()
+    segment = broker.directory / "data" / f"{world.topic}-0" / f"{0:020d}.log"
+    rotten = segment.read_bytes().replace(b"b" * 1000, b"b" * 999 + b"?")
+    segment.write_bytes(rotten)
+    broker.start()
+    source, partition = world.owner(), Partition(world.topic, 0)
+    source.start(partition, 0)
+    assert [record.value for record in read(source, 1)] == [b"a" * 1000]
+    with pytest.raises(UnreadableError, match=f"{partition} cannot be read at 1: .*CorruptRecord") as failure:
+        read(source, 1)
+    assert (failure.value.partition, failure.value.next_offset) == (partition, 1)
+    source.close()
+    successor = world.owner()
+    successor.start(partition, 2)
+    assert [record.value for record in read(successor, 1)] == [b"c" * 1000]

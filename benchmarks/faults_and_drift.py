@@ -336,7 +336,7 @@ def drift_and_faults(scored: Scored, count: int, rng: np.random.Generator) -> di
 
 def shown(result: dict[str, Any]) -> str:
     """Median delay; share of replicates that alarmed at all where it is not all of them."""
-    if result["detected"] < 0.5:
+    if not np.isfinite(result["median"]):
         return f"no ({result['detected']:.0%})"
     return f"{result['median']:.0f}" + (f" ({result['detected']:.0%})" if result["detected"] < 1 else "")
 

@@ -38,14 +38,15 @@ _ONE_SIDED = {"clipped_low", "clipped_high", "row_jump"}
 TWO_SIDED = tuple(name not in _ONE_SIDED for name in NAMES)
 """Where both tails are worth an alarm; a share of clipped pixels or a row jump can only be too high."""
 
-SAMPLE_PX = 128
-"""12,288 samples of a 4:3 image: any share of pixels to within half a per cent, at a tenth of the cost of all."""
+SAMPLE_PX = 96
+"""6,912 samples of a 4:3 image: any share of its pixels to within one per cent, at a thirtieth of the cost of all."""
 CROP_PX = 96
 STRIP_PX = 16
 
 _GREY_MODES = {"1", "L", "LA", "I", "I;16", "F"}
-_TONES = np.arange(256, dtype=np.float64)
-_SQUARES = _TONES**2
+_MOMENTS = np.arange(256, dtype=np.float64) ** np.array([[1], [2]])
+_COUNTS = np.arange(SAMPLE_PX**2 + 1, dtype=np.float64)
+_N_LOG_N = _COUNTS * np.log2(np.maximum(_COUNTS, 1))
 _PERCENTILES = np.array([0.01, 0.5, 0.99])
 
 _LUMA_WEIGHTS = np.array([0.299, 0.587, 0.114], dtype=np.float32)
@@ -62,12 +63,13 @@ def measure(pixels: NDArray[np.uint8], n_bytes: int, mode: str) -> NDArray[np.fl
     """
     height, width = pixels.shape[:2]
     rows, columns = _grid(height, width)
-    sampled = pixels.reshape(height, width * 3)[rows].take(columns, axis=1)
-    planes = np.ascontiguousarray(sampled.reshape(len(rows), 3, -1).transpose(1, 0, 2))
-    luma = _luma(planes)
+    sampled = pixels.reshape(height, width * 3)[rows].take(columns, axis=1).reshape(len(rows), 3, -1)
+    planes = np.ascontiguousarray(sampled.transpose(1, 0, 2)).reshape(3, -1)
+    floats = planes.astype(np.float32)
+    luma = np.rint(_LUMA_WEIGHTS @ floats)
     p1, p50, p99, low, high, contrast, entropy = _tones(luma)
-    sharpness = _sharpness(luma, cell=2 if max(height, width) >= SAMPLE_PX else 1)
-    saturation, red, blue = (0.0, 0.0, 0.0) if mode in _GREY_MODES else _colour(planes)
+    sharpness = _sharpness(luma.reshape(len(rows), -1), cell=2 if max(height, width) >= SAMPLE_PX else 1)
+    saturation, red, blue = (0.0, 0.0, 0.0) if mode in _GREY_MODES else _colour(planes, floats)
     noise, row_jump = _noise(pixels), _row_jump(pixels)
     aspect, size = math.log2(width / height), math.log2(max(n_bytes, 1) / (width * height))
     return np.array(
@@ -88,25 +90,16 @@ def _grid(height: int, width: int) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
     return rows, (columns * 3 + np.arange(3)[:, None]).ravel()
 
 
-def _luma(planes: NDArray[np.uint8]) -> Luma:
-    """(3, h, w) -> (h, w), whole numbers."""
-    luma: Luma = _LUMA_WEIGHTS @ planes.reshape(3, -1).astype(np.float32)
-    return np.rint(luma, out=luma).reshape(planes.shape[1:])
-
-
 def _tones(luma: Luma) -> tuple[float, ...]:
-    """(p1, p50, p99, clipped low, clipped high, contrast, entropy), all from the histogram."""
-    histogram = np.bincount(luma.ravel().astype(np.intp), minlength=256)
-    cumulative = np.cumsum(histogram)
+    """(p1, p50, p99, clipped low, clipped high, contrast, entropy) of whole-numbered luma, all from the histogram."""
     total = luma.size
+    histogram = np.bincount(luma.astype(np.intp), minlength=256)
+    cumulative = np.cumsum(histogram)
     p1, p50, p99 = np.searchsorted(cumulative, _PERCENTILES * total).tolist()
-    shares = histogram / total
-    mean = float(shares @ _TONES)
-    variance = max(0.0, float(shares @ _SQUARES) - mean * mean)
-    present = shares[histogram > 0]
-    entropy = abs(float(present @ np.log2(present)))
+    mean, square = (_MOMENTS @ histogram / total).tolist()
+    entropy = math.log2(total) - float(_N_LOG_N[histogram].sum()) / total
     low, high = int(cumulative[2]) / total, int(total - cumulative[252]) / total
-    return p1, p50, p99, low, high, math.sqrt(variance), entropy
+    return p1, p50, p99, low, high, math.sqrt(max(0.0, square - mean * mean)), max(0.0, entropy)
 
 
 def _sharpness(luma: Luma, cell: int) -> float:
@@ -126,12 +119,12 @@ def _sharpness(luma: Luma, cell: int) -> float:
     return energy
 
 
-def _colour(planes: NDArray[np.uint8]) -> tuple[float, float, float]:
-    """(3, h, w) -> (saturation, red ratio, blue ratio)."""
+def _colour(planes: NDArray[np.uint8], floats: NDArray[np.float32]) -> tuple[float, float, float]:
+    """(3, N) twice -> (saturation, red ratio, blue ratio)."""
     highest, lowest = planes.max(axis=0), planes.min(axis=0)
     share = np.divide(highest - lowest, np.maximum(highest, 1), dtype=np.float32)
-    # + 1 a pixel: a black image has no cast
-    red, green, blue = (planes.reshape(3, -1).sum(axis=1, dtype=np.int64) + share.size).tolist()
+    # Sums of whole numbers below 2**24 are exact in float32, so grey gives 0 exactly. + 1 a pixel: black has no cast.
+    red, green, blue = (floats.sum(axis=1) + share.size).tolist()
     return float(share.sum()) / share.size, math.log2(red / green), math.log2(blue / green)
 
 
@@ -141,8 +134,10 @@ def _noise(pixels: NDArray[np.uint8]) -> float:
         return 0.0
     top, left = (max(0, (side - CROP_PX) // 2) for side in pixels.shape[:2])
     green = pixels[top : top + CROP_PX, left : left + CROP_PX, 1].astype(np.int16)
-    across = green[:, 2:] - 2 * green[:, 1:-1] + green[:, :-2]
-    masked = across[2:] - 2 * across[1:-1] + across[:-2]
+    across = green[:, 1:] - green[:, :-1]
+    across = across[:, 1:] - across[:, :-1]
+    down = across[1:] - across[:-1]
+    masked = down[1:] - down[:-1]
     return float(np.abs(masked).sum() / masked.size) * math.sqrt(math.pi / 2) / 6
 
 

@@ -50,14 +50,14 @@ def test_a_flat_image_has_its_tone_everywhere_and_nothing_else():
 
 
 def test_half_black_half_white_has_the_largest_contrast_one_bit_and_both_ends_clipped():
-    image = np.zeros((100, 100, 3), dtype=np.uint8)
-    image[:, 50:] = 255
+    image = np.zeros((90, 90, 3), dtype=np.uint8)
+    image[:, 45:] = 255
     got = measured(image)
     assert got["contrast"] == pytest.approx(127.5)
     assert got["entropy"] == pytest.approx(1.0)
     assert got["clipped_low"] == got["clipped_high"] == pytest.approx(0.5)
     assert (got["luma_p1"], got["luma_p99"]) == (0, 255)
-    assert got["sharpness"] == pytest.approx(255**2 / 99)  # one of 99 steps across, none down
+    assert got["sharpness"] == pytest.approx(255**2 / 89)  # one of 89 steps across, none down
 
 
 def test_colour_is_measured_as_saturation_and_as_ratios_to_green():
@@ -122,7 +122,7 @@ def test_resolution_does_not_fake_sharpness_tone_or_colour(width):
     assert got["entropy"] == pytest.approx(want["entropy"], abs=0.1)
 
 
-@pytest.mark.parametrize("shape", [(1, 1), (1, 500), (500, 1), (2, 2), (3, 3), (127, 128), (129, 4000)])
+@pytest.mark.parametrize("shape", [(1, 1), (1, 500), (500, 1), (2, 2), (3, 3), (95, 96), (97, 4000)])
 @pytest.mark.parametrize("value", [0, 255])
 def test_every_size_and_the_extremes_give_finite_numbers_in_range(shape, value):
     for pixels in (flat([value] * 3, *shape), np.random.default_rng(0).integers(0, 256, (*shape, 3))):

@@ -80,8 +80,11 @@ class Calibration:
         scores = np.where(np.isnan(scores), np.inf, scores)
         low = np.searchsorted(self.values, scores, side="left")
         high = np.searchsorted(self.values, scores, side="right")
-        for i in np.flatnonzero(low < high):  # equal values only: rare for scores, usual for widths
-            low[i] += np.searchsorted(self.jitters[low[i] : high[i]], jitters[i], side="left")
+        # Equal values (rare for scores, usual for widths): bisect on the jitters of that run, all images at once.
+        while (tied := low < high).any():
+            middle = (low + high) // 2
+            smaller = tied & (self.jitters[np.minimum(middle, self.size - 1)] < jitters)
+            low, high = np.where(smaller, middle + 1, low), np.where(tied & ~smaller, middle, high)
         return low.astype(np.float64)
 
 

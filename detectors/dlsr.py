@@ -1,189 +1,192 @@
-"""Diffusion-based layer-wise semantic reconstruction (DLSR), noise-free and in several feature spaces.
+"""Diffusion-based layer-wise semantic reconstruction (DLSR), noise-free and in several feature spaces. The default.
 
 Source of the method: Yang et al., "Diffusion-based Layer-wise Semantic Reconstruction for Unsupervised
-Out-of-Distribution Detection", NeurIPS 2024, arXiv 2411.10701. A network (LFDN) learns to predict a clean feature z_0
-from z_t = sqrt(a) z_0 + sqrt(1 - a) eps at all levels a. At scoring time it is given sqrt(a) z_0 and the level, without
-noise: one forward pass, the same answer every time, and far better separation than the paper's noisy draw.
+Out-of-Distribution Detection", NeurIPS 2024, arXiv 2411.10701 (as published: `detectors.dlsr_paper`). A network learns
+to predict a clean feature z_0 from z_t = sqrt(a) z_0 + sqrt(1 - a) eps at all levels a. At scoring time it is given
+sqrt(a) z_0 and the level, without noise: one forward pass, the same answer every time. Then
 
-Spaces (each (N, D), the same layers side by side):
-    bn  per image and layer standardised over the channels (the paper's)
-    rz  each channel z-scored over the reference images
-    sw  signed square root, then whitened per layer over the reference images
+    e[k, l] = || z_0 - z~ ||^2 over the channels of layer l in space k          (detectors.spaces)
+    p[k, l] = rank of e[k, l] among the errors of held-out ID features, in (0, 1]
+    score   = -2 sum over k and l of ln p[k, l]                                (Fisher, 1925)
+
+Why no noise: docs/explanation/score.md. Why Fisher: over maxima, top-k means, log-sums and Cauchy, it separates best.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping, Sequence
 from typing import Self
 
 import torch
 from torch import Tensor
-from torch.nn import functional
 
-from detectors.calibration import Calibration
-from detectors.diffusion import LFDN, training_level
+from detectors import spaces, training
+from detectors.diffusion import LFDN
 from detectors.registry import NotFittedError
+from detectors.training import Progress
 
-Progress = Callable[[float], None]
-"""Called with the share of the work that is done, in [0, 1]."""
-
-SPACES = 3
-# The level that served the shipped backbone best over nine OOD sets (AUROC .898 / FPR95 .377; .874 / .409 at a = .3).
-LEVEL = 0.01
-EPS = 1e-5
+LEVELS = (0.3, 0.1, 0.03)
+"""Levels a that a fit chooses from: high ones serve backbones trained with strong labels, low ones distilled nets."""
+DEFAULT_LEVEL = 0.1
+"""Where turned images do not tell: the level that loses least on the backbone it suits worst."""
+MIN_IMAGES = 50
+HELD_SHARE = 0.2
+WIDE, NARROW, WIDE_FROM = 512, 256, 2000
+"""Width of the LFDN: 512 from 2,000 images on, else 256, which trains in a quarter of the time."""
 
 
 class DLSR:
-    """Per-layer errors of the one-step reconstruction, ranked on held-out ID features and joined by Fisher's method.
+    """Noise-free one-step reconstruction errors per layer and space, ranked on held-out ID features and joined.
 
-    layers: channel count of each layer. Score: -2 sum over layers and spaces of ln p, where p ranks the error
-    ||z - z~||^2 of one layer in one space among those of `holdout` of the reference features (kept out of training).
+    layers: channel count of each layer. level: a of the scoring step; None chooses it at fit. width, blocks: of the
+    LFDN; width None chooses it by the number of images. After fit(), `level` is the level in use and `report` says how
+    it was chosen and how training went.
     """
 
     def __init__(
-        self, layers: tuple[int, ...], width: int = 512, blocks: int = 1, level: float = LEVEL, seed: int = 0
+        self,
+        layers: tuple[int, ...],
+        level: float | None = None,
+        width: int | None = None,
+        blocks: int = 1,
+        seed: int = 0,
     ) -> None:
         self.layers, self.level, self.seed = layers, level, seed
-        self._shape = (SPACES, sum(layers), width, blocks)
+        self.report: dict[str, object] = {}
+        self._width, self._blocks = width, blocks
         self._network: LFDN | None = None
-        self._scaling: dict[str, Tensor] = {}
-        self._ranks: list[Calibration] = []
-        self._holdout = torch.empty(0)
+        self._spaces = spaces.Spaces(layers)
+        self._held = torch.empty(0)
 
-    def fit(self, features: Tensor, progress: Progress | None = None) -> Self:
+    def fit(self, features: Tensor, progress: Progress | None = None, turned: Sequence[Tensor] = ()) -> Self:
         """Train on four fifths of (N, D) float32 ID features and rank errors on the rest; seeded.
 
+        turned: features of the first M images, each image turned: one (M, D) tensor per angle. These M are kept out of
+        training, and the level is the one that best tells them from their turned selves (see `choose_level`).
+
         Raises:
-            ValueError: fewer than 50 features.
+            ValueError: fewer than MIN_IMAGES features.
         """
-        if len(features) < 50:
-            raise ValueError(f"DLSR needs at least 50 images to fit (got {len(features)})")
-        generator = torch.Generator().manual_seed(self.seed)
-        order = torch.randperm(len(features), generator=generator)
-        cut = len(features) // 5
-        held, train = features[order[:cut]].float(), features[order[cut:]].float()
-        self._scaling = _scaling(train, self.layers)
+        if len(features) < MIN_IMAGES:
+            raise ValueError(f"DLSR needs at least {MIN_IMAGES} images to fit (got {len(features)})")
+        aside = len(turned[0]) if turned else 0
+        upright, rest = features[:aside].float(), features[aside:].float()
+        rest = rest[torch.randperm(len(rest), generator=torch.Generator().manual_seed(self.seed))]
+        cut = int(len(rest) * HELD_SHARE)
+        held, train = rest[:cut], rest[cut:]
+        self._spaces.fit(train)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self.seed)
-            self._network = LFDN(*self._shape)
-            _train(self._network, self._spaces(train), generator, progress or (lambda _: None))
-        self._set_holdout(self._errors(held))
+            self._network = self._build(self._width or (WIDE if len(train) >= WIDE_FROM else NARROW))
+        trained = training.train(
+            self._network, self._spaces(train), self._spaces(held), self.seed, progress or (lambda _: None)
+        )
+        self.report = {"steps": trained.steps, "held_out_error": round(trained.error, 4)}
+        if self.level is None:
+            self.level = self._choose_level(held, upright, turned)
+        self._held = sorted_columns(self._errors(torch.cat([held, upright]), self.level))
+        self.report["level"] = self.level
         return self
 
     def score(self, features: Tensor) -> Tensor:
         """(N, D) -> (N,) float64 Fisher statistic; higher = more OOD."""
-        return -2.0 * self._log_p(features).sum(dim=(1, 2))
+        return self.score_and_layers(features)[0]
 
     def layer_scores(self, features: Tensor) -> Tensor:
-        """(N, D) -> (N, L) float64 Fisher statistic of each layer over the spaces."""
-        return -2.0 * self._log_p(features).sum(dim=1)
+        """(N, D) -> (N, L) float64 Fisher statistic of each layer over the spaces; their sum is the score."""
+        return self.score_and_layers(features)[1]
+
+    def score_and_layers(self, features: Tensor) -> tuple[Tensor, Tensor]:
+        """(N, D) -> ((N,), (N, L)) from one pass through the network."""
+        if self.level is None:
+            raise NotFittedError("DLSR has no network; call fit() before score()")
+        per_layer = layer_statistics(self._errors(features.float(), self.level), self._held)
+        return per_layer.sum(dim=1), per_layer
 
     def state(self) -> dict[str, Tensor]:
         """Everything fit() learned."""
         if self._network is None:
             raise NotFittedError("DLSR has no network; call fit() before state()")
-        network = {f"network.{k}": v for k, v in self._network.state_dict().items()}
-        scaling = {f"scaling.{k}": v for k, v in self._scaling.items()}
-        both = {**network, **scaling, "holdout": self._holdout}
-        return {name: tensor.detach().cpu().contiguous() for name, tensor in both.items()}
+        network = {f"network.{name}": tensor.detach() for name, tensor in self._network.state_dict().items()}
+        views = {f"spaces.{name}": tensor for name, tensor in self._spaces.state().items()}
+        level = torch.tensor(self.level, dtype=torch.float64)
+        both = {**network, **views, "held": self._held, "level": level}
+        return {name: tensor.cpu().contiguous() for name, tensor in both.items()}
 
     def restore(self, state: Mapping[str, Tensor]) -> Self:
         """Take up what state() gave."""
-        self._network = LFDN(*self._shape)
+        self._network = self._build(state["network.outward.weight"].shape[1])
         self._network.load_state_dict(_under("network.", state))
         self._network.eval().requires_grad_(False)
-        self._scaling = _under("scaling.", state)
-        self._set_holdout(state["holdout"])
+        self._spaces.restore(_under("spaces.", state))
+        self._held, self.level = state["held"], float(state["level"])
         return self
 
-    def _set_holdout(self, errors: Tensor) -> None:
-        """errors: (n, K, L) of held-out ID features."""
-        self._holdout = errors
-        columns = errors.reshape(len(errors), -1).double().numpy()
-        zeros = torch.zeros(len(errors), dtype=torch.int64).numpy().astype("uint64")
-        self._ranks = [Calibration.of(column, zeros, two_sided=False) for column in columns.T]
-
-    def _log_p(self, features: Tensor) -> Tensor:
-        """(N, D) -> (N, K, L) float64 ln of the per-layer p-values."""
-        errors = self._errors(features.float())
-        columns = errors.reshape(len(errors), len(self._ranks)).double().numpy()
-        # All bits zero: an error equal to a held-out one counts as not beyond it.
-        zeros = torch.zeros(len(errors), dtype=torch.int64).numpy().astype("uint64")
-        p = [_smooth(rank, columns[:, i], rank.p_values(columns[:, i], zeros)) for i, rank in enumerate(self._ranks)]
-        return torch.log(torch.stack(p, dim=1)).view(errors.shape)
+    def _build(self, width: int) -> LFDN:
+        return LFDN(len(spaces.NAMES), sum(self.layers), width, self._blocks)
 
     @torch.inference_mode()
-    def _errors(self, features: Tensor) -> Tensor:
+    def _errors(self, features: Tensor, level: float) -> Tensor:
         """(N, D) -> (N, K, L) float32 squared reconstruction error of each layer in each space."""
         if self._network is None:
             raise NotFittedError("DLSR has no network; call fit() before score()")
         clean = self._spaces(features)
-        level = torch.tensor([self.level])
-        squared = (clean - self._network(level.sqrt() * clean, level)).square()
-        return torch.stack(
-            [part.sum(dim=2) for part in torch.split(squared, list(self.layers), dim=2)], dim=2
-        ).transpose(0, 1)
+        a = torch.tensor([level])
+        squared = (clean - self._network(a.sqrt() * clean, a)).square()
+        errors = [part.sum(dim=2) for part in torch.split(squared, list(self.layers), dim=2)]
+        return torch.stack(errors, dim=2).transpose(0, 1)
 
-    def _spaces(self, features: Tensor) -> Tensor:
-        """(N, D) -> (K, N, D): bn, rz, sw."""
-        s = self._scaling
-        bn = [functional.layer_norm(part, part.shape[1:]) for part in torch.split(features, list(self.layers), dim=1)]
-        rz = (features - s["mean"]) / s["std"]
-        root = features.sign() * features.abs().sqrt() - s["root_mean"]
-        sw = [part @ s[f"whiten{i}"] for i, part in enumerate(torch.split(root, list(self.layers), dim=1))]
-        # Far outside, z-scores run into the hundreds and say nothing more; they would drown float32 sums.
-        return torch.stack([torch.cat(bn, dim=1), rz.clamp(-30, 30), torch.cat(sw, dim=1).clamp(-30, 30)])
-
-
-def _scaling(train: Tensor, layers: tuple[int, ...]) -> dict[str, Tensor]:
-    root = train.sign() * train.abs().sqrt()
-    scaling = {"mean": train.mean(0), "std": train.std(0) + EPS, "root_mean": root.mean(0)}
-    for i, part in enumerate(torch.split(root - scaling["root_mean"], list(layers), dim=1)):
-        covariance = (part.double().T @ part.double()) / len(part)
-        # 1 % of the mean variance: directions that the reference hardly varies in must not be blown up to noise.
-        ridge = 0.01 * covariance.diagonal().mean() + 1e-9
-        values, vectors = torch.linalg.eigh(covariance)
-        scaling[f"whiten{i}"] = (vectors * (values + ridge).rsqrt()).mm(vectors.T).float()
-    return scaling
+    def _choose_level(self, held: Tensor, upright: Tensor, turned: Sequence[Tensor]) -> float:
+        """The level of LEVELS that best separates upright images from their turned selves, if one clearly does."""
+        placed: dict[float, Tensor] = {}
+        for level in LEVELS if turned else ():
+            ranks = sorted_columns(self._errors(held, level))
+            straight, *rotated = (
+                layer_statistics(self._errors(part, level), ranks).sum(dim=1) for part in (upright, *turned)
+            )
+            placed[level] = torch.stack([placements(straight, scores) for scores in rotated]).mean(dim=0)
+        self.report["turned_auroc"] = {str(level): round(float(values.mean()), 4) for level, values in placed.items()}
+        return choose_level(placed)
 
 
-def _train(network: LFDN, train: Tensor, generator: torch.Generator, progress: Progress) -> None:
-    """MSE on z_0 over all levels; AdamW, one cycle, EMA; 20 passes, within 600 to 3,200 steps."""
-    batch = max(16, min(256, train.shape[1] // 4))
-    steps = int(min(3200, max(600, 20 * train.shape[1] / batch)))
-    optimizer = torch.optim.AdamW(network.parameters(), lr=1e-3, weight_decay=1e-4)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 2e-3, total_steps=steps)
-    average = {name: tensor.detach().clone() for name, tensor in network.state_dict().items()}
-    for step in range(steps):
-        rows = torch.randint(train.shape[1], (batch,), generator=generator)
-        clean = train[:, rows]
-        level = training_level(torch.rand(batch, generator=generator))
-        noise = torch.randn(clean.shape, generator=generator)
-        noisy = level.sqrt()[:, None] * clean + (1 - level).sqrt()[:, None] * noise
-        loss = (network(noisy, level) - clean).square().mean()
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        schedule.step()
-        decay = min(0.995, (1 + step) / (10 + step))
-        with torch.no_grad():
-            for name, tensor in network.state_dict().items():
-                average[name].lerp_(tensor, 1 - decay)
-        if step % 20 == 0:
-            progress(step / steps)
-    network.load_state_dict(average)
-    network.eval().requires_grad_(False)
-    progress(1.0)
+def sorted_columns(errors: Tensor) -> Tensor:
+    """(n, K, L) errors of held-out ID features -> (K L, n), each row ascending."""
+    return errors.flatten(1).T.sort(dim=1).values.contiguous()
 
 
-def _smooth(rank: Calibration, errors: object, p: object) -> Tensor:
-    """p-values below the resolution 1 / (n + 1) go on falling with the ratio of the error to the largest held-out one.
+def layer_statistics(errors: Tensor, held: Tensor) -> Tensor:
+    """(N, K, L) errors and (K L, n) sorted held-out ones -> (N, L) float64 -2 sum over spaces of ln p.
 
-    Without it every image beyond all held-out errors would tie, and the joined score could not tell far from farther.
+    p = (1 + #{held >= e}) / (n + 1). Beyond the largest held-out error p goes on falling with the ratio of the two:
+    otherwise all images out there would tie and the joined score could not tell far from farther.
     """
-    values, p_values = torch.as_tensor(errors), torch.as_tensor(p)
-    largest = max(float(rank.values[-1]), 1e-12)
-    return torch.where(values > largest, p_values * (largest / values.clamp(min=1e-12)), p_values)
+    columns = errors.flatten(1).T.contiguous()
+    n = held.shape[1]
+    p = (1.0 + n - torch.searchsorted(held, columns)) / (n + 1.0)
+    largest = held[:, -1:].clamp(min=1e-12)
+    p = p.double() * torch.where(columns > largest, largest / columns, 1.0)
+    return -2.0 * p.log().T.reshape(errors.shape).sum(dim=1)
+
+
+def placements(id_scores: Tensor, other_scores: Tensor) -> Tensor:
+    """(M,) share of ID scores below each other score, ties counting half; their mean is the AUROC."""
+    ordered = id_scores.sort().values
+    below = torch.searchsorted(ordered, other_scores)
+    return (below + torch.searchsorted(ordered, other_scores, right=True)).double() / (2 * len(ordered))
+
+
+def choose_level(placed: Mapping[float, Tensor]) -> float:
+    """The level with the highest mean placement of turned images, if that beats DEFAULT_LEVEL beyond doubt.
+
+    Beyond doubt: the paired difference over the images is more than two standard errors. Pictures without an up
+    (surfaces, aerial views) and small sets fail that, and keep the default.
+    """
+    if not placed:
+        return DEFAULT_LEVEL
+    best = max(placed, key=lambda level: float(placed[level].mean()))
+    difference = placed[best] - placed[DEFAULT_LEVEL]
+    error = float(difference.std() / len(difference) ** 0.5) if len(difference) > 1 else float("inf")
+    return best if float(difference.mean()) > 2.0 * error else DEFAULT_LEVEL
 
 
 def _under(prefix: str, state: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -22,7 +22,7 @@ from detectors import properties
 from detectors.calibration import Calibration, jitter
 from detectors.features import Backbone, BackboneError, BackboneSpec
 from detectors.images import Limits, Prepared, Preparer
-from detectors.registry import Detector, LayerDetector, create
+from detectors.registry import Detector, JointDetector, LayerDetector, create
 
 VERSION = 1
 MANIFEST, TENSORS = "profile.json", "profile.safetensors"
@@ -48,11 +48,18 @@ class Profile:
     by correlated frames (1.0 unless fitted on ordered frames). calibration_sizes: images behind each signal's p-value.
     """
 
-    def __init__(self, backbone: Backbone, name: str, detector: Detector, facts: Mapping[str, Any]) -> None:
+    def __init__(
+        self,
+        backbone: Backbone,
+        name: str,
+        detector: Detector,
+        facts: Mapping[str, Any],
+        limits: Limits | None = None,
+    ) -> None:
         """An uncalibrated profile of a fitted detector; `facts` go into the manifest."""
         self.backbone = backbone
         self.detector = detector
-        self.preparer = Preparer(backbone.input_px, Limits(), backbone.spec.filter)
+        self.preparer = Preparer(backbone.input_px, limits or Limits(), backbone.spec.filter)
         layers = len(backbone.layers) if isinstance(detector, LayerDetector) else 0
         learned = ("ood", *(f"layer{i + 1}" for i in range(layers)))
         self.signals: tuple[str, ...] = (*learned, *properties.NAMES)
@@ -93,9 +100,11 @@ class Profile:
             return Scores(empty, empty.copy())
         features = self._features(np.stack([image.pixels for image in images]))
         values = self._values(features, np.stack([image.properties for image in images]))
-        jitters = jitter([image.key for image in images])
-        columns = [c.p_values(values[:, i], jitters) for i, c in enumerate(self.calibrations)]
-        return Scores(values, np.stack(columns, axis=1))
+        return Scores(values, self._p_values(values, [image.key for image in images]))
+
+    def p_values(self, features: Tensor, measured: NDArray[np.float64], keys: Sequence[bytes]) -> NDArray[np.float64]:
+        """(N, S) p-values of (N, D) features, (N, P) properties and N keys."""
+        return self._p_values(self._values(features, measured), keys)
 
     def save(self, path: str | Path) -> None:
         """Write the profile as a directory of safetensors and JSON."""
@@ -140,8 +149,9 @@ class Profile:
             )
         name = document["detector"]
         facts = {k: v for k, v in document.items() if k not in {"version", "detector"}}
-        detector = create(name, backbone.layers).restore(_under("detector.", tensors))
-        profile = cls(backbone, name, detector, facts)
+        options = document.get("detector_options", {})
+        detector = create(name, backbone.layers, **options).restore(_under("detector.", tensors))
+        profile = cls(backbone, name, detector, facts, _limits(document))
         profile._take(document, tensors)
         if profile.fingerprint != document["fingerprint"]:
             raise ProfileError(f"{folder}: its tensors are not those its manifest was written for")
@@ -169,10 +179,19 @@ class Profile:
 
     def _values(self, features: Tensor, measured: NDArray[np.float64]) -> NDArray[np.float64]:
         """(N, S): OOD score, layer scores, properties."""
-        columns = [self.detector.score(features)[:, None].double()]
-        if isinstance(self.detector, LayerDetector):
-            columns.append(self.detector.layer_scores(features).double())
-        return np.concatenate([torch.cat(columns, dim=1).numpy(), measured], axis=1)
+        if isinstance(self.detector, JointDetector):  # both from one pass through the network
+            columns = [part.double() for part in self.detector.score_and_layers(features)]
+        elif isinstance(self.detector, LayerDetector):
+            columns = [self.detector.score(features).double(), self.detector.layer_scores(features).double()]
+        else:
+            columns = [self.detector.score(features).double()]
+        learned = torch.cat([part.view(len(part), -1) for part in columns], dim=1)
+        return np.concatenate([learned.numpy(), measured], axis=1)
+
+    def _p_values(self, values: NDArray[np.float64], keys: Sequence[bytes]) -> NDArray[np.float64]:
+        jitters = jitter(keys)
+        columns = [c.p_values(values[:, i], jitters) for i, c in enumerate(self.calibrations)]
+        return np.stack(columns, axis=1)
 
     def _tensors(self) -> dict[str, Tensor]:
         values = np.stack([c.values for c in self.calibrations])
@@ -192,6 +211,11 @@ class Profile:
             digest.update(name.encode())
             digest.update(tensor.contiguous().numpy().tobytes())
         return digest.hexdigest()
+
+
+def _limits(document: Mapping[str, Any]) -> Limits:
+    facts = dict(document["limits"])
+    return Limits(**{**facts, "formats": tuple(facts["formats"])})
 
 
 def load_profile(path: str | Path, device: str = "auto") -> Profile:

@@ -46,6 +46,14 @@ class LayerDetector(Protocol):
         """(N, D) float32 -> (N, L) one score per layer, higher = more OOD."""
 
 
+@runtime_checkable
+class JointDetector(Protocol):
+    """A layer detector that gives both kinds of scores from one pass."""
+
+    def score_and_layers(self, features: Tensor) -> tuple[Tensor, Tensor]:
+        """(N, D) float32 -> ((N,), (N, L)): what score() and layer_scores() give."""
+
+
 REGISTRY: dict[str, str] = {
     "dlsr": "detectors.dlsr:DLSR",
     "dlsr-mse": "detectors.dlsr_paper:PaperMSE",

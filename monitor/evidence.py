@@ -15,7 +15,8 @@ from monitor.types import Vector
 Direction = Literal["low", "high"]
 Triage = Literal["sensor", "content"]
 
-# A property that moved at least half as much as the strongest learned signal is no by-product of other objects.
+# Between what was measured on CIFAR-10: the strongest property moved 0 to .3 times as much as the strongest learned
+# signal for coloured pictures of other things, and .59 times and more for 24 sensor faults.
 SENSOR_RATIO = 0.5
 
 

@@ -18,6 +18,7 @@ from rich.text import Text
 from monitor.demo.console import StreamView, View, details, headline, minutes, percent
 from monitor.demo.story import Act
 
+BAR = 24
 SPARKS = "▁▂▃▄▅▆▇█"
 WIDTH = 100
 REST = 70
@@ -137,11 +138,12 @@ def sparkline(shares: Sequence[float]) -> str:
 
 
 def _bars(signals: Sequence[Mapping[str, Any]]) -> Table:
-    """A bar per signal: the share of images that must have changed to explain it; image properties in another hue."""
+    """A bar per signal, as long as it moved beside the strongest; image properties in another hue."""
     bars = Table.grid(padding=(0, 1))
+    strongest = max((signal["effect"] for signal in signals), default=0.0) or 1.0
     for signal in signals:
         learned = signal["learned"]
-        length = max(1, round(signal["effect"] * 24))
+        length = max(1, round(signal["effect"] / strongest * BAR))
         kind = "learned" if learned else "property"
         bar = Text("━" * length, style="magenta" if learned else "blue")
         bars.add_row(Text(signal["signal"]), bar, Text(f"{signal['effect']:.2f}"), Text(kind, style="dim"))

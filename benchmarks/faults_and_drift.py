@@ -255,7 +255,8 @@ def first_alarms(
             start = sequential.drift_start(rule, layout, after[i : i + 1], seen)
             moved = moved_signals(layout, buckets.sum_vectors(seen[start:]), limit=len(layout.signals))
             sides = [
-                max((m.effect for m in moved if m.learned is side and m.bound > 0), default=0.0) for side in (True, False)
+                max((m.effect for m in moved if m.learned is side and m.bound > 0), default=0.0)
+                for side in (True, False)
             ]
             late = (start - len(history)) * BUCKET
             cause = verdicts[i].cause.partition(":")[0]

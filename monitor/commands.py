@@ -66,9 +66,20 @@ def _run(args: argparse.Namespace) -> int:
 
 
 def _check_config(args: argparse.Namespace) -> int:
+    from monitor.notify import ReceiverConfigError, build_receiver  # noqa: PLC0415
     from monitor.ruleset import bind_rules  # noqa: PLC0415
+    from monitor.sources import open_producer  # noqa: PLC0415
 
-    bind_rules(load_config(args.config))
+    settings = load_config(args.config)
+    bind_rules(settings)
+    wrong = []
+    for receiver in settings.receivers:
+        try:
+            build_receiver(receiver, settings.monitor, lambda: open_producer(settings)).close()
+        except ReceiverConfigError as error:
+            wrong.append(f"{args.config or 'defaults'}: {error}")
+    if wrong:
+        raise ConfigError(wrong)
     return 0
 
 

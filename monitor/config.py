@@ -28,6 +28,8 @@ from pydantic import (
 )
 
 ENV_PREFIX = "LAYERWATCH__"
+OWN_RULES = "layerwatch-"
+"""How the names of the alerts about the monitor itself begin."""
 EXIT_CONFIG = 78
 """EX_CONFIG of sysexits.h: what a wrong configuration exits with; init systems can tell it from a crash."""
 
@@ -283,7 +285,7 @@ class WebhookReceiver(Receiver):
 
 class AlertmanagerReceiver(Receiver):
     type: Literal["alertmanager"]
-    urls: Names
+    urls: Annotated[Names, Field(min_length=1)]
     """Every instance of the cluster: they deduplicate among themselves."""
     resend_s: PositiveFloat = 60.0
     username: str | None = None
@@ -397,6 +399,8 @@ class Config(Section):
             twice = sorted({name for name in names if names.count(name) > 1})
             if twice:
                 raise ValueError(f"{what}: the name {twice[0]} is used twice")
+        if any(rule.name.startswith(OWN_RULES) for rule in self.rules):
+            raise ValueError(f"rules: names that begin with {OWN_RULES} are taken by alerts about the monitor itself")
         return self
 
 

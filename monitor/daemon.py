@@ -27,7 +27,7 @@ from monitor.pipeline import Pipeline, PipelineError
 from monitor.profiles import Profiles
 from monitor.reader import Reader, ReaderSettings
 from monitor.ruleset import BoundRule
-from monitor.sources import open_source
+from monitor.sources import open_producer, open_source
 from monitor.store import Limits, open_store
 from monitor.takeover import StartPolicy
 from monitor.tally import Counting, Rates
@@ -73,9 +73,9 @@ class Daemon:
             _counting(settings, profiles),
             _reader_settings(settings, rules),
         )
-        self._producer: object = None
         self._receivers: list[Receiver] = [
-            build_receiver(receiver, settings.monitor, self._open_producer) for receiver in settings.receivers
+            build_receiver(receiver, settings.monitor, lambda: open_producer(settings))
+            for receiver in settings.receivers
         ]
         self._dispatcher: Dispatcher | None = None
         self._evaluator = Evaluator(
@@ -83,7 +83,7 @@ class Daemon:
             rules,
             profiles.layouts,
             (settings.buckets.seconds * 1000, round(settings.buckets.lateness_s * 1000)),
-            Presentation(settings.web.external_url, settings.web.dashboard_url, settings.evidence.exemplars),
+            _presentation(settings),
             self._on_lease,
         )
         app = build_app(self._store, settings.web, round(settings.buckets.lateness_s * 1000), self._why_unready)
@@ -156,8 +156,6 @@ class Daemon:
         self._pipeline.close()
         for receiver in self._receivers:
             receiver.close()
-        if self._producer is not None:
-            self._producer.close()  # type: ignore[attr-defined]
         self._web.stop()
         self._store.close()
         hard_end.cancel()
@@ -180,12 +178,6 @@ class Daemon:
             )
             self._dispatcher.start()
 
-    def _open_producer(self) -> object:
-        from monitor.sources import open_producer
-
-        self._producer = self._producer or open_producer(self._settings)
-        return self._producer
-
     def _why_unready(self) -> str:
         if self._stop.is_set():
             return "stopping"
@@ -197,6 +189,15 @@ class Daemon:
 def _observe(receiver: str, outcome: str, seconds: float) -> None:
     metrics.DELIVERIES.labels(receiver, outcome).inc()
     metrics.DELIVERY_SECONDS.labels(receiver).observe(seconds)
+
+
+def _presentation(settings: Config) -> Presentation:
+    return Presentation(
+        external_url=settings.web.external_url,
+        dashboard_url=settings.web.dashboard_url,
+        exemplars=settings.evidence.exemplars,
+        heard=bool(settings.receivers),
+    )
 
 
 def _limits(settings: Config) -> Limits:

@@ -47,6 +47,8 @@ class Presentation:
     external_url: str = ""
     dashboard_url: str = ""
     exemplars: int = 12
+    heard: bool = True
+    """Whether there is anybody to tell; without receivers nothing goes to the outbox."""
 
 
 @dataclass(slots=True)
@@ -308,7 +310,8 @@ class Evaluator:
             key: None if alert.phase is AlertPhase.INACTIVE else alerts.to_json(alert)
             for key, alert in decision.alerts.items()
         }
-        done = self._store.decide(self._state.version, bucket_ms, written, decision.rows, decision.documents)
+        documents = decision.documents if self._presentation.heard else []
+        done = self._store.decide(self._state.version, bucket_ms, written, decision.rows, documents)
         if not done:
             # another evaluator was faster, or the reply of this very call was lost: what stands in Redis is the truth
             log.warning("evaluator.conflict", bucket_ms=bucket_ms)

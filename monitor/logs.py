@@ -56,4 +56,6 @@ def configure_logs(level: Literal["debug", "info", "warning", "error"], style: L
     )
     root = logging.getLogger()
     root.handlers = [handler]
+    # at DEBUG the client writes the SASL password
+    logging.getLogger("kafka").setLevel(logging.INFO)
     root.setLevel(max(number, logging.WARNING))  # libraries: only what somebody should look at

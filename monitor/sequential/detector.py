@@ -9,7 +9,7 @@ from scipy.special import betaincinv
 from monitor.buckets import IMAGES, Layout, exceedances
 from monitor.sequential.rule import BETS, CLEAR_BETS, DOWN, UP, Floats, Plan, Sequential, plan_of
 from monitor.sequential.state import State
-from monitor.sequential.verdicts import clear_evidence, log_sum_exp, verdicts
+from monitor.sequential.verdicts import blocks, clear_evidence, log_sum_exp, verdicts
 from monitor.types import Verdict
 
 _FIRST_EPOCH = 1000  # images before the first tightening: earlier the calibration set (n >= 500) knows more
@@ -37,8 +37,8 @@ def advance(
     per_signal = {signal: exceedances(layout, vectors, signal) for signal in {signal for signal, _ in plan.cuts}}
     passed = np.stack([per_signal[signal][:, cut] for signal, cut in plan.cuts], axis=1)
     firing = state["firing"].copy()
-    for rows, move in ((fresh & ~firing, _watch), (fresh & firing, _wait_for_clear)):
-        if rows.any():
+    for chosen, move in ((fresh & ~firing, _watch), (fresh & firing, _wait_for_clear)):
+        for rows in blocks(plan, np.flatnonzero(chosen)):
             state[rows] = move(rule, plan, state[rows], vectors[rows, IMAGES].astype(np.int64), passed[rows])
     state["bucket_ms"] = np.maximum(state["bucket_ms"], bucket_ms)
     return state, verdicts(rule, layout, state)

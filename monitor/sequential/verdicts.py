@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from monitor.buckets import LEVELS, Layout
 from monitor.rules.bounds import anytime_interval
@@ -13,6 +15,8 @@ from monitor.sequential.state import State
 from monitor.types import Verdict
 
 SEVERITY_RISK = 0.025
+BLOCK = 2**15
+"""Bets in hand at a time: what one step needs in between fits the cache, and memory stays bounded."""
 
 
 def verdicts(rule: Sequential, layout: Layout, state: State) -> list[Verdict]:
@@ -23,15 +27,18 @@ def verdicts(rule: Sequential, layout: Layout, state: State) -> list[Verdict]:
     alarm, with an interval that holds at all times together with probability .975.
     """
     plan = plan_of(rule, layout)
-    evidence = log_sum_exp((state["lr"].astype(np.float64) + plan.log_weights).reshape(len(state), -1))
+    evidence = np.empty(len(state))
+    for rows in blocks(plan, np.arange(len(state))):
+        weighted = state["lr"][rows].astype(np.float64) + plan.log_weights
+        evidence[rows] = log_sum_exp(weighted.reshape(len(rows), -1))
     watching = np.clip(evidence / np.log(rule.seconds_per_false_alarm), 0, 1)
     result: list[Verdict] = [
         Verdict(False, value, value, 1.0, images, f"evidence for drift at {value:.0%} of an alarm")
         for value, images in zip(watching.tolist(), state["since"].tolist(), strict=True)
     ]
-    rows = np.flatnonzero(state["firing"])
-    if len(rows):
-        for row, verdict in zip(rows.tolist(), _firing_verdicts(rule, plan, state[rows]), strict=True):
+    firing = np.flatnonzero(state["firing"])
+    if len(firing):
+        for row, verdict in zip(firing.tolist(), _firing_verdicts(rule, plan, state[firing]), strict=True):
             result[row] = verdict
     return result
 
@@ -78,6 +85,12 @@ def _share(rate: Floats, reference: Floats) -> Floats:
 def clear_evidence(state: State) -> Floats:
     """(R,) ln of the reverse statistic; even weights."""
     return log_sum_exp(state["clear_lr"].astype(np.float64) - np.log(len(CLEAR_BETS)))
+
+
+def blocks(plan: Plan, rows: NDArray[np.intp]) -> Iterator[NDArray[np.intp]]:
+    """The rows, some at a time."""
+    size = max(1, BLOCK // (len(plan.cuts) * BETS))
+    return (rows[start : start + size] for start in range(0, len(rows), size))
 
 
 def log_sum_exp(x: Floats) -> Floats:

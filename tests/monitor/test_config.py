@@ -1,0 +1,59 @@
+"""The configuration: its commented default is complete, and what is wrong is named key by key."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import yaml
+from pydantic import BaseModel
+
+from monitor.config import Config, ConfigError, load_config
+from monitor.ruleset import bind_rules
+
+DEFAULT = Path(__file__).parents[2] / "config.yaml"
+
+
+def test_the_commented_default_is_the_default_but_for_its_examples() -> None:
+    shown = load_config(DEFAULT, {})
+    assert bind_rules(shown)
+    examples = {"rules", "receivers"}
+    assert shown.model_dump(exclude=examples) == Config().model_dump(exclude=examples)
+
+
+def test_the_commented_default_shows_every_key() -> None:
+    tree = yaml.safe_load(DEFAULT.read_text())
+    hidden = {"kafka": {"tls", "sasl"}}  # shown as comments: an empty section would turn them on
+    for name, field in Config.model_fields.items():
+        section = getattr(Config(), name)
+        assert name in tree
+        if isinstance(section, BaseModel):
+            keys = {f.alias or key for key, f in type(section).model_fields.items()} - hidden.get(name, set())
+            assert keys == set(tree[name]), f"{name}: {field}"
+
+
+def test_each_wrong_key_gets_a_line_and_the_environment_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "c.yaml"
+    path.write_text("buckets: {seconds: -5}\nkafak: {}\nredis: {url: {env: NO_SUCH_VARIABLE}}\n")
+    with pytest.raises(ConfigError) as raised:
+        load_config(path, {"LAYERWATCH__WEB__PORT": "70000"})
+    lines = "\n".join(raised.value.lines)
+    assert f"{path}: buckets.seconds: must be greater than 0 (got -5)" in lines
+    assert f"{path}: kafak: unknown key" in lines
+    assert "redis.url: environment variable NO_SUCH_VARIABLE is not set" in lines
+    assert "LAYERWATCH__WEB__PORT: web.port: must be less than or equal to 65535 (got 70000)" in lines
+    assert len(raised.value.lines) == 4
+
+
+def test_the_environment_overrides_the_file(tmp_path: Path) -> None:
+    path = tmp_path / "c.yaml"
+    path.write_text("kafka: {bootstrap_servers: [here:9092]}\n")
+    loaded = load_config(path, {"LAYERWATCH__KAFKA__BOOTSTRAP_SERVERS": "a:9092,b:9092"})
+    assert loaded.kafka.bootstrap_servers == ("a:9092", "b:9092")
+
+
+def test_a_rule_whose_numbers_do_not_go_together_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "c.yaml"
+    path.write_text("rules:\n  - {name: odd, kind: rate, level: 0.07}\n")
+    with pytest.raises(ConfigError, match=r"rules\.0 \(odd\): level must be one of"):
+        bind_rules(load_config(path, {}))

@@ -36,7 +36,7 @@ def main() -> None:
     if hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
     found: dict[str, Any] = {}
-    for signals in (1, 5):
+    for signals in (1, 5, 22):
         names = tuple(f"s{i}" for i in range(signals))
         layout = Layout(names, (2000,) * signals, (False,) * signals, (True,) * signals, (1.0,) * signals)
         found[f"{signals} signals"] = measure(sequential.Sequential(signals=names), layout, options)

@@ -3,7 +3,10 @@ PY := .venv/bin/python
 STAMP := .venv/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help setup test check lock format clean
+.PHONY: help setup demo test check bench lock format clean
+
+# OpenMP threads that wait by spinning take the cores from those that work: fits four times as long on two busy cores
+export OMP_WAIT_POLICY ?= PASSIVE
 
 help:            ## show this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## +/\t/' | expand -t 16
@@ -17,6 +20,9 @@ $(STAMP): requirements/lock.txt requirements/bootstrap.txt pyproject.toml
 	.venv/bin/uv pip install --quiet --python $(PY) --no-deps --no-build-isolation -e .
 	touch $@
 
+demo: setup      ## the main job on this machine: learn, watch, alert, resolve; needs no server
+	.venv/bin/layerwatch demo
+
 test: setup      ## the test suite; starts its own Redis and Kafka broker
 	$(PY) -m pytest
 
@@ -25,6 +31,9 @@ check: setup     ## formatting, lint, types, layers; changes nothing
 	.venv/bin/ruff check .
 	.venv/bin/mypy
 	.venv/bin/lint-imports
+
+bench: setup     ## throughput, side by side as ratios; prints tables, writes JSON to results/
+	$(PY) benchmarks/throughput.py
 
 format: setup    ## apply formatting and the safe lint fixes
 	.venv/bin/ruff format .

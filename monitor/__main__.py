@@ -31,12 +31,14 @@ def _parser() -> argparse.ArgumentParser:
     import detectors.commands  # noqa: PLC0415
     import monitor.alerts_command  # noqa: PLC0415
     import monitor.commands  # noqa: PLC0415
+    import monitor.demo  # noqa: PLC0415
     import monitor.produce  # noqa: PLC0415
 
     parser = argparse.ArgumentParser(prog="layerwatch", description="Watches image streams for drift.")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     for module in (detectors.commands, monitor.commands):
         module.add_commands(commands)
+    monitor.demo.add_command(commands)
     monitor.produce.add_command(commands)
     monitor.alerts_command.add_command(commands)
     return parser

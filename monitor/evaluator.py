@@ -11,16 +11,16 @@ import threading
 import time
 import uuid
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import structlog
 
 from monitor import alerts, metrics
 from monitor.buckets import Layout
 from monitor.document import About, Evidence, alert_document, stream_url
-from monitor.evidence import moved_signals, triage
+from monitor.evidence import cause_is_learned, moved_signals, triage
 from monitor.rules import Silence
-from monitor.ruleset import BoundRule, SequentialStates, judge_windows
+from monitor.ruleset import BoundRule, SequentialStates, drift_since, judge_windows
 from monitor.sequential import Sequential
 from monitor.store import EvaluatorState, Store, StoreError
 from monitor.types import Alert, AlertPhase, Partition, Vector, Verdict
@@ -271,6 +271,11 @@ class Evaluator:
         after, transition = alerts.step(before, verdict, bucket_ms, rule.policy)
         if after == before:
             return
+        if transition is not None and transition.phase is AlertPhase.FIRING and fingerprint:
+            row = decision.rows.get((rule.name, fingerprint), {}).get(stream)
+            buckets = self._windows.buckets(fingerprint, stream)
+            since_ms = drift_since(rule, self._layouts[fingerprint], row, buckets, after.since_ms)
+            after = replace(after, since_ms=since_ms)
         decision.alerts[rule.name, stream] = after
         if transition is None:
             return
@@ -284,21 +289,27 @@ class Evaluator:
                 status_url=stream_url(self._presentation.external_url, stream),
                 dashboard_url=self._presentation.dashboard_url,
             )
-            evidence = self._evidence(rule, fingerprint, stream, bucket_ms, partitions)
+            evidence = self._evidence(rule, fingerprint, after, bucket_ms, partitions)
             decision.documents.append(alert_document(about, transition, after, evidence))
             log.info(f"alert.{transition.phase}", rule=rule.name, stream=stream, id=after.id, summary=verdict.summary)
 
     def _evidence(
-        self, rule: BoundRule, fingerprint: str, stream: str, bucket_ms: int, partitions: tuple[Partition, ...]
+        self, rule: BoundRule, fingerprint: str, alert: Alert, bucket_ms: int, partitions: tuple[Partition, ...]
     ) -> Evidence:
+        """What moved since the alert began, as far as the windows reach."""
         layout = self._layouts.get(fingerprint)
         if layout is None:
             return Evidence()
-        after_ms = bucket_ms - rule.evidence_ms
-        moved = moved_signals(layout, self._windows.sum(layout, fingerprint, stream, after_ms))
+        # a window rule's own window, which begins before the first breach; else from where the drift began
+        begin_ms = bucket_ms - rule.window_ms if rule.window_ms else alert.since_ms - self._bucket_ms
+        after_ms = max(bucket_ms - rule.evidence_ms, begin_ms)
+        moved = moved_signals(layout, self._windows.sum(layout, fingerprint, alert.stream, after_ms))
         until_ms = bucket_ms + self._bucket_ms
-        worst = self._store.exemplars(partitions, fingerprint, stream, after_ms, until_ms, self._presentation.exemplars)
-        return Evidence(moved, triage(moved), worst)
+        worst = self._store.exemplars(
+            partitions, fingerprint, alert.stream, after_ms + self._bucket_ms, until_ms, self._presentation.exemplars
+        )
+        cause = alert.verdict.cause if alert.verdict else ""
+        return Evidence(moved, triage(moved, cause_is_learned(layout, cause)), worst)
 
     def _decide(self, bucket_ms: int, decision: _Decision) -> bool:
         """Commit; False when the state had moved on, which is then loaded anew."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -35,8 +35,8 @@ class BoundRule:
 
     @property
     def evidence_ms(self) -> int:
-        """How far back its evidence reaches."""
-        return max(self.window_ms, EVIDENCE_MS)
+        """How far back its evidence reaches: over its own window, so that it shows what the rule judged."""
+        return self.window_ms or EVIDENCE_MS
 
 
 def bind_rules(settings: config.Config) -> tuple[BoundRule, ...]:
@@ -104,6 +104,24 @@ def check_rules(rules: Iterable[BoundRule], layouts: Mapping[str, Layout]) -> li
             except (KeyError, ValueError) as error:
                 wrong.append(f"rules: {rule.name}: {error.args[0]} (profile {fingerprint})")
     return wrong
+
+
+def drift_since(
+    rule: BoundRule, layout: Layout, row: bytes | None, buckets: Sequence[tuple[int, Vector]], default_ms: int
+) -> int:
+    """Start of the bucket in which a drift most likely began, for a stream whose sequential rule has just fired.
+
+    Args:
+        row: the stream's packed state after the bucket that fired.
+        buckets: (start ms, counts) of the stream, oldest first; a drift before the first cannot be seen.
+        default_ms: the answer for rules that keep no state.
+    """
+    if not isinstance(rule.judge, Sequential) or row is None or not buckets:
+        return default_ms
+    state = sequential.unpack(rule.judge, layout, [row])
+    if not state["firing"][0]:
+        return default_ms
+    return buckets[sequential.drift_start(rule.judge, layout, state, np.stack([v for _, v in buckets]))][0]
 
 
 class SequentialStates:

@@ -36,8 +36,12 @@ class Windows:
 
     def sum(self, layout: Layout, fingerprint: str, stream: str, after_ms: int) -> Vector:
         """Sum of the stream's buckets that start after that time; zeros where there are none."""
-        rows = [vector for start, vector in self._held.get((fingerprint, stream), ()) if start > after_ms]
+        rows = [vector for start, vector in self.buckets(fingerprint, stream) if start > after_ms]
         return sum_vectors(rows) if rows else empty(layout)
+
+    def buckets(self, fingerprint: str, stream: str) -> list[tuple[int, Vector]]:
+        """(start ms, counts) of the stream's buckets within reach, oldest first."""
+        return list(self._held.get((fingerprint, stream), ()))
 
     def fingerprint_of(self, stream: str) -> str | None:
         """The profile that judged the stream last, within reach."""

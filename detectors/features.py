@@ -20,11 +20,15 @@ import torch
 from numpy.typing import NDArray
 from safetensors import SafetensorError
 from safetensors.torch import load_file
+from timm.data.config import resolve_model_data_config
 from torch import Tensor, nn
 
 from detectors.images import Filter
 
 EMBEDDED = Path(__file__).parent / "weights" / "embedded.safetensors"
+
+
+_FILTERS = {"bilinear": "bilinear", "bicubic": "bicubic", "lanczos": "lanczos"}
 
 
 class BackboneError(ValueError):
@@ -35,9 +39,10 @@ class BackboneError(ValueError):
 class BackboneSpec:
     """Which network, with which weights, sees pictures how.
 
-    weights: embedded, hub, random or the path of a .safetensors or .pth file. layers: indices into timm's
-    `feature_info`; empty chooses all but stride 2 (ViTs: four blocks, evenly spaced). mean, std: per channel, of pixels
-    in [0, 1]. input_px: side of the square input. args: passed on to `timm.create_model`.
+    weights: embedded, hub (timm's own download or `pretrained_cfg_overlay` in args), random (seeded), or the path of a
+    .safetensors or .pth file. layers: indices into timm's `feature_info`, or strides: the layers with these reductions;
+    both empty choose all but stride 2 (ViTs: four blocks, evenly spaced). mean, std: per channel, of pixels in [0, 1].
+    input_px: side of the square input. What is None comes from timm's data config. args: for `timm.create_model`.
     """
 
     model: str
@@ -46,8 +51,9 @@ class BackboneSpec:
     mean: tuple[float, float, float] | None = None
     std: tuple[float, float, float] | None = None
     input_px: int | None = None
-    filter: Filter = "bilinear"
+    filter: Filter | None = None
     args: Mapping[str, Any] = field(default_factory=dict)
+    strides: tuple[int, ...] = ()
 
     @classmethod
     def embedded(cls) -> BackboneSpec:
@@ -67,7 +73,7 @@ class BackboneSpec:
     @classmethod
     def from_json(cls, facts: Mapping[str, Any]) -> BackboneSpec:
         """What to_json() wrote."""
-        lists = {name: tuple(facts[name]) for name in ("layers", "mean", "std")}
+        lists = {name: tuple(facts[name]) for name in ("layers", "mean", "std", "strides")}
         return cls(**{**facts, **lists})
 
     def to_json(self) -> dict[str, Any]:
@@ -90,15 +96,15 @@ class Backbone:
         network, indices = _build(spec, pretrained=spec.weights == "hub")
         if state is not None:
             _load(network, state, weights)
-        config = cast(Any, network).pretrained_cfg or {}
+        config = cast(Any, resolve_model_data_config)(network)
         self.spec = BackboneSpec(
             model=spec.model,
             weights=spec.weights,
             layers=indices,
-            mean=spec.mean or tuple(config.get("mean", (0.485, 0.456, 0.406))),
-            std=spec.std or tuple(config.get("std", (0.229, 0.224, 0.225))),
-            input_px=spec.input_px or int(config.get("input_size", (3, 224, 224))[-1]),
-            filter=spec.filter,
+            mean=spec.mean or tuple(config["mean"]),
+            std=spec.std or tuple(config["std"]),
+            input_px=spec.input_px or int(spec.args.get("img_size", config["input_size"][-1])),
+            filter=spec.filter or cast(Filter, _FILTERS.get(config["interpolation"], "bicubic")),
             args=dict(spec.args),
         )
         self.layers: tuple[int, ...] = tuple(cast(Any, network).feature_info.channels())
@@ -109,11 +115,32 @@ class Backbone:
         # Channels-last throughout: 2.7 times as fast as NCHW for depthwise convolutions on a CPU.
         self._scale = (1.0 / (255.0 * std)).view(1, 3, 1, 1).to(self.device)
         self._shift = (-mean / std).view(1, 3, 1, 1).to(self.device)
+        # Swin and its kin give (N, H, W, C) maps, all others (N, C, H, W).
+        self._space = (1, 2) if str(getattr(network, "output_fmt", "NCHW")).endswith("NHWC") else (2, 3)
+        self._try()
 
     @property
     def input_px(self) -> int:
         """Side of the square input."""
         return cast(int, self.spec.input_px)
+
+    @property
+    def filter(self) -> Filter:
+        """The resize filter."""
+        return cast(Filter, self.spec.filter)
+
+    def _try(self) -> None:
+        try:
+            width = self(np.zeros((1, self.input_px, self.input_px, 3), dtype=np.uint8)).shape[1]
+        except (RuntimeError, AssertionError, ValueError) as error:
+            raise BackboneError(
+                f"backbone {self.spec.model!r} does not take images of {self.input_px} px: {error}; give another image "
+                f"size or, for a ViT, the argument img_size={self.input_px}"
+            ) from error
+        if width != sum(self.layers):
+            raise BackboneError(
+                f"backbone {self.spec.model!r} gives {width} values where its layers promise {sum(self.layers)}"
+            )
 
     @torch.inference_mode()
     def __call__(self, pixels: NDArray[np.uint8]) -> Tensor:
@@ -121,7 +148,7 @@ class Backbone:
         images = torch.from_numpy(np.ascontiguousarray(pixels)).to(self.device).permute(0, 3, 1, 2)
         normalised = torch.addcmul(self._shift, images.float(), self._scale)
         maps = self._network(normalised.contiguous(memory_format=torch.channels_last))
-        return torch.cat([m.mean(dim=(2, 3), dtype=torch.float32) for m in maps], dim=1)
+        return torch.cat([m.mean(dim=self._space, dtype=torch.float32) for m in maps], dim=1)
 
 
 def choose_device(device: str) -> torch.device:
@@ -130,27 +157,49 @@ def choose_device(device: str) -> torch.device:
 
 
 def _build(spec: BackboneSpec, pretrained: bool) -> tuple[nn.Module, tuple[int, ...]]:
-    def create(**more: Any) -> nn.Module:
+    """The network and the indices of its layers."""
+
+    def create(**more: Any) -> Any:
         try:
-            return timm.create_model(spec.model, features_only=True, pretrained=pretrained, **spec.args, **more)
-        except Exception as error:
+            with torch.random.fork_rng(devices=[]):
+                torch.manual_seed(0)  # `random` weights must be the same when the profile is loaded
+                return timm.create_model(spec.model, features_only=True, pretrained=pretrained, **spec.args, **more)
+        except Exception as error:  # timm raises whatever the model's constructor does
+            known = "" if timm.is_model(spec.model) else "; see timm.list_models() for the names"
             raise BackboneError(
-                f"backbone {spec.model!r}: timm cannot build it with features_only=True: {error}"
+                f"backbone {spec.model!r}: timm cannot build it with features_only=True: {error}{known}"
             ) from error
 
     indices = spec.layers
     if not indices:
-        network = cast(Any, create())
-        reductions = network.feature_info.reduction()
-        if len(set(reductions)) == 1 and hasattr(network, "model"):
-            depth = len(network.model.blocks)
-            indices = tuple(round(depth * (i + 1) / 4) - 1 for i in range(4))
+        network = create()
+        reductions = [int(r) for r in network.feature_info.reduction()]
+        if spec.strides:
+            indices = _by_stride(spec, reductions)
+        elif len(set(reductions)) == 1:
+            # timm shows only the last blocks by default; the whole model lies under `.model`.
+            depth = len(getattr(network.model, "blocks", reductions)) if hasattr(network, "model") else len(reductions)
+            indices = tuple(sorted({max(0, round(depth * (i + 1) / 4) - 1) for i in range(4)}))
         else:
             indices = tuple(i for i, reduction in enumerate(reductions) if reduction > 2)
-    network = cast(Any, create(out_indices=indices))
-    if len(network.feature_info.channels()) != len(indices):
+    try:
+        network = create(out_indices=indices)
+        found = len(network.feature_info.channels())
+    except (BackboneError, IndexError, KeyError) as error:
+        raise BackboneError(f"backbone {spec.model!r}: layers {list(indices)} are out of range: {error}") from error
+    if found != len(indices):
         raise BackboneError(f"backbone {spec.model!r}: layers {list(indices)} are out of range")
     return network, tuple(indices)
+
+
+def _by_stride(spec: BackboneSpec, reductions: list[int]) -> tuple[int, ...]:
+    absent = set(spec.strides) - set(reductions)
+    if absent or len(set(reductions)) < len(reductions):
+        raise BackboneError(
+            f"backbone {spec.model!r}: cannot choose layers by strides {list(spec.strides)}, its layers have strides "
+            f"{reductions}; give indices from 0 to {len(reductions) - 1}"
+        )
+    return tuple(reductions.index(stride) for stride in sorted(spec.strides))
 
 
 def _read_weights(path: Path) -> dict[str, Tensor]:

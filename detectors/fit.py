@@ -30,6 +30,8 @@ from detectors.registry import Detector, create
 
 MIN_IMAGES = 200
 """50 for the cut at 10 % to hold five calibration images, and four times that to learn from."""
+MIN_CALIBRATION = 60
+"""As many as the smallest fit calibrates on."""
 CALIBRATION_SHARE = 0.3
 MAX_CALIBRATION = 10_000
 BATCH = 64
@@ -96,6 +98,30 @@ def fit_profile(
     }
     profile = Profile(backbone, options.detector, detector, facts, options.limits)
     calibrate(profile, reference, held, options.ordered)
+    profile.keep_reference(reference.features[torch.from_numpy(train)])
+    return profile
+
+
+def recalibrate(
+    profile: Profile, images: Iterable[tuple[str, Image]], ordered: bool = False, progress: Progress | None = None
+) -> Profile:
+    """Calibrate `profile` anew, in place, on ID images it has not learned from; the detector stays as it is.
+
+    Raises:
+        TooFewImagesError: fewer than MIN_CALIBRATION usable ones.
+    """
+    limits = profile.preparer.limits
+    reference = read_reference(images, profile.backbone, limits, progress or (lambda _step, _share: None))
+    count = len(reference.keys)
+    if count < MIN_CALIBRATION:
+        raise TooFewImagesError(
+            f"{count} usable images are too few: at least {MIN_CALIBRATION} are needed to calibrate "
+            f"({len(reference.broken)} broken, {len(reference.duplicates)} duplicates left out)"
+        )
+    facts = reference.facts(fit=profile.manifest["images"]["fit"], calibration=count)
+    now = datetime.now(UTC).isoformat(timespec="seconds")
+    profile.manifest |= {"calibrated_at": now, "ordered": ordered, **facts}
+    calibrate(profile, reference, np.arange(count), ordered)
     return profile
 
 
@@ -130,7 +156,7 @@ def read_reference(
 ) -> Reference:
     """Prepare all images, leave out broken ones and exact duplicates, and extract the features of the others."""
     reference = Reference(torch.empty(0, sum(backbone.layers)))
-    prepared = _Usable(Preparer(backbone.input_px, limits, backbone.spec.filter), reference).read(images)
+    prepared = _Usable(Preparer(backbone.input_px, limits, backbone.filter), reference).read(images)
     parts: list[Tensor] = []
     while batch := list(islice(prepared, BATCH)):
         parts.append(backbone(np.stack([image.pixels for image in batch])).cpu())
@@ -145,6 +171,7 @@ def calibrate(profile: Profile, reference: Reference, held: NDArray[np.int64], o
     measured, keys = np.stack([reference.measured[i] for i in held]), [reference.keys[i] for i in held]
     features = reference.features[torch.from_numpy(held)]
     profile.calibrate(features, measured, keys)
+    profile.dependence = (1.0,) * len(profile.signals)
     if ordered:
         p_values = profile.p_values(features, measured, keys)
         profile.dependence = tuple(round(dependence(column), 3) for column in p_values.T)
@@ -213,7 +240,7 @@ def _split(count: int, options: FitOptions) -> tuple[NDArray[np.int64], NDArray[
     cut = min(MAX_CALIBRATION, int(count * CALIBRATION_SHARE))
     if options.ordered:  # neighbours of a training frame are no fresh images: calibrate on another stretch of time
         order = np.arange(count)[::-1]
-        return order[cut:][::-1], order[:cut][::-1].copy()
+        return order[cut:][::-1].copy(), order[:cut][::-1].copy()
     order = np.random.default_rng(options.seed).permutation(count)
     return order[cut:], order[:cut]
 
@@ -223,7 +250,7 @@ def _learn(
 ) -> None:
     features = reference.features
     if not isinstance(detector, DLSR):
-        detector.fit(features[torch.from_numpy(train.copy())])
+        detector.fit(features[torch.from_numpy(train)])
         return
     aside = [i for i in train if i in reference.turnable][: len(train) // 8]
     chosen = set(aside)

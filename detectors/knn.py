@@ -11,6 +11,7 @@ layer counts alike.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Self
 
@@ -66,9 +67,11 @@ class KNN:
 
     def _distance(self, queries: Tensor) -> Tensor:
         # Both sides have length one: ||a - b||^2 = 2 - 2 a.b, one matrix product.
-        similar: Tensor = (queries @ self._bank.T).topk(self.k, dim=1).values[:, -1]
-        return (2.0 - 2.0 * similar).clamp(min=0.0).sqrt()
+        nearest: Tensor = (queries @ self._bank.T).topk(self.k, dim=1).values
+        squared: Tensor = (2.0 - 2.0 * nearest[:, -1]).clamp(min=0.0)
+        distance: Tensor = squared.sqrt()
+        return distance
 
     def _normalise(self, features: Tensor) -> Tensor:
         parts = torch.split(features.float(), list(self.layers), dim=1)
-        return torch.cat([functional.normalize(part, dim=1) for part in parts], dim=1) / len(self.layers) ** 0.5
+        return torch.cat([functional.normalize(part, dim=1) for part in parts], dim=1) / math.sqrt(len(self.layers))

@@ -105,7 +105,8 @@ def gaussian(features: Tensor) -> tuple[Tensor, Tensor]:
     shrunk = shrink(centred, covariance)
     eigenvalues, vectors = torch.linalg.eigh(shrunk)
     # Constant features leave a zero covariance: a tiny floor keeps the distance finite, and zero at the constant.
-    return mean, vectors * eigenvalues.clamp(min=1e-12).rsqrt()
+    # Contiguous, as it comes back from a file: another layout would sum in another order.
+    return mean, (vectors * eigenvalues.clamp(min=1e-12).rsqrt()).contiguous()
 
 
 def shrink(centred: Tensor, covariance: Tensor) -> Tensor:

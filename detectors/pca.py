@@ -39,7 +39,7 @@ class PCAResidual:
         eigenvalues, vectors = torch.linalg.eigh(centred.T @ centred / len(values))
         shares = eigenvalues.flip(0).clamp(min=0).cumsum(0) / eigenvalues.clamp(min=0).sum().clamp(min=1e-300)
         kept = min(int((shares < self.explained).sum()) + 1, len(shares) - 1)
-        self._components = vectors.flip(1)[:, :kept]
+        self._components = vectors.flip(1)[:, :kept].contiguous()
         return self
 
     def score(self, features: Tensor) -> Tensor:

@@ -25,7 +25,10 @@ from detectors.images import Limits, Prepared, Preparer
 from detectors.registry import Detector, JointDetector, LayerDetector, create
 
 VERSION = 1
-MANIFEST, TENSORS = "profile.json", "profile.safetensors"
+MANIFEST, TENSORS, REFERENCE = "profile.json", "profile.safetensors", "reference.safetensors"
+MAX_REFERENCE = 20_000
+"""Reference features that a profile keeps (half precision) for `evaluate` to teach the other detectors; serving never
+reads them, and the file may be deleted."""
 
 
 class ProfileError(ValueError):
@@ -59,7 +62,7 @@ class Profile:
         """An uncalibrated profile of a fitted detector; `facts` go into the manifest."""
         self.backbone = backbone
         self.detector = detector
-        self.preparer = Preparer(backbone.input_px, limits or Limits(), backbone.spec.filter)
+        self.preparer = Preparer(backbone.input_px, limits or Limits(), backbone.filter)
         layers = len(backbone.layers) if isinstance(detector, LayerDetector) else 0
         learned = ("ood", *(f"layer{i + 1}" for i in range(layers)))
         self.signals: tuple[str, ...] = (*learned, *properties.NAMES)
@@ -69,6 +72,7 @@ class Profile:
         self.calibrations: tuple[Calibration, ...] = ()
         self.manifest: dict[str, Any] = {"detector": name, **facts}
         self.fingerprint = ""
+        self._reference: Tensor | Path | None = None
 
     @property
     def calibration_sizes(self) -> tuple[int, ...]:
@@ -93,12 +97,26 @@ class Profile:
         self.fingerprint = self._fingerprint()
         return self
 
+    def keep_reference(self, features: Tensor) -> None:
+        """Keep (N, D) features the detector learned from, thinned evenly to MAX_REFERENCE rows."""
+        self._reference = features[:: -(-len(features) // MAX_REFERENCE)]
+
+    def reference(self) -> Tensor | None:
+        """(N, D) float32 features the detector learned from; None where the profile has none."""
+        if isinstance(self._reference, Path):
+            self._reference = load_file(self._reference)["features"] if self._reference.exists() else None
+        return None if self._reference is None else self._reference.float()
+
+    def features(self, images: Sequence[Prepared]) -> Tensor:
+        """(N, D) float32 features of prepared images, on the CPU."""
+        return self._features(np.stack([image.pixels for image in images]))
+
     def score(self, images: Sequence[Prepared]) -> Scores:
         """Score prepared images; an image's result does not depend on the others. No images give (0, S) arrays."""
         if not images:
             empty = np.zeros((0, len(self.signals)))
             return Scores(empty, empty.copy())
-        features = self._features(np.stack([image.pixels for image in images]))
+        features = self.features(images)
         values = self._values(features, np.stack([image.properties for image in images]))
         return Scores(values, self._p_values(values, [image.key for image in images]))
 
@@ -111,6 +129,8 @@ class Profile:
         folder = Path(path)
         folder.mkdir(parents=True, exist_ok=True)
         save_file(self._tensors(), folder / TENSORS)
+        if (reference := self.reference()) is not None:
+            save_file({"features": reference.half().contiguous()}, folder / REFERENCE)
         document = {
             "version": VERSION,
             "fingerprint": self.fingerprint,
@@ -121,6 +141,7 @@ class Profile:
             "versions": {name: version(name) for name in ("layerwatch", "torch", "timm", "numpy", "pillow")},
             "python": platform.python_version(),
             "limits": asdict(self.preparer.limits),
+            "calibration_scores": self._calibration_summary(),
             **self.manifest,
         }
         (folder / MANIFEST).write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
@@ -153,6 +174,7 @@ class Profile:
         detector = create(name, backbone.layers, **options).restore(_under("detector.", tensors))
         profile = cls(backbone, name, detector, facts, _limits(document))
         profile._take(document, tensors)
+        profile._reference = folder / REFERENCE
         if profile.fingerprint != document["fingerprint"]:
             raise ProfileError(f"{folder}: its tensors are not those its manifest was written for")
         return profile
@@ -202,6 +224,15 @@ class Profile:
             **detector,
             "calibration.values": torch.from_numpy(values),
             "calibration.jitters": torch.from_numpy(jitters),
+        }
+
+    def _calibration_summary(self) -> dict[str, dict[str, float]]:
+        """Per signal the 1st, 50th, 95th and 99th percentile of its calibration values."""
+        levels = {"p1": 0.01, "p50": 0.5, "p95": 0.95, "p99": 0.99}
+        pairs = zip(self.signals, self.calibrations, strict=True)
+        return {
+            signal: {name: round(float(np.quantile(c.values, q)), 6) for name, q in levels.items()}
+            for signal, c in pairs
         }
 
     def _fingerprint(self) -> str:

@@ -13,6 +13,10 @@ from typing import Any, Protocol, Self, cast, runtime_checkable
 
 from torch import Tensor
 
+from detectors.registry_names import REGISTRY
+
+__all__ = ["REGISTRY", "Detector", "JointDetector", "LayerDetector", "NotFittedError", "create"]
+
 
 class NotFittedError(RuntimeError):
     """A detector was asked to score before it was fitted or restored."""
@@ -52,19 +56,6 @@ class JointDetector(Protocol):
 
     def score_and_layers(self, features: Tensor) -> tuple[Tensor, Tensor]:
         """(N, D) float32 -> ((N,), (N, L)): what score() and layer_scores() give."""
-
-
-REGISTRY: dict[str, str] = {
-    "dlsr": "detectors.dlsr:DLSR",
-    "dlsr-mse": "detectors.dlsr_paper:PaperMSE",
-    "dlsr-lr": "detectors.dlsr_paper:PaperLR",
-    "dlsr-mfsim": "detectors.dlsr_paper:PaperMFsim",
-    "mahalanobis": "detectors.mahalanobis:Mahalanobis",
-    "mahalanobis-layers": "detectors.mahalanobis:MahalanobisLayers",
-    "knn": "detectors.knn:KNN",
-    "pca": "detectors.pca:PCAResidual",
-}
-"""Name on the command line and in profiles -> where its class lives (imported on first use)."""
 
 
 def create(name: str, layers: tuple[int, ...], **options: Any) -> Detector:

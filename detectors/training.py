@@ -48,7 +48,7 @@ def train(network: LFDN, clean: Tensor, held: Tensor, seed: int, progress: Progr
 
 def _train(network: LFDN, clean: Tensor, held: Tensor, generator: torch.Generator, progress: Progress) -> Trained:
     batch = max(16, min(BATCH, clean.shape[1] // 4 // GROUP * GROUP))
-    steps = int(min(MAX_STEPS, max(MIN_STEPS, 8 * clean.shape[1] / batch)))
+    steps = int(min(MAX_STEPS, max(MIN_STEPS, 12 * clean.shape[1] / batch)))
     parameters = list(network.parameters())
     optimizer = torch.optim.AdamW(parameters, lr=1e-3, weight_decay=1e-4, fused=True)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, PEAK_RATE, total_steps=steps)

@@ -1,0 +1,133 @@
+"""The library's commands on real files: fit with options, evaluate, calibrate, show."""
+
+from __future__ import annotations
+
+import argparse
+import io
+import json
+import tarfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from detectors.commands import add_commands
+from detectors.profile import Profile
+from tests.pictures import draw, encoded, pictures
+
+
+def run(*arguments: str | Path) -> int:
+    parser = argparse.ArgumentParser()
+    add_commands(parser.add_subparsers())
+    args = parser.parse_args([str(argument) for argument in arguments])
+    status: int = args.handler(args)
+    return status
+
+
+def write_tar(path: Path, seed: int, count: int, stripes: bool = False, extra: tuple[bytes, ...] = ()) -> Path:
+    with tarfile.open(path, "w") as archive:
+        images = [encoded(image) for _, image in pictures(seed, count, stripes)]
+        for i, content in enumerate([*images, *extra]):
+            member = tarfile.TarInfo(f"{i:04}.png")
+            member.size = len(content)
+            archive.addfile(member, io.BytesIO(content))
+    return path
+
+
+@pytest.fixture(scope="module")
+def sets(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    folder = tmp_path_factory.mktemp("sets")
+    return {
+        "id": write_tar(folder / "id.tar", 50, 70),
+        "ood": write_tar(folder / "ood.tar", 51, 40, stripes=True),
+    }
+
+
+def test_evaluate_compares_all_detectors_and_writes_a_report(
+    profile_folder: Path, sets: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    report = tmp_path / "report.html"
+    common = ("evaluate", profile_folder, "--id", sets["id"], "--ood", f"stripes={sets['ood']}")
+    assert run(*common, "--detectors", "all", "--json", "--html", report) == 0
+    document = json.loads(capsys.readouterr().out)
+    assert set(document["detectors"]) >= {"dlsr", "dlsr-mse", "dlsr-lr", "dlsr-mfsim", "mahalanobis", "knn", "pca"}
+    dlsr = document["detectors"]["dlsr"]["stripes"]
+    assert dlsr["auroc"] > 0.9
+    assert dlsr["auroc_interval"][0] <= dlsr["auroc"] <= dlsr["auroc_interval"][1]
+    assert {"fpr95", "aupr"} <= set(dlsr)
+    html = report.read_text()
+    assert "http" not in html.replace("http://www.w3.org", "")  # nothing is fetched from elsewhere
+    assert html.count("data:image/jpeg;base64,") == 3 * 12
+    assert document["headline"] in html
+
+    assert run(*common) == 0
+    assert capsys.readouterr().out.startswith("dlsr: AUROC")
+
+
+def test_evaluate_says_in_its_first_line_when_a_baseline_does_better() -> None:
+    from detectors.evaluate import Evaluation, ImageSet  # noqa: PLC0415
+
+    metrics = {name: {"s": {"auroc": a, "fpr95": 0.1, "aupr": 0.9}} for name, a in (("dlsr", 0.8), ("knn", 0.9))}
+    sets = {name: ImageSet(None) for name in ("id", "s")}  # type: ignore[arg-type]
+    assert Evaluation("dlsr", {}, metrics, {}, sets).headline.startswith("knn does better than dlsr")
+
+
+def test_calibrating_keeps_the_detector_and_changes_the_fingerprint(
+    profile_folder: Path, sets: dict[str, Path], tmp_path: Path
+) -> None:
+    assert run("calibrate", profile_folder, sets["id"], "-o", tmp_path / "new", "--ordered") == 0
+    old, new = Profile.load(profile_folder), Profile.load(tmp_path / "new")
+    assert new.fingerprint != old.fingerprint
+    assert new.calibration_sizes == (70,) * len(new.signals)
+    assert all(d >= 1.0 for d in new.dependence)
+    prepared = [new.prepare(draw(np.random.default_rng(3)))]
+    np.testing.assert_array_equal(new.score(prepared).values, old.score(prepared).values)
+
+
+def test_calibrating_on_too_few_images_is_refused(
+    profile_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    few = write_tar(tmp_path / "few.tar", 52, 9)
+    assert run("calibrate", profile_folder, few, "-o", tmp_path / "new") == 1
+    assert "9 usable images are too few: at least 60" in capsys.readouterr().err
+
+
+def test_show_is_a_model_card(profile_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("profile", "show", profile_folder, "--json") == 0
+    document = json.loads(capsys.readouterr().out)
+    assert document["images"]["fit"] == 210
+    assert document["learning"]["steps"] >= 50
+    assert {"p1", "p50", "p95", "p99"} == set(document["calibration_scores"]["ood"])
+    assert run("profile", "show", profile_folder) == 0
+    shown = capsys.readouterr().out
+    assert document["fingerprint"] in shown
+    assert "mobilenetv3_small_100" in shown
+
+
+def test_fit_takes_another_detector_and_backbone_and_names_what_it_left_out(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    double = encoded(next(pictures(53, 1))[1])
+    images = write_tar(tmp_path / "images.tar", 53, 210, extra=(double, b"not an image"))
+    options = ("--detector", "knn", "--backbone", "resnet18", "--weights", "random", "--layers", "/4,/8")
+    status = run("fit", images, "-o", tmp_path / "p", *options, "--image-size", "48", "--mean", ".5,.5,.5", "--ordered")
+    assert status == 0
+    told = capsys.readouterr().err
+    assert "left out 1 broken: 0211.png" in told
+    assert "left out 1 duplicates: 0210.png" in told
+    profile = Profile.load(tmp_path / "p")
+    assert (profile.manifest["detector"], profile.backbone.spec.layers) == ("knn", (1, 2))
+    assert (profile.backbone.layers, profile.backbone.spec.mean) == ((64, 128), (0.5, 0.5, 0.5))
+    assert profile.score([profile.prepare(draw(np.random.default_rng(1)))]).p_values.shape == (1, len(profile.signals))
+
+
+def test_fit_refuses_options_that_do_not_go_together(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    images = write_tar(tmp_path / "images.tar", 54, 2)
+    for options, message in (
+        (("--layers", "1,2"), "need --backbone"),
+        (("--epochs", "3"), "are for dlsr-mse, dlsr-lr and dlsr-mfsim"),
+        (("--backbone", "nope"), "Unknown model"),
+        (("--backbone", "resnet18", "--backbone-arg", "x"), "expected KEY=VALUE"),
+    ):
+        assert run("fit", images, "-o", tmp_path / "p", *options) == 1
+        assert message in capsys.readouterr().err

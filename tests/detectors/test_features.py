@@ -1,0 +1,90 @@
+"""Backbones of all kinds: which layers, which size, which weights; what cannot be used is refused by name."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import timm
+from safetensors.torch import save_file
+
+from detectors.features import Backbone, BackboneError, BackboneSpec
+from detectors.images import Preparer
+from detectors.profile import load_profile
+from tests.pictures import encoded, pictures
+
+
+@pytest.mark.parametrize(
+    ("model", "options", "layers"),
+    [
+        ("efficientnet_b4", {"input_px": 64, "layers": (0, 1, 2, 3, 4)}, (24, 32, 56, 160, 448)),
+        ("resnet50", {"input_px": 64, "strides": (4, 8, 16)}, (256, 512, 1024)),
+        ("convnext_tiny", {"input_px": 64}, (96, 192, 384, 768)),
+        ("vit_small_patch16_224", {"args": {"img_size": 64}}, (384,) * 4),
+        ("vit_small_patch14_dinov2", {"args": {"img_size": 56}, "layers": (3, 11)}, (384, 384)),
+    ],
+)
+def test_any_kind_of_backbone_gives_its_layers_side_by_side(
+    model: str, options: dict[str, object], layers: tuple[int, ...]
+) -> None:
+    backbone = Backbone(BackboneSpec(model, "random", **options), "cpu")  # type: ignore[arg-type]
+    pixels = np.random.default_rng(0).integers(0, 256, (2, backbone.input_px, backbone.input_px, 3), dtype=np.uint8)
+    assert backbone.layers == layers
+    assert backbone(pixels).shape == (2, sum(layers))
+    assert BackboneSpec.from_json(backbone.spec.to_json()) == backbone.spec
+
+
+def test_what_is_not_given_comes_from_timms_data_config() -> None:
+    spec = Backbone(BackboneSpec("vit_small_patch16_224", "random"), "cpu").spec
+    assert (spec.input_px, spec.mean, spec.filter) == (224, (0.5, 0.5, 0.5), "bicubic")
+
+
+@pytest.mark.parametrize(
+    ("spec", "message"),
+    [
+        (BackboneSpec("nope", "random"), "Unknown model"),
+        (BackboneSpec("resnet18", "random", layers=(9,)), "out of range"),
+        (BackboneSpec("resnet18", "random", strides=(3,)), r"its layers have strides \[2, 4, 8, 16, 32\]"),
+        (BackboneSpec("vit_small_patch16_224", "random", input_px=96), "img_size=96"),
+        (BackboneSpec("resnet18", "/nowhere/w.safetensors"), "cannot be read"),
+    ],
+)
+def test_what_cannot_be_built_is_refused_by_name(spec: BackboneSpec, message: str) -> None:
+    with pytest.raises(BackboneError, match=message):
+        Backbone(spec, "cpu")
+
+
+def test_weights_of_another_model_are_refused(tmp_path: Path) -> None:
+    other = timm.create_model("resnet18", features_only=True)
+    save_file(other.state_dict(), tmp_path / "w.safetensors")
+    with pytest.raises(BackboneError, match="tensors missing"):
+        Backbone(BackboneSpec("resnet50", str(tmp_path / "w.safetensors")), "cpu")
+
+
+def test_hub_weights_come_through_timms_own_loading(tmp_path: Path) -> None:
+    whole = timm.create_model("resnet18", num_classes=1000)
+    save_file(whole.state_dict(), tmp_path / "w.safetensors")
+    overlay = {"pretrained_cfg_overlay": {"file": str(tmp_path / "w.safetensors")}}
+    hub = Backbone(BackboneSpec("resnet18", "hub", layers=(1, 2), input_px=64, args=overlay), "cpu")
+    file = Backbone(BackboneSpec("resnet18", str(tmp_path / "w.safetensors"), layers=(1, 2), input_px=64), "cpu")
+    assert hub.digest == file.digest
+
+
+def test_reencoding_as_jpeg_hardly_moves_the_p_values(profile_folder: Path) -> None:
+    profile = load_profile(profile_folder, "cpu")
+    images = [image for _, image in pictures(60, 120)]
+    png, jpeg = (
+        profile.score([profile.prepare(encoded(i, kind), b"%d" % k) for k, i in enumerate(images)]).p_values[:, 0]
+        for kind in ("PNG", "JPEG")
+    )
+    # Quality 75, noisy drawings of 48 px, the hardest case: the mean stays within what 120 images can tell.
+    assert abs(png.mean() - jpeg.mean()) < 0.15
+    assert np.median(np.abs(png - jpeg)) < 0.15
+
+
+def test_one_resize_filter_serves_fit_and_serving(profile_folder: Path) -> None:
+    profile = load_profile(profile_folder, "cpu")
+    image = next(pictures(61, 1))[1]
+    again = Preparer(profile.backbone.input_px, filter=profile.backbone.filter)(image)
+    np.testing.assert_array_equal(profile.prepare(image).pixels, again.pixels)

@@ -131,19 +131,7 @@ class Profile:
         save_file(self._tensors(), folder / TENSORS)
         if (reference := self.reference()) is not None:
             save_file({"features": reference.half().contiguous()}, folder / REFERENCE)
-        document = {
-            "version": VERSION,
-            "fingerprint": self.fingerprint,
-            "backbone": self.backbone.spec.to_json(),
-            "backbone_digest": self.backbone.digest,
-            "signals": list(self.signals),
-            "dependence": list(self.dependence),
-            "versions": {name: version(name) for name in ("layerwatch", "torch", "timm", "numpy", "pillow")},
-            "python": platform.python_version(),
-            "limits": asdict(self.preparer.limits),
-            "calibration_scores": self._calibration_summary(),
-            **self.manifest,
-        }
+        document = {**self.manifest, **self._own_facts()}
         (folder / MANIFEST).write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
 
     @classmethod
@@ -169,7 +157,7 @@ class Profile:
                 f"({document['backbone_digest']}, these are {backbone.digest})"
             )
         name = document["detector"]
-        facts = {k: v for k, v in document.items() if k not in {"version", "detector"}}
+        facts = {k: v for k, v in document.items() if k != "detector"}
         options = document.get("detector_options", {})
         detector = create(name, backbone.layers, **options).restore(_under("detector.", tensors))
         profile = cls(backbone, name, detector, facts, _limits(document))
@@ -224,6 +212,21 @@ class Profile:
             **detector,
             "calibration.values": torch.from_numpy(values),
             "calibration.jitters": torch.from_numpy(jitters),
+        }
+
+    def _own_facts(self) -> dict[str, Any]:
+        """What the manifest says of this object; it overrides what a loaded manifest said."""
+        return {
+            "version": VERSION,
+            "fingerprint": self.fingerprint,
+            "backbone": self.backbone.spec.to_json(),
+            "backbone_digest": self.backbone.digest,
+            "signals": list(self.signals),
+            "dependence": list(self.dependence),
+            "versions": {name: version(name) for name in ("layerwatch", "torch", "timm", "numpy", "pillow")},
+            "python": platform.python_version(),
+            "limits": asdict(self.preparer.limits),
+            "calibration_scores": self._calibration_summary(),
         }
 
     def _calibration_summary(self) -> dict[str, dict[str, float]]:

@@ -56,6 +56,5 @@ def configure_logs(level: Literal["debug", "info", "warning", "error"], style: L
     )
     root = logging.getLogger()
     root.handlers = [handler]
-    # at DEBUG the client writes the SASL password
-    logging.getLogger("kafka").setLevel(logging.INFO)
+    # at DEBUG the Kafka client would write the SASL password
     root.setLevel(max(number, logging.WARNING))  # libraries: only what somebody should look at

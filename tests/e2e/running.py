@@ -1,0 +1,82 @@
+"""A real daemon as a process of its own, and what a test asks about it."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+PATIENCE_S = 110.0
+"""Long enough for a busy machine to load torch several times; nothing waits for it to pass."""
+
+
+def wait_for(what: str, condition: Callable[[], Any], patience_s: float = PATIENCE_S) -> Any:
+    """The condition's first true value; fails with `what` when it never comes."""
+    deadline = time.monotonic() + patience_s
+    while not (value := condition()):
+        if time.monotonic() > deadline:
+            raise AssertionError(f"waited {patience_s:.0f} s in vain for {what}")
+        time.sleep(0.05)
+    return value
+
+
+def free_port() -> int:
+    """A port nobody listens on now."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        return int(server.getsockname()[1])
+
+
+class RunningDaemon:
+    """`python -m monitor run` with that configuration; its log goes to a file beside it."""
+
+    def __init__(self, folder: Path, settings: dict[str, Any]) -> None:
+        self.port = free_port()
+        self.config = folder / f"config-{self.port}.yaml"
+        self.config.write_text(yaml.safe_dump({**settings, "web": {"port": self.port}}))
+        self.log = folder / f"daemon-{self.port}.log"
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> RunningDaemon:
+        """Start it; returns at once."""
+        with self.log.open("ab") as log:
+            # one thread each: several daemons share two cores, and spinning ones would starve each other
+            environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+            command = [sys.executable, "-m", "monitor", "run", "-c", str(self.config)]
+            self._process = subprocess.Popen(command, stdout=log, stderr=log, env=environment)
+        return self
+
+    def kill(self) -> None:
+        """SIGKILL, as a crash would."""
+        assert self._process is not None
+        self._process.kill()
+        self._process.wait()
+
+    def terminate(self) -> int:
+        """SIGTERM; returns the exit status."""
+        assert self._process is not None
+        self._process.send_signal(signal.SIGTERM)
+        return self._process.wait(timeout=40)
+
+    def check(self) -> None:
+        """Fail with the end of its log if it has ended by itself."""
+        if self._process is not None and self._process.poll() is not None:
+            raise AssertionError(f"the daemon ended with {self._process.returncode}:\n{self.log.read_text()[-3000:]}")
+
+    def end(self) -> None:
+        """Make sure that it is gone."""
+        if self._process is not None and self._process.poll() is None:
+            self.kill()
+
+
+def layerwatch(*arguments: str) -> subprocess.CompletedProcess[str]:
+    """One command of the command line, run to its end."""
+    command = [sys.executable, "-m", "monitor", *arguments]
+    return subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE_S, check=False)

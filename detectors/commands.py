@@ -45,7 +45,7 @@ def add_commands(commands: Any) -> None:
     evaluate.add_argument("profile")
     evaluate.add_argument("--id", nargs="+", required=True, metavar="IMAGES", help=IMAGES)
     evaluate.add_argument("--ood", nargs="+", required=True, action="extend", metavar="NAME=IMAGES")
-    evaluate.add_argument("--detectors", nargs="+", default=[], metavar="NAME", help=f"all, {', '.join(NAMES)}")
+    evaluate.add_argument("--detectors", nargs="+", default=["all"], metavar="NAME", help=f"all, {', '.join(NAMES)}")
     evaluate.add_argument("--device", default="auto")
     evaluate.add_argument("--json", action="store_true")
     evaluate.add_argument("--html", metavar="FILE", help="write a self-contained report")

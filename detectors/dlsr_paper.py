@@ -38,7 +38,7 @@ PRESET: dict[str, Any] = {"width": 1440, "blocks": 16, "epochs": 150, "batch": 1
 """The paper's training: AdamW at a constant rate. Meant for a GPU: 16 blocks of 1440 are 66 million weights."""
 
 
-class _Published:
+class Published:
     """The network, its training and its one noisy step; the subclasses say the score."""
 
     def __init__(
@@ -129,7 +129,7 @@ class _Published:
         return {"first": _freeze(first or network), "final": _freeze(average)}
 
 
-class PaperMSE(_Published):
+class PaperMSE(Published):
     """mse = ||z_0 - z~||^2."""
 
     def score(self, features: Tensor) -> Tensor:
@@ -142,7 +142,7 @@ class PaperMSE(_Published):
         return _sums((clean - self.reconstruct(clean)).square(), self.layers)
 
 
-class PaperLR(_Published):
+class PaperLR(Published):
     """lr = mse(first epoch's weights) - mse(final weights)."""
 
     def score(self, features: Tensor) -> Tensor:
@@ -152,7 +152,7 @@ class PaperLR(_Published):
         return first - final
 
 
-class PaperMFsim(_Published):
+class PaperMFsim(Published):
     """mfsim = -mean over layers 2..M of cos(z_0^m, z~^m); with a single layer, of that one."""
 
     def score(self, features: Tensor) -> Tensor:

@@ -23,6 +23,7 @@ from torch import Tensor
 
 from detectors.calibration import dependence
 from detectors.dlsr import DLSR
+from detectors.dlsr_paper import Published
 from detectors.features import Backbone, BackboneSpec
 from detectors.images import ImageError, Limits, Prepared, Preparer
 from detectors.profile import Profile
@@ -249,6 +250,9 @@ def _learn(
     detector: Detector, backbone: Backbone, reference: Reference, train: NDArray[np.int64], tell: Progress
 ) -> None:
     features = reference.features
+    if isinstance(detector, Published):
+        detector.fit(features[torch.from_numpy(train)], lambda share: tell("learning", share))
+        return
     if not isinstance(detector, DLSR):
         detector.fit(features[torch.from_numpy(train)])
         return

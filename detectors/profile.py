@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from torch import Tensor
 
 from detectors import properties
@@ -128,9 +128,10 @@ class Profile:
         """Write the profile as a directory of safetensors and JSON."""
         folder = Path(path)
         folder.mkdir(parents=True, exist_ok=True)
-        save_file(self._tensors(), folder / TENSORS)
+        # Not save_file: it makes files that only their owner may read, and the daemon often runs as another user.
+        (folder / TENSORS).write_bytes(save(self._tensors()))
         if (reference := self.reference()) is not None:
-            save_file({"features": reference.half().contiguous()}, folder / REFERENCE)
+            (folder / REFERENCE).write_bytes(save({"features": reference.half().contiguous()}))
         document = {**self.manifest, **self._own_facts()}
         (folder / MANIFEST).write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import stat
 from pathlib import Path
 
 import numpy as np
@@ -42,6 +43,8 @@ def test_a_saved_profile_scores_bit_for_bit_the_same(profile: Profile, tmp_path:
     np.testing.assert_array_equal(profile.score(prepared).values, loaded.score(prepared).values)
     np.testing.assert_array_equal(profile.score(prepared).p_values, loaded.score(prepared).p_values)
     assert loaded.fingerprint == profile.fingerprint
+    modes = {file.name: stat.S_IMODE(file.stat().st_mode) for file in tmp_path.iterdir()}
+    assert len(set(modes.values())) == 1, modes  # the daemon, another user, must be able to read all or none
 
 
 def test_fitting_twice_gives_the_same_fingerprint(profile: Profile) -> None:

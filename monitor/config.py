@@ -351,6 +351,8 @@ class DeadLetters(Section):
     window: PositiveInt = 1000
     on_gap: Literal["continue", "stop"] = "continue"
     """A cursor before the start of the log (retention took records unread): counted and alerted, then this."""
+    on_unreadable: Literal["dead-letter", "stop"] = "dead-letter"
+    """Bytes of the log that no client can read: an empty dead letter per offset, or the partition stops; alerted."""
 
 
 class Web(Section):

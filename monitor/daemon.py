@@ -21,14 +21,16 @@ from detectors.images import Prepared
 from monitor import metrics
 from monitor.config import Config
 from monitor.decode import Decoder
+from monitor.decoders import DecoderPool
 from monitor.evaluator import Evaluator, Presentation
 from monitor.notify import Dispatcher, Receiver, build_receiver
+from monitor.own_alerts import OwnAlerts
 from monitor.pipeline import Pipeline, PipelineError
 from monitor.profiles import Profiles
 from monitor.reader import Reader, ReaderSettings
 from monitor.ruleset import BoundRule
 from monitor.sources import open_producer, open_source
-from monitor.store import Limits, open_store
+from monitor.store import Limits, StoreError, open_store
 from monitor.takeover import StartPolicy
 from monitor.tally import Counting, Rates
 from monitor.thumbnails import thumbnail
@@ -42,6 +44,8 @@ EXIT_UNAVAILABLE = 69
 EXIT_SOFTWARE = 70
 """EX_SOFTWARE: something hangs or is broken; whoever supervises us should start us anew."""
 WATCH_S = 0.5
+LAST_WORDS_S = 5.0
+"""For the alert about what ends this process, within the grace period."""
 MIN_REBUILD_MS = 300_000
 
 
@@ -59,10 +63,15 @@ class Daemon:
         self._failure: tuple[int, str] | None = None
         self._store = open_store(settings.redis, settings.monitor, _limits(settings))
         self._store.put_layouts({fingerprint: layout.to_json() for fingerprint, layout in profiles.layouts.items()})
+        decoding = settings.decoding
         self._pipeline = Pipeline(
-            Decoder(profiles.preparers(), settings.stream, settings.decoding),
+            DecoderPool(
+                Decoder(profiles.preparers(), settings.stream, decoding),
+                decoding.workers,
+                decoding.timeout_s,
+                decoding.worker_memory_bytes,
+            ),
             profiles,
-            settings.decoding.workers,
             settings.scoring.batch_images,
             settings.scoring.batch_age_s,
         )
@@ -72,6 +81,7 @@ class Daemon:
             self._pipeline,
             _counting(settings, profiles),
             _reader_settings(settings, rules),
+            OwnAlerts(self._store, settings.monitor, heard=bool(settings.receivers)),
         )
         self._receivers: list[Receiver] = [
             build_receiver(receiver, settings.monitor, lambda: open_producer(settings))
@@ -150,6 +160,8 @@ class Daemon:
         hard_end.daemon = True
         hard_end.start()
         self._reader.stop()
+        if self._failure is not None:
+            self._let_alerts_out()
         self._evaluator.stop()
         reading.join()
         evaluating.join()
@@ -160,6 +172,16 @@ class Daemon:
         self._store.close()
         hard_end.cancel()
         log.info("daemon.stopped")
+
+    def _let_alerts_out(self) -> None:
+        """What made us fail has just been told; nobody else may be there to deliver it."""
+        deadline = time.monotonic() + LAST_WORDS_S
+        names = [receiver.name for receiver in self._receivers]
+        try:
+            while names and time.monotonic() < deadline and any(self._store.backlog(name).entries for name in names):
+                time.sleep(0.1)
+        except StoreError as error:
+            log.warning("daemon.last_words_unsaid", error=str(error))
 
     # ---------------------------------------------------------------- parts
 
@@ -181,9 +203,14 @@ class Daemon:
     def _why_unready(self) -> str:
         if self._stop.is_set():
             return "stopping"
-        if not self._reader.health.joined:
+        health = self._reader.health
+        if not health.joined:
             return "not joined to the source yet"
-        return "" if self._reader.health.redis_ok else "Redis does not answer"
+        if not health.redis_ok:
+            return "Redis does not answer"
+        if not health.letters_ok:
+            return "dead letters cannot be written, and reading waits for them"
+        return next(iter(health.stopped.values()), "")
 
 
 def _observe(receiver: str, outcome: str, seconds: float) -> None:
@@ -236,9 +263,14 @@ def _reader_settings(settings: Config, rules: tuple[BoundRule, ...]) -> ReaderSe
         poll_s=settings.pipeline.poll_s,
         queue_bytes=settings.pipeline.queue_bytes,
         idle_timeout_s=settings.buckets.idle_timeout_s,
+        stall_s=settings.pipeline.stall_s,
+        max_bad_share=settings.dead_letters.max_share,
+        bad_window=settings.dead_letters.window,
+        unnamed_stream=settings.stream.name,
         policy=StartPolicy(
             start=source.start,
             on_gap=settings.dead_letters.on_gap,
+            on_unreadable=settings.dead_letters.on_unreadable,
             rebuild_ms=max(longest_ms, MIN_REBUILD_MS) + round(settings.buckets.lateness_s * 1000),
         ),
     )

@@ -16,9 +16,11 @@ from dataclasses import dataclass, field, replace
 import structlog
 
 from monitor import alerts, metrics
+from monitor.alerts import Transition
 from monitor.buckets import Layout
 from monitor.document import About, Evidence, alert_document, stream_url
 from monitor.evidence import cause_is_learned, moved_signals, triage
+from monitor.failpoints import failpoint
 from monitor.rules import Silence
 from monitor.ruleset import BoundRule, SequentialStates, drift_since, judge_windows
 from monitor.sequential import Sequential
@@ -89,6 +91,7 @@ class Evaluator:
         self.seen_s = time.monotonic()
         """When it last looked, by the monotonic clock: for the watchdog."""
         self._state = EvaluatorState()
+        self._muted = False  # lost counts are being rebuilt: what happens now was known before
         self._alerts: dict[tuple[str, str], Alert] = {}
         self._sequential = SequentialStates()
         self._windows = self._no_windows()
@@ -175,17 +178,23 @@ class Evaluator:
 
     def look(self) -> None:
         """Close and decide every bucket that is due, oldest first; then look for silent streams."""
+        if self._store.evaluator() != self._state:
+            log.warning("evaluator.state_moved", had=self._state.version)  # lost or set back: Redis is the truth
+            self.load()
         partitions = self._store.known_partitions()
         for bucket_ms in self._due(partitions):
             if self._stop.is_set() or not self._store.lease(self._token, LEASE_S):
                 return
             started = time.perf_counter()
             sealed = self._store.seal(partitions, bucket_ms)  # 1. from now on its counts never change
+            failpoint("after_seal")
             decision = self._judge(partitions, bucket_ms, sealed)  # 2. what they mean
             if not self._decide(bucket_ms, decision):  # 3. all of it or nothing
                 return
             metrics.BUCKETS_CLOSED.inc()
             metrics.EVALUATION_SECONDS.observe(time.perf_counter() - started)
+        if self._untold and not self._muted:
+            self._tell_muted(partitions)
         if time.monotonic() - self._silence_looked_s > SILENCE_LOOK_S:
             self._silence_looked_s = time.monotonic()
             self._judge_silence(partitions)
@@ -193,6 +202,8 @@ class Evaluator:
     def _due(self, partitions: tuple[Partition, ...]) -> list[int]:
         """Buckets that the watermark has passed, and those that an evaluator sealed and did not live to decide."""
         cursors = self._store.cursors(partitions)
+        self._muted = any(cursor and cursor.next_offset < cursor.rebuild_until for cursor in cursors.values())
+        metrics.MUTED.set(self._muted)
         highs = [(cursor.high_ms or None, cursor.idle) if cursor else (None, False) for cursor in cursors.values()]
         watermark = fleet_watermark(highs, self._lateness_ms)
         metrics.WATERMARK.set((watermark or 0) / 1000)
@@ -271,6 +282,8 @@ class Evaluator:
         after, transition = alerts.step(before, verdict, bucket_ms, rule.policy)
         if after == before:
             return
+        if transition is not None and transition.phase is AlertPhase.FIRING:
+            after = replace(after, untold=self._muted)
         if transition is not None and transition.phase is AlertPhase.FIRING and fingerprint:
             row = decision.rows.get((rule.name, fingerprint), {}).get(stream)
             buckets = self._windows.buckets(fingerprint, stream)
@@ -280,18 +293,39 @@ class Evaluator:
         if transition is None:
             return
         decision.phases.append((rule.name, str(transition.phase)))
-        if transition.phase in {AlertPhase.FIRING, AlertPhase.RESOLVED}:
-            about = About(
-                monitor=rule.policy.monitor,
-                rule=rule.name,
-                kind=rule.settings.kind,
-                labels=rule.settings.labels,
-                status_url=stream_url(self._presentation.external_url, stream),
-                dashboard_url=self._presentation.dashboard_url,
-            )
+        if transition.phase in {AlertPhase.FIRING, AlertPhase.RESOLVED} and not after.untold:
             evidence = self._evidence(rule, fingerprint, after, bucket_ms, partitions)
-            decision.documents.append(alert_document(about, transition, after, evidence))
+            decision.documents.append(alert_document(self._about(rule, stream), transition, after, evidence))
             log.info(f"alert.{transition.phase}", rule=rule.name, stream=stream, id=after.id, summary=verdict.summary)
+
+    def _about(self, rule: BoundRule, stream: str) -> About:
+        return About(
+            monitor=rule.policy.monitor,
+            rule=rule.name,
+            kind=rule.settings.kind,
+            labels=rule.settings.labels,
+            status_url=stream_url(self._presentation.external_url, stream),
+            dashboard_url=self._presentation.dashboard_url,
+        )
+
+    @property
+    def _untold(self) -> list[Alert]:
+        return [alert for alert in self._alerts.values() if alert.untold and alert.phase is AlertPhase.FIRING]
+
+    def _tell_muted(self, partitions: tuple[Partition, ...]) -> None:
+        """The counts are rebuilt: tell of what began meanwhile and still fires; what was told before has the same id."""
+        rules = {rule.name: rule for rule in self._rules}
+        decision = _Decision()
+        for alert in self._untold:
+            decision.alerts[alert.rule, alert.stream] = told = replace(alert, untold=False)
+            if rule := rules.get(alert.rule):
+                at_ms = alert.fired_ms
+                change = Transition(alert.id, alert.rule, alert.stream, AlertPhase.PENDING, AlertPhase.FIRING, at_ms)
+                fingerprint = self._windows.fingerprint_of(alert.stream) or ""
+                evidence = self._evidence(rule, fingerprint, told, at_ms - self._bucket_ms, partitions)
+                decision.documents.append(alert_document(self._about(rule, alert.stream), change, told, evidence))
+                log.info("alert.told_after_rebuild", rule=alert.rule, stream=alert.stream, id=alert.id)
+        self._decide(self._state.bucket_ms if self._state.bucket_ms is not None else -1, decision)
 
     def _evidence(
         self, rule: BoundRule, fingerprint: str, alert: Alert, bucket_ms: int, partitions: tuple[Partition, ...]
@@ -322,7 +356,9 @@ class Evaluator:
             for key, alert in decision.alerts.items()
         }
         documents = decision.documents if self._presentation.heard else []
+        failpoint("before_decide")
         done = self._store.decide(self._state.version, bucket_ms, written, decision.rows, documents)
+        failpoint("after_decide")
         if not done:
             # another evaluator was faster, or the reply of this very call was lost: what stands in Redis is the truth
             log.warning("evaluator.conflict", bucket_ms=bucket_ms)

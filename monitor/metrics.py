@@ -37,6 +37,7 @@ BATCH_IMAGES = Histogram(
     buckets=(1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024),
     registry=REGISTRY,
 )
+HALVED = Counter("layerwatch_batches_halved_total", "Batches halved for want of memory", registry=REGISTRY)
 QUEUE_BYTES = Gauge("layerwatch_queue_bytes", "Bytes of records between poll and apply", registry=REGISTRY)
 PAUSED = Gauge("layerwatch_paused", "1 while polling is paused because the queue is full", registry=REGISTRY)
 PARTITIONS_OWNED = Gauge("layerwatch_partitions_owned", "Partitions that this process reads", registry=REGISTRY)
@@ -46,12 +47,27 @@ LAG_RECORDS = Gauge(
 LAST_POLL = Gauge("layerwatch_last_poll_timestamp_seconds", "When the source was last polled", registry=REGISTRY)
 LAST_APPLY = Gauge("layerwatch_last_apply_timestamp_seconds", "When counts were last applied", registry=REGISTRY)
 SOURCE_REBUILDS = Counter("layerwatch_source_rebuilds_total", "Clients given up and built anew", registry=REGISTRY)
+DECODERS_REPLACED = Counter(
+    "layerwatch_decoders_replaced_total", "Decoder processes that died or stood still", ["reason"], registry=REGISTRY
+)
+PARTITIONS_STOPPED = Gauge(
+    "layerwatch_partitions_stopped", "Partitions of this process that a person must look at", registry=REGISTRY
+)
+DEAD_LETTER_ERRORS = Counter(
+    "layerwatch_dead_letter_errors_total", "Failed tries to write dead letters; reading waits", registry=REGISTRY
+)
+STATE_LOST = Counter(
+    "layerwatch_state_lost_total", "Partitions whose counts Redis had lost and that were rebuilt", registry=REGISTRY
+)
 GAPS = Counter("layerwatch_gap_records_total", "Records that retention removed unread", registry=REGISTRY)
 REDIS_ERRORS = Counter("layerwatch_redis_errors_total", "Calls that Redis did not answer", registry=REGISTRY)
 
 # ------------------------------------------------------------------------------------------------ evaluation
 
 LEASE = Gauge("layerwatch_evaluator_lease", "1 where this process evaluates and delivers", registry=REGISTRY)
+MUTED = Gauge(
+    "layerwatch_muted", "1 while new alerts are held back because lost counts are being rebuilt", registry=REGISTRY
+)
 WATERMARK = Gauge(
     "layerwatch_watermark_timestamp_seconds", "Event time up to which every partition has been read", registry=REGISTRY
 )

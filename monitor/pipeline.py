@@ -1,6 +1,6 @@
-"""Between poll and apply: records are decoded in threads and scored in batches, in the order they came.
+"""Between poll and apply: records are decoded in processes and scored in batches, in the order they came.
 
-    reader ── submit ──► decode (threads) ──► gather a batch ──► score (one thread) ──► take ──► reader
+    reader ── submit ──► decode (processes) ──► gather a batch ──► score (one thread) ──► take ──► reader
 
 One object per partition and poll (`Work`) goes through; what it waits for is inside it, so nothing is reordered and
 nothing needs a lock but the queue. The reader holds records back by `bytes_in_hand`.
@@ -13,11 +13,12 @@ import threading
 import time
 from collections import deque
 from collections.abc import Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from dataclasses import dataclass, field
 
 from monitor import metrics
-from monitor.decode import Decoded, DecodeError, Decoder, stream_of
+from monitor.decode import Decoded
+from monitor.decoders import DecoderPool
 from monitor.profiles import Profiles
 from monitor.tally import Judged, Outcome
 from monitor.types import DeadLetter, Record
@@ -45,18 +46,15 @@ class Pipeline:
     """Decodes and scores; `submit`, `take` and `bytes_in_hand` belong to the reader's thread.
 
     Args:
-        workers: decoder threads.
+        decoders: closed with the pipeline.
         batch_images: images scored together at most.
         batch_age_s: how long a batch waits for more images.
     """
 
-    def __init__(
-        self, decoder: Decoder, profiles: Profiles, workers: int, batch_images: int, batch_age_s: float
-    ) -> None:
-        self._decoder, self._profiles = decoder, profiles
+    def __init__(self, decoders: DecoderPool, profiles: Profiles, batch_images: int, batch_age_s: float) -> None:
+        self._decoders, self._profiles = decoders, profiles
         self._batch_images, self._batch_age_s = batch_images, batch_age_s
         self._input_bytes = profiles.preparers().default.input_px ** 2 * 3
-        self._pool = ThreadPoolExecutor(workers, "decode")
         self._waiting: queue.SimpleQueue[Work | None] = queue.SimpleQueue()
         self._finished: deque[Work] = deque()
         self._failure: BaseException | None = None
@@ -73,7 +71,7 @@ class Pipeline:
         work.size = sum(record.size + self._input_bytes for record in work.records)
         self.bytes_in_hand += work.size
         self.works_in_hand += 1
-        work.decoding = [self._pool.submit(self._decode, record) for record in work.records]
+        work.decoding = self._decoders.submit(work.records)
         self._waiting.put(work)
 
     def take(self) -> list[Work]:
@@ -96,20 +94,10 @@ class Pipeline:
     def close(self) -> None:
         """Stop the threads; what is in hand is dropped."""
         self._waiting.put(None)
-        self._pool.shutdown(wait=False, cancel_futures=True)
+        self._decoders.close()
         self._thread.join(timeout=5.0)
 
     # ---------------------------------------------------------------- stages
-
-    def _decode(self, record: Record) -> list[Decoded] | DeadLetter:
-        started = time.perf_counter()
-        try:
-            return self._decoder(record)
-        except DecodeError as error:
-            stream = stream_of(record, self._decoder.naming)
-            return DeadLetter(record, stream, error.reason, str(error))
-        finally:
-            metrics.STAGE_SECONDS.labels("decode").observe(time.perf_counter() - started)
 
     def _run(self) -> None:
         try:

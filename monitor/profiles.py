@@ -12,8 +12,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from detectors.images import Limits, Prepared, Preparer
+from monitor import metrics
 from monitor.buckets import Layout
 from monitor.config import Decoding, Scoring
+from monitor.failpoints import failpoint
+
+MEMORY_WORDS = ("out of memory", "not enough memory", "allocate memory")
 
 
 class Scorer(Protocol):
@@ -80,10 +84,28 @@ class Profiles:
             profile = self.of(images[members[0]][0])
             for start in range(0, len(members), batch_images):
                 batch = members[start : start + batch_images]
-                rows = profile.score([images[i][1] for i in batch]).p_values
+                rows = _score_halving(profile, [images[i][1] for i in batch])
                 for i, row in zip(batch, rows, strict=True):
                     found[i] = (fingerprint, row)
         return found
+
+
+def _score_halving(profile: Any, images: Sequence[Prepared]) -> NDArray[Any]:
+    """(N, S) p-values; a batch for which the memory does not suffice is scored in halves.
+
+    Of a detector on a GPU it comes as torch's own error, on the CPU as a RuntimeError of its allocator.
+    """
+    try:
+        failpoint("score")
+        rows: NDArray[Any] = profile.score(images).p_values
+    except (MemoryError, RuntimeError) as error:
+        exhausted = isinstance(error, MemoryError) or any(word in str(error) for word in MEMORY_WORDS)
+        if not exhausted or len(images) < 2:
+            raise
+        metrics.HALVED.inc()
+        half = len(images) // 2
+        return np.concatenate([_score_halving(profile, images[:half]), _score_halving(profile, images[half:])])
+    return rows
 
 
 def layout_of(profile: Any) -> Layout:

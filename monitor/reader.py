@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -11,11 +12,27 @@ import structlog
 
 from monitor import metrics
 from monitor.buckets import IMAGES
+from monitor.failpoints import failpoint
+from monitor.own_alerts import DEAD_LETTERS, GAP, TOPIC, UNREADABLE, OwnAlerts
 from monitor.pipeline import Pipeline, Work
 from monitor.store import Store, StoreError
 from monitor.takeover import Reading, StartPolicy, take_over
 from monitor.tally import Counting, Tally, tally
-from monitor.types import Applied, ApplyStatus, DeadLetter, Delta, Partition, Polled, Source, SourceError, Vector
+from monitor.types import (
+    Applied,
+    ApplyStatus,
+    DeadLetter,
+    Delta,
+    FatalSourceError,
+    Partition,
+    Polled,
+    Record,
+    Source,
+    SourceError,
+    StoppedError,
+    UnreadableError,
+    Vector,
+)
 
 log = structlog.get_logger(__name__)
 
@@ -25,6 +42,12 @@ REGISTER_S = 10.0
 """Between looks for partitions added to the topics."""
 LAG_S = 15.0
 """Between looks at the ends of the logs: two requests a partition."""
+VERIFY_S = 5.0
+"""Between looks whether Redis still stands where we do: a quiet partition would never notice that it was lost."""
+FINISH_S = 30.0
+"""For what was read before a damaged place, before the client is given up."""
+LETTER_ALERT_TRIES = 3
+"""Failed tries after which people hear that dead letters cannot be written."""
 BUSY_POLL_S = 0.01
 """Poll time-out while scored work may be ready to apply at any moment."""
 BACKOFF_S = (0.1, 0.2, 0.5, 1.0, 2.0, 5.0)
@@ -37,6 +60,11 @@ class ReaderSettings:
     poll_s: float = 0.2
     queue_bytes: int = 256 * 2**20
     idle_timeout_s: float = 30.0
+    stall_s: float = 120.0
+    max_bad_share: float = 1.0
+    bad_window: int = 1000
+    unnamed_stream: str = "default"
+    """Where records count that nothing is known of but their offset."""
     policy: StartPolicy = field(default_factory=StartPolicy)
 
 
@@ -48,6 +76,8 @@ class _Batch:
     deltas: list[Delta]
     tallies: list[Tally]
     letters: list[DeadLetter]
+    bad: list[list[bool]]
+    """Per reading: whether each record was rejected."""
     tries: int = 0
     not_before_s: float = 0.0
 
@@ -61,6 +91,9 @@ class Health:
     """Last time that work was applied, or that there was none."""
     joined: bool = False
     redis_ok: bool = True
+    letters_ok: bool = True
+    stopped: dict[Partition, str] = field(default_factory=dict)
+    """Partitions that are not read on until a person has looked, and why."""
 
 
 class Reader:
@@ -79,17 +112,21 @@ class Reader:
         pipeline: Pipeline,
         counting: Counting,
         settings: ReaderSettings,
+        alerts: OwnAlerts,
     ) -> None:
         self._open_source, self._store, self._pipeline = open_source, store, pipeline
-        self._counting, self._settings = counting, settings
+        self._counting, self._settings, self._alerts = counting, settings, alerts
         self._readings: dict[Partition, Reading] = {}
         self._unclaimed: dict[Partition, float] = {}  # -> monotonic time of the next try
+        self._unreadable: dict[Partition, UnreadableError] = {}
+        self._ready: list[Work] = []  # has nothing to decode
         self._batch: _Batch | None = None
         self._paused = False
         self._source: Source | None = None
         self._stop = threading.Event()
         self._failures = 0
-        self._committed_s = self._registered_s = self._idle_checked_s = self._lag_s = 0.0
+        self._ever_joined = False
+        self._committed_s = self._registered_s = self._idle_checked_s = self._lag_s = self._verified_s = 0.0
         self.health = Health()
 
     def stop(self) -> None:
@@ -100,13 +137,23 @@ class Reader:
         """Poll, decode and score, apply: until `stop`, then up to `grace_s` for what is still in hand.
 
         Raises:
-            FatalSourceError: no other try will help.
+            FatalSourceError: no other try will help; where it had worked before, people are told.
             PipelineError: scoring is broken.
         """
+        try:
+            self._read_on()
+        except FatalSourceError as error:
+            if self._ever_joined:
+                self._alerts.tell_if_possible(TOPIC, "source", _now_ms(), str(error))
+            raise
+        self._drain(time.monotonic() + grace_s)
+
+    def _read_on(self) -> None:
         while not self._stop.is_set():
             try:
                 source = self._joined()
                 polled = source.poll(self._poll_timeout())
+                failpoint("polled")
                 self._follow(source, polled)  # partitions that came and went
                 self._submit(polled)  # records -> decode -> score, in threads
                 self._settle(source)  # scored -> dead letters -> Redis -> our cursor
@@ -114,7 +161,6 @@ class Reader:
                 self._tend(source)  # commits, new partitions, idleness
             except SourceError as error:
                 self._rejoin(error)
-        self._drain(time.monotonic() + grace_s)
 
     # ---------------------------------------------------------------- membership
 
@@ -129,6 +175,10 @@ class Reader:
         """Give the client up, with everything that was read through it, and build another after a while."""
         log.warning("source.failed", error=str(error))
         metrics.SOURCE_REBUILDS.inc()
+        if isinstance(error, UnreadableError):
+            # what came before the damage would be dropped with the client, and read again only to be dropped again
+            self._finish_in_hand(time.monotonic() + FINISH_S)
+            self._unreadable[error.partition] = error
         self._leave()
         self._stop.wait(BACKOFF_S[min(self._failures, len(BACKOFF_S) - 1)])
         self._failures += 1
@@ -136,6 +186,7 @@ class Reader:
     def _leave(self) -> None:
         self._readings.clear()
         self._unclaimed.clear()
+        self._ready.clear()
         self._batch = None
         self.health.joined = False
         if self._source is not None:
@@ -144,7 +195,7 @@ class Reader:
 
     def _follow(self, source: Source, polled: Polled) -> None:
         self.health.polled_s = time.monotonic()
-        self.health.joined = True
+        self.health.joined = self._ever_joined = True
         metrics.LAST_POLL.set_to_current_time()
         for partition in polled.revoked:
             self._readings.pop(partition, None)
@@ -158,18 +209,66 @@ class Reader:
         metrics.PARTITIONS_OWNED.set(len(self._readings))
 
     def _claim(self, source: Source, partition: Partition) -> None:
-        now_s = time.monotonic()
+        if partition in self.health.stopped:
+            del self._unclaimed[partition]
+            return
         try:
-            reading = take_over(self._store, source, partition, self._settings.policy, _now_ms(), now_s)
+            reading = take_over(self._store, source, partition, self._settings.policy, self._alerts, _now_ms())
+            failpoint("claimed")
+            begin = self._beyond_damage(source, reading)
         except StoreError as error:
             self._redis_failed("claim", error)
-            self._unclaimed[partition] = now_s + 1.0
+            self._unclaimed[partition] = time.monotonic() + 1.0
+            return
+        except StoppedError as stop:
+            del self._unclaimed[partition]
+            self._stop_partition(source, partition, stop)
             return
         del self._unclaimed[partition]
         self._readings[partition] = reading
-        source.start(partition, reading.next_offset)
+        source.start(partition, begin)
         if self._paused:
             source.pause([partition])
+        # soon: a commit is what tells a partition that Redis has lost from one that was never read
+        self._committed_s = min(self._committed_s, time.monotonic() - COMMIT_S + 0.5)
+
+    def _beyond_damage(self, source: Source, reading: Reading) -> int:
+        """Where to read on: the cursor, or behind what no client can read, whose offsets become dead letters.
+
+        Raises:
+            StoppedError: by policy.
+        """
+        partition, begin = reading.partition, reading.next_offset
+        known = self._unreadable.get(partition)
+        if known is None or begin < known.next_offset:
+            return begin
+        if begin == known.next_offset:
+            end = source.readable_from(partition, begin)
+            text = f"{partition}: offsets {begin} to {end - 1} cannot be read: {known}"
+            if self._settings.policy.on_unreadable == "stop":
+                raise StoppedError(UNREADABLE, f"{text}; dead_letters.on_unreadable is stop", reading.token)
+            self._alerts.tell(UNREADABLE, str(partition), _now_ms(), text)
+            at_ms = reading.high_ms or _now_ms()
+            letters = [
+                DeadLetter(Record(partition, i, at_ms, None, None), self._settings.unnamed_stream, "unreadable", text)
+                for i in range(begin, end)
+            ]
+            self._ready.append(Work(reading, (), end, letters))
+            begin = end
+        del self._unreadable[partition]
+        return begin
+
+    def _stop_partition(self, source: Source, partition: Partition, stop: StoppedError) -> None:
+        """Read it no further until this process starts anew; the others go on, and their buckets close."""
+        self._readings.pop(partition, None)
+        self.health.stopped[partition] = str(stop)
+        metrics.PARTITIONS_STOPPED.set(len(self.health.stopped))
+        source.pause([partition])
+        self._alerts.tell_if_possible(stop.rule, str(partition), _now_ms(), str(stop))
+        try:
+            self._store.set_idle(partition, stop.token, True)
+        except StoreError as error:
+            self._redis_failed("stop", error)
 
     # ---------------------------------------------------------------- flow
 
@@ -188,32 +287,63 @@ class Reader:
     def _settle(self, source: Source) -> None:
         """Apply what is scored. The cursor moves only here, after the dead letters are acknowledged."""
         if self._batch is None:
-            self._batch = self._count(self._pipeline.take())
+            works, self._ready = [*self._ready, *self._pipeline.take()], []
+            self._batch = self._count(works)
         batch = self._batch
         if batch is None or time.monotonic() < batch.not_before_s:
             self._note_idle_hands()
             return
-        if batch.letters:
-            source.dead_letter(batch.letters)
-            for letter in batch.letters:
-                metrics.RECORDS_REJECTED.labels(letter.reason).inc()
-            batch.letters = []
+        if all(self._readings.get(reading.partition) is not reading for reading in batch.readings):
+            self._batch = None  # it went to others, who read it again
+            return
+        if batch.letters and not self._write_letters(source, batch):
+            return
         started = time.perf_counter()
         try:
             applied = self._store.apply(batch.deltas)
         except StoreError as error:
             self._redis_failed("apply", error)
-            batch.not_before_s = time.monotonic() + BACKOFF_S[min(batch.tries, len(BACKOFF_S) - 1)]
-            batch.tries += 1
+            self._try_later(batch)
             return
+        failpoint("after_apply")
         metrics.STAGE_SECONDS.labels("apply").observe(time.perf_counter() - started)
         metrics.LAST_APPLY.set_to_current_time()
         self.health.redis_ok = True
         self.health.moved_s = time.monotonic()
         self._failures = 0
         self._batch = None
-        for reading, delta, counted, outcome in zip(batch.readings, batch.deltas, batch.tallies, applied, strict=True):
-            self._take_answer(source, reading, delta, counted, outcome)
+        for i, outcome in enumerate(applied):
+            if self._take_answer(source, batch.readings[i], batch.deltas[i], batch.tallies[i], outcome):
+                self._judge_share(source, batch.readings[i], batch.bad[i])
+
+    def _write_letters(self, source: Source, batch: _Batch) -> bool:
+        """Whether all are acknowledged; else they are written again after a while, and nothing is scored twice."""
+        failpoint("before_letters")
+        topic = batch.letters[0].record.partition.topic
+        try:
+            source.dead_letter(batch.letters)
+        except (SourceError, FatalSourceError) as error:
+            log.warning("dead_letters.failed", letters=len(batch.letters), tries=batch.tries + 1, error=str(error))
+            metrics.DEAD_LETTER_ERRORS.inc()
+            self.health.letters_ok = False
+            self.health.moved_s = time.monotonic()  # not stuck: waiting, and saying so
+            self._try_later(batch)
+            if batch.tries == LETTER_ALERT_TRIES:
+                text = f"{topic}: dead letters cannot be written, and reading waits for them: {error}"
+                self._alerts.tell_if_possible(DEAD_LETTERS, topic, _now_ms(), text)
+            return False
+        failpoint("after_letters")
+        for letter in batch.letters:
+            metrics.RECORDS_REJECTED.labels(letter.reason).inc()
+        batch.letters = []
+        self.health.letters_ok = True
+        return True
+
+    def _try_later(self, batch: _Batch) -> None:
+        # jitter: replicas that lost the same Redis must not come back in step
+        wait_s = BACKOFF_S[min(batch.tries, len(BACKOFF_S) - 1)] * random.uniform(0.7, 1.3)
+        batch.not_before_s = time.monotonic() + wait_s
+        batch.tries += 1
 
     def _count(self, works: Sequence[Work]) -> _Batch | None:
         """One delta per partition from everything that was scored of it, in the order of its log."""
@@ -222,7 +352,7 @@ class Reader:
             reading = work.owner
             if isinstance(reading, Reading) and self._readings.get(reading.partition) is reading:
                 mine.setdefault(reading.partition, []).append(work)
-        batch = _Batch([], [], [], [])
+        batch = _Batch([], [], [], [], [])
         for partition, members in mine.items():
             reading = self._readings[partition]
             outcomes = [outcome for work in members for outcome in work.outcomes]
@@ -230,6 +360,7 @@ class Reader:
             batch.readings.append(reading)
             batch.tallies.append(counted)
             batch.letters += [outcome for outcome in outcomes if isinstance(outcome, DeadLetter)]
+            batch.bad.append([isinstance(outcome, DeadLetter) for outcome in outcomes])
             batch.deltas.append(
                 Delta(
                     partition=partition,
@@ -244,7 +375,8 @@ class Reader:
             )
         return batch if batch.deltas else None
 
-    def _take_answer(self, source: Source, reading: Reading, delta: Delta, counted: Tally, outcome: Applied) -> None:
+    def _take_answer(self, source: Source, reading: Reading, delta: Delta, counted: Tally, outcome: Applied) -> bool:
+        """Whether it is applied; else the partition is taken over again, or the client given up."""
         metrics.APPLIES.labels(str(outcome.status)).inc()
         if outcome.status in {ApplyStatus.OK, ApplyStatus.DUP}:
             reading.next_offset = delta.next_offset
@@ -252,17 +384,36 @@ class Reader:
             reading.facts.update(counted.facts)
             reading.idle = False
             _count_metrics(counted, delta.vectors)
-            return
+            return True
         log.warning("apply.refused", partition=str(delta.partition), status=str(outcome.status), expect=delta.expect)
         if self._readings.get(delta.partition) is not reading:
-            return
+            return False
         del self._readings[delta.partition]
         if outcome.status is ApplyStatus.FENCED:
             raise SourceError(f"{delta.partition}: another owner has claimed it")
         # REWIND or LOST: Redis is the truth. Taking the partition over again seeks to where it stands; what is in
         # hand belongs to the old reading and is dropped.
-        self._unclaimed[delta.partition] = 0.0
-        self._claim(source, delta.partition)
+        self._take_again(source, delta.partition)
+        return False
+
+    def _take_again(self, source: Source, partition: Partition) -> None:
+        self._readings.pop(partition, None)
+        self._unclaimed[partition] = 0.0
+        self._registered_s = 0.0  # what the evaluator must know may be lost with the cursor
+        self._claim(source, partition)
+
+    def _judge_share(self, source: Source, reading: Reading, bad: Sequence[bool]) -> None:
+        """Stop a partition of which too much is bad: its producer is broken, and we would only move its records."""
+        share, window = self._settings.max_bad_share, self._settings.bad_window
+        if share >= 1.0:
+            return
+        reading.bad.extend(bad)
+        while len(reading.bad) > window:
+            reading.bad.popleft()
+        count = sum(reading.bad)
+        if len(reading.bad) == window and count > share * window:
+            text = f"{reading.partition}: {count} of the last {window} records are bad (dead_letters.max_share {share})"
+            self._stop_partition(source, reading.partition, StoppedError(DEAD_LETTERS, text, reading.token))
 
     # ---------------------------------------------------------------- upkeep
 
@@ -284,7 +435,10 @@ class Reader:
         try:
             if now_s - self._registered_s > REGISTER_S:
                 self._registered_s = now_s
-                self._store.register_partitions(source.partitions())
+                self._register(source)
+            if now_s - self._verified_s > VERIFY_S:
+                self._verified_s = now_s
+                self._verify(source)
             if now_s - self._committed_s > COMMIT_S:
                 self._committed_s = now_s
                 self._commit(source)
@@ -293,12 +447,35 @@ class Reader:
                 self._mark_idle(source, now_s)
             if now_s - self._lag_s > LAG_S:
                 self._lag_s = now_s
-                self._measure_lag(source)
+                self._measure_lag(source, now_s)
         except StoreError as error:
             self._redis_failed("upkeep", error)
 
+    def _register(self, source: Source) -> None:
+        """What others go by must be in Redis, also after it was lost."""
+        self._store.register_partitions(source.partitions())
+        self._store.put_layouts({name: layout.to_json() for name, layout in self._counting.layouts.items()})
+        self._alerts.end(_now_ms(), ["source"], TOPIC)
+        if self.health.letters_ok:
+            self._alerts.end(_now_ms(), sorted({p.topic for p in self._readings}), DEAD_LETTERS)
+        self.health.redis_ok = True
+
+    def _verify(self, source: Source) -> None:
+        """Take over again what Redis has lost or set back; what is being applied notices it by itself."""
+        for partition, cursor in self._store.cursors(self._readings).items():
+            reading = self._readings[partition]
+            lost = cursor is None or cursor.token != reading.token or cursor.next_offset < reading.next_offset
+            if lost and self._batch is None:
+                log.warning("partition.cursor_lost", partition=str(partition), expect=reading.next_offset)
+                self._take_again(source, partition)
+
     def _commit(self, source: Source) -> None:
-        source.commit({p: reading.next_offset for p, reading in self._readings.items()})
+        """Never ahead of what survives in Redis."""
+        offsets = {p: reading.next_offset for p, reading in self._readings.items()}
+        failpoint("before_commit")
+        if offsets and self._store.settle_on_disk():
+            source.commit(offsets)
+        failpoint("after_commit")
 
     def _mark_idle(self, source: Source, now_s: float) -> None:
         """Tell the evaluator which partitions are read to the end and quiet: they hold no bucket open."""
@@ -308,11 +485,20 @@ class Reader:
             if source.bounds(partition)[1] <= reading.next_offset:
                 reading.idle = self._store.set_idle(partition, reading.token, True)
 
-    def _measure_lag(self, source: Source) -> None:
+    def _measure_lag(self, source: Source, now_s: float) -> None:
         metrics.LAG_RECORDS.clear()  # of partitions that went to another replica
+        caught_up, calm = [], []
         for partition, reading in self._readings.items():
             lag = source.bounds(partition)[1] - reading.next_offset
             metrics.LAG_RECORDS.labels(partition.topic, partition.index).set(max(0, lag))
+            if lag <= 0:
+                caught_up.append(str(partition))
+            elif not self._paused and now_s - reading.active_s > self._settings.stall_s:
+                raise SourceError(f"{partition}: {lag} records wait, and none came for {self._settings.stall_s:g} s")
+            if len(reading.bad) == self._settings.bad_window:
+                calm.append(str(partition))
+        self._alerts.end(_now_ms(), caught_up, GAP, UNREADABLE)
+        self._alerts.end(_now_ms(), calm, DEAD_LETTERS)
 
     def _note_idle_hands(self) -> None:
         if self._batch is None and not self._pipeline.works_in_hand:
@@ -333,16 +519,28 @@ class Reader:
         try:
             if source is not None:
                 source.pause(list(self._readings))
-                while (self._batch or self._pipeline.works_in_hand) and time.monotonic() < deadline_s:
-                    self._settle(source)
-                    self._pipeline.ready.wait(0.02)
+                self._finish_in_hand(deadline_s)
                 self._commit(source)
         except SourceError as error:
             log.warning("drain.source_failed", error=str(error))
+        except StoreError as error:
+            log.warning("drain.redis_away", error=str(error))
         finally:
-            left = self._pipeline.works_in_hand
-            log.info("reader.stopped", works_left=left)
+            log.info("reader.stopped", works_left=self._pipeline.works_in_hand)
             self._leave()
+
+    def _finish_in_hand(self, deadline_s: float) -> None:
+        source = self._source
+        while source is not None and time.monotonic() < deadline_s:
+            if not (self._batch or self._ready or self._pipeline.works_in_hand):
+                return
+            try:
+                self._settle(source)
+            except SourceError as error:
+                log.warning("reader.left_unfinished", error=str(error))
+                return
+            self.health.polled_s = time.monotonic()
+            self._pipeline.ready.wait(0.02)
 
 
 def _count_metrics(counted: Tally, vectors: Mapping[tuple[str, int, str], Vector]) -> None:

@@ -88,6 +88,16 @@ class UnreadableError(SourceError):
         self.next_offset = next_offset
 
 
+class StoppedError(Exception):
+    """A partition must not be read on before a person has looked; all others go on. `rule` names the alert of it."""
+
+    def __init__(self, rule: str, message: str, token: str = "") -> None:
+        super().__init__(message)
+        self.rule = rule
+        self.token = token
+        """With which the partition was claimed."""
+
+
 class FatalSourceError(Exception):
     """Nothing that this process can do will help: wrong credentials, topic missing, topic recreated."""
 
@@ -110,7 +120,7 @@ class Polled:
 class Source(Protocol):
     """A partitioned log with consumer groups. One thread owns an instance and makes every call.
 
-    Every method may raise SourceError (rebuild the source) or FatalSourceError.
+    Every method may raise SourceError (rebuild the source) or FatalSourceError; see `dead_letter` for an exception.
     """
 
     @property
@@ -147,8 +157,14 @@ class Source(Protocol):
     def log_id(self, partition: Partition) -> str:
         """Identity of the log: another one under the same name is a new log; "" where the broker cannot tell."""
 
+    def readable_from(self, partition: Partition, next_offset: int) -> int:
+        """First offset behind the one that UnreadableError named which is not part of the same damage."""
+
     def dead_letter(self, letters: Sequence[DeadLetter]) -> None:
-        """Write these to the dead-letter log; returns when it has acknowledged them all."""
+        """Write these to the dead-letter log; returns when it has acknowledged them all.
+
+        The one call after whose SourceError this client is still good: write them again after a while.
+        """
 
     def close(self) -> None:
         """Leave the group and free everything; never raises."""
@@ -170,6 +186,8 @@ class Cursor:
     """Its owner has read to the end of the log and nothing came for the idle time-out."""
     log_id: str = ""
     """Identity of the log (Kafka topic id): a recreated topic starts a new one."""
+    rebuild_until: int = 0
+    """End of the log when lost state began to be rebuilt; up to there nobody is told what was known before."""
 
 
 class ApplyStatus(StrEnum):
@@ -305,3 +323,5 @@ class Alert:
     """Start of the first calm bucket after the last breach; 0 while breached."""
     resolved_ms: int = 0
     verdict: Verdict | None = None
+    untold: bool = False
+    """It began to fire while lost counts were rebuilt, and nobody was told; see `Cursor.rebuild_until`."""

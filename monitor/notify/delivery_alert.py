@@ -23,15 +23,15 @@ def failing_document(monitor: str, receiver: str, entry_ms: int, now_ms: int, tr
     return alert_document(About(monitor, DELIVERY_RULE, "delivery", {"severity": "error"}), change, alert)
 
 
-def recovered_document(firing: str, now_ms: int) -> str:
-    """The end of the alert that `failing_document` gave."""
+def recovered_document(firing: str, now_ms: int, summary: str = "") -> str:
+    """The end of the alert that `failing_document` gave; or of another one, whose end `summary` tells."""
     document = json.loads(firing)
     fields = document["data"]
     at = rfc3339(now_ms)
     fields.update(
         phase=str(AlertPhase.RESOLVED),
         resolved_at=at,
-        summary=f"receiver {fields['stream']} gets its alerts again, or is no longer configured",
+        summary=summary or f"receiver {fields['stream']} gets its alerts again, or is no longer configured",
     )
     document.update(type=RESOLVED, id=f"{fields['alert_id']}-{AlertPhase.RESOLVED}", timestamp=at, data=fields)
     return json.dumps(document, ensure_ascii=False)

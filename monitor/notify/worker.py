@@ -15,6 +15,7 @@ import traceback
 
 import structlog
 
+from monitor.failpoints import failpoint
 from monitor.notify.around import Around
 from monitor.notify.delivery_alert import DELIVERY_RULE, failing_document, recovered_document
 from monitor.notify.notice import FIRING, RESOLVED, Notice, NoticeError, parse_notice
@@ -108,6 +109,7 @@ class Worker:
     def _send(self, document: str, attempt: int) -> tuple[Outcome, float]:
         started = time.monotonic()
         try:
+            failpoint("before_send")
             outcome = self.receiver.send(document, attempt)
         except Exception as error:
             # A fault in one receiver's code must not end its deliveries. Said by place, without text and variables:
@@ -124,6 +126,7 @@ class Worker:
         self._reached = True
         self._around.observe(self._name, "delivered", took_s)
         log.info("notify.delivered", receiver=self._name, id=notice.id, tries=entry.attempts + 1)
+        failpoint("after_send")
         # also when it is over: whoever delivers next need not do it again
         self._note_success()
 
@@ -131,6 +134,7 @@ class Worker:
         for entry_id, (alert_id, hold) in list(self._delivered.items()):
             self._store.settle(self._name, entry_id, alert_id, hold)
             del self._delivered[entry_id]
+            failpoint("after_settle")
         if not self._reached or self._around.over():
             return
         if firing := self._failing_document():

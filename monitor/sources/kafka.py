@@ -16,12 +16,13 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import structlog
-from kafka import ConsumerRebalanceListener, KafkaConsumer, TopicPartition, errors
+from kafka import ConsumerRebalanceListener, KafkaConsumer, TopicPartition
 from kafka.coordinator.assignors.cooperative_sticky import CooperativeStickyAssignor
 from kafka.structs import OffsetAndMetadata
 
 from monitor.config import Kafka
 from monitor.sources.kafka_client import client_options, connect, describe, translated, with_passthrough
+from monitor.sources.kafka_damage import Probe, is_damage
 from monitor.sources.kafka_dead_letters import KafkaDeadLetters
 from monitor.types import DeadLetter, FatalSourceError, Partition, Polled, Record, SourceError, UnreadableError
 
@@ -34,8 +35,6 @@ TOPIC_WAIT_S = 3.0
 TOPIC_GONE_S = 10.0
 """A broker that has just come up may not know every topic; one unknown for that long was deleted."""
 CLOSE_TIMEOUT_MS = 3000
-
-UNREADABLE = (errors.CorruptRecordError, errors.UnsupportedCodecError)
 
 FIXED = frozenset(
     {
@@ -93,8 +92,8 @@ class KafkaSource:
         with self._client("polling"):
             try:
                 batches = self._consumer.poll(timeout_ms=round(timeout_s * 1000))
-            except UNREADABLE as error:
-                raise self._unreadable(error) from error
+            except Exception as error:
+                raise (self._unreadable(error) if is_damage(error) else error) from error
             assigned, revoked = self._take_changes()
             self._check_topics()
             moved = self._moved()
@@ -166,6 +165,14 @@ class KafkaSource:
     def log_id(self, partition: Partition) -> str:
         """The topic's id; "" where the brokers do not tell it (before Kafka 2.8)."""
         return self._topic_ids.get(partition.topic, "")
+
+    def readable_from(self, partition: Partition, next_offset: int) -> int:
+        """See `Source.readable_from`; a few reads of the log over a connection of its own."""
+        probe = Probe(self._config, partition, FIXED)
+        try:
+            return probe.damage_end(next_offset, self.bounds(partition)[1])
+        finally:
+            probe.close()
 
     def dead_letter(self, letters: Sequence[DeadLetter]) -> None:
         """See `Source.dead_letter`: acknowledged by all in-sync replicas."""

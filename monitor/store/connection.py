@@ -253,8 +253,7 @@ def check_server(connection: Connection) -> None:
         log.warning("store.server_unchecked", reason="the ACL forbids INFO; Redis >= 6.2 with noeviction is needed")
         return
     for info in infos:
-        version = tuple(int(part) for part in str(info.get("redis_version", "0")).split(".")[:2])
-        if version < (6, 2):
+        if _version(info) < (6, 2):
             raise StoreConfigError(f"redis: version {info.get('redis_version')} is too old; 6.2 or newer is needed")
         policy = str(info.get("maxmemory_policy", "noeviction"))
         if policy == "noeviction":
@@ -267,6 +266,20 @@ def check_server(connection: Connection) -> None:
         log.warning("store.eviction_policy", policy=policy, advice="set maxmemory-policy noeviction")
 
 
+def has_waitaof(connection: Connection) -> bool:
+    """Whether the server can say when a write is on its disk; what INFO hides from us counts as no."""
+    try:
+        with translated():
+            infos = [] if connection.is_cluster else server_infos(connection)
+    except NoPermissionError:
+        return False
+    return bool(infos) and all(_version(info) >= (7, 2) and int(info.get("aof_enabled", 0)) for info in infos)
+
+
+def _version(info: Mapping[str, Any]) -> tuple[int, ...]:
+    return tuple(int(part) for part in str(info.get("redis_version", "0")).split(".")[:2])
+
+
 def server_infos(connection: Connection) -> list[dict[str, Any]]:
     """INFO of every server that may hold keys of ours."""
     client = connection.client
@@ -276,4 +289,13 @@ def server_infos(connection: Connection) -> list[dict[str, Any]]:
     return [nodes(node).info() for node in client.get_primaries()]
 
 
-__all__ = ["Call", "Connection", "ResponseError", "StoreConfigError", "StoreError", "connect", "server_infos"]
+__all__ = [
+    "Call",
+    "Connection",
+    "ResponseError",
+    "StoreConfigError",
+    "StoreError",
+    "connect",
+    "has_waitaof",
+    "server_infos",
+]

@@ -63,6 +63,20 @@ class Outbox:
         entry_id, _ = self._connection.read_many([("XADD", key, "*", "document", document), _keep(key)])
         return str(entry_id.decode())
 
+    def raise_own(self, name: str, document: str) -> bool:
+        """Tell the receivers of a trouble of the monitor's own; False where an episode of that name is open."""
+        call = Call("own", [self._of("own"), self._outbox()], (name, document, CURSOR_TTL_S))
+        return bool(self._connection.run(call))
+
+    def own(self) -> dict[str, str]:
+        """{name: document given to `raise_own`} of the open episodes."""
+        return self._texts("own")
+
+    def end_own(self, name: str, opened: str, document: str) -> bool:
+        """Close the episode that `opened` began, telling the receivers; False where it is closed already."""
+        call = Call("own_end", [self._of("own"), self._outbox()], (name, opened, document))
+        return bool(self._connection.run(call))
+
     def fetch(self, receiver: str, now_ms: int) -> list[OutboxEntry]:
         """What the receiver has not settled yet, oldest first; without the document where it is not due at `now_ms`."""
         keys = [self._outbox(), self._of("retry", receiver)]

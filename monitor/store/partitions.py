@@ -31,7 +31,7 @@ CURSOR_TTL_S = 90 * 86_400
 STALE_AFTER_S = 120
 """A holder of a newer generation that is silent for that long no longer refuses a claim."""
 HOUR_MS = 3_600_000
-CURSOR_FIELDS = ("next", "high", "token", "generation", "idle", "log_id")
+CURSOR_FIELDS = ("next", "high", "token", "generation", "idle", "log_id", "rebuild_until")
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,9 +87,22 @@ class PartitionState:
         args = (generation, token, log_id, STALE_AFTER_S, CURSOR_TTL_S)
         return _claim(self._connection.run(Call("claim", [f"{self._prefix(partition)}:cursor"], args)))
 
-    def start(self, partition: Partition, generation: int, token: str, next_offset: int, log_id: str = "") -> Claim:
-        """Create the cursor of a LOST partition, or move the one we hold (a gap, a recreated log). Else STALE."""
-        args = (generation, token, next_offset, log_id, CURSOR_TTL_S)
+    def start(
+        self,
+        partition: Partition,
+        generation: int,
+        token: str,
+        next_offset: int,
+        log_id: str = "",
+        rebuild_until: int | None = None,
+    ) -> Claim:
+        """Create the cursor of a LOST partition, or move the one we hold (a gap, a recreated log). Else STALE.
+
+        Args:
+            rebuild_until: see `Cursor`; None leaves it as it is.
+        """
+        until = "" if rebuild_until is None else rebuild_until
+        args = (generation, token, next_offset, log_id, CURSOR_TTL_S, until)
         return _claim(self._connection.run(Call("start", [f"{self._prefix(partition)}:cursor"], args)))
 
     def set_idle(self, partition: Partition, token: str, idle: bool) -> bool:
@@ -244,10 +257,10 @@ def _claim(reply: Sequence[Any]) -> Claim:
 
 
 def _cursor(reply: Sequence[bytes | None]) -> Cursor | None:
-    next_offset, high, token, generation, idle, log_id = ((field or b"").decode() for field in reply)
+    next_offset, high, token, generation, idle, log_id, rebuild = ((field or b"").decode() for field in reply)
     if not next_offset:
         return None
-    return Cursor(int(next_offset), int(high or 0), token, int(generation or 0), idle == "1", log_id)
+    return Cursor(int(next_offset), int(high or 0), token, int(generation or 0), idle == "1", log_id, int(rebuild or 0))
 
 
 def _applied(reply: Sequence[bytes]) -> Applied:

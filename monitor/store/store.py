@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from monitor import config
 from monitor.store.alerts import AlertState
-from monitor.store.connection import Connection, connect
+from monitor.store.connection import Connection, connect, has_waitaof
 from monitor.store.outbox import Outbox
 from monitor.store.partitions import Limits, PartitionState
 
@@ -12,14 +12,28 @@ from monitor.store.partitions import Limits, PartitionState
 class Store(PartitionState, AlertState, Outbox):
     """All state of one monitor. Safe to share between threads; built by `open_store`."""
 
-    def __init__(self, connection: Connection, monitor: str, limits: Limits) -> None:
+    def __init__(self, connection: Connection, monitor: str, limits: Limits, wait_aof_ms: int = 0) -> None:
         PartitionState.__init__(self, connection, monitor, limits)
         AlertState.__init__(self, connection, monitor)
         Outbox.__init__(self, connection, monitor)
+        self._wait_aof_ms = wait_aof_ms
 
     def ping(self) -> None:
         """Raises StoreError while Redis does not answer."""
         self._connection.read_many([("PING",)])
+
+    def settle_on_disk(self) -> bool:
+        """Wait until what was applied so far is on Redis' disk; False where it is not within the time-out.
+
+        True at once where the server has no append-only file, or cannot tell (before 7.2, or a cluster).
+        """
+        if not self._wait_aof_ms:
+            return True
+        # The file is written in order: when a write made now is on disk, so is all before it, whichever
+        # connection it came over. WAITAOF alone would wait for the writes of its own connection.
+        mark = (f"{self._alerts_prefix}:settled", "1", "EX", 60)
+        _, (local, _) = self._connection.read_many([("SET", *mark), ("WAITAOF", 1, 0, self._wait_aof_ms)])
+        return int(local) >= 1
 
     def close(self) -> None:
         """Close all connections; never raises."""
@@ -33,4 +47,6 @@ def open_store(settings: config.Redis, monitor: str, limits: Limits | None = Non
         StoreError: Redis does not answer.
         StoreConfigError: this Redis must not be used, and why.
     """
-    return Store(connect(settings), monitor, limits or Limits())
+    connection = connect(settings)
+    wait_ms = round(settings.timeout_s * 500) if settings.wait_aof and has_waitaof(connection) else 0
+    return Store(connection, monitor, limits or Limits(), wait_ms)

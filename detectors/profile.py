@@ -24,7 +24,7 @@ from detectors.features import Backbone, BackboneError, BackboneSpec
 from detectors.images import Limits, Prepared, Preparer
 from detectors.registry import Detector, JointDetector, LayerDetector, create
 
-VERSION = 1
+VERSION = 2
 MANIFEST, TENSORS, REFERENCE = "profile.json", "profile.safetensors", "reference.safetensors"
 MAX_REFERENCE = 20_000
 """Reference features that a profile keeps (half precision) for `evaluate` to teach the other detectors; serving never

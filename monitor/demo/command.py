@@ -36,7 +36,9 @@ BUCKET_S = 10
 def demo(headless: bool, stay: bool) -> int:
     """What the command line calls; returns the exit status."""
     os.environ.update(quiet_threads())  # before torch is loaded, which reads it once
-    signal.signal(signal.SIGTERM, _interrupt)  # a container's stop cleans up like Ctrl-C
+    # a container's stop cleans up like Ctrl-C, and both work where the shell had them ignored (a job in the background)
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, _interrupt)
     screen = _screen(headless)
     try:
         return run_demo(screen, stay)

@@ -17,8 +17,7 @@ from rich.table import Table
 from rich.text import Text
 
 from monitor import alerts, silences
-from monitor.commands import EXIT_UNAVAILABLE
-from monitor.config import load_config
+from monitor.config import EXIT_UNAVAILABLE, load_config
 from monitor.document import rfc3339, test_document
 from monitor.store import Store, StoreConfigError, StoreError, open_store
 from monitor.types import Alert, AlertPhase

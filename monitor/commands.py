@@ -12,10 +12,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from monitor.config import Config, ConfigError, load_config
-
-EXIT_UNAVAILABLE = 69
-"""EX_UNAVAILABLE of sysexits.h: a server that is needed does not answer."""
+from monitor.config import EXIT_UNAVAILABLE, Config, ConfigError, load_config
 
 
 def add_commands(commands: Any) -> None:

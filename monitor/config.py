@@ -32,6 +32,10 @@ OWN_RULES = "layerwatch-"
 """How the names of the alerts about the monitor itself begin."""
 EXIT_CONFIG = 78
 """EX_CONFIG of sysexits.h: what a wrong configuration exits with; init systems can tell it from a crash."""
+EXIT_UNAVAILABLE = 69
+"""EX_UNAVAILABLE: a server that is needed does not answer, or refuses us."""
+EXIT_SOFTWARE = 70
+"""EX_SOFTWARE: something hangs or is broken; whoever supervises us should start us anew."""
 
 
 class ConfigError(Exception):
@@ -427,7 +431,9 @@ def load_config(path: Path | None, environ: Mapping[str, str] = os.environ) -> C
     try:
         return Config.model_validate(tree)
     except ValidationError as error:
-        raise ConfigError([_line(where, from_environment, item) for item in error.errors()]) from error
+        # a key may hold anything, line breaks too, and one error is one line
+        lines = [_line(where, from_environment, item) for item in error.errors()]
+        raise ConfigError([" ".join(line.split()) for line in lines]) from error
 
 
 def _overlay(tree: dict[str, Any], environ: Mapping[str, str]) -> dict[str, str]:

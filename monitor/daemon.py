@@ -19,7 +19,7 @@ import structlog
 
 from detectors.images import Prepared
 from monitor import metrics
-from monitor.config import Config
+from monitor.config import EXIT_SOFTWARE, EXIT_UNAVAILABLE, Config
 from monitor.decode import Decoder
 from monitor.decoders import DecoderPool
 from monitor.evaluator import Evaluator, Presentation
@@ -39,10 +39,6 @@ from monitor.web import WebServer, build_app
 
 log = structlog.get_logger(__name__)
 
-EXIT_UNAVAILABLE = 69
-"""EX_UNAVAILABLE of sysexits.h: a server that is needed does not answer, or refuses us."""
-EXIT_SOFTWARE = 70
-"""EX_SOFTWARE: something hangs or is broken; whoever supervises us should start us anew."""
 WATCH_S = 0.5
 LAST_WORDS_S = 5.0
 """For the alert about what ends this process, within the grace period."""

@@ -11,12 +11,10 @@ from pathlib import Path
 from typing import Any
 
 from detectors.reading import InputError, read_images
-from monitor.config import Config, load_config
+from monitor.config import EXIT_UNAVAILABLE, Config, load_config
 from monitor.sources import Producer, open_producer
 from monitor.types import FatalSourceError, SourceError
 
-EXIT_UNAVAILABLE = 69
-"""EX_UNAVAILABLE of sysexits.h."""
 CONTENT_TYPES = {
     ".jpg": b"image/jpeg",
     ".jpeg": b"image/jpeg",

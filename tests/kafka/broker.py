@@ -22,6 +22,8 @@ from types import TracebackType
 
 from kafka.admin import KafkaAdminClient
 
+from monitor.private_redis import dies_with_parent
+
 VERSION = "4.1.0"
 POM = Path(__file__).with_name("pom.xml")
 START_TIMEOUT_S = 60.0
@@ -134,7 +136,7 @@ class Broker(Cluster):
             self._format([*classes, "kafka.tools.StorageTool", "format", "-t", CLUSTER_ID, "-c", str(settings)])
         with self.log_path.open("ab") as log_file:
             self._process = subprocess.Popen(
-                [*_dies_with_parent(), *classes, "kafka.Kafka", str(settings)],
+                [*dies_with_parent(), *classes, "kafka.Kafka", str(settings)],
                 stdout=log_file,
                 stderr=subprocess.STDOUT,
                 stdin=subprocess.DEVNULL,
@@ -268,12 +270,6 @@ def find_program(name: str) -> str:
     if path := shutil.which(name):
         return path
     raise BrokerUnavailableError(f"{name} is not installed (Debian: default-jre-headless and maven)")
-
-
-def _dies_with_parent() -> list[str]:
-    """A prefix that lets the kernel kill the broker when we die; empty where util-linux is not there."""
-    setpriv = shutil.which("setpriv")
-    return [setpriv, "--pdeathsig", "KILL"] if setpriv else []
 
 
 def _free_ports(count: int) -> list[int]:

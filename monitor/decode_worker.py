@@ -22,6 +22,7 @@ import numpy as np
 
 from detectors.images import Prepared
 from monitor.decode import Decoded, DecodeError, Decoder
+from monitor.failpoints import failpoint
 from monitor.types import Record
 
 PR_SET_PDEATHSIG = 1  # from linux/prctl.h
@@ -43,6 +44,7 @@ def answer(decoder: Decoder, record: Record) -> bytes:
     """The images of a record, or why there are none, and how long it took: what `read_answer` reads."""
     started = time.perf_counter()
     try:
+        failpoint("decode", record.value)
         told: Any = [_packed(image) for image in decoder(record)]
     except DecodeError as error:
         told = (error.reason, str(error))

@@ -313,7 +313,7 @@ class Evaluator:
         return [alert for alert in self._alerts.values() if alert.untold and alert.phase is AlertPhase.FIRING]
 
     def _tell_muted(self, partitions: tuple[Partition, ...]) -> None:
-        """The counts are rebuilt: tell of what began meanwhile and still fires; what was told before has the same id."""
+        """The counts are rebuilt: tell of what began meanwhile and still fires. Told before, it has the same id."""
         rules = {rule.name: rule for rule in self._rules}
         decision = _Decision()
         for alert in self._untold:

@@ -1,6 +1,7 @@
 """Places where a process can be told to die, hang or fail: how the tests reach every line between poll and receipt.
 
-`LAYERWATCH_FAILPOINTS=after_apply:kill,score:hang@3` acts at the first pass of one place and at the third of another.
+`LAYERWATCH_FAILPOINTS=after_apply:kill,score:hang@3,decode:kill~XYZ` acts at the first pass of one place, at the third
+of another, and at a record that holds the text XYZ.
 Unset, a failpoint is one look at an empty mapping.
 """
 
@@ -16,6 +17,7 @@ VARIABLE = "LAYERWATCH_FAILPOINTS"
 PLACES = {
     "claimed": "the partition is ours in Redis; nothing is read yet",
     "polled": "records are read; nothing is done with them",
+    "decode": "in a decoder process: about to decode a record",
     "score": "images are decoded; about to score them",
     "before_letters": "scored; the dead letters are not written",
     "after_letters": "the dead letters are acknowledged; nothing is applied",
@@ -33,19 +35,21 @@ PLACES = {
 
 ACTIONS = ("kill", "hang", "error", "oom")
 
-_armed: dict[str, tuple[str, int]] = {}
+_armed: dict[str, tuple[str, int, bytes]] = {}
 _passes: dict[str, int] = {}
 _lock = threading.Lock()
 
 
-def failpoint(place: str) -> None:
-    """Do what the environment says for this place; nothing where it says nothing."""
+def failpoint(place: str, passing: bytes | None = None) -> None:
+    """Do what the environment says for this place and what passes it; nothing where it says nothing."""
     if _armed:
-        _pass(place)
+        _pass(place, passing or b"")
 
 
 def arm(text: str) -> None:
-    """Take `place:action[@pass]`, comma-separated; without `@` the first pass acts, with `@*` every one.
+    """Take `place:action[@pass][~text]`, comma-separated.
+
+    Without `@` the first pass acts, with `@*` every one; with `~` only what holds that text counts as a pass.
 
     Raises:
         ValueError: unknown place or action.
@@ -54,18 +58,19 @@ def arm(text: str) -> None:
     _passes.clear()
     for part in filter(None, (part.strip() for part in text.split(","))):
         place, _, rest = part.partition(":")
-        action, _, when = rest.partition("@")
+        told, _, text = rest.partition("~")
+        action, _, when = told.partition("@")
         if place not in PLACES or action not in ACTIONS:
             raise ValueError(
-                f"{VARIABLE}: {part!r} is not place:action[@pass] with one of {', '.join(PLACES)} "
+                f"{VARIABLE}: {part!r} is not place:action[@pass][~text] with one of {', '.join(PLACES)} "
                 f"and one of {', '.join(ACTIONS)}"
             )
-        _armed[place] = (action, 0 if when == "*" else int(when or 1))
+        _armed[place] = (action, 0 if when == "*" else int(when or 1), text.encode())
 
 
-def _pass(place: str) -> None:
-    action, at = _armed.get(place, ("", 0))
-    if not action:
+def _pass(place: str, passing: bytes) -> None:
+    action, at, text = _armed.get(place, ("", 0, b""))
+    if not action or text not in passing:
         return
     with _lock:
         _passes[place] = _passes.get(place, 0) + 1

@@ -1,0 +1,54 @@
+"""SIGKILL at every failpoint, alone and beside another replica."""
+
+from __future__ import annotations
+
+import signal
+
+import pytest
+
+from monitor.failpoints import PLACES as ALL_PLACES
+from tests.faults.rig import STORY, Rig, wait_for
+
+pytestmark = [pytest.mark.kafka, pytest.mark.timeout(240)]
+
+PLACES = [place for place in ALL_PLACES if place != "decode"]  # that one is not the daemon's own process
+PASS = {"polled": "@9", "claimed": "@2", "score": "@5", "after_apply": "@4", "before_letters": "@2"}
+"""Where the first pass would come before anything has happened."""
+QUICK = {"after_apply", "after_letters", "before_decide", "after_send"}
+long = pytest.mark.faults
+
+
+@pytest.mark.parametrize("place", [pytest.param(p, marks=() if p in QUICK else long) for p in PLACES])
+def test_a_crash_at_any_line_loses_nothing_and_counts_nothing_twice(rig: Rig, place: str) -> None:
+    rig.tell()
+    crashing = rig.start(f"{place}:kill{PASS.get(place, '')}")
+    wait_for(f"the crash at {place}", crashing.ended)
+    assert crashing.status == -signal.SIGKILL
+    rig.start()
+    rig.check_story()
+    twice = len(rig.hook.accepted) - len(rig.hook.ids())
+    assert twice == (1 if place == "after_send" else 0)  # told again with the same id, and only there
+
+
+@pytest.mark.faults
+@pytest.mark.parametrize("place", PLACES)
+def test_a_crash_beside_another_replica_loses_nothing_and_counts_nothing_twice(rig: Rig, place: str) -> None:
+    rig.tell(0, STORY // 2)
+    replicas = [rig.start(f"{place}:kill{PASS.get(place, '')}"), rig.start()]
+    rig.await_counted()
+    rig.tell(STORY // 2, STORY)
+    rig.check_story()
+    assert not replicas[1].ended()
+
+
+def test_a_termination_in_the_middle_leaves_an_exact_cursor_within_the_grace_period(rig: Rig) -> None:
+    rig.tell()
+    daemon = rig.start()
+    rig.await_counted(60)
+    assert daemon.terminate() == 0
+    counted = rig.counted()
+    cursors = rig.store.cursors(rig.partitions).values()
+    assert counted == sum(cursor.next_offset for cursor in cursors if cursor)
+    assert daemon.events("daemon.stopped")
+    rig.start()
+    rig.check_story()

@@ -1,0 +1,89 @@
+"""Forks daemons: loads torch once, so that a test can start, kill and start again in a second instead of twenty.
+
+One JSON line in, one out: {"argv": [...], "env": {...}, "log": path} -> {"pid": n}, or
+{"wait": pid} -> {"status": n | null}.
+What it forks is the real program with the real `main`; only the import of the libraries is shared.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import gc
+import json
+import os
+import signal
+import sys
+import traceback
+from pathlib import Path
+from typing import Any
+
+
+def load() -> None:
+    """Everything that a daemon imports."""
+    import timm  # noqa: F401, PLC0415
+    import torch  # noqa: PLC0415
+
+    import detectors.profile  # noqa: F401, PLC0415
+    import monitor.__main__  # noqa: PLC0415
+    import monitor.daemon  # noqa: PLC0415
+    import monitor.demo  # noqa: PLC0415
+    import monitor.sources.kafka  # noqa: PLC0415
+    import monitor.sources.redis_stream  # noqa: PLC0415
+
+    torch.set_num_threads(1)
+    monitor.evaluator.LEASE_S = 4.0  # most tests wait for a dead evaluator's successor
+    threads = len(list(Path("/proc/self/task").iterdir()))
+    if threads != 1:  # a lock held by another thread would stay held for ever in the fork
+        raise SystemExit(f"{threads} threads run before the fork")
+    gc.freeze()
+
+
+def become(request: dict[str, Any]) -> None:
+    """In the child: be the daemon; never returns."""
+    os.setsid()
+    ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # die with the zygote
+    log = os.open(request["log"], os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    null = os.open(os.devnull, os.O_RDONLY)
+    for source, target in ((null, 0), (log, 1), (log, 2)):
+        os.dup2(source, target)
+    os.environ.update(request["env"])
+    status = 1
+    try:
+        from monitor import failpoints  # noqa: PLC0415
+        from monitor.__main__ import main  # noqa: PLC0415
+
+        failpoints.arm(os.environ.get(failpoints.VARIABLE, ""))
+        status = main(request["argv"])
+    except SystemExit as ended:
+        status = int(ended.code or 0)
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        sys.stderr.flush()
+        os._exit(status)
+
+
+def serve() -> None:
+    """Until the other end closes."""
+    answers = os.fdopen(os.dup(1), "w", buffering=1)
+    requests = os.fdopen(os.dup(0), "r", buffering=1)
+    for line in requests:
+        request = json.loads(line)
+        if "wait" in request:
+            pid, status = 0, None
+            with contextlib.suppress(ChildProcessError):
+                pid, status = os.waitpid(request["wait"], os.WNOHANG)
+            answers.write(json.dumps({"status": os.waitstatus_to_exitcode(status) if pid else None}) + "\n")
+            continue
+        pid = os.fork()
+        if pid == 0:
+            os.close(answers.fileno())
+            os.close(requests.fileno())
+            become(request)
+        answers.write(json.dumps({"pid": pid}) + "\n")
+
+
+if __name__ == "__main__":
+    load()
+    serve()

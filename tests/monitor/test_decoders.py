@@ -1,0 +1,80 @@
+"""Decoder processes that die, hang or grow: the culprit becomes a dead letter, and nothing else does."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+
+import numpy as np
+import pytest
+
+from detectors.images import Limits, Preparer
+from monitor import failpoints
+from monitor.config import Decoding, StreamNaming
+from monitor.decode import Decoder
+from monitor.decoders import DecoderPool
+from monitor.profiles import Preparers
+from monitor.types import DeadLetter, Partition, Record
+from tests.pictures import encoded, pictures
+
+PARTITION = Partition("images", 0)
+PICTURES = [encoded(image) for _, image in pictures(3, 12)]
+DECODER = Decoder(Preparers(Preparer(64, Limits())), StreamNaming(), Decoding())
+
+
+def records(values: list[bytes]) -> list[Record]:
+    return [Record(PARTITION, i, 1000 + i, b"cam-1", value) for i, value in enumerate(values)]
+
+
+@pytest.fixture
+def pool(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[DecoderPool]:
+    """Two processes with the failpoints that the test names; one second for a record."""
+    monkeypatch.setenv(failpoints.VARIABLE, getattr(request, "param", ""))
+    made = DecoderPool(DECODER, workers=2, timeout_s=1.0, memory_bytes=400_000_000)
+    yield made
+    made.close()
+
+
+def test_processes_give_what_the_decoder_gives(pool: DecoderPool) -> None:
+    given = records(PICTURES)
+    for record, future in zip(given, pool.submit(given), strict=True):
+        (expected,), found = DECODER(record), future.result(30)
+        assert isinstance(found, list)
+        (image,) = found
+        assert (image.id, image.stream, image.event_time_ms) == (expected.id, expected.stream, expected.event_time_ms)
+        np.testing.assert_array_equal(image.prepared.pixels, expected.prepared.pixels)
+        np.testing.assert_array_equal(image.prepared.properties, expected.prepared.properties)
+        assert (image.prepared.digest, image.prepared.key) == (expected.prepared.digest, expected.prepared.key)
+        assert (image.prepared.width, image.prepared.mode) == (expected.prepared.width, expected.prepared.mode)
+
+
+@pytest.mark.parametrize(
+    ("pool", "reason"),
+    [("decode:kill~CULPRIT", "crashed"), ("decode:hang~CULPRIT", "timeout"), ("decode:oom@*~CULPRIT", "memory")],
+    indirect=["pool"],
+)
+def test_the_culprit_alone_is_rejected(pool: DecoderPool, reason: str) -> None:
+    values = [*PICTURES]
+    values[3] += b"CULPRIT"
+    values[4] += b"CULPRIT"
+    found = [future.result(60) for future in pool.submit(records(values))]
+    bad = {i: outcome for i, outcome in enumerate(found) if isinstance(outcome, DeadLetter)}
+    assert {i: letter.reason for i, letter in bad.items()} == {3: reason, 4: reason}
+    assert bad[3].record.value == values[3]
+    assert bad[3].stream == "cam-1"
+
+
+@pytest.mark.parametrize("pool", ["decode:kill@5"], indirect=True)
+def test_a_process_that_dies_for_other_reasons_costs_no_record(pool: DecoderPool) -> None:
+    found = [future.result(60) for future in pool.submit(records(PICTURES * 4))]
+    assert all(isinstance(outcome, list) for outcome in found)
+
+
+def test_close_ends_the_processes_soon_and_cancels_what_waits() -> None:
+    made = DecoderPool(DECODER, workers=1, timeout_s=30.0, memory_bytes=400_000_000)
+    futures = made.submit(records(PICTURES * 200))
+    futures[0].result(30)
+    began = time.monotonic()
+    made.close()
+    assert time.monotonic() - began < 3
+    assert futures[-1].cancelled()

@@ -51,7 +51,9 @@ def _firing_verdicts(rule: Sequential, plan: Plan, state: State) -> list[Verdict
         signal, cut = plan.cuts[state["cause"][i] // BETS]
         side = "more" if state["cause"][i] % BETS < len(UP) else "fewer"
         cause = f"{signal}: {side} images beyond the {100 * LEVELS[cut]:g} % cut than normal"
-        summary = f"at least {lower:.0%} of images drifted (estimate {estimate:.0%}); {cause}"
+        # at the alarm itself nothing has been counted since, and nothing is sure but that it drifts
+        sure = f"at least {lower:.0%} of images drifted (estimate {estimate:.0%})"
+        summary = f"{sure if lower > 0 else f'about {estimate:.0%} of images drifted'}; {cause}"
         evidence = float(value[i])
         severity = (lower, estimate, upper)
         found.append(Verdict(True, evidence, evidence, 1.0, int(state["since"][i]), summary, severity, cause))

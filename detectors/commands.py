@@ -36,11 +36,11 @@ def add_commands(commands: Any) -> None:
     score.set_defaults(handler=_score)
     calibrate = commands.add_parser("calibrate", help="calibrate a profile on new ID images, without learning again")
     calibrate.add_argument("profile")
-    calibrate.add_argument("images", nargs="+", help=IMAGES)
+    calibrate.add_argument("images", nargs="*", help=IMAGES)
     calibrate.add_argument("-o", "--output", required=True, help="folder of the new profile")
     calibrate.add_argument("--device", default="auto")
     calibrate.add_argument("--ordered", action="store_true", help="the images are frames in time order")
-    calibrate.set_defaults(handler=_calibrate)
+    calibrate.set_defaults(handler=_calibrate, read=_read)
     evaluate = commands.add_parser("evaluate", help="measure detectors on your own ID and OOD images")
     evaluate.add_argument("profile")
     evaluate.add_argument("--id", nargs="+", required=True, metavar="IMAGES", help=IMAGES)
@@ -58,7 +58,7 @@ def add_commands(commands: Any) -> None:
 
 
 def _add_fit(fit: argparse.ArgumentParser) -> None:
-    fit.add_argument("images", nargs="+", help=IMAGES)
+    fit.add_argument("images", nargs="*", help=IMAGES)
     fit.add_argument("-o", "--output", required=True, help="folder of the profile")
     fit.add_argument("--detector", choices=NAMES, help="dlsr unless a preset says otherwise")
     fit.add_argument("--preset", choices=PRESETS, help="dlsr-paper: backbone, layers, size and training as published")
@@ -73,7 +73,14 @@ def _add_fit(fit: argparse.ArgumentParser) -> None:
     fit.add_argument("--ordered", action="store_true", help="the images are frames in time order")
     fit.add_argument("--device", default="auto")
     fit.add_argument("--seed", type=int, default=0)
-    fit.set_defaults(handler=_fit)
+    fit.set_defaults(handler=_fit, read=_read)
+
+
+def _read(args: argparse.Namespace) -> Iterator[tuple[str, bytes]]:
+    """The images of `fit` and `calibrate`; a program that has other sources puts its own reader in `args.read`."""
+    if not args.images:
+        raise InputError("no images given: name folders, tar files or image files")
+    return read_images(args.images)
 
 
 def _fit(args: argparse.Namespace) -> int:
@@ -86,7 +93,7 @@ def _fit(args: argparse.Namespace) -> int:
         backbone = _backbone(args)
         fit = FitOptions(detector, backbone, args.device, args.seed, detector_options=options, ordered=args.ordered)
         with _progress(console) as tell:
-            profile = fit_profile(read_images(args.images), fit, tell)
+            profile = fit_profile(args.read(args), fit, tell)
     except (InputError, TooFewImagesError, BackboneError) as error:
         console.print(f"layerwatch fit: {error}", markup=False, soft_wrap=True)
         return 1
@@ -218,7 +225,7 @@ def _calibrate(args: argparse.Namespace) -> int:
         profile = Profile.load(args.profile, args.device)
         before = profile.fingerprint
         with _progress(console) as tell:
-            recalibrate(profile, read_images(args.images), args.ordered, tell)
+            recalibrate(profile, args.read(args), args.ordered, tell)
     except (InputError, ProfileError, TooFewImagesError) as error:
         console.print(f"layerwatch calibrate: {error}", markup=False, soft_wrap=True)
         return 1

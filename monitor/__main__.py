@@ -30,16 +30,20 @@ def _parser() -> argparse.ArgumentParser:
     # the command line is where both packages meet; each module adds its own commands and loads its own weight
     import detectors.commands  # noqa: PLC0415
     import monitor.alerts_command  # noqa: PLC0415
+    import monitor.collect  # noqa: PLC0415
     import monitor.commands  # noqa: PLC0415
     import monitor.demo  # noqa: PLC0415
     import monitor.produce  # noqa: PLC0415
+    import monitor.replay  # noqa: PLC0415
 
     parser = argparse.ArgumentParser(prog="layerwatch", description="Watches image streams for drift.")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     for module in (detectors.commands, monitor.commands):
         module.add_commands(commands)
+    monitor.collect.add_options(commands)
     monitor.demo.add_command(commands)
     monitor.produce.add_command(commands)
+    monitor.replay.add_command(commands)
     monitor.alerts_command.add_command(commands)
     return parser
 

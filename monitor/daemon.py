@@ -17,32 +17,28 @@ from importlib.metadata import version
 
 import structlog
 
-from detectors.images import Prepared
 from monitor import metrics
 from monitor.config import EXIT_SOFTWARE, EXIT_UNAVAILABLE, Config
 from monitor.decode import Decoder
 from monitor.decoders import DecoderPool
-from monitor.evaluator import Evaluator, Presentation
+from monitor.evaluator import Evaluator
 from monitor.notify import Dispatcher, Receiver, build_receiver
 from monitor.own_alerts import OwnAlerts
 from monitor.pipeline import Pipeline, PipelineError
 from monitor.profiles import Profiles
-from monitor.reader import Reader, ReaderSettings
+from monitor.reader import Reader
 from monitor.ruleset import BoundRule
 from monitor.sources import open_producer, open_source
-from monitor.store import Limits, StoreError, open_store
-from monitor.takeover import StartPolicy
-from monitor.tally import Counting, Rates
-from monitor.thumbnails import thumbnail
+from monitor.store import StoreError, open_store
 from monitor.types import FatalSourceError
 from monitor.web import WebServer, build_app
+from monitor.wiring import counting_of, limits_of, presentation_of, reader_settings_of
 
 log = structlog.get_logger(__name__)
 
 WATCH_S = 0.5
 LAST_WORDS_S = 5.0
 """For the alert about what ends this process, within the grace period."""
-MIN_REBUILD_MS = 300_000
 
 
 class Daemon:
@@ -57,7 +53,7 @@ class Daemon:
         self._settings = settings
         self._stop = threading.Event()
         self._failure: tuple[int, str] | None = None
-        self._store = open_store(settings.redis, settings.monitor, _limits(settings))
+        self._store = open_store(settings.redis, settings.monitor, limits_of(settings))
         self._store.put_layouts({fingerprint: layout.to_json() for fingerprint, layout in profiles.layouts.items()})
         decoding = settings.decoding
         self._pipeline = Pipeline(
@@ -75,8 +71,8 @@ class Daemon:
             lambda: open_source(settings),
             self._store,
             self._pipeline,
-            _counting(settings, profiles),
-            _reader_settings(settings, rules),
+            counting_of(settings, profiles),
+            reader_settings_of(settings, rules),
             OwnAlerts(self._store, settings.monitor, heard=bool(settings.receivers)),
         )
         self._receivers: list[Receiver] = [
@@ -89,7 +85,7 @@ class Daemon:
             rules,
             profiles.layouts,
             (settings.buckets.seconds * 1000, round(settings.buckets.lateness_s * 1000)),
-            _presentation(settings),
+            presentation_of(settings),
             self._on_lease,
         )
         app = build_app(self._store, settings.web, round(settings.buckets.lateness_s * 1000), self._why_unready)
@@ -212,61 +208,3 @@ class Daemon:
 def _observe(receiver: str, outcome: str, seconds: float) -> None:
     metrics.DELIVERIES.labels(receiver, outcome).inc()
     metrics.DELIVERY_SECONDS.labels(receiver).observe(seconds)
-
-
-def _presentation(settings: Config) -> Presentation:
-    return Presentation(
-        external_url=settings.web.external_url,
-        dashboard_url=settings.web.dashboard_url,
-        exemplars=settings.evidence.exemplars,
-        heard=bool(settings.receivers),
-    )
-
-
-def _limits(settings: Config) -> Limits:
-    return Limits(
-        bucket_ms=settings.buckets.seconds * 1000,
-        retention_s=settings.buckets.retention_s,
-        max_streams=settings.stream.max_streams,
-        exemplars_kept=settings.evidence.exemplars,
-        exemplar_retention_s=settings.evidence.retention_s,
-    )
-
-
-def _counting(settings: Config, profiles: Profiles) -> Counting:
-    evidence = settings.evidence
-
-    def small(prepared: Prepared) -> bytes:
-        return thumbnail(prepared, evidence.thumbnail_px) if evidence.thumbnails else b""
-
-    return Counting(
-        rates=Rates(
-            bucket_ms=settings.buckets.seconds * 1000,
-            lateness_ms=round(settings.buckets.lateness_s * 1000),
-            max_future_ms=round(settings.buckets.max_future_s * 1000),
-        ),
-        layouts=profiles.layouts,
-        fingerprint_of=lambda stream: str(profiles.of(stream).fingerprint),
-        exemplars=evidence.exemplars,
-        thumbnail=small,
-    )
-
-
-def _reader_settings(settings: Config, rules: tuple[BoundRule, ...]) -> ReaderSettings:
-    source = settings.kafka if settings.source == "kafka" else settings.redis_stream
-    longest_ms = max([rule.window_ms for rule in rules], default=0)
-    return ReaderSettings(
-        poll_s=settings.pipeline.poll_s,
-        queue_bytes=settings.pipeline.queue_bytes,
-        idle_timeout_s=settings.buckets.idle_timeout_s,
-        stall_s=settings.pipeline.stall_s,
-        max_bad_share=settings.dead_letters.max_share,
-        bad_window=settings.dead_letters.window,
-        unnamed_stream=settings.stream.name,
-        policy=StartPolicy(
-            start=source.start,
-            on_gap=settings.dead_letters.on_gap,
-            on_unreadable=settings.dead_letters.on_unreadable,
-            rebuild_ms=max(longest_ms, MIN_REBUILD_MS) + round(settings.buckets.lateness_s * 1000),
-        ),
-    )

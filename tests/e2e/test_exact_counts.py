@@ -17,6 +17,7 @@ from pydantic import SecretStr
 
 from monitor.alerts import from_json
 from monitor.config import Config, Kafka, Redis
+from monitor.document import rfc3339
 from monitor.private_redis import PrivateRedis
 from monitor.sources import open_producer
 from monitor.store import Store, open_store
@@ -224,3 +225,29 @@ def test_two_replicas_one_killed_leave_the_same_buckets_and_alerts_in_an_empty_r
             for replica in replicas:
                 replica.end()
             store.close()
+
+
+def test_a_dry_replay_of_the_log_tells_the_same_alerts(killed_five_times: tuple[Outcome, RunningDaemon]) -> None:
+    outcome, daemon = killed_five_times
+    replayed = layerwatch("replay", "--from", "0", "--dry-run", "--json", "-c", str(daemon.config))
+    assert replayed.returncode == 0, replayed.stderr
+    documents = [json.loads(line) for line in replayed.stdout.splitlines()]
+    last = {(d["data"]["rule"], d["data"]["stream"]): d["data"] for d in documents if d["type"] == "alert.firing"}
+    assert {key: (data["alert_id"], data["since"], data["fired_at"]) for key, data in last.items()} == {
+        key: (alert_id, rfc3339(since_ms), rfc3339(fired_ms))
+        for key, (alert_id, since_ms, fired_ms) in outcome.alerts.items()
+        if fired_ms
+    }
+
+
+def test_a_stream_s_own_past_makes_a_profile(
+    killed_five_times: tuple[Outcome, RunningDaemon], profile_folder: Path, tmp_path: Path
+) -> None:
+    _, daemon = killed_five_times
+    since = ("--since", "3650d", "--max-images", "400", "-c", str(daemon.config))
+    made = layerwatch("calibrate", str(profile_folder), "--from-stream", "cam-c", *since, "-o", str(tmp_path / "own"))
+    assert made.returncode == 0, made.stderr
+    assert json.loads((tmp_path / "own" / "profile.json").read_text())["images"]["calibration"] > 50
+    missing = layerwatch("calibrate", str(profile_folder), "--from-stream", "none", *since, "-o", str(tmp_path / "no"))
+    assert missing.returncode == 1
+    assert "no image of stream 'none'" in " ".join(missing.stderr.split())

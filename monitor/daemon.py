@@ -13,6 +13,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from functools import partial
 from importlib.metadata import version
 
 import structlog
@@ -22,6 +23,7 @@ from monitor.config import EXIT_SOFTWARE, EXIT_UNAVAILABLE, Config
 from monitor.decode import Decoder
 from monitor.decoders import DecoderPool
 from monitor.evaluator import Evaluator
+from monitor.fleet_metrics import FleetMetrics
 from monitor.notify import Dispatcher, Receiver, build_receiver
 from monitor.own_alerts import OwnAlerts
 from monitor.pipeline import Pipeline, PipelineError
@@ -80,6 +82,7 @@ class Daemon:
             for receiver in settings.receivers
         ]
         self._dispatcher: Dispatcher | None = None
+        self._fleet: FleetMetrics | None = None
         self._evaluator = Evaluator(
             self._store,
             rules,
@@ -90,7 +93,10 @@ class Daemon:
         )
         app = build_app(self._store, settings.web, round(settings.buckets.lateness_s * 1000), self._why_unready)
         self._web = WebServer(app, settings.web.host, settings.web.port)
-        metrics.BUILD.labels(version("layerwatch")).set(1)
+        metrics.BUILD.labels(version("layerwatch"), settings.monitor, settings.web.external_url.rstrip("/")).set(1)
+        metrics.QUEUE_LIMIT_BYTES.set(settings.pipeline.queue_bytes)
+        for device, kind in profiles.device_memory():
+            metrics.DEVICE_MEMORY.labels(device, kind).set_function(partial(_device_bytes, profiles, device, kind))
         for profile in profiles.all():
             facts = profile.manifest
             metrics.PROFILE.labels(profile.fingerprint, facts["detector"], profile.backbone.spec.model).set(1)
@@ -178,7 +184,14 @@ class Daemon:
     # ---------------------------------------------------------------- parts
 
     def _on_lease(self, held: bool) -> None:
-        """Whoever evaluates also delivers."""
+        """Whoever evaluates also delivers, and exports what is known of the whole fleet."""
+        if self._fleet is not None:
+            self._fleet.stop()
+            self._fleet = None
+        if held:
+            rates = self._settings.buckets.seconds * 1000, round(self._settings.buckets.lateness_s * 1000)
+            names = [receiver.name for receiver in self._receivers]
+            self._fleet = FleetMetrics(self._store, self._settings.monitor, names, rates).start()
         if self._dispatcher is not None:
             self._dispatcher.stop()
             self._dispatcher = None
@@ -203,6 +216,10 @@ class Daemon:
         if not health.letters_ok:
             return "dead letters cannot be written, and reading waits for them"
         return next(iter(health.stopped.values()), "")
+
+
+def _device_bytes(profiles: Profiles, device: str, kind: str) -> float:
+    return profiles.device_memory()[device, kind]
 
 
 def _observe(receiver: str, outcome: str, seconds: float) -> None:

@@ -1,15 +1,39 @@
-"""Every Prometheus metric, with unit and meaning, in one place. Labels are bounded."""
+"""Every Prometheus metric, with unit and meaning, in one place; `docs/metrics.md` is made from it. Labels are bounded.
+
+What a process counts itself stands first; each replica exports it, and sums over replicas are right. What is read from
+Redis (FLEET) is the same for all replicas: only the holder of the evaluator's lease exports it, see `fleet_metrics`.
+"""
 
 from __future__ import annotations
 
-from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from dataclasses import dataclass
+from typing import Literal
+
+from prometheus_client import (
+    CONTENT_TYPE_LATEST,
+    CollectorRegistry,
+    Counter,
+    Gauge,
+    Histogram,
+    ProcessCollector,
+    disable_created_metrics,
+    generate_latest,
+)
+
+disable_created_metrics()  # type: ignore[no-untyped-call]  # a second series for every counter, which nothing here reads
 
 REGISTRY = CollectorRegistry()
+ProcessCollector(registry=REGISTRY)
 
 STAGE_BUCKETS_S = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10)
 """From one small JPEG to a stuck Redis."""
 
-BUILD = Gauge("layerwatch_build_info", "1, labelled with the version that runs", ["version"], registry=REGISTRY)
+BUILD = Gauge(
+    "layerwatch_build_info",
+    "1, labelled with the version that runs, the monitor it is part of and its status page",
+    ["version", "monitor", "status_page"],
+    registry=REGISTRY,
+)
 PROFILE = Gauge(
     "layerwatch_profile_info", "1 for every loaded profile", ["fingerprint", "detector", "backbone"], registry=REGISTRY
 )
@@ -38,7 +62,16 @@ BATCH_IMAGES = Histogram(
     registry=REGISTRY,
 )
 HALVED = Counter("layerwatch_batches_halved_total", "Batches halved for want of memory", registry=REGISTRY)
+DEVICE_MEMORY = Gauge(
+    "layerwatch_device_memory_bytes",
+    "Memory of the accelerator that scoring runs on: `used` by this process, `total` of the device; none on a CPU",
+    ["device", "kind"],
+    registry=REGISTRY,
+)
 QUEUE_BYTES = Gauge("layerwatch_queue_bytes", "Bytes of records between poll and apply", registry=REGISTRY)
+QUEUE_LIMIT_BYTES = Gauge(
+    "layerwatch_queue_limit_bytes", "Where polling pauses (pipeline.queue_bytes)", registry=REGISTRY
+)
 PAUSED = Gauge("layerwatch_paused", "1 while polling is paused because the queue is full", registry=REGISTRY)
 PARTITIONS_OWNED = Gauge("layerwatch_partitions_owned", "Partitions that this process reads", registry=REGISTRY)
 LAG_RECORDS = Gauge(
@@ -61,6 +94,22 @@ STATE_LOST = Counter(
 )
 GAPS = Counter("layerwatch_gap_records_total", "Records that retention removed unread", registry=REGISTRY)
 REDIS_ERRORS = Counter("layerwatch_redis_errors_total", "Calls that Redis did not answer", registry=REGISTRY)
+REDIS_REFUSALS = Counter(
+    "layerwatch_redis_refusals_total",
+    "Calls that Redis answered by refusing to work, by its error code (OOM, READONLY, MISCONF, ...)",
+    ["code"],
+    registry=REGISTRY,
+)
+REDIS_SECONDS = Histogram(
+    "layerwatch_redis_seconds",
+    "Duration of one round trip to Redis, by the script it runs; `read` for plain commands",
+    ["call"],
+    buckets=STAGE_BUCKETS_S,
+    registry=REGISTRY,
+)
+VERDICTS_WRITTEN = Counter(
+    "layerwatch_verdicts_written_total", "Lines given to the sink of per-image verdicts", registry=REGISTRY
+)
 
 # ------------------------------------------------------------------------------------------------ evaluation
 
@@ -87,6 +136,98 @@ DELIVERY_SECONDS = Histogram(
     ["receiver"],
     buckets=STAGE_BUCKETS_S,
     registry=REGISTRY,
+)
+
+# ------------------------------------------------------------------------------------------------ the fleet
+
+
+@dataclass(frozen=True, slots=True)
+class FleetMetric:
+    """A metric of the whole monitor, read from Redis; each has the label `monitor` besides its own."""
+
+    name: str
+    kind: Literal["gauge", "counter", "histogram"]
+    meaning: str
+    labels: tuple[str, ...] = ()
+
+
+FLEET: list[FleetMetric] = []
+
+
+def _fleet(name: str, kind: Literal["gauge", "counter", "histogram"], meaning: str, *labels: str) -> FleetMetric:
+    metric = FleetMetric(name, kind, meaning, labels)
+    FLEET.append(metric)
+    return metric
+
+
+STREAMS = _fleet("layerwatch_streams", "gauge", "Streams known")
+PARTITIONS = _fleet("layerwatch_partitions", "gauge", "Partitions known, whoever reads them")
+BUCKET_LAG = _fleet(
+    "layerwatch_bucket_lag_seconds",
+    "gauge",
+    "How far the oldest bucket that is due but not judged lies behind the watermark",
+)
+STREAM_IMAGES = _fleet("layerwatch_stream_images_total", "counter", "Images counted, since the state began", "stream")
+STREAM_REJECTED = _fleet("layerwatch_stream_rejected_total", "counter", "Records that could not be used", "stream")
+STREAM_LATE = _fleet(
+    "layerwatch_stream_late_total", "counter", "Images counted in a later bucket than their own", "stream"
+)
+STREAM_DUPLICATES = _fleet("layerwatch_stream_duplicates_total", "counter", "Images equal to the one before", "stream")
+STREAM_OVER_LIMIT = _fleet(
+    "layerwatch_over_limit_images_total", "counter", "Images counted together because stream.max_streams was reached"
+)
+STREAM_OOD_SHARE = _fleet(
+    "layerwatch_stream_ood_share",
+    "gauge",
+    "Share of the last five minutes' images (event time, closed buckets) with p <= level",
+    "stream",
+    "level",
+)
+STREAM_OOD_BAND = _fleet(
+    "layerwatch_stream_ood_band",
+    "gauge",
+    "Where that share lies in distribution at least 99 times in 100: `bound` is lower or upper",
+    "stream",
+    "level",
+    "bound",
+)
+STREAM_P_VALUE = _fleet(
+    "layerwatch_stream_ood_p_value", "histogram", "Images by the p-value of the OOD score", "stream"
+)
+P_VALUE = _fleet("layerwatch_p_value", "histogram", "Images of all streams by the p-value of each signal", "signal")
+STREAM_EFFECT = _fleet(
+    "layerwatch_stream_signal_effect",
+    "gauge",
+    "Share of the last five minutes' images that must have changed to move this signal so far; the worst streams only",
+    "stream",
+    "signal",
+    "kind",
+)
+STREAM_TRIAGE = _fleet(
+    "layerwatch_stream_triage",
+    "gauge",
+    "1 on streams with an alert: whether it looks like the `sensor`, the `content` or is `unknown` yet",
+    "stream",
+    "triage",
+)
+ALERTS = _fleet("layerwatch_alerts", "gauge", "Alerts by rule and phase, over all streams", "rule", "phase")
+ALERT_ACTIVE = _fleet("layerwatch_alert_active", "gauge", "1 for every alert under way", "rule", "stream", "phase")
+ALERT_SINCE = _fleet(
+    "layerwatch_alert_since_timestamp_seconds", "gauge", "Event time since which it is breached", "rule", "stream"
+)
+OWN_ALERT = _fleet(
+    "layerwatch_own_alert_active", "gauge", "1 for every open alert about the monitor itself", "rule", "subject"
+)
+OUTBOX_ENTRIES = _fleet("layerwatch_outbox_entries", "gauge", "Alerts a receiver still has to get", "receiver")
+OUTBOX_AGE = _fleet("layerwatch_outbox_age_seconds", "gauge", "Age of the oldest of them; 0 without any", "receiver")
+DEAD_ALERTS = _fleet(
+    "layerwatch_dead_alerts", "gauge", "Alerts a receiver never got, as far as they are kept (1,000)", "receiver"
+)
+OUTBOX_DROPPED = _fleet(
+    "layerwatch_outbox_dropped_total", "counter", "Alerts cut off at the end of a full outbox (10,000)"
+)
+FLEET_READ = _fleet(
+    "layerwatch_fleet_read_timestamp_seconds", "gauge", "When these fleet metrics were last read from Redis"
 )
 
 

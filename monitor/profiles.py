@@ -65,6 +65,13 @@ class Profiles:
             self._of[stream] = next((p for glob, p in self._overrides if fnmatchcase(stream, glob)), self._default)
         return self._of[stream]
 
+    def device_memory(self) -> dict[tuple[str, str], int]:
+        """{(device, "used" or "total"): bytes} of the accelerators in use; empty on a CPU."""
+        from detectors.device_memory import device_memory  # noqa: PLC0415 - as in `load_profiles`
+
+        devices = {str(profile.backbone.device): profile.backbone.device for profile in self.all()}
+        return {(name, kind): n for name, device in devices.items() for kind, n in device_memory(device).items()}
+
     def preparers(self) -> Preparers:
         """How images are prepared for each stream, under the configured limits."""
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -28,7 +29,7 @@ from redis.exceptions import (
 from redis.retry import Retry
 from redis.sentinel import MasterNotFoundError, Sentinel
 
-from monitor import config
+from monitor import config, metrics
 
 log = structlog.get_logger(__name__)
 
@@ -72,6 +73,8 @@ def translated() -> Iterator[None]:
         yield
     except RedisError as error:
         if is_retryable(error):
+            if code := _refusal(error):
+                metrics.REDIS_REFUSALS.labels(code).inc()
             raise StoreError(f"redis: {_text(error)}") from error
         raise
 
@@ -93,6 +96,15 @@ def is_retryable(error: Exception) -> bool:
         "MovedError",
         "AskError",
     } or any(code in str(error) for code in RETRYABLE)
+
+
+def _refusal(error: Exception) -> str:
+    """The code with which the server refused to work; empty where it did not answer."""
+    if isinstance(error, ConnectionError | TimeoutError | MasterNotFoundError):
+        return ""
+    named = {"ReadOnlyError": "READONLY", "OutOfMemoryError": "OOM", "MasterDownError": "MASTERDOWN"}
+    told = named.get(type(error).__name__) or next((code for code in RETRYABLE if code in str(error)), "other")
+    return str(told)
 
 
 def _text(error: Exception) -> str:
@@ -133,7 +145,9 @@ class Connection:
             pipeline = self.client.pipeline(transaction=False)
             for command in commands:
                 pipeline.execute_command(*command)
+            started = time.perf_counter()
             replies: list[Any] = pipeline.execute(raise_on_error=False)
+            metrics.REDIS_SECONDS.labels("read").observe(time.perf_counter() - started)
         _raise_first(replies)
         return replies
 
@@ -148,7 +162,9 @@ class Connection:
             pipeline = self.client.pipeline(transaction=False)
             for command, script, call in calls:
                 pipeline.execute_command(command, script, len(call.keys), *call.keys, *call.args)
+            started = time.perf_counter()
             replies: list[Any] = pipeline.execute(raise_on_error=False)
+            metrics.REDIS_SECONDS.labels(calls[0][2].script).observe(time.perf_counter() - started)
             return replies
 
     def close(self) -> None:

@@ -3,7 +3,7 @@ PY := .venv/bin/python
 STAMP := .venv/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check bench lock format clean
+.PHONY: help setup demo test test-faults check bench lock format clean
 
 # OpenMP threads that wait by spinning take the cores from those that work: fits four times as long on two busy cores
 export OMP_WAIT_POLICY ?= PASSIVE
@@ -25,6 +25,9 @@ demo: setup      ## the main job on this machine: learn, watch, alert, resolve; 
 
 test: setup      ## the test suite; starts its own Redis and Kafka broker
 	$(PY) -m pytest
+
+test-faults: setup ## every fault on real servers and processes: half an hour
+	$(PY) -m pytest -m 'faults or not faults' tests/faults
 
 check: setup     ## formatting, lint, types, layers; changes nothing
 	.venv/bin/ruff format --check .

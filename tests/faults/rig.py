@@ -224,7 +224,9 @@ class Rig:
     ) -> None:
         self.zygote, self.cluster, self.folder, self.profile = zygote, cluster, folder, profile
         self.name = f"faults-{uuid.uuid4().hex[:8]}"
-        self.topic = cluster.create_topic(self.name, partitions)
+        # a broker refuses timestamps of tomorrow by default; a monitor must live with them
+        configs = {"message.timestamp.after.max.ms": str(2**62)}
+        self.topic = cluster.create_topic(self.name, partitions, configs)
         self.letters_topic = cluster.create_topic(f"{self.name}.dead-letter")
         self.partitions = [Partition(self.topic, i) for i in range(partitions)]
         # recent, so that a rebuild from the log reaches back to the start; on a full minute, so that buckets are alike

@@ -18,18 +18,18 @@ MakeRig = Callable[..., Rig]
 LIMITS = {"decoding": {"timeout_s": 1.5, "max_record_bytes": 200_000, "worker_memory_bytes": 300_000_000}}
 
 
-def grey(width: int, height: int) -> bytes:
+def black(width: int, height: int) -> bytes:
     """A large PNG in few bytes."""
     buffer = io.BytesIO()
-    Image.new("L", (width, height)).save(buffer, "PNG")
+    Image.new("1", (width, height)).save(buffer, "PNG")
     return buffer.getvalue()
 
 
 CASES: dict[str, tuple[Callable[[], bytes], str, str]] = {
     "poison": (lambda: normal()[0] + b"POISON", "decode:kill~POISON", "crashed"),
     "hang": (lambda: normal()[0] + b"POISON", "decode:hang~POISON", "timeout"),
-    "memory": (lambda: grey(7000, 7000) + b"POISON", "", "memory"),
-    "bomb": (lambda: grey(20_000, 20_000), "", "pixels"),
+    "memory": (lambda: black(7000, 7000) + b"POISON", "", "memory"),
+    "bomb": (lambda: black(20_000, 20_000), "", "pixels"),
     "truncated": (lambda: normal()[0][:2000], "", "truncated"),
     "oversize": (
         lambda: encoded(np.random.default_rng(1).integers(0, 255, (300, 300, 3), np.uint8)) + b"POISON",

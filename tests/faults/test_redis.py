@@ -78,7 +78,7 @@ def test_a_failover_to_a_replica_that_lags_counts_again_what_was_lost(
 ) -> None:
     folder = tmp_path / "replica"
     folder.mkdir()
-    with PrivateRedis(folder, ["--replicaof", f"127.0.0.1 {own_redis.port}", "--repl-diskless-sync-delay", "0"]) as lag:
+    with PrivateRedis(folder, ["--replicaof", "127.0.0.1", str(own_redis.port)]) as lag:
         url = f"redis://127.0.0.1:{proxy.port}/0"
         rig = make_rig(daemon_redis_url=url, redis_url=url)
         replica = redis.Redis.from_url(lag.url)

@@ -31,6 +31,7 @@ def load() -> None:
     import monitor.sources.kafka  # noqa: PLC0415
     import monitor.sources.redis_stream  # noqa: PLC0415
 
+    monitor.__main__._parser()  # imports what the commands need
     torch.set_num_threads(1)
     monitor.evaluator.LEASE_S = 4.0  # most tests wait for a dead evaluator's successor
     threads = len(list(Path("/proc/self/task").iterdir()))

@@ -35,6 +35,8 @@ TOPIC_WAIT_S = 3.0
 TOPIC_GONE_S = 10.0
 """A broker that has just come up may not know every topic; one unknown for that long was deleted."""
 CLOSE_TIMEOUT_MS = 3000
+JOIN_POLL_S = 1.0
+"""A poll while the group is being joined; a join takes some ten milliseconds, or until the last member has answered."""
 
 FIXED = frozenset(
     {
@@ -91,7 +93,7 @@ class KafkaSource:
         """See `Source.poll`. Partitions assigned during the call are paused until `start`."""
         with self._client("polling"):
             try:
-                batches = self._consumer.poll(timeout_ms=round(timeout_s * 1000))
+                batches = self._consumer.poll(timeout_ms=round(self._patient(timeout_s) * 1000))
             except Exception as error:
                 raise (self._unreadable(error) if is_damage(error) else error) from error
             assigned, revoked = self._take_changes()
@@ -104,6 +106,19 @@ class KafkaSource:
                 if partition in moved:
                     records[partition] = [_record(partition, item) for item in batch]
         return Polled(records, moved, assigned, revoked)
+
+    def _patient(self, timeout_s: float) -> float:
+        """The time-out of the next poll: long enough for a join of the group that is under way.
+
+        kafka-python takes the outcome of a join only inside a poll. One that ends between two polls is begun anew, and
+        one that a change of the topic's partitions set off is forgotten: the member is thrown out and never comes back.
+        Asking for it again costs a round trip.
+        """
+        coordinator = self._consumer._coordinator
+        if coordinator is None or not coordinator.rejoining:
+            return timeout_s
+        coordinator.request_rejoin()
+        return max(timeout_s, JOIN_POLL_S)
 
     def start(self, partition: Partition, next_offset: int) -> None:
         """See `Source.start`; a partition revoked meanwhile is left alone."""

@@ -93,7 +93,6 @@ class Daemon:
         )
         app = build_app(self._store, settings.web, round(settings.buckets.lateness_s * 1000), self._why_unready)
         self._web = WebServer(app, settings.web.host, settings.web.port)
-        metrics.BUILD.labels(version("layerwatch"), settings.monitor, settings.web.external_url.rstrip("/")).set(1)
         metrics.QUEUE_LIMIT_BYTES.set(settings.pipeline.queue_bytes)
         for device, kind in profiles.device_memory():
             metrics.DEVICE_MEMORY.labels(device, kind).set_function(partial(_device_bytes, profiles, device, kind))
@@ -106,6 +105,8 @@ class Daemon:
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, lambda *_: self._stop.set())
         self._web.start()
+        status_page = self._settings.web.external_url.rstrip("/") or self._web.address
+        metrics.BUILD.labels(version("layerwatch"), self._settings.monitor, status_page).set(1)
         log.info("daemon.started", monitor=self._settings.monitor, web=self._web.address, pid=os.getpid())
         reading = self._thread("reader", lambda: self._reader.run(self._settings.pipeline.grace_s))
         evaluating = self._thread("evaluator", self._evaluator.run)

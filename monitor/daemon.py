@@ -68,6 +68,7 @@ class Daemon:
             profiles,
             settings.scoring.batch_images,
             settings.scoring.batch_age_s,
+            settings.pipeline.queue_bytes,
         )
         self._reader = Reader(
             lambda: open_source(settings),
@@ -91,7 +92,9 @@ class Daemon:
             presentation_of(settings),
             self._on_lease,
         )
-        app = build_app(self._store, settings.web, round(settings.buckets.lateness_s * 1000), self._why_unready)
+        app = build_app(
+            self._store, settings.monitor, settings.web, round(settings.buckets.lateness_s * 1000), self._why_unready
+        )
         self._web = WebServer(app, settings.web.host, settings.web.port)
         metrics.QUEUE_LIMIT_BYTES.set(settings.pipeline.queue_bytes)
         for device, kind in profiles.device_memory():

@@ -4,30 +4,45 @@ from __future__ import annotations
 
 import base64
 import secrets
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from typing import Any
 
 from starlette.applications import Starlette
 from starlette.requests import Request
-from starlette.responses import JSONResponse, PlainTextResponse, Response
-from starlette.routing import Route
+from starlette.responses import HTMLResponse, JSONResponse, PlainTextResponse, Response
+from starlette.routing import Mount, Route
+from starlette.staticfiles import StaticFiles
 
 from monitor import metrics
 from monitor.config import Web
 from monitor.document import rfc3339
 from monitor.overview import fleet_watermark_ms, stream_rows
 from monitor.store import Store, StoreError
+from monitor.web.pages import Pages
 
-Handler = Callable[[Request], Awaitable[Response]]
+SAFE = {
+    "Content-Security-Policy": "default-src 'none'; style-src 'self'; img-src data:; base-uri 'none'",
+    "X-Content-Type-Options": "nosniff",
+    "Referrer-Policy": "no-referrer",
+}
+"""No script, nothing from elsewhere: names of streams and ids of images are whatever their senders wrote."""
 
 
-def build_app(store: Store, settings: Web, lateness_ms: int, why_unready: Callable[[], str]) -> Starlette:
+def build_app(store: Store, monitor: str, settings: Web, lateness_ms: int, why_unready: Callable[[], str]) -> Starlette:
     """The daemon's pages.
 
     Args:
+        monitor: its name, for the head of the pages.
         why_unready: what keeps this process from doing its work, in words; empty when it is ready.
     """
     guard = _Guard(settings)
+    pages = Pages(store, monitor, lateness_ms)
+
+    def page_overview(_: Request) -> Response:
+        return _page(pages.overview)
+
+    def page_stream(request: Request) -> Response:
+        return _page(lambda: pages.stream(request.path_params["name"]))
 
     async def healthz(_: Request) -> Response:
         return PlainTextResponse("ok\n")
@@ -55,12 +70,25 @@ def build_app(store: Store, settings: Web, lateness_ms: int, why_unready: Callab
 
     return Starlette(
         routes=[
+            Route("/", guard(page_overview)),
+            Route("/streams/{name:path}", guard(page_stream)),
+            Mount("/static", StaticFiles(packages=[("monitor.web", "static")])),
             Route("/healthz", healthz),
             Route("/readyz", readyz),
             Route("/metrics", guard(page_metrics)),
             Route("/api/v1/streams", guard(api_streams)),
         ]
     )
+
+
+def _page(render: Callable[[], str | None]) -> Response:
+    try:
+        html = render()
+    except StoreError as error:
+        return PlainTextResponse(f"Redis does not answer: {error}\n", status_code=503)
+    if html is None:
+        return PlainTextResponse("no such stream\n", status_code=404)
+    return HTMLResponse(html, headers=SAFE)
 
 
 class _Guard:

@@ -179,9 +179,7 @@ def test_records_removed_before_they_were_read_end_the_client(world: KafkaWorld)
 
 
 def test_a_partition_added_to_a_topic_is_assigned(world: KafkaWorld) -> None:
-    world.config = world.config.model_copy(
-        update={"kafka": changed(world, client={"metadata_max_age_ms": 200})}
-    )
+    world.config = world.config.model_copy(update={"kafka": changed(world, client={"metadata_max_age_ms": 200})})
     source = world.owner()
     admin = KafkaAdminClient(bootstrap_servers=world.cluster.bootstrap_servers)
     admin.create_partitions({world.topic: 3})

@@ -105,6 +105,29 @@ def expand(record: Record, naming: StreamNaming, limits: Decoding) -> list[Recor
     return [RecordImage(str(ids[i])[:MAX_NAME_CHARS], stream, times[i], image) for i, image in enumerate(images)]
 
 
+def count_images(record: Record) -> int:
+    """How many images a record claims to hold, without unpacking them: what it may cost in memory. At least 1."""
+    value = record.value or b""
+    if not value:
+        return 1
+    kind = _kind(record.header("content-type"), value)
+    try:
+        if kind == "npy":
+            stream = io.BytesIO(value[:4096])
+            shape, _, _ = _NPY_HEADERS[npy_format.read_magic(stream)](stream)
+            return max(1, shape[0]) if len(shape) == 4 else 1
+        if kind == "msgpack":
+            unpacker = msgpack.Unpacker(max_buffer_size=len(value) + 1)
+            unpacker.feed(value)
+            for _ in range(unpacker.read_map_header()):
+                if unpacker.unpack() == "images":
+                    return max(1, int(unpacker.read_array_header()))
+                unpacker.skip()
+    except Exception:  # whatever it is, decoding will say so; it costs no image
+        return 1
+    return 1
+
+
 def stream_of(record: Record, naming: StreamNaming) -> str:
     """The stream a record belongs to; `naming.name` where its key or header is missing."""
     if naming.source == "constant":

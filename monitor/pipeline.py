@@ -3,7 +3,8 @@
     reader ── submit ──► decode (processes) ──► gather a batch ──► score (one thread) ──► take ──► reader
 
 One object per partition and poll (`Work`) goes through; what it waits for is inside it, so nothing is reordered and
-nothing needs a lock but the queue. The reader holds records back by `bytes_in_hand`.
+nothing needs a lock but the queue. The reader holds records back by `bytes_in_hand`; and since a few bytes may unpack
+to many images, decoding begins only for what fits into `queue_bytes` when decoded.
 """
 
 from __future__ import annotations
@@ -12,12 +13,12 @@ import queue
 import threading
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 
 from monitor import metrics
-from monitor.decode import Decoded
+from monitor.decode import Decoded, count_images
 from monitor.decoders import DecoderPool
 from monitor.profiles import Profiles
 from monitor.tally import Judged, Outcome
@@ -49,16 +50,23 @@ class Pipeline:
         decoders: closed with the pipeline.
         batch_images: images scored together at most.
         batch_age_s: how long a batch waits for more images.
+        queue_bytes: what decoded images that are not applied yet may hold.
     """
 
-    def __init__(self, decoders: DecoderPool, profiles: Profiles, batch_images: int, batch_age_s: float) -> None:
+    def __init__(
+        self, decoders: DecoderPool, profiles: Profiles, batch_images: int, batch_age_s: float, queue_bytes: int
+    ) -> None:
         self._decoders, self._profiles = decoders, profiles
+        self._queue_bytes = queue_bytes
         self._batch_images, self._batch_age_s = batch_images, batch_age_s
         self._input_bytes = profiles.preparers().default.input_px ** 2 * 3
         self._waiting: queue.SimpleQueue[Work | None] = queue.SimpleQueue()
+        self._held: deque[Work] = deque()  # not begun yet
         self._finished: deque[Work] = deque()
         self._failure: BaseException | None = None
         self.bytes_in_hand = 0
+        self.bytes_begun = 0
+        """The part of it that is decoded, or about to be."""
         self.works_in_hand = 0
         self.ready = threading.Event()
         """Set while finished work waits to be taken."""
@@ -67,12 +75,33 @@ class Pipeline:
 
     def submit(self, work: Work) -> None:
         """Take in a partition's records."""
-        # a decoded image is at most one record's bytes plus the model's input: what both stages together hold
-        work.size = sum(record.size + self._input_bytes for record in work.records)
-        self.bytes_in_hand += work.size
-        self.works_in_hand += 1
-        work.decoding = self._decoders.submit(work.records)
-        self._waiting.put(work)
+        for part in self._parts(work):
+            self.bytes_in_hand += part.size
+            self.works_in_hand += 1
+            self._held.append(part)
+        self._begin()
+
+    def _parts(self, work: Work) -> Iterator[Work]:
+        """The work in pieces of which several fit into the memory: records are applied whole, works need not be."""
+        records: list[Record] = []
+        size = 0
+        for record in work.records:
+            # its bytes and the model's inputs made of them: what both stages together hold
+            cost = record.size + count_images(record) * self._input_bytes
+            if records and size + cost > self._queue_bytes // 4:
+                yield Work(work.owner, records, record.offset, size=size)
+                records, size = [], 0
+            records.append(record)
+            size += cost
+        yield Work(work.owner, records, work.next_offset, size=size)
+
+    def _begin(self) -> None:
+        """Decode what fits; one that is too large by itself goes alone."""
+        while self._held and (not self.bytes_begun or self.bytes_begun + self._held[0].size <= self._queue_bytes):
+            work = self._held.popleft()
+            self.bytes_begun += work.size
+            work.decoding = self._decoders.submit(work.records)
+            self._waiting.put(work)
 
     def take(self) -> list[Work]:
         """Everything that is scored by now, in the order of submission.
@@ -85,8 +114,10 @@ class Pipeline:
         while self._finished:
             work = self._finished.popleft()
             self.bytes_in_hand -= work.size
+            self.bytes_begun -= work.size
             self.works_in_hand -= 1
             works.append(work)
+        self._begin()
         if self._failure is not None:
             raise PipelineError(f"scoring failed: {self._failure!r}") from self._failure
         return works

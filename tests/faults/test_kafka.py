@@ -238,8 +238,8 @@ def test_partitions_that_are_added_are_read_from_their_start(rig: Rig) -> None:
     rig.partitions.append(Partition(rig.topic, 2))
     rig.produced.append(0)
     rig.renew_producer()
-    # before the reader knows of it
-    rig.write(2, normal()[:HALF], [rig.start_ms + i * 1000 for i in range(HALF)])
+    # before the reader knows of it; of the time that comes, because the buckets before it are closed
+    rig.write(2, (2 * normal())[:HALF], [rig.start_ms + (HALF + 10 + i) * 1000 for i in range(HALF)])
     rig.await_counted()
     finish(rig)
     assert not daemon.ended()

@@ -1,0 +1,163 @@
+"""Per-image verdicts: complete, in order, filtered, and on disk or acknowledged before they count; on real brokers."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from pydantic import SecretStr
+
+from detectors.images import Prepared
+from monitor import metrics
+from monitor.buckets import Layout
+from monitor.config import Config, Kafka, Redis, RedisStream
+from monitor.config import Verdicts as Settings
+from monitor.private_redis import PrivateRedis
+from monitor.sources import open_source
+from monitor.tally import Judged
+from monitor.types import Record, SourceError
+from monitor.verdicts import Verdicts, open_verdicts
+from tests.e2e.running import wait_for
+from tests.kafka.broker import Cluster
+
+LAYOUT = Layout(("ood", "sharpness"), (99, 99), (False, True), (True, False), (1.0, 1.0))
+NOT_LOOKED_AT: Any = Prepared  # verdicts never read pixels
+
+
+def judged(i: int, p_value: float, stream: str = "cam-1") -> Judged:
+    return Judged(f"images/0/{i}", stream, 1_760_000_000_000 + i, "fp", np.array([p_value, 0.5]), NOT_LOOKED_AT)
+
+
+def opened(settings: Config) -> Verdicts:
+    sink = open_verdicts(settings, {"fp": LAYOUT})
+    assert sink is not None
+    return sink
+
+
+def read_topic(settings: Config, count: int) -> list[Record]:
+    """Every record of the topic that the sink writes to, read as our own source reads."""
+    source = open_source(settings)
+    found: list[Record] = []
+
+    def poll() -> bool:
+        polled = source.poll(0.2)
+        for partition in polled.assigned:
+            source.start(partition, 0)
+        for records in polled.records.values():
+            found.extend(records)
+        return len(found) >= count
+
+    try:
+        wait_for("the verdicts", poll, 60)
+    finally:
+        source.close()
+    return found
+
+
+def check_rows(rows: list[Mapping[str, Any]]) -> None:
+    assert [row["id"] for row in rows] == ["images/0/0", "images/0/2"]
+    assert rows[0] == {
+        "schema": "layerwatch.verdict/1",
+        "id": "images/0/0",
+        "stream": "cam-1",
+        "event_time": "2025-10-09T08:53:20.000Z",
+        "profile": "fp",
+        "ood": True,
+        "p_values": {"ood": 0.01, "sharpness": 0.5},
+    }
+    assert rows[1]["ood"] is False
+
+
+def write_three(sink: Verdicts) -> None:
+    sink.write([judged(0, 0.01), judged(1, 0.7), judged(2, 0.2)])
+    sink.flush()
+    sink.close()
+
+
+def test_without_a_type_there_is_no_sink() -> None:
+    assert open_verdicts(Config(), {}) is None
+
+
+def test_a_file_holds_what_passes_the_filter_in_order(tmp_path: Path) -> None:
+    path = tmp_path / "new-folder" / "verdicts.jsonl"
+    before = metrics.REGISTRY.get_sample_value("layerwatch_verdicts_written_total") or 0.0
+    write_three(opened(Config(verdicts=Settings(type="jsonl", target=str(path), max_p_value=0.2))))
+    check_rows([json.loads(line) for line in path.read_text().splitlines()])
+    assert metrics.REGISTRY.get_sample_value("layerwatch_verdicts_written_total") == before + 2
+
+
+def test_nothing_is_in_the_file_before_it_is_flushed_and_a_torn_line_is_mended(tmp_path: Path) -> None:
+    path = tmp_path / "verdicts.jsonl"
+    settings = Config(verdicts=Settings(type="jsonl", target=str(path)))
+    crashed = opened(settings)
+    crashed.write([judged(0, 0.5)])
+    crashed.flush()
+    crashed.write([judged(1, 0.5)])
+    assert len(path.read_text().splitlines()) == 1
+    crashed.close()
+    with path.open("ab") as file:
+        file.write(b'{"schema":"layerwatch.verdict/1","id":"images/0/1","str')  # the crash of a machine
+    again = opened(settings)
+    again.write([judged(1, 0.5)])
+    again.flush()
+    again.close()
+    assert [json.loads(line)["id"] for line in path.read_text().splitlines()] == ["images/0/0", "images/0/1"]
+
+
+def test_a_rotated_file_is_begun_anew(tmp_path: Path) -> None:
+    path = tmp_path / "verdicts.jsonl"
+    sink = opened(Config(verdicts=Settings(type="jsonl", target=str(path))))
+    sink.write([judged(0, 0.5)])
+    sink.flush()
+    os.rename(path, tmp_path / "verdicts.jsonl.1")
+    sink.write([judged(1, 0.5)])
+    sink.flush()
+    sink.close()
+    assert [json.loads(line)["id"] for line in path.read_text().splitlines()] == ["images/0/1"]
+
+
+def test_a_file_that_cannot_be_written_is_an_error_that_another_try_can_mend(tmp_path: Path) -> None:
+    folder = tmp_path / "in-the-way"
+    folder.write_text("a file where a folder should be")
+    sink = opened(Config(verdicts=Settings(type="jsonl", target=str(folder / "verdicts.jsonl"))))
+    sink.write([judged(0, 0.5)])
+    with pytest.raises(SourceError, match="cannot write"):
+        sink.flush()
+    folder.unlink()
+    sink.write([judged(0, 0.5)])
+    sink.flush()
+    sink.close()
+    assert len((folder / "verdicts.jsonl").read_text().splitlines()) == 1
+
+
+def test_a_redis_stream_gets_them_keyed_by_stream(redis_server: PrivateRedis) -> None:
+    settings = Config(
+        source="redis-stream",
+        redis=Redis(url=SecretStr(redis_server.url)),
+        redis_stream=RedisStream(topics=("verdicts-out",)),
+        verdicts=Settings(type="redis-stream", target="verdicts-out", max_p_value=0.2),
+    )
+    write_three(opened(settings))
+    records = read_topic(settings, 2)
+    check_rows([json.loads(record.value or b"") for record in records])
+    assert {record.key for record in records} == {b"cam-1"}
+    assert records[0].header("content-type") == b"application/json"
+
+
+@pytest.mark.kafka
+def test_a_kafka_topic_gets_them_also_where_images_come_from_elsewhere(kafka_broker: Cluster) -> None:
+    topic = kafka_broker.create_topic("verdicts", 2)
+    kafka = Kafka(
+        bootstrap_servers=(kafka_broker.bootstrap_servers,),
+        topics=(topic,),
+        group_id=topic,
+        dead_letter_topic=kafka_broker.create_topic("verdicts-dead-letters"),
+    )
+    sink = Settings(type="kafka", target=topic, max_p_value=0.2)
+    write_three(opened(Config(source="redis-stream", kafka=kafka, verdicts=sink)))
+    check_rows([json.loads(record.value or b"") for record in read_topic(Config(kafka=kafka), 2)])

@@ -93,6 +93,11 @@ STATE_LOST = Counter(
     "layerwatch_state_lost_total", "Partitions whose counts Redis had lost and that were rebuilt", registry=REGISTRY
 )
 GAPS = Counter("layerwatch_gap_records_total", "Records that retention removed unread", registry=REGISTRY)
+STREAMS_OVER_LIMIT = Gauge(
+    "layerwatch_images_beyond_stream_limit",
+    "Images of streams beyond stream.max_streams, counted together, in the partitions read here",
+    registry=REGISTRY,
+)
 REDIS_ERRORS = Counter("layerwatch_redis_errors_total", "Calls that Redis did not answer", registry=REGISTRY)
 REDIS_REFUSALS = Counter(
     "layerwatch_redis_refusals_total",

@@ -29,12 +29,15 @@ class StreamRow:
     watermark_ms: int
     alerts: tuple[str, ...]
     """Rules that are pending or firing."""
+    reasons: Mapping[str, int]
+    """Reason code -> records rejected for it."""
 
     def to_json(self) -> dict[str, Any]:
         """As the API and `layerwatch streams --json` give it."""
         return {
             "applied": self.totals.applied,
             "rejected": self.totals.rejected,
+            "rejected_by_reason": dict(sorted(self.reasons.items())),
             "late": self.totals.late,
             "duplicates": self.totals.duplicates,
             "ood_share": None if self.ood_share is None else round(self.ood_share, 6),
@@ -58,6 +61,7 @@ def stream_rows(store: Store, lateness_ms: int) -> dict[str, StreamRow]:
             last_event[stream] = max(last_event.get(stream, 0), facts.event_time_ms)
     high_ms = max(last_event.values(), default=0)
     shares = _ood_shares(store, high_ms)
+    reasons = store.rejected_reasons(partitions)
     under_way: dict[str, list[str]] = {}
     for (rule, stream), text in sorted(store.load_alerts().items()):
         if alerts.from_json(text).phase in {AlertPhase.PENDING, AlertPhase.FIRING}:
@@ -69,6 +73,7 @@ def stream_rows(store: Store, lateness_ms: int) -> dict[str, StreamRow]:
             last_event_ms=last_event.get(stream, 0),
             watermark_ms=watermark_ms(last_event.get(stream, 0), lateness_ms),
             alerts=tuple(under_way.get(stream, ())),
+            reasons=reasons.get(stream, {}),
         )
         for stream in sorted({*totals, *under_way})
     }

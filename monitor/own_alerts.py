@@ -24,6 +24,9 @@ DEAD_LETTERS = "layerwatch-dead-letters"
 TOPIC = "layerwatch-topic"
 """The topic was deleted, created anew or cut off, or we may not read it any more."""
 
+STREAMS = "layerwatch-streams"
+"""More streams than `stream.max_streams`: those beyond are counted together."""
+
 
 class OwnAlerts:
     """Tells of troubles, and of their end; a trouble that is known already is not told again.

@@ -13,7 +13,7 @@ import structlog
 from monitor import metrics
 from monitor.buckets import IMAGES
 from monitor.failpoints import failpoint
-from monitor.own_alerts import DEAD_LETTERS, GAP, TOPIC, UNREADABLE, OwnAlerts
+from monitor.own_alerts import DEAD_LETTERS, GAP, STREAMS, TOPIC, UNREADABLE, OwnAlerts
 from monitor.pipeline import Pipeline, Work
 from monitor.store import Store, StoreError
 from monitor.takeover import Reading, StartPolicy, take_over
@@ -126,6 +126,7 @@ class Reader:
         self._stop = threading.Event()
         self._failures = 0
         self._ever_joined = False
+        self._told_streams = False
         self._committed_s = self._registered_s = self._idle_checked_s = self._lag_s = self._verified_s = 0.0
         self.health = Health()
 
@@ -371,6 +372,7 @@ class Reader:
                     vectors=counted.vectors,
                     facts=counted.facts,
                     exemplars=counted.exemplars,
+                    reasons=counted.reasons,
                 )
             )
         return batch if batch.deltas else None
@@ -456,6 +458,12 @@ class Reader:
         self._store.register_partitions(source.partitions())
         self._store.put_layouts({name: layout.to_json() for name, layout in self._counting.layouts.items()})
         self._alerts.end(_now_ms(), ["source"], TOPIC)
+        over = self._store.streams_over_limit(self._readings)
+        metrics.STREAMS_OVER_LIMIT.set(over)
+        if over and not self._told_streams:
+            text = f"{over} images came from streams beyond stream.max_streams and are counted as (other)"
+            self._alerts.tell(STREAMS, "streams", _now_ms(), text)
+            self._told_streams = True
         if self.health.letters_ok:
             self._alerts.end(_now_ms(), sorted({p.topic for p in self._readings}), DEAD_LETTERS)
         self.health.redis_ok = True

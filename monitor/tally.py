@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
@@ -53,6 +54,8 @@ class Tally:
     exemplars: Sequence[Exemplar]
     future: int
     """Records whose timestamps were further ahead than allowed."""
+    reasons: Mapping[tuple[str, str], int]
+    """(stream, reason code) -> records rejected for it."""
 
 
 @dataclass(slots=True)
@@ -96,6 +99,7 @@ def tally(
     counts: dict[tuple[str, int, str], _Counts] = {}
     carried: dict[str, StreamFacts] = {}
     unusual: list[tuple[Judged, int, int]] = []
+    reasons: Counter[tuple[str, str]] = Counter()
     future = 0
     for outcome in outcomes:
         if isinstance(outcome, DeadLetter):
@@ -103,6 +107,7 @@ def tally(
             future += placed.future
             key = (how.fingerprint_of(outcome.stream), placed.bucket_ms, outcome.stream)
             counts.setdefault(key, _Counts()).rejected += 1
+            reasons[outcome.stream, outcome.reason] += 1
             before = carried.get(outcome.stream) or facts.get(outcome.stream) or StreamFacts()
             carried[outcome.stream] = replace(before, seen_ms=now_ms)
             continue
@@ -119,7 +124,7 @@ def tally(
             count.longest_run = max(count.longest_run, after.run)
             if image.p_values[0] <= EXEMPLAR_P:
                 unusual.append((image, placed.event_time_ms, placed.bucket_ms))
-    return Tally(_vectors(counts, how.layouts), carried, clock.high_ms, _exemplars(unusual, how), future)
+    return Tally(_vectors(counts, how.layouts), carried, clock.high_ms, _exemplars(unusual, how), future, reasons)
 
 
 def _next_facts(before: StreamFacts, image: Judged, event_time_ms: int, now_ms: int) -> StreamFacts:

@@ -274,6 +274,8 @@ class Delta:
     """(profile fingerprint, bucket start ms, stream) -> counts to add."""
     facts: Mapping[str, StreamFacts] = field(default_factory=dict)
     exemplars: Sequence[Exemplar] = ()
+    reasons: Mapping[tuple[str, str], int] = field(default_factory=dict)
+    """(stream, reason code) -> records rejected for it."""
 
 
 # ------------------------------------------------------------------------------------------------ alerts

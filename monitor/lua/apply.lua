@@ -68,6 +68,10 @@ for _, exemplar in ipairs(delta.exemplars) do
   redis.call("ZREMRANGEBYRANK", key, delta.exemplars_kept, -1)
   redis.call("EXPIRE", key, delta.exemplar_retention_s)
 end
+for _, entry in ipairs(delta.reasons) do
+  redis.call("HINCRBY", delta.prefix .. ":reasons", name_of(entry[1]) .. "\0" .. entry[2], entry[3])
+end
+if #delta.reasons > 0 then redis.call("EXPIRE", delta.prefix .. ":reasons", delta.cursor_ttl_s) end
 redis.call("HSET", cursor, "next", delta.next, "high", math.max(tonumber(held[3] or 0), delta.high),
   "applied_ms", now_ms(), "idle", "0")
 if over_limit > 0 then redis.call("HINCRBY", cursor, "over_limit", over_limit) end

@@ -151,6 +151,7 @@ class PartitionState:
             ],
             "facts": {_name(stream): _pack_facts(facts) for stream, facts in delta.facts.items()},
             "exemplars": [self._exemplar(e) for e in delta.exemplars if self._limits.exemplars_kept],
+            "reasons": [(_name(stream), reason, count) for (stream, reason), count in delta.reasons.items()],
             "bucket_ms": self._limits.bucket_ms,
             "retention_s": self._limits.retention_s,
             "max_streams": self._limits.max_streams,
@@ -234,6 +235,16 @@ class PartitionState:
                 stream = _text(name)
                 totals[stream] = totals.get(stream, Totals()) + Totals(*np.frombuffer(packed, "<u8").tolist())
         return totals
+
+    def rejected_reasons(self, partitions: Iterable[Partition]) -> dict[str, dict[str, int]]:
+        """{stream: {reason code: records rejected}} since the state began, summed over the partitions."""
+        found: dict[str, dict[str, int]] = {}
+        for reply in self._connection.read_many([("HGETALL", f"{self._prefix(p)}:reasons") for p in partitions]):
+            for name, count in pairs(reply).items():
+                stream, _, reason = _text(name).rpartition("\x00")
+                reasons = found.setdefault(stream, {})
+                reasons[reason] = reasons.get(reason, 0) + int(count)
+        return found
 
     def facts(self, partition: Partition) -> dict[str, StreamFacts]:
         """What each stream of that partition carries on; for its new owner."""

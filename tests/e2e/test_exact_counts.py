@@ -176,6 +176,9 @@ def test_five_crashes_count_every_image_exactly_once(killed_five_times: tuple[Ou
     streams = json.loads(shown.stdout)["streams"]
     assert {name: row["applied"] for name, row in streams.items()} == SENT
     assert {name: row["rejected"] for name, row in streams.items()} == BAD
+    assert {name: row["rejected_by_reason"] for name, row in streams.items()} == {
+        name: {"format": bad} if bad else {} for name, bad in BAD.items()
+    }
     assert sum(outcome.next_offsets.values()) == ALL
     bucket_images = sum(
         int(np.frombuffer(packed, "<u4")[-6]) for streams in outcome.buckets.values() for packed in streams.values()

@@ -11,7 +11,7 @@ from pydantic import SecretStr
 
 from monitor.config import Redis
 from monitor.private_redis import PrivateRedis
-from monitor.store import ClaimStatus, Store, open_store
+from monitor.store import OTHER_STREAM, ClaimStatus, Limits, Store, open_store
 from monitor.types import ApplyStatus, Delta, Partition
 
 P = Partition("images", 0)
@@ -74,3 +74,15 @@ def test_of_two_evaluators_only_one_decides(store: Store) -> None:
     assert not store.decide(version, 0, {("drift", "cam-1"): None}, {}, [])
     assert store.load_alerts() == {("drift", "cam-1"): "{}"}
     assert store.load_rule_states("drift", "fp") == {"cam-1": b"\x01"}
+
+
+def test_rejections_are_counted_by_reason_and_streams_beyond_the_limit_together(redis_server: PrivateRedis) -> None:
+    store = open_store(Redis(url=SecretStr(redis_server.url)), "reasons", Limits(max_streams=1))
+    begin(store)
+    vectors = {("fp", 0, "cam-1"): VECTOR, ("fp", 0, "cam-2"): VECTOR}
+    reasons = {("cam-1", "format"): 2, ("cam-2", "truncated"): 1}
+    for _ in range(2):
+        store.apply([replace(DELTA, vectors=vectors, reasons=reasons)])
+    assert store.rejected_reasons([P]) == {"cam-1": {"format": 2}, OTHER_STREAM: {"truncated": 1}}
+    assert store.streams_over_limit([P]) == 38
+    store.close()

@@ -206,7 +206,6 @@ class FleetMetrics(Collector):
             self._family(metrics.STREAMS, {(): len(now.totals)}),
             self._family(metrics.PARTITIONS, {(): len(partitions)}),
             self._family(metrics.BUCKET_LAG, {(): self._bucket_lag_s(partitions)}),
-            self._family(metrics.STREAM_OVER_LIMIT, {(): self._store.streams_over_limit(partitions)}),
             self._family(metrics.FLEET_READ, {(): time.time()}),
             self._family(metrics.ALERTS, by_phase),
             self._histogram(metrics.P_VALUE, self._counts.signals),

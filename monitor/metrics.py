@@ -178,9 +178,6 @@ STREAM_LATE = _fleet(
     "layerwatch_stream_late_total", "counter", "Images counted in a later bucket than their own", "stream"
 )
 STREAM_DUPLICATES = _fleet("layerwatch_stream_duplicates_total", "counter", "Images equal to the one before", "stream")
-STREAM_OVER_LIMIT = _fleet(
-    "layerwatch_over_limit_images_total", "counter", "Images counted together because stream.max_streams was reached"
-)
 STREAM_OOD_SHARE = _fleet(
     "layerwatch_stream_ood_share",
     "gauge",

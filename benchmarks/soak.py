@@ -112,7 +112,8 @@ class Soak:
 
     def terminate(self) -> None:
         status = self.victim.terminate()
-        assert status == 0, f"SIGTERM gave {status}"
+        if status != 0:
+            raise AssertionError(f"SIGTERM gave {status}:\n{self.victim.log.read_text()[-4000:]}")
         self.victim = self.rig.start()
 
     def stop(self) -> None:

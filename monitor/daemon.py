@@ -111,7 +111,8 @@ class Daemon:
         status_page = self._settings.web.external_url.rstrip("/") or self._web.address
         metrics.BUILD.labels(version("layerwatch"), self._settings.monitor, status_page).set(1)
         log.info("daemon.started", monitor=self._settings.monitor, web=self._web.address, pid=os.getpid())
-        reading = self._thread("reader", lambda: self._reader.run(self._settings.pipeline.grace_s))
+        # what is left of the grace period is for closing everything
+        reading = self._thread("reader", lambda: self._reader.run(0.8 * self._settings.pipeline.grace_s))
         evaluating = self._thread("evaluator", self._evaluator.run)
         while not self._stop.wait(WATCH_S):
             self._watch()

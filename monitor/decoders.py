@@ -14,6 +14,7 @@ import socket
 import subprocess
 import sys
 import threading
+import time
 from collections import deque
 from collections.abc import Iterable, Sequence
 from concurrent.futures import Future
@@ -73,6 +74,8 @@ class DecoderPool:
         self._setup = pickle.dumps((decoder, memory_bytes))
         self._tasks: queue.SimpleQueue[list[_Job] | None] = queue.SimpleQueue()
         self._closed = threading.Event()
+        self.answered_s = 0.0
+        """When a record was last decoded, or tried in vain, by the monotonic clock."""
         self._threads = [threading.Thread(target=self._serve, name=f"decode-{i}", daemon=True) for i in range(workers)]
         for thread in self._threads:
             thread.start()
@@ -131,6 +134,7 @@ class DecoderPool:
         while waiting:
             took_s, told = process.receive(self._timeout_s, self._closed)
             job = waiting.popleft()
+            self.answered_s = time.monotonic()
             metrics.STAGE_SECONDS.labels("decode").observe(took_s)
             if isinstance(told, list):
                 job.future.set_result(told)
@@ -139,6 +143,7 @@ class DecoderPool:
 
     def _blame(self, waiting: deque[_Job], lost: _LostError) -> None:
         metrics.DECODERS_REPLACED.labels(lost.reason).inc()
+        self.answered_s = time.monotonic()
         job = waiting[0]
         job.tries += 1
         log.warning(

@@ -122,6 +122,11 @@ class Pipeline:
             raise PipelineError(f"scoring failed: {self._failure!r}") from self._failure
         return works
 
+    @property
+    def decoded_s(self) -> float:
+        """When a record was last decoded or given up, by the monotonic clock."""
+        return self._decoders.answered_s
+
     def close(self) -> None:
         """Stop the threads; what is in hand is dropped."""
         self._waiting.put(None)

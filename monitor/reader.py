@@ -245,6 +245,9 @@ class Reader:
             return begin
         if begin == known.next_offset:
             end = source.readable_from(partition, begin)
+            if end == begin:  # it can be read again: another replica of the partition leads
+                del self._unreadable[partition]
+                return begin
             text = f"{partition}: offsets {begin} to {end - 1} cannot be read: {known}"
             if self._settings.policy.on_unreadable == "stop":
                 raise StoppedError(UNREADABLE, f"{text}; dead_letters.on_unreadable is stop", reading.token)
@@ -501,16 +504,22 @@ class Reader:
             metrics.LAG_RECORDS.labels(partition.topic, partition.index).set(max(0, lag))
             if lag <= 0:
                 caught_up.append(str(partition))
-            elif not self._paused and now_s - reading.active_s > self._settings.stall_s:
+            elif not self._in_hand and now_s - reading.active_s > self._settings.stall_s:
                 raise SourceError(f"{partition}: {lag} records wait, and none came for {self._settings.stall_s:g} s")
             if len(reading.bad) == self._settings.bad_window:
                 calm.append(str(partition))
         self._alerts.end(_now_ms(), caught_up, GAP, UNREADABLE)
         self._alerts.end(_now_ms(), calm, DEAD_LETTERS)
 
+    @property
+    def _in_hand(self) -> bool:
+        return bool(self._batch or self._ready or self._pipeline.works_in_hand)
+
     def _note_idle_hands(self) -> None:
-        if self._batch is None and not self._pipeline.works_in_hand:
+        if not self._in_hand:
             self.health.moved_s = time.monotonic()
+        else:  # a row of records that each hang their decoder is slow, but not stuck
+            self.health.moved_s = max(self.health.moved_s, self._pipeline.decoded_s)
 
     def _redis_failed(self, what: str, error: StoreError) -> None:
         metrics.REDIS_ERRORS.inc()
@@ -540,7 +549,7 @@ class Reader:
     def _finish_in_hand(self, deadline_s: float) -> None:
         source = self._source
         while source is not None and time.monotonic() < deadline_s:
-            if not (self._batch or self._ready or self._pipeline.works_in_hand):
+            if not self._in_hand:
                 return
             try:
                 self._settle(source)

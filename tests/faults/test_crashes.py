@@ -14,7 +14,7 @@ pytestmark = [pytest.mark.kafka, pytest.mark.timeout(240)]
 PLACES = [place for place in ALL_PLACES if place != "decode"]  # that one is not the daemon's own process
 PASS = {"polled": "@9", "claimed": "@2", "score": "@5", "after_apply": "@4", "before_letters": "@2"}
 """Where the first pass would come before anything has happened."""
-QUICK = {"after_apply", "after_letters", "before_decide", "after_send"}
+QUICK = {"after_apply", "after_send"}
 long = pytest.mark.faults
 
 

@@ -62,6 +62,7 @@ def outage(rig: Rig, broker: Broker, seconds: float) -> None:
     assert not daemon.ended()
 
 
+@pytest.mark.faults
 def test_a_broker_that_crashes_and_comes_back(make_rig: MakeRig, own_broker: Broker) -> None:
     outage(make_rig(cluster=own_broker), own_broker, 0)
 
@@ -174,6 +175,7 @@ def test_a_corrupt_batch_stops_the_partition_by_policy_and_the_other_goes_on(
     assert "cannot be read" in daemon.ready()[1]
 
 
+@pytest.mark.faults
 def test_records_that_retention_took_unread_are_a_gap_that_is_counted_and_told(rig: Rig) -> None:
     daemon = begun(rig)
     assert daemon.terminate() == 0
@@ -245,6 +247,7 @@ def test_partitions_that_are_added_are_read_from_their_start(rig: Rig) -> None:
     assert not daemon.ended()
 
 
+@pytest.mark.faults
 def test_wrong_credentials_end_the_daemon_and_right_ones_let_it_count(make_rig: MakeRig, own_broker: Broker) -> None:
     rig = make_rig(cluster=own_broker)
     rig.settings["kafka"] |= {"bootstrap_servers": [own_broker.address("SASL")], "sasl": PASSWORD | {"password": "no"}}
@@ -256,6 +259,7 @@ def test_wrong_credentials_end_the_daemon_and_right_ones_let_it_count(make_rig: 
     finish(rig)
 
 
+@pytest.mark.faults
 def test_dead_letters_that_cannot_be_written_hold_the_cursor_and_are_told(rig: Rig) -> None:
     daemon = begun(rig)
     letters = rig.letters()

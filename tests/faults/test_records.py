@@ -41,7 +41,10 @@ CASES: dict[str, tuple[Callable[[], bytes], str, str]] = {
 """Name -> (the record, what lets it act, the reason in its dead letter)."""
 
 
-@pytest.mark.parametrize("name", CASES)
+QUICK = {"poison", "hang", "bomb"}
+
+
+@pytest.mark.parametrize("name", [pytest.param(n, marks=() if n in QUICK else pytest.mark.faults) for n in CASES])
 def test_a_bad_record_is_rejected_and_its_neighbours_count(make_rig: MakeRig, name: str) -> None:
     make, failpoint, reason = CASES[name]
     rig = make_rig(settings=LIMITS)
@@ -53,6 +56,18 @@ def test_a_bad_record_is_rejected_and_its_neighbours_count(make_rig: MakeRig, na
     expected = rig.check_counts()
     assert expected.accepted == 80
     assert {dict(letter.headers)["layerwatch-reason"].decode() for letter in rig.letters()} == {reason}
+    assert not daemon.ended()
+
+
+@pytest.mark.faults
+def test_a_row_of_records_that_hang_is_slow_and_not_stuck(make_rig: MakeRig) -> None:
+    rig = make_rig(settings=LIMITS | {"pipeline": {"stall_s": 6}})
+    values = [*normal()[:10], *(value + b"POISON" for value in normal()[:4]), *normal()[10:20]]
+    for index in (0, 1):
+        rig.write(index, values, [rig.start_ms + i * 1000 for i in range(24)])
+    daemon = rig.start("decode:hang~POISON")
+    rig.await_counted()
+    rig.check_counts()
     assert not daemon.ended()
 
 
@@ -73,6 +88,7 @@ def test_late_future_and_shuffled_timestamps_count_where_they_must(rig: Rig) -> 
     assert late > 20
 
 
+@pytest.mark.faults
 def test_records_that_were_produced_twice_count_twice_and_say_so(rig: Rig) -> None:
     for index in (0, 1):
         twice = [value for value in normal()[:50] for _ in range(2)]
@@ -96,6 +112,7 @@ def test_a_stream_of_which_half_is_bad_stops_and_is_told_while_the_other_goes_on
     assert not daemon.ended()
 
 
+@pytest.mark.faults
 def test_too_little_memory_for_a_batch_halves_it(rig: Rig) -> None:
     rig.tell()
     daemon = rig.start("score:oom@4")
@@ -103,6 +120,7 @@ def test_too_little_memory_for_a_batch_halves_it(rig: Rig) -> None:
     assert daemon.metric("layerwatch_batches_halved_total") == 1
 
 
+@pytest.mark.faults
 def test_scoring_that_hangs_ends_the_process_for_its_supervisor(make_rig: MakeRig) -> None:
     rig = make_rig(settings={"pipeline": {"stall_s": 3}})
     rig.tell()
@@ -113,6 +131,7 @@ def test_scoring_that_hangs_ends_the_process_for_its_supervisor(make_rig: MakeRi
     rig.check_story()
 
 
+@pytest.mark.faults
 def test_a_full_disk_for_logs_changes_nothing(rig: Rig) -> None:
     rig.tell()
     daemon = rig.start(log="/dev/full")

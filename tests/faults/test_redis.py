@@ -73,6 +73,7 @@ def test_a_redis_that_is_killed_and_comes_back_with_its_append_only_file(make_ri
         rig.close()
 
 
+@pytest.mark.faults
 def test_a_failover_to_a_replica_that_lags_counts_again_what_was_lost(
     make_rig: MakeRig, own_redis: PrivateRedis, proxy: Proxy, tmp_path: Path
 ) -> None:
@@ -146,6 +147,7 @@ def refused(rig: Rig, spoil: Callable[[], object], mend: Callable[[], object]) -
     assert not daemon.events("source.failed")  # it kept polling, and its place in the group
 
 
+@pytest.mark.faults
 def test_a_redis_without_memory_is_waited_for(rig: Rig, admin: redis.Redis) -> None:
     refused(rig, lambda: admin.config_set("maxmemory", "1"), lambda: admin.config_set("maxmemory", "0"))
 
@@ -213,6 +215,7 @@ def finish_from(rig: Rig, daemon: Daemon, begin: int) -> None:
     assert not daemon.ended()
 
 
+@pytest.mark.faults
 def test_a_redis_out_of_reach_holds_memory_within_its_limit(make_rig: MakeRig, proxy: Proxy) -> None:
     limit = 4 * 2**20
     rig = make_rig(
@@ -232,4 +235,22 @@ def test_a_redis_out_of_reach_holds_memory_within_its_limit(make_rig: MakeRig, p
     assert 0 < largest < limit + 10 * 200_000  # the limit, and the one poll that went beyond it
     assert time.time() - daemon.metric("layerwatch_last_poll_timestamp_seconds") < 2
     proxy.refusing = False
+    rig.check_story()
+
+
+@pytest.mark.faults
+def test_a_termination_while_redis_is_away_ends_within_the_grace_period(make_rig: MakeRig, proxy: Proxy) -> None:
+    rig = make_rig(
+        daemon_redis_url=f"redis://127.0.0.1:{proxy.port}/0", settings={"pipeline": {"grace_s": 8, "stall_s": 60}}
+    )
+    daemon = begun(rig)
+    proxy.refusing = True
+    proxy.cut()
+    rig.tell(HALF, STORY)
+    wait_for("it to be noticed", away(daemon))
+    began = time.monotonic()
+    assert daemon.terminate() == 0
+    assert time.monotonic() - began < 8
+    proxy.refusing = False
+    rig.start()
     rig.check_story()

@@ -8,11 +8,13 @@ import sys
 from collections.abc import Sequence
 
 from monitor.config import EXIT_CONFIG, ConfigError
+from monitor.logs import configure_logs
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns its exit status."""
     args = _parser().parse_args(argv)
+    configure_logs("warning", "console")  # to stderr: stdout belongs to what was asked for; the daemon sets its own
     try:
         status: int = args.handler(args)
     except ConfigError as error:

@@ -254,3 +254,19 @@ def test_a_termination_while_redis_is_away_ends_within_the_grace_period(make_rig
     proxy.refusing = False
     rig.start()
     rig.check_story()
+
+
+@pytest.mark.faults
+def test_an_archive_whose_counts_are_lost_goes_on_from_the_commit_and_skips_nothing(
+    rig: Rig, admin: redis.Redis
+) -> None:
+    rig.start_ms -= 365 * 86_400_000  # older than every window: nothing is rebuilt, but what is unread is read
+    daemon = begun(rig)
+    assert daemon.terminate() == 0
+    assert rig.committed() == 2 * HALF
+    rig.tell(HALF, HALF + 40)
+    admin.flushall()
+    rig.start()
+    rig.await_counted(80)
+    assert [rig.stands(0), rig.stands(1)] == [HALF + 40, HALF + 40]
+    assert rig.counted() == 80

@@ -1,0 +1,74 @@
+"""The monitor tells of its own troubles once per episode, and of their end; on a real Redis."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import jsonschema
+import pytest
+from pydantic import SecretStr
+
+from monitor.config import Redis
+from monitor.own_alerts import DEAD_LETTERS, GAP, OwnAlerts
+from monitor.private_redis import PrivateRedis
+from monitor.store import Store, open_store
+from monitor.types import Partition
+
+SCHEMA = json.loads((Path(__file__).parents[2] / "docs" / "alert.schema.json").read_text())
+NOW_MS = 1_800_000_000_000
+
+
+@pytest.fixture
+def store(redis_server: PrivateRedis) -> Iterator[Store]:
+    opened = open_store(Redis(url=SecretStr(redis_server.url)), "own-alerts")
+    opened._connection.client.flushall()
+    yield opened
+    opened.close()
+
+
+def told(store: Store) -> list[dict[str, object]]:
+    return [json.loads(entry.document) for entry in store.fetch("hook", NOW_MS)]
+
+
+def test_an_episode_is_told_once_and_ended_once_and_the_next_one_is_another(store: Store) -> None:
+    alerts = OwnAlerts(store, "own-alerts", heard=True)
+    for _ in range(3):
+        alerts.tell(GAP, "images:0", NOW_MS, "images:0: retention removed 7 records unread")
+    alerts.tell(DEAD_LETTERS, "images:0", NOW_MS, "images:0: too many")
+    for _ in range(2):
+        alerts.end(NOW_MS + 1, ["images:0", "images:1"], GAP)
+    alerts.tell(GAP, "images:0", NOW_MS + 2, "images:0: retention removed 9 records unread")
+    documents = told(store)
+    for document in documents:
+        jsonschema.validate(document, SCHEMA)
+    rows = [(d["type"], d["data"]["rule"], d["data"]["stream"]) for d in documents]  # type: ignore[index]
+    assert rows == [
+        ("alert.firing", GAP, "images:0"),
+        ("alert.firing", DEAD_LETTERS, "images:0"),
+        ("alert.resolved", GAP, "images:0"),
+        ("alert.firing", GAP, "images:0"),
+    ]
+    ids = [d["data"]["alert_id"] for d in documents]  # type: ignore[index]
+    assert ids[0] == ids[2] != ids[3]
+
+
+def test_without_receivers_nothing_waits_for_them(store: Store) -> None:
+    alerts = OwnAlerts(store, "own-alerts", heard=False)
+    alerts.tell(GAP, "images:0", NOW_MS, "x")
+    alerts.end(NOW_MS, ["images:0"], GAP)
+    assert told(store) == []
+
+
+def test_a_cursor_remembers_up_to_where_it_is_a_rebuild(store: Store) -> None:
+    partition = Partition("images", 0)
+    store.start(partition, 1, "a", 100, "", 250)
+    store.start(partition, 1, "a", 120)
+    cursor = store.cursors([partition])[partition]
+    assert cursor is not None
+    assert (cursor.next_offset, cursor.rebuild_until) == (120, 250)
+
+
+def test_a_server_without_an_append_only_file_is_not_waited_for(store: Store) -> None:
+    assert store.settle_on_disk()

@@ -3,7 +3,7 @@ PY := .venv/bin/python
 STAMP := .venv/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-faults check bench lock format clean
+.PHONY: help setup demo test test-faults check bench lock format clean docs test-deploy
 
 # OpenMP threads that wait by spinning take the cores from those that work: fits four times as long on two busy cores
 export OMP_WAIT_POLICY ?= PASSIVE
@@ -34,6 +34,14 @@ check: setup     ## formatting, lint, types, layers; changes nothing
 	.venv/bin/ruff check .
 	.venv/bin/mypy
 	.venv/bin/lint-imports
+
+docs: setup      ## reference pages from the code, then the site in site/; strict, fetches nothing
+	$(PY) tools/reference.py
+	$(PY) deploy/grafana/dashboards.py
+	.venv/bin/mkdocs build --quiet --strict
+
+test-deploy: setup ## build the image for real (buildah, as root) and let it pass the demo; minutes and 25 GB of disk
+	tests/deploy/build_image.sh
 
 bench: setup     ## throughput, side by side as ratios; prints tables, writes JSON to results/
 	$(PY) benchmarks/throughput.py

@@ -131,7 +131,7 @@ class FleetMetrics(Collector):
             self._counts.watch({alert.stream for alert in active[:STREAMS_IN_DETAIL]})
         self._take_buckets(partitions)
         totals = self._store.totals(partitions)
-        shares = {stream: self._counts.shares(stream) for stream in totals}
+        shares = self._counts.shares()
         now = _Now(totals, active, shares)
         self._choose(now)
         self._counts.watch(self._shown[:STREAMS_IN_DETAIL])

@@ -110,8 +110,8 @@ def streams_by_trouble() -> Panel:
         options={k: d.ValueMappingResult(text=t, color=color, index=i) for k, (t, color, i) in words.items()},
     )
     names = {"stream": "stream", "Value #A": "state", "triage": "looks like", "Value #B": "OOD share"}
-    names |= {"Value #C": "normal up to", "Value #D": "since", "Value #F": "images/s", "Value #G": "last OOD excess"}
-    hidden = {"Time": True, "Value #E": True, "Value #G": True}
+    names |= {"Value #C": "normal up to", "Value #D": "since", "Value #F": "images/s"}
+    hidden = {"Time": True, "Value #E": True}
     order = ["stream", "Value #A", "triage", "Value #B", "Value #C", "Value #D", "Value #F"]
     links = [
         {"title": "Status page of ${__value.raw}", "url": STATUS_PAGE, "targetBlank": True},

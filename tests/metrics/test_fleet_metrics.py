@@ -109,11 +109,23 @@ def test_the_band_holds_normal_windows_99_times_in_100() -> None:
     counts = FleetCounts(300_000)
     counts.know({"fp": LAYOUT})
     counts.add(0, {"fp": {"cam-1": vector()}})
-    for share in counts.shares("cam-1"):
+    for share in counts.shares()["cam-1"]:
         k = round(share.level * 1000)
         law = betabinom(100, k, 1000 - k)
         inside = law.cdf(share.upper * 100) - law.cdf(share.lower * 100 - 1)
         assert 0.99 <= inside < 0.99999, f"{share}: neither too narrow nor so wide that it says nothing"
+
+
+def test_what_lies_before_the_window_no_longer_counts() -> None:
+    counts = FleetCounts(30_000)
+    counts.know({"fp": LAYOUT})
+    for i in range(3):
+        counts.add(i * BUCKET_MS, {"fp": {"cam-1": vector(STRANGE), "cam-2": vector()}})
+    assert counts.shares()["cam-1"][0].share == 1.0
+    for i in range(3, 6):
+        counts.add(i * BUCKET_MS, {"fp": {"cam-1": vector()}})
+    assert counts.shares()["cam-1"][0].share == pytest.approx(0.05)
+    assert "cam-2" not in counts.shares()  # silent for longer than the window
 
 
 def test_streams_beyond_the_limit_are_summed_and_no_counter_ever_falls(fleet: Fleet) -> None:

@@ -7,6 +7,7 @@ receivers ◄─ dispatcher ◄─ outbox ◄─ evaluator ◄──────
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import sys
@@ -57,6 +58,7 @@ class Daemon:
         self._failure: tuple[int, str] | None = None
         self._store = open_store(settings.redis, settings.monitor, limits_of(settings))
         self._store.put_layouts({fingerprint: layout.to_json() for fingerprint, layout in profiles.layouts.items()})
+        self._store.put_profiles({p.fingerprint: json.dumps(p.manifest) for p in profiles.all()})
         decoding = settings.decoding
         self._pipeline = Pipeline(
             DecoderPool(
@@ -93,7 +95,12 @@ class Daemon:
             self._on_lease,
         )
         app = build_app(
-            self._store, settings.monitor, settings.web, round(settings.buckets.lateness_s * 1000), self._why_unready
+            self._store,
+            settings.monitor,
+            settings.web,
+            round(settings.buckets.lateness_s * 1000),
+            self._why_unready,
+            settings.rules,
         )
         self._web = WebServer(app, settings.web.host, settings.web.port)
         metrics.QUEUE_LIMIT_BYTES.set(settings.pipeline.queue_bytes)

@@ -77,6 +77,16 @@ class AlertState:
         """What `put_layouts` stored, of every profile that counted here lately."""
         return {name.decode(): text.decode() for name, text in self._hash("layouts").items()}
 
+    def put_profiles(self, manifests: Mapping[str, str]) -> None:
+        """{profile fingerprint: JSON of its manifest}: what the profile page shows."""
+        key = self._key("profiles")
+        commands = [("HSET", key, fingerprint, text) for fingerprint, text in manifests.items()]
+        self._connection.read_many([*commands, ("EXPIRE", key, CURSOR_TTL_S)])
+
+    def profiles(self) -> dict[str, str]:
+        """What `put_profiles` stored, of every profile that counted here lately."""
+        return {name.decode(): text.decode() for name, text in self._hash("profiles").items()}
+
     # ---------------------------------------------------------------- decisions
 
     def evaluator(self) -> EvaluatorState:

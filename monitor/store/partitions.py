@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import struct
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
@@ -31,6 +32,7 @@ CURSOR_TTL_S = 90 * 86_400
 STALE_AFTER_S = 120
 """A holder of a newer generation that is silent for that long no longer refuses a claim."""
 HOUR_MS = 3_600_000
+TOTALS = struct.Struct("<4Q")
 CURSOR_FIELDS = ("next", "high", "token", "generation", "idle", "log_id", "rebuild_until")
 
 
@@ -221,6 +223,41 @@ class PartitionState:
             _merge_into(buckets.setdefault(start, {}), streams)
         return buckets
 
+    def bucket_members(
+        self, partitions: Iterable[Partition], since_ms: int, which: str = "closed"
+    ) -> list[tuple[Partition, str, int]]:
+        """(partition, fingerprint, bucket start ms) of the sealed (closed) or open buckets from then on."""
+        wanted = list(partitions)
+        keys = [f"{self._prefix(p)}:{which}" for p in wanted]
+        replies = self._connection.read_many([("ZRANGEBYSCORE", key, since_ms, "+inf") for key in keys])
+        return [(p, *_member(member)) for p, reply in zip(wanted, replies, strict=True) for member in reply]
+
+    def bucket_table(self, member: tuple[Partition, str, int]) -> tuple[list[str], Vector]:
+        """One bucket as a table: the names of its N streams and their (N, V) counts; (0, 0) where it is gone."""
+        streams = self._read([member])[0]
+        table = np.frombuffer(b"".join(streams.values()), "<u4").reshape(len(streams), -1 if streams else 0)
+        return [_text(name) for name in streams], table
+
+    def stream_buckets(
+        self, partitions: Iterable[Partition], fingerprint: str, stream: str, since_ms: int, until_ms: int
+    ) -> dict[int, Vector]:
+        """{bucket start ms: vector} of one stream for since <= start < until, oldest first; sealed and open."""
+        wanted = list(partitions)
+        found = {
+            member
+            for which in ("closed", "open")
+            for member in self.bucket_members(wanted, since_ms, which)
+            if member[1] == fingerprint and member[2] < until_ms
+        }
+        members = sorted(found, key=lambda member: (member[2], member[0]))
+        name = _name(stream)
+        commands = [("HGET", f"{self._prefix(p)}:b:{fingerprint}:{start}", name) for p, _, start in members]
+        buckets: dict[int, dict[str, Vector]] = {}
+        for (_, _, start), packed in zip(members, self._connection.read_many(commands), strict=True):
+            if packed is not None:
+                _merge_into(buckets.setdefault(start, {}), {name.encode(): packed})
+        return {start: streams[name] for start, streams in buckets.items()}
+
     def _read(self, buckets: Sequence[tuple[Partition, str, int]]) -> list[dict[bytes, bytes]]:
         commands = [("HGETALL", f"{self._prefix(p)}:b:{fingerprint}:{start}") for p, fingerprint, start in buckets]
         return [pairs(reply) for reply in self._connection.read_many(commands)]
@@ -233,7 +270,8 @@ class PartitionState:
         for reply in self._connection.read_many([("HGETALL", f"{self._prefix(p)}:totals") for p in partitions]):
             for name, packed in pairs(reply).items():
                 stream = _text(name)
-                totals[stream] = totals.get(stream, Totals()) + Totals(*np.frombuffer(packed, "<u8").tolist())
+                counted, held = Totals(*TOTALS.unpack(packed)), totals.get(stream)
+                totals[stream] = counted if held is None else held + counted
         return totals
 
     def rejected_reasons(self, partitions: Iterable[Partition]) -> dict[str, dict[str, int]]:

@@ -2,122 +2,191 @@
 
 from __future__ import annotations
 
-import base64
-import secrets
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Sequence
+from urllib.parse import urlencode
 
 from starlette.applications import Starlette
+from starlette.concurrency import run_in_threadpool
+from starlette.middleware import Middleware
 from starlette.requests import Request
-from starlette.responses import HTMLResponse, JSONResponse, PlainTextResponse, Response
+from starlette.responses import FileResponse, HTMLResponse, PlainTextResponse, RedirectResponse, Response
 from starlette.routing import Mount, Route
 from starlette.staticfiles import StaticFiles
 
 from monitor import metrics
-from monitor.config import Web
-from monitor.document import rfc3339
-from monitor.overview import fleet_watermark_ms, stream_rows
+from monitor.config import Rule, Web
+from monitor.overview import Overview
 from monitor.store import Store, StoreError
-from monitor.web.pages import Pages
-
-SAFE = {
-    "Content-Security-Policy": "; ".join(
-        ("default-src 'none'", "script-src 'self'", "connect-src 'self'", "style-src 'self'", "img-src data:")
-    ),
-    "X-Content-Type-Options": "nosniff",
-    "Referrer-Policy": "no-referrer",
-}
-"""Nothing inline, nothing from elsewhere: names of streams and ids of images are whatever their senders wrote."""
+from monitor.web import health, silencing
+from monitor.web.api import Api, read_body
+from monitor.web.events import Events
+from monitor.web.guard import Credentials, Guard, from_our_pages, user_of
+from monitor.web.pages import Pages, Visitor
+from monitor.web.silencing import RequestError
 
 
-def build_app(store: Store, monitor: str, settings: Web, lateness_ms: int, why_unready: Callable[[], str]) -> Starlette:
-    """The daemon's pages.
+def build_app(
+    store: Store,
+    monitor: str,
+    settings: Web,
+    lateness_ms: int,
+    why_unready: Callable[[], str],
+    rules: Sequence[Rule] = (),
+) -> Starlette:
+    """The daemon's pages; `WebServer` serves them.
 
     Args:
         monitor: its name, for the head of the pages.
         why_unready: what keeps this process from doing its work, in words; empty when it is ready.
+        rules: as configured: their kinds and labels say what alerts are about.
     """
-    guard = _Guard(settings)
-    pages = Pages(store, monitor, lateness_ms)
+    credentials, overview = Credentials(settings), Overview(store, lateness_ms)
+    pages = Pages(store, overview, monitor, rules)
+    site = _Site(store, overview, pages, credentials, why_unready)
+    api = Api(store, overview, rules, credentials, why_unready)
+    app = Starlette(
+        routes=[
+            Route("/", site.overview),
+            Route("/streams/{name:path}", site.stream),
+            Route("/alerts", site.alerts),
+            Route("/alerts/silences", site.add_silence, methods=["POST"]),
+            Route("/alerts/silences/expire", site.expire_silence, methods=["POST"]),
+            Route("/profile", site.profile),
+            Route("/health", site.health),
+            Route("/events", Events(overview).answer),
+            Mount("/static", _Static(packages=[("monitor.web", "static")])),
+            Route("/healthz", _healthz),
+            Route("/readyz", site.readyz),
+            Route("/metrics", _metrics),
+            Route("/api/v1/openapi.json", _openapi),
+            Mount("/api/v1", routes=api.routes()),
+        ],
+        middleware=[Middleware(Guard, credentials)],
+        exception_handlers={404: site.not_found},
+    )
+    app.state.overview = overview
+    return app
 
-    def page_overview(_: Request) -> Response:
-        return _page(pages.overview)
 
-    def page_stream(request: Request) -> Response:
-        return _page(lambda: pages.stream(request.path_params["name"]))
+class _Static(StaticFiles):
+    """Files whose addresses change with what is in them: browsers may keep them."""
 
-    async def healthz(_: Request) -> Response:
-        return PlainTextResponse("ok\n")
+    def file_response(self, *args: object, **options: object) -> Response:
+        response = super().file_response(*args, **options)  # type: ignore[arg-type]
+        response.headers["Cache-Control"] = "max-age=86400"
+        return response
 
-    async def readyz(_: Request) -> Response:
-        reason = why_unready()
+
+class _Site:
+    """The pages' handlers."""
+
+    def __init__(
+        self,
+        store: Store,
+        overview: Overview,
+        pages: Pages,
+        credentials: Credentials,
+        why_unready: Callable[[], str],
+    ) -> None:
+        self._store, self._overview, self._pages = store, overview, pages
+        self._credentials, self._why_unready = credentials, why_unready
+
+    def overview(self, request: Request) -> Response:
+        number = request.query_params.get("page", "1")
+        page = int(number) if number.isascii() and number.isdigit() and len(number) < 10 else 1
+        return self._page(lambda: self._pages.overview(request.query_params.get("q", ""), page))
+
+    def stream(self, request: Request) -> Response:
+        name = request.query_params.get("name", "") or request.path_params["name"]
+        return self._page(lambda: self._pages.stream(name, request.query_params.get("alert", "")))
+
+    def alerts(self, request: Request) -> Response:
+        return self._page(lambda: self._pages.alerts(self._visitor(request), dict(request.query_params)))
+
+    def profile(self, _: Request) -> Response:
+        return self._page(self._pages.profiles)
+
+    def health(self, _: Request) -> Response:
+        return self._page(lambda: self._pages.health(health.look(self._store, self._overview, self._why_unready())))
+
+    async def readyz(self, _: Request) -> Response:
+        reason = self._why_unready()
         return PlainTextResponse(f"{reason or 'ready'}\n", status_code=503 if reason else 200)
 
-    def page_metrics(_: Request) -> Response:
-        body, content_type = metrics.exposition()
-        return Response(body, media_type=content_type)
+    async def add_silence(self, request: Request) -> Response:
+        fields = await self._form(request)
+        if isinstance(fields, Response):
+            return fields
 
-    def api_streams(_: Request) -> Response:
+        def add() -> Response:
+            try:
+                silencing.keep(self._store, silencing.from_form(fields, self._visitor(request).user))
+            except RequestError as error:
+                text = str(error)
+                return self._page(lambda: self._pages.alerts(self._visitor(request), fields, text), 422)
+            return self._written("silenced")
+
+        return await run_in_threadpool(self._answer, add)
+
+    async def expire_silence(self, request: Request) -> Response:
+        fields = await self._form(request)
+        if isinstance(fields, Response):
+            return fields
+
+        def expire() -> Response:
+            silencing.expire(self._store, fields.get("id", ""))
+            return self._written("expired")
+
+        return await run_in_threadpool(self._answer, expire)
+
+    async def not_found(self, request: Request, _: Exception) -> Response:
+        if request.url.path.startswith("/api/"):
+            return PlainTextResponse('{"error": "no such path"}', 404, media_type="application/json")
+        return HTMLResponse(self._pages.error("Not found", "There is no such page."), 404)
+
+    def _visitor(self, request: Request) -> Visitor:
+        token = self._credentials.form_token() if self._credentials.configured else ""
+        return Visitor(user_of(request.headers.get("authorization", "")), token)
+
+    async def _form(self, request: Request) -> dict[str, str] | Response:
+        """Fields of a form that one of our own pages sent; else what to answer."""
         try:
-            rows = stream_rows(store, lateness_ms)
-            watermark = fleet_watermark_ms(store, lateness_ms)
+            fields = silencing.parse_form(await read_body(request))
+        except RequestError as error:
+            return PlainTextResponse(f"{error}\n", 400)
+        if not (from_our_pages(request.headers) and self._credentials.is_form_token(fields.get("form", ""))):
+            return HTMLResponse(self._pages.error("Refused", "This form is not one of ours; load the page again."), 403)
+        return fields
+
+    def _written(self, what: str) -> Response:
+        self._overview.changed()
+        return RedirectResponse(f"/alerts?{urlencode({'done': what})}", 303)
+
+    def _page(self, render: Callable[[], str | None], status: int = 200) -> Response:
+        def answer() -> Response:
+            html = render()
+            if html is None:
+                return HTMLResponse(self._pages.error("Not found", "No stream of that name has sent anything."), 404)
+            return HTMLResponse(html, status)
+
+        return self._answer(answer)
+
+    def _answer(self, answer: Callable[[], Response]) -> Response:
+        try:
+            return answer()
         except StoreError as error:
-            return JSONResponse({"error": str(error)}, status_code=503)
-        return JSONResponse(
-            {
-                "watermark": None if watermark is None else rfc3339(watermark),
-                "streams": {stream: row.to_json() for stream, row in rows.items()},
-            }
-        )
-
-    return Starlette(
-        routes=[
-            Route("/", guard(page_overview)),
-            Route("/streams/{name:path}", guard(page_stream)),
-            Mount("/static", StaticFiles(packages=[("monitor.web", "static")])),
-            Route("/healthz", healthz),
-            Route("/readyz", readyz),
-            Route("/metrics", guard(page_metrics)),
-            Route("/api/v1/streams", guard(api_streams)),
-        ]
-    )
+            return HTMLResponse(self._pages.error("Redis does not answer", str(error)), 503)
 
 
-def _page(render: Callable[[], str | None]) -> Response:
-    try:
-        html = render()
-    except StoreError as error:
-        return PlainTextResponse(f"Redis does not answer: {error}\n", status_code=503)
-    if html is None:
-        return PlainTextResponse("no such stream\n", status_code=404)
-    return HTMLResponse(html, headers=SAFE)
+async def _healthz(_: Request) -> Response:
+    return PlainTextResponse("ok\n")
 
 
-class _Guard:
-    """Bearer token or basic auth, compared in constant time; open where neither is configured."""
+def _metrics(_: Request) -> Response:
+    body, content_type = metrics.exposition()
+    return Response(body, media_type=content_type)
 
-    def __init__(self, settings: Web) -> None:
-        self._token = settings.token.get_secret_value() if settings.token else None
-        password = settings.password.get_secret_value() if settings.password else None
-        self._basic = None if password is None else f"{settings.username or ''}:{password}"
 
-    def __call__(self, handler: Callable[[Request], Any]) -> Callable[[Request], Any]:
-        def guarded(request: Request) -> Response:
-            if not self._allows(request.headers.get("authorization", "")):
-                challenge = {"WWW-Authenticate": 'Basic realm="layerwatch"' if self._basic else "Bearer"}
-                return PlainTextResponse("authorization needed\n", status_code=401, headers=challenge)
-            response: Response = handler(request)
-            return response
-
-        return guarded
-
-    def _allows(self, header: str) -> bool:
-        if self._token is None and self._basic is None:
-            return True
-        scheme, _, given = header.partition(" ")
-        if scheme.lower() == "bearer" and self._token is not None:
-            return secrets.compare_digest(given.encode(), self._token.encode())
-        if scheme.lower() == "basic" and self._basic is not None:
-            expected = base64.b64encode(self._basic.encode())
-            return secrets.compare_digest(given.encode(), expected)
-        return False
+def _openapi(_: Request) -> Response:
+    path, _stat = StaticFiles(packages=[("monitor.web", "static")]).lookup_path("openapi.json")
+    return FileResponse(path, media_type="application/json")

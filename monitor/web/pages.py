@@ -2,94 +2,259 @@
 
 from __future__ import annotations
 
-import base64
-from collections.abc import Mapping
+import glob
+import hashlib
+import json
+import time
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from importlib.resources import files
 from typing import Any
-from urllib.parse import quote
+from urllib.parse import quote, urlencode
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from monitor import alerts
-from monitor.buckets import Layout, sum_vectors
+from monitor.config import Rule
 from monitor.document import rfc3339
-from monitor.evidence import MovedSignal, moved_signals, triage
-from monitor.overview import StreamRow, stream_rows
+from monitor.overview import Overview, Snapshot, StreamRow
 from monitor.store import Store
-from monitor.types import Alert, AlertPhase, Exemplar, Partition
+from monitor.types import AlertPhase
+from monitor.web import drawing, silencing, words
+from monitor.web.health import Health
+from monitor.web.stream_view import Glance, glance, picture_address, view_stream
+from monitor.web.troubles import Shown, Teller, Trouble, own_troubles
 
-SHOWN_MS = 300_000
-"""What a stream's page looks back on, from its newest image."""
-SIGNALS = 8
-EXEMPLARS = 12
-TROUBLE = {AlertPhase.FIRING: 0, AlertPhase.PENDING: 1}
+ROWS = 100
+"""Streams on one page: as many as a person reads, and quickly made; a search field and further pages lead on."""
+CARDS = 8
+"""Streams in trouble that are told of in full; the table below has all."""
+GLANCE_S = 10.0
+"""How long what an alert looks like is shown again: one default bucket."""
+POINTS = 60
+RESOLVED = 100
+FIELDS = ("stream", "rule", "duration_s", "author", "comment")
+DONE = {"silenced": "Silenced.", "expired": "The silence is over."}
 
 
 @dataclass(frozen=True, slots=True)
-class Looks:
-    """What a stream's newest images show."""
+class Visitor:
+    """Who asks, as far as pages differ."""
 
-    moved: tuple[MovedSignal, ...] = ()
-    triage: str | None = None
-    exemplars: tuple[Exemplar, ...] = ()
-    images: int = 0
+    user: str = ""
+    form_token: str = ""
+    """Empty where nothing can be written."""
+
+
+@dataclass(frozen=True, slots=True)
+class StreamLine:
+    """One row of the overview's table."""
+
+    name: str
+    row: StreamRow
+    trouble: Trouble | None
+    spark: drawing.Spark | None
+    quiet: str
+    """How long it has sent nothing, where that is longer than the last minute."""
 
 
 class Pages:
-    """Renders pages from what stands in Redis; every method may raise StoreError."""
+    """Renders pages; every method may raise StoreError.
 
-    def __init__(self, store: Store, monitor: str, lateness_ms: int) -> None:
-        self._store, self._monitor, self._lateness_ms = store, monitor, lateness_ms
-        self._templates = Environment(
-            loader=PackageLoader("monitor.web"), autoescape=True, undefined=StrictUndefined, trim_blocks=True
+    Args:
+        monitor: its name, for the head of the pages.
+        rules: as configured.
+    """
+
+    def __init__(self, store: Store, overview: Overview, monitor: str, rules: Sequence[Rule]) -> None:
+        self._store, self._overview, self._monitor = store, overview, monitor
+        self._teller = Teller(rules)
+        self._templates = _environment()
+        self._glances: Mapping[str, tuple[float, Glance]] = {}
+
+    def overview(self, search: str = "", page: int = 1) -> str:
+        """All streams, those in trouble first."""
+        snapshot, now_ms = self._overview.snapshot(), _now_ms()
+        troubles = self._teller.troubles(snapshot, silencing.readable(snapshot.silences), now_ms)
+        names = _by_trouble(snapshot, troubles, search)
+        pages = max(1, -(-len(names) // ROWS))
+        page = min(max(1, page), pages)
+        shown = names[(page - 1) * ROWS : page * ROWS]
+        return self._render(
+            "overview.html",
+            snapshot,
+            troubles=troubles,
+            cards=self._cards(snapshot, troubles[:CARDS]),
+            own=own_troubles(snapshot),
+            lines=self._lines(snapshot, shown, troubles),
+            found=len(names),
+            search=search,
+            page=page,
+            pages=pages,
+            behind=self._overview.behind,
         )
-        self._templates.filters["time"] = lambda time_ms: rfc3339(time_ms) if time_ms else "-"
-        self._templates.filters["percent"] = lambda share: "-" if share is None else f"{share:.1%}"
-        self._templates.filters["path"] = lambda name: quote(name, safe="")
-        self._templates.filters["picture"] = lambda jpeg: f"data:image/jpeg;base64,{base64.b64encode(jpeg).decode()}"
 
-    def overview(self) -> str:
-        """All streams, those in trouble first, and the alerts that are not over."""
-        rows = stream_rows(self._store, self._lateness_ms)
-        known = self._alerts()
-        open_alerts = [alert for alert in known if alert.phase in TROUBLE]
-        by_trouble = sorted(rows.items(), key=lambda item: (not item[1].alerts, -(item[1].ood_share or 0.0), item[0]))
-        recent = sorted((a for a in known if a.phase is AlertPhase.RESOLVED), key=lambda a: -a.resolved_ms)[:10]
-        return self._render("overview.html", streams=by_trouble, open_alerts=open_alerts, resolved=recent)
-
-    def stream(self, name: str) -> str | None:
-        """One stream: counts, alerts, what moved, the most unusual images; None where it was never seen."""
-        row = stream_rows(self._store, self._lateness_ms).get(name)
-        if row is None:
+    def stream(self, name: str, alert_id: str = "") -> str | None:
+        """One stream around one of its alerts, or now; None where it was never seen."""
+        snapshot, now_ms = self._overview.snapshot(), _now_ms()
+        if name not in snapshot.rows:
             return None
-        known = [alert for alert in self._alerts() if alert.stream == name]
-        return self._render("stream.html", name=name, row=row, known=known, looks=self._looks(name, row))
+        view = view_stream(self._store, snapshot, name, alert_id)
+        silences = silencing.readable(snapshot.silences)
+        known = [self._teller.show(alert, snapshot, silences, now_ms) for alert in snapshot.alerts]
+        own = [shown for shown in known if shown.alert.stream == name]
+        chart = drawing.chart(view.points, view.step_ms)
+        (line,) = self._lines(snapshot, [name], self._teller.troubles(snapshot, silences, now_ms))
+        return self._render(
+            "stream.html",
+            snapshot,
+            name=name,
+            line=line,
+            known=own,
+            focus=next((shown for shown in own if view.focus and shown.alert.id == view.focus.id), None),
+            view=view,
+            chart=chart,
+            spans=_spans(chart, own, snapshot.high_ms),
+            moved=[(moved, drawing.histogram(view.layout, moved)) for moved in view.moved] if view.layout else [],
+            exemplars=[(exemplar, _p_values(view, exemplar)) for exemplar in view.exemplars],
+            before=[(exemplar, _p_values(view, exemplar)) for exemplar in view.before],
+        )
 
-    def _alerts(self) -> list[Alert]:
-        found = [alerts.from_json(text) for text in self._store.load_alerts().values()]
-        return sorted(found, key=lambda a: (TROUBLE.get(a.phase, 2), -a.since_ms, a.rule, a.stream))
+    def alerts(self, visitor: Visitor, asked: Mapping[str, str], error: str = "") -> str:
+        """Alerts under way and lately resolved, silences, and the form for a new one.
 
-    def _looks(self, name: str, row: StreamRow) -> Looks:
-        partitions = self._store.known_partitions()
-        since_ms, until_ms = row.last_event_ms - SHOWN_MS, row.last_event_ms + 1
-        for fingerprint, text in self._store.layouts().items():
-            looks = self._looks_of(partitions, fingerprint, Layout.from_json(text), (since_ms, until_ms), name)
-            if looks.images:
-                return looks
-        return Looks()
+        Args:
+            asked: what to fill the form with (stream, rule, ...); `done` says what was done just now.
+            error: what was wrong with the form.
+        """
+        snapshot, now_ms = self._overview.snapshot(), _now_ms()
+        silences = silencing.readable(snapshot.silences)
+        resolved = [alert for alert in snapshot.alerts if alert.phase is AlertPhase.RESOLVED][:RESOLVED]
+        return self._render(
+            "alerts.html",
+            snapshot,
+            troubles=self._teller.troubles(snapshot, silences, now_ms),
+            own=own_troubles(snapshot),
+            resolved=[self._teller.show(alert, snapshot, silences, now_ms) for alert in resolved],
+            silences=[(silence, silence.active(now_ms)) for silence in silences],
+            durations=silencing.DURATIONS_S,
+            visitor=visitor,
+            asked={**dict.fromkeys(FIELDS, ""), **asked},
+            done=DONE.get(asked.get("done", ""), ""),
+            error=error,
+        )
 
-    def _looks_of(
-        self, partitions: tuple[Partition, ...], fingerprint: str, layout: Layout, span: tuple[int, int], name: str
-    ) -> Looks:
-        buckets = self._store.read_buckets(partitions, fingerprint, *span)
-        vectors = [streams[name] for streams in buckets.values() if name in streams]
-        if not vectors:
-            return Looks()
-        window = sum_vectors(vectors)
-        moved = moved_signals(layout, window, limit=SIGNALS)
-        worst = self._store.exemplars(partitions, fingerprint, name, *span, EXEMPLARS)
-        return Looks(moved, triage(moved), tuple(worst), int(window[-6]))
+    def profiles(self) -> str:
+        """What each profile in use was learned from, and what it measures."""
+        snapshot = self._overview.snapshot()
+        return self._render("profile.html", snapshot, profiles=read_profiles(self._store))
 
-    def _render(self, template: str, **facts: Any) -> str:
-        shared: Mapping[str, Any] = {"monitor": self._monitor}
+    def health(self, health: Health) -> str:
+        """How the monitor itself fares."""
+        snapshot = self._overview.snapshot()
+        return self._render("health.html", snapshot, health=health, own=own_troubles(snapshot))
+
+    def error(self, title: str, text: str) -> str:
+        """A page that says what went wrong; reads nothing."""
+        return self._render("error.html", Snapshot(), title=title, text=text)
+
+    def _cards(self, snapshot: Snapshot, troubles: Sequence[Trouble]) -> list[tuple[Trouble, Glance]]:
+        held, now_s = self._glances, time.monotonic()
+        looked: dict[str, tuple[float, Glance]] = {}
+        for trouble in troubles:
+            alert = trouble.first.alert
+            seen = held.get(alert.id)
+            fresh = seen is not None and now_s - seen[0] < GLANCE_S
+            looked[alert.id] = seen if seen and fresh else (now_s, glance(self._store, snapshot, alert))
+        self._glances = looked  # of those shown, so it stays small
+        return [(trouble, looked[trouble.first.alert.id][1]) for trouble in troubles]
+
+    def _lines(self, snapshot: Snapshot, names: Sequence[str], troubles: Sequence[Trouble]) -> list[StreamLine]:
+        in_trouble = {trouble.stream: trouble for trouble in troubles}
+        lines = self._overview.lines(names, POINTS)
+        since_ms = min((points[0][0] for points in lines.values() if points), default=0)
+        found = []
+        for name in names:
+            row = snapshot.rows[name]
+            quiet = words.duration(snapshot.high_ms - row.last_event_ms) if row.ood_share is None else ""
+            spark = drawing.spark(lines.get(name, ()), since_ms, snapshot.high_ms)
+            found.append(StreamLine(name, row, in_trouble.get(name), spark, quiet if row.last_event_ms else "never"))
+        return found
+
+    def _render(self, template: str, snapshot: Snapshot, **facts: Any) -> str:
+        shared = {"monitor": self._monitor, "snapshot": snapshot, "now_ms": _now_ms(), "page_name": template[:-5]}
         return self._templates.get_template(template).render(**shared, **facts)
+
+
+def read_profiles(store: Store) -> dict[str, dict[str, Any]]:
+    """{fingerprint: {"layout": ..., "manifest": ... or None}} of the profiles that counted here lately."""
+    manifests = store.profiles()
+    return {
+        fingerprint: {
+            "layout": json.loads(text),
+            "manifest": json.loads(manifests[fingerprint]) if fingerprint in manifests else None,
+        }
+        for fingerprint, text in sorted(store.layouts().items())
+    }
+
+
+def stream_path(name: str) -> str:
+    """Path of a stream's page: browsers take the names "." and ".." for folders, however they are quoted."""
+    return f"/streams/{quote(name, safe='')}" if name.strip(".") else f"/streams/?{urlencode({'name': name})}"
+
+
+def _by_trouble(snapshot: Snapshot, troubles: Sequence[Trouble], search: str) -> list[str]:
+    place = {trouble.stream: i for i, trouble in enumerate(troubles)}
+    wanted = search.casefold()
+    names = [name for name in snapshot.rows if wanted in name.casefold()] if wanted else list(snapshot.rows)
+    return sorted(names, key=lambda name: (place.get(name, len(place)), -(snapshot.rows[name].ood_share or 0.0), name))
+
+
+def _spans(chart: drawing.Chart | None, own: Sequence[Shown], high_ms: int) -> list[tuple[Shown, drawing.Span]]:
+    if chart is None:
+        return []
+    placed = [(shown, chart.span(shown.alert.since_ms, shown.alert.resolved_ms or high_ms + 1)) for shown in own]
+    return [(shown, span) for shown, span in placed if span is not None]
+
+
+def _p_values(view: Any, exemplar: Any) -> list[tuple[str, float]]:
+    """(signal, p-value) of one image, the most unusual first."""
+    signals = view.layout.signals if view.layout else ()
+    return sorted(zip(signals, exemplar.p_values, strict=False), key=lambda pair: pair[1])
+
+
+def _environment() -> Environment:
+    made = Environment(
+        loader=PackageLoader("monitor.web"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    made.filters.update(
+        advice=lambda shown, triage=None: words.advice(shown.kind, triage),
+        clock=words.clock,
+        duration=words.duration,
+        glob=glob.escape,
+        iso=rfc3339,
+        moment=words.moment,
+        path=stream_path,
+        percent=words.percent,
+        picture=picture_address,
+        query=urlencode,
+        short=words.shortened,
+        signal=words.signal,
+    )
+    made.globals.update(TRIAGE=words.TRIAGE, version=_static_version())
+    return made
+
+
+def _static_version() -> str:
+    """Changes with the files, so that browsers may keep them."""
+    digest = hashlib.blake2b(digest_size=6)
+    for name in ("layerwatch.css", "layerwatch.js"):
+        digest.update(files("monitor.web").joinpath("static", name).read_bytes())
+    return digest.hexdigest()
+
+
+def _now_ms() -> int:
+    return time.time_ns() // 1_000_000

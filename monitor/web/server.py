@@ -17,7 +17,7 @@ class WebServerError(Exception):
 
 
 class WebServer:
-    """Serves an app between `start` and `stop`.
+    """Serves an app of `build_app` between `start` and `stop`, and keeps its overview following meanwhile.
 
     Args:
         host, port: where to listen; port 0 picks a free one.
@@ -25,6 +25,7 @@ class WebServer:
 
     def __init__(self, app: Starlette, host: str, port: int) -> None:
         self._host, self._port = host, port
+        self._overview = app.state.overview
         settings = uvicorn.Config(app, log_config=None, access_log=False, lifespan="off", timeout_graceful_shutdown=2)
         self._server = uvicorn.Server(settings)
         self._socket: socket.socket | None = None
@@ -47,6 +48,7 @@ class WebServer:
             self._socket = socket.create_server((self._host, self._port), family=family, backlog=128)
         except OSError as error:
             raise WebServerError(f"web: cannot listen on {self._host}:{self._port}: {error.strerror}") from error
+        self._overview.start()
         self._thread = threading.Thread(
             target=self._server.run, kwargs={"sockets": [self._socket]}, name="web", daemon=True
         )
@@ -57,6 +59,7 @@ class WebServer:
 
     def stop(self) -> None:
         """Finish open requests and free the address."""
+        self._overview.stop()  # first: those who watch for events would keep their connections open
         self._server.should_exit = True
         if self._thread is not None:
             self._thread.join(timeout=5.0)

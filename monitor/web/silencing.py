@@ -1,0 +1,140 @@
+"""Silences made over the web: read from a form or from JSON, checked, stored."""
+
+from __future__ import annotations
+
+import json
+import time
+import uuid
+from collections.abc import Mapping
+from typing import Annotated, Any
+from urllib.parse import parse_qsl
+
+import structlog
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from monitor import silences
+from monitor.silences import Silence
+from monitor.store import Store
+
+log = structlog.get_logger(__name__)
+
+MAX_BODY_BYTES = 16_384
+KEPT_AFTER_END_MS = 7 * 86_400_000
+"""An ended silence is listed for a week, so that one can see who hid what."""
+DURATIONS_S = {"30 minutes": 1_800, "1 hour": 3_600, "4 hours": 14_400, "1 day": 86_400, "1 week": 604_800}
+"""What the form offers."""
+
+Short = Annotated[str, Field(max_length=500)]
+Name = Annotated[str, Field(min_length=1, max_length=500)]
+
+
+class RequestError(ValueError):
+    """What was sent cannot be used; the message is for whoever sent it."""
+
+
+class NewSilence(BaseModel):
+    """What a person asks for; `matchers` as in `monitor.silences.Silence`."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    matchers: Annotated[dict[Name, Name], Field(min_length=1, max_length=20)]
+    duration_s: Annotated[int, Field(ge=60, le=90 * 86_400)]
+    author: Short = ""
+    comment: Short = ""
+
+
+def from_json(body: bytes) -> NewSilence:
+    """A JSON body.
+
+    Raises:
+        RequestError: it is none, or a field is wrong.
+    """
+    return _checked(lambda: NewSilence.model_validate_json(body))
+
+
+def from_form(fields: Mapping[str, str], user: str) -> NewSilence:
+    """A form's fields: stream, rule (globs, one of them at least), duration_s, author, comment.
+
+    Raises:
+        RequestError: a field is wrong.
+    """
+    matchers = {name: fields[name].strip() for name in ("stream", "rule") if fields.get(name, "").strip()}
+    if not matchers:
+        raise RequestError("give a stream or a rule; * is all")
+    author = fields.get("author", "").strip() or user
+    duration_s: Any = fields.get("duration_s", "")  # text: the model reads the number or says what is wrong
+    return _checked(
+        lambda: NewSilence(matchers=matchers, duration_s=duration_s, author=author, comment=fields.get("comment", ""))
+    )
+
+
+def parse_form(body: bytes) -> dict[str, str]:
+    """Fields of a URL-encoded form; of a repeated one the last.
+
+    Raises:
+        RequestError: it is none.
+    """
+    try:
+        return dict(parse_qsl(body.decode(), keep_blank_values=True, max_num_fields=50))
+    except ValueError as error:
+        raise RequestError("not a form") from error
+
+
+def keep(store: Store, wanted: NewSilence) -> Silence:
+    """Store it, in force from now; ended ones of long ago are dropped.
+
+    Raises:
+        StoreError: Redis does not answer.
+    """
+    now_ms = _now_ms()
+    until_ms = now_ms + 1000 * wanted.duration_s
+    silence = Silence(uuid.uuid4().hex[:12], wanted.matchers, now_ms, until_ms, wanted.author, wanted.comment)
+    store.put_silence(silence.id, silences.to_json(silence))
+    log.info("silence.made", id=silence.id, matchers=wanted.matchers, seconds=wanted.duration_s, author=wanted.author)
+    for old in readable(store.silences()):
+        if old.ends_ms < now_ms - KEPT_AFTER_END_MS:
+            store.remove_silence(old.id)
+    return silence
+
+
+def expire(store: Store, silence_id: str) -> bool:
+    """End a silence now; False where there is none of that id.
+
+    Raises:
+        StoreError: Redis does not answer.
+    """
+    removed = store.remove_silence(silence_id)
+    if removed:
+        log.info("silence.expired", id=silence_id)
+    return removed
+
+
+def readable(stored: Mapping[str, str]) -> list[Silence]:
+    """Those that can be read, the next to end first; one that cannot hides nothing either."""
+    found = []
+    for text in stored.values():
+        try:
+            found.append(silences.from_json(text))
+        except ValueError as error:
+            log.debug("silence.unreadable", error=str(error))
+    return sorted(found, key=lambda silence: (silence.ends_ms, silence.id))
+
+
+def to_json(silence: Silence) -> dict[str, Any]:
+    """As the API gives it."""
+    fields: dict[str, Any] = json.loads(silences.to_json(silence))
+    return {**fields, "active": silence.active(_now_ms())}
+
+
+def _checked(build: Any) -> NewSilence:
+    try:
+        made: NewSilence = build()
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"])
+        raise RequestError(f"{where}: {first['msg']}" if where else str(first["msg"])) from error
+    return made
+
+
+def _now_ms() -> int:
+    return time.time_ns() // 1_000_000

@@ -1,0 +1,119 @@
+"""What the pages say in words: states, times, signals, and what to do. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from datetime import UTC, datetime
+
+from monitor.types import Alert, AlertPhase
+
+SIGNALS = {
+    "ood": "the picture as a whole",
+    "luma_p1": "how dark the dark parts are",
+    "luma_p50": "brightness",
+    "luma_p99": "how bright the bright parts are",
+    "clipped_low": "pure black",
+    "clipped_high": "blown-out white",
+    "contrast": "contrast",
+    "sharpness": "sharpness",
+    "entropy": "detail",
+    "saturation": "strength of colour",
+    "red_ratio": "red tint",
+    "blue_ratio": "blue tint",
+    "noise": "noise",
+    "row_jump": "torn or shifted rows",
+    "width": "width",
+    "height": "height",
+    "aspect_ratio": "shape of the frame",
+    "bytes_per_pixel": "file size per pixel",
+}
+DRIFT = ("sequential", "rate", "shift")
+FIRING_WORDS = {"rejected": "undecodable images", "frozen": "picture is frozen", "silence": "no images"}
+CAUSES = {"rejected images": "rejected", "identical images": "frozen", "silence": "silence"}
+TRIAGE = {
+    "sensor": "Looks like the sensor: the pictures themselves changed (light, focus, lens, colour).",
+    "content": "Looks like the content: the pictures are fine, what they show is new.",
+}
+ADVICE = {
+    "sensor": "Look at the camera: clean the lens, check focus, exposure and light.",
+    "content": "Look at what is in front of the camera. If it is here to stay, fit a new profile that knows it.",
+    "rejected": "Read the dead-letter topic: each record there names its reason. Then look at whoever encodes them.",
+    "frozen": "The same picture arrives again and again: restart the camera or its encoder.",
+    "silence": "Nothing arrives: check the camera, its network and the producer.",
+    "": "Compare its images with what the stream usually shows.",
+}
+MINUTE_MS, HOUR_MS, DAY_MS = 60_000, 3_600_000, 86_400_000
+
+
+def kind_of(alert: Alert, kinds: Mapping[str, str]) -> str:
+    """Kind of the rule behind an alert: as configured, else (a rule that is no more) by its cause."""
+    cause = alert.verdict.cause if alert.verdict else ""
+    return kinds.get(alert.rule) or CAUSES.get(cause, "sequential")
+
+
+def state(alert: Alert, kind: str) -> str:
+    """What an alert says of its stream: `drifting`, `may be drifting`, `picture is frozen`."""
+    words = "drifting" if kind in DRIFT else FIRING_WORDS.get(kind, alert.rule)
+    if alert.phase is AlertPhase.PENDING:
+        return "may be drifting" if kind in DRIFT else f"{words}?"
+    return words
+
+
+def advice(kind: str, triage: str | None) -> str:
+    """The first thing to do."""
+    return ADVICE.get(kind) or ADVICE.get(triage or "") or ADVICE[""]
+
+
+def how_bad(alert: Alert) -> str:
+    """The share of images concerned, with its interval; empty where the rule has none."""
+    if alert.verdict is None or alert.verdict.severity is None:
+        return ""
+    lower, estimate, upper = (100 * share for share in alert.verdict.severity)
+    if upper - lower < 1:
+        return f"{estimate:.0f} % of its images"
+    return f"about {estimate:.0f} % of its images ({lower:.0f} to {upper:.0f} %)"
+
+
+def signal(name: str) -> str:
+    """A signal's meaning: `layer3` is `layer 3 of the network`."""
+    if name.startswith("layer") and name[5:].isdigit():
+        return f"layer {name[5:]} of the network"
+    return SIGNALS.get(name, name)
+
+
+def duration(ms: int) -> str:
+    """`40 s`, `18 min`, `2 h 5 min`, `3 days`."""
+    if ms < MINUTE_MS:
+        return f"{max(0, ms) // 1000} s"
+    if ms < HOUR_MS:
+        return f"{ms // MINUTE_MS} min"
+    if ms < 2 * DAY_MS:
+        hours, rest = divmod(ms, HOUR_MS)
+        return f"{hours} h {rest // MINUTE_MS} min" if rest >= MINUTE_MS else f"{hours} h"
+    return f"{ms // DAY_MS} days"
+
+
+def moment(time_ms: int) -> str:
+    """`24 Nov 10:02:30`, UTC (the pages say so once)."""
+    then = datetime.fromtimestamp(time_ms / 1000, UTC)
+    return f"{then.day} {then:%b %H:%M:%S}"
+
+
+def clock(time_ms: int) -> str:
+    """`10:02:30`, UTC."""
+    return f"{datetime.fromtimestamp(time_ms / 1000, UTC):%H:%M:%S}"
+
+
+def percent(share: float | None) -> str:
+    """`4.2 %`; above a tenth without decimals."""
+    if share is None:
+        return "-"
+    return f"{100 * share:.0f} %" if share >= 0.0995 or share == 0 else f"{100 * share:.1f} %"
+
+
+def shortened(text: str, longest: int = 120) -> str:
+    """Names are as long as their senders like; the middle of a long one is left out."""
+    if len(text) <= longest:
+        return text
+    half = longest // 2
+    return f"{text[:half]} … {text[-half:]}"

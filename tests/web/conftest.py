@@ -1,0 +1,47 @@
+"""A fleet, a server over it, and a browser to look at it with."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterator
+
+import pytest
+from playwright.sync_api import Browser, sync_playwright
+from pydantic import SecretStr
+
+from monitor.config import Redis
+from monitor.private_redis import PrivateRedis
+from monitor.store import open_store
+from tests.web.fleet import Fleet, build, served
+
+
+@pytest.fixture(scope="session")
+def fleet(redis_server: PrivateRedis) -> Iterator[Fleet]:
+    """Tests that write to it put it back."""
+    store = open_store(Redis(url=SecretStr(redis_server.url)), "pages")
+    yield build(store)
+    store.close()
+
+
+@pytest.fixture(scope="session")
+def site(fleet: Fleet) -> Iterator[str]:
+    """Address of a server that asks for nothing."""
+    with served(fleet.store) as address:
+        yield address
+
+
+@pytest.fixture(scope="session")
+def browser() -> Iterator[Browser]:
+    """A real one; skips where there is none, fails where CI=true."""
+    path = shutil.which("chromium")
+    if path is None:
+        if os.environ.get("CI") == "true":
+            pytest.fail("chromium is not installed")
+        pytest.skip("chromium is not installed (Debian: chromium)")
+    # without a zygote: with one, closing the browser sometimes takes half a minute
+    arguments = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--no-zygote"]
+    with sync_playwright() as playwright:
+        opened = playwright.chromium.launch(executable_path=path, args=arguments)
+        yield opened
+        opened.close()

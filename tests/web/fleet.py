@@ -1,0 +1,127 @@
+"""A small fleet in a real Redis, filled through the store's own calls: calm, drifting, resolved and hostile streams."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import numpy as np
+
+from detectors.images import Preparer
+from monitor import alerts
+from monitor.buckets import REJECTED, Layout, fill
+from monitor.config import RateRule, Web
+from monitor.store import Store
+from monitor.thumbnails import thumbnail
+from monitor.types import Alert, AlertPhase, Delta, Exemplar, Partition, StreamFacts, Verdict
+from monitor.web import WebServer, build_app
+from tests.pictures import draw
+
+LAYOUT = Layout(
+    ("ood", "layer1", "layer2", "sharpness", "noise"),
+    (500,) * 5,
+    (False, False, False, True, True),
+    (True, True, True, False, False),
+    (1.0,) * 5,
+)
+HOSTILE = '<script>alert("x")</script>/../a b'
+STREAMS = ("calm", HOSTILE, "site/b/cam 1", "..", "ligne-é-漢字", "c" * 300)
+BUCKET_MS, BUCKETS = 10_000, 60
+START_MS = 1_760_000_000_000
+DRIFT_FROM = 40
+"""Bucket from which HOSTILE drifts; the last one is open."""
+IMAGES = 30
+LOGS = (Partition("images", 0), Partition("images", 1))
+RULES = (
+    RateRule(name="drift", kind="rate", labels={"severity": "page"}),
+    RateRule(name="fog", kind="rate", labels={"severity": "ticket"}),
+)
+
+
+def bucket_ms(b: int) -> int:
+    """Start of the b-th bucket."""
+    return START_MS + b * BUCKET_MS
+
+
+NOW_MS = bucket_ms(BUCKETS - 1) + BUCKET_MS - 1
+
+
+@dataclass
+class Fleet:
+    """The state, and what has to be known to write more of it."""
+
+    store: Store
+    rng: np.random.Generator
+    offsets: dict[Partition, int]
+
+    def send(self, b: int, drifting: tuple[str, ...] = ()) -> None:
+        """One bucket of images from every stream; of a drifting one every picture and its sharpness are unusual."""
+        for i, log in enumerate(LOGS):
+            vectors, facts, exemplars = {}, {}, []
+            for stream in STREAMS[i :: len(LOGS)]:
+                bad = stream in drifting
+                p_values = self.rng.uniform(0.002, 1.0, (IMAGES, 5))
+                if bad:
+                    p_values[:, :4] = self.rng.uniform(0.002, 0.08, (IMAGES, 4))
+                vectors["fp", bucket_ms(b), stream] = fill(LAYOUT, p_values)
+                vectors["fp", bucket_ms(b), stream][REJECTED] = b == 3
+                event_ms = bucket_ms(b) + BUCKET_MS - 1
+                facts[stream] = StreamFacts(b"d", 1, "48x48/RGB", event_ms, event_ms)
+                if bad:
+                    picture = thumbnail(Preparer(64)(draw(self.rng, stripes=True)), 48)
+                    row = tuple(float(p) for p in p_values[0])
+                    exemplars.append(
+                        Exemplar(f"{b}<b>{stream}", stream, event_ms, bucket_ms(b), row[0], row, picture, "fp")
+                    )
+            offset = self.offsets[log]
+            reasons = {(STREAMS[i], "not-an-image"): 1} if b == 3 else {}
+            high_ms = bucket_ms(b) + BUCKET_MS - 1
+            (applied,) = self.store.apply(
+                [Delta(log, "t", offset, offset + 1, high_ms, vectors, facts, exemplars, reasons)]
+            )
+            assert applied.status == "ok"
+            self.offsets[log] = offset + 1
+
+    def decide(self, *told: Alert) -> None:
+        """Keep these alerts; an inactive one is removed."""
+        rows = {(a.rule, a.stream): None if a.phase is AlertPhase.INACTIVE else alerts.to_json(a) for a in told}
+        assert self.store.decide(self.store.evaluator().version, NOW_MS, rows, {}, [])
+
+
+def firing(rule: str, stream: str, b: int = DRIFT_FROM) -> Alert:
+    """An alert that fires since that bucket."""
+    summary = "90 % of 300 images <i>are</i> beyond the 5 % cut"
+    verdict = Verdict(True, 0.9, 0.8, 0.1, 300, summary, (0.7, 0.8, 0.9), "ood: more")
+    since_ms = bucket_ms(b)
+    return Alert(rule, stream, AlertPhase.FIRING, f"{b:016x}", since_ms, since_ms + BUCKET_MS, verdict=verdict)
+
+
+def build(store: Store) -> Fleet:
+    """Ten minutes of a fleet of which one stream drifts to the end, and another did for a while."""
+    store.register_partitions(LOGS)
+    store.put_layouts({"fp": LAYOUT.to_json()})
+    for log in LOGS:
+        store.start(log, 1, "t", 0)
+    fleet = Fleet(store, np.random.default_rng(0), dict.fromkeys(LOGS, 0))
+    for b in range(BUCKETS):
+        fleet.send(b, (HOSTILE,) if b >= DRIFT_FROM else (STREAMS[2],) if 10 <= b < 20 else ())
+        if b < BUCKETS - 1:
+            store.seal(LOGS, bucket_ms(b))
+    over = firing("fog", STREAMS[2], 10)
+    fleet.decide(
+        firing("drift", HOSTILE),
+        Alert("fog", over.stream, AlertPhase.RESOLVED, over.id, over.since_ms, over.fired_ms, 0, bucket_ms(22)),
+    )
+    return fleet
+
+
+@contextmanager
+def served(store: Store, settings: Web = Web(port=0), unready: str = "") -> Iterator[str]:  # noqa: B008 - frozen
+    """A running server over that state; gives its address."""
+    server = WebServer(build_app(store, "pages", settings, BUCKET_MS, lambda: unready, RULES), "127.0.0.1", 0)
+    server.start()
+    try:
+        yield server.address
+    finally:
+        server.stop()

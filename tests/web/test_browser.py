@@ -1,0 +1,167 @@
+"""The pages as a person has them: in a real browser, in light and dark, on a phone, by keyboard, without JavaScript."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+from axe_playwright_python.sync_playwright import Axe
+from playwright.sync_api import Browser, Page, expect
+from pydantic import SecretStr
+
+from monitor.config import Redis, Web
+from monitor.private_redis import PrivateRedis
+from monitor.store import open_store
+from monitor.types import Alert
+from tests.web.fleet import BUCKETS, HOSTILE, Fleet, build, firing, served
+
+PATHS = ("/", "/?q=cam", "/streams/calm", "/alerts", "/profile", "/health", "/nothing")
+
+
+@pytest.fixture
+def page(browser: Browser) -> Iterator[Page]:
+    """A page whose console must stay quiet."""
+    context = browser.new_context(viewport={"width": 1100, "height": 800})
+    opened = context.new_page()
+    complaints = listen(opened)
+    yield opened
+    context.close()
+    assert complaints == []
+
+
+def listen(page: Page) -> list[str]:
+    """What its console complains about; a page that is not there is no complaint of ours."""
+    complaints: list[str] = []
+    page.on("console", lambda message: complaints.append(message.text) if "404" not in message.text else None)
+    page.on("pageerror", lambda error: complaints.append(str(error)))
+    page.on("dialog", lambda dialog: complaints.append(f"dialog {dialog.message}"))
+    return complaints
+
+
+@pytest.mark.parametrize(("width", "scheme"), [(360, "light"), (360, "dark"), (1100, "light"), (1100, "dark")])
+def test_no_page_breaks_a_rule_of_accessibility_or_scrolls_sideways(
+    fleet: Fleet, browser: Browser, width: int, scheme: str
+) -> None:
+    context = browser.new_context(
+        viewport={"width": width, "height": 800},
+        color_scheme=scheme,  # type: ignore[arg-type]
+        http_credentials={"username": "ops", "password": "secret"},
+    )
+    page = context.new_page()
+    complaints = listen(page)
+    with served(fleet.store, Web(port=0, token=SecretStr("secret"))) as address:
+        page.goto(address)
+        hostile = page.get_by_role("rowheader").get_by_role("link", name="alert(").get_attribute("href")
+        for path in (*PATHS, hostile):
+            page.goto(f"{address}{path}")
+            assert page.evaluate("document.documentElement.scrollWidth") <= width, path
+            violations = Axe().run(page).response["violations"]
+            assert [(path, v["id"], v["nodes"][0]["html"]) for v in violations] == []
+        context.close()
+    assert complaints == []
+
+
+def test_a_drift_appears_and_goes_without_a_reload(site: str, fleet: Fleet, page: Page) -> None:
+    page.goto(site)
+    page.evaluate("window.loadedOnce = true")
+    expect(page.get_by_text("1 of 6 streams needs a look")).to_be_visible()
+    fleet.decide(firing("fog", "calm", BUCKETS - 1))
+    expect(page.get_by_text("2 of 6 streams need a look")).to_be_visible(timeout=10_000)
+    expect(page.get_by_role("heading", name="calm: drifting since")).to_be_visible()
+    assert page.title().startswith("(2)")
+    fleet.decide(Alert("fog", "calm"))
+    expect(page.get_by_text("1 of 6 streams needs a look")).to_be_visible(timeout=10_000)
+    assert page.evaluate("window.loadedOnce") is True
+
+
+def test_new_counts_appear_and_what_was_opened_stays_open(redis_server: PrivateRedis, page: Page) -> None:
+    store = open_store(Redis(url=SecretStr(redis_server.url)), "growing")
+    growing = build(store)
+    with served(store) as address:
+        page.goto(f"{address}/streams/calm")
+        page.get_by_text("The numbers").click()
+        first = page.locator("#numbers tbody tr").first
+        expect(first.locator("td").first).to_have_text("30")
+        growing.send(BUCKETS - 1, (HOSTILE,))
+        expect(first.locator("td").first).to_have_text("60", timeout=10_000)
+        assert page.locator("#numbers").evaluate("details => details.open") is True
+        page.goto("about:blank")  # lets go of the events before the server does
+    store.close()
+
+
+def test_the_worst_images_are_there(site: str, page: Page) -> None:
+    page.goto(site)
+    page.get_by_role("rowheader").get_by_role("link", name="alert(").click()
+    pictures = page.locator("#pictures img")
+    assert pictures.count() == 12
+    assert {picture.evaluate("image => image.naturalWidth") for picture in pictures.all()} == {48}
+
+
+def test_a_hostile_name_is_text_everywhere(site: str, page: Page) -> None:
+    page.goto(site)
+    expect(page.get_by_role("rowheader").get_by_text(HOSTILE)).to_be_visible()
+    page.get_by_role("rowheader").get_by_role("link", name="alert(").click()
+    expect(page.get_by_role("heading", level=1)).to_have_text(HOSTILE)
+    page.goto(f"{site}/?q=%22%3E%3Cscript%3Ealert(1)%3C/script%3E")
+    expect(page.get_by_label("Name contains")).to_have_value('"><script>alert(1)</script>')
+    assert page.locator("script").count() == 1
+
+
+def test_everything_is_shown_without_javascript(site: str, browser: Browser) -> None:
+    context = browser.new_context(java_script_enabled=False)
+    page = context.new_page()
+    page.goto(site)
+    expect(page.get_by_text("1 of 6 streams needs a look")).to_be_visible()
+    assert page.locator("table.streams tbody tr").count() == 6
+    page.get_by_role("rowheader").get_by_role("link", name="calm").click()
+    page.get_by_text("The numbers").click()
+    expect(page.locator("#numbers tbody tr").first).to_be_visible()
+    context.close()
+
+
+def test_the_keyboard_reaches_a_stream_and_keeps_its_place(site: str, fleet: Fleet, page: Page) -> None:
+    page.goto(site)
+    page.keyboard.press("Tab")
+    expect(page.get_by_role("link", name="Skip to content")).to_be_focused()
+    page.keyboard.press("Enter")
+    expect(page.locator("main")).to_be_focused()
+    page.keyboard.press("Tab")  # the first alert's stream
+    focused = page.locator(":focus")
+    assert focused.inner_text() == HOSTILE
+    fleet.decide(firing("fog", "calm", BUCKETS - 1))
+    expect(page.get_by_text("2 of 6 streams need a look")).to_be_visible(timeout=10_000)
+    assert page.locator(":focus").inner_text() == HOSTILE
+    fleet.decide(Alert("fog", "calm"))
+    page.keyboard.press("Enter")
+    expect(page.get_by_role("heading", level=1)).to_have_text(HOSTILE)
+
+
+def test_a_silence_is_made_and_ended_by_hand(fleet: Fleet, browser: Browser) -> None:
+    context = browser.new_context(http_credentials={"username": "ops", "password": "secret"})
+    page = context.new_page()
+    complaints = listen(page)
+    with served(fleet.store, Web(port=0, token=SecretStr("secret"))) as address:
+        page.goto(f"{address}/alerts")
+        page.get_by_role("link", name="Silence <script>").click()
+        expect(page.get_by_label("Stream")).to_have_value(HOSTILE)
+        page.get_by_label("Why").fill("we know")
+        page.get_by_role("button", name="Silence").click()
+        expect(page.get_by_text("Silenced.")).to_be_visible()
+        expect(page.get_by_text("we know")).to_be_visible()
+        expect(page.locator("#under-way").get_by_text("silenced until")).to_be_visible()
+        page.get_by_role("button", name="End silence").click()
+        expect(page.get_by_text("The silence is over.")).to_be_visible()
+        assert fleet.store.silences() == {}
+        context.close()
+    assert complaints == []
+
+
+def test_the_page_says_when_the_server_is_gone(fleet: Fleet, browser: Browser) -> None:
+    context = browser.new_context()
+    page = context.new_page()
+    with served(fleet.store) as address:
+        page.goto(address)
+        expect(page.get_by_text("1 of 6 streams needs a look")).to_be_visible()
+    expect(page.get_by_text("Connection lost")).to_be_visible(timeout=10_000)
+    expect(page.get_by_text("1 of 6 streams needs a look")).to_be_visible()
+    context.close()

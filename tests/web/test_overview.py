@@ -1,0 +1,112 @@
+"""What is kept in memory of sealed buckets is what a fresh look at Redis gives."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+from pydantic import SecretStr
+
+from monitor.config import Redis
+from monitor.history import REACH_MS, History
+from monitor.overview import Overview, stream_rows
+from monitor.private_redis import PrivateRedis
+from monitor.store import Store, open_store
+from tests.web.fleet import BUCKETS, HOSTILE, LOGS, NOW_MS, STREAMS, Fleet, bucket_ms, build
+
+LATENESS_MS = 10_000
+
+
+@pytest.fixture(scope="module")
+def own_redis() -> Iterator[PrivateRedis]:
+    """Not the one that all tests share: here everything gets lost."""
+    with PrivateRedis() as server:
+        yield server
+
+
+@pytest.fixture
+def own(own_redis: PrivateRedis) -> Iterator[Fleet]:
+    """A fleet of the test's own."""
+    store = open_store(Redis(url=SecretStr(own_redis.url)), "own")
+    store._connection.client.flushall()
+    yield build(store)
+    store.close()
+
+
+def followed(store: Store, for_s: float = 60.0) -> History:
+    history = History(store)
+    while history.follow(LOGS, NOW_MS, for_s):
+        pass
+    history.look(LOGS, NOW_MS)
+    return history
+
+
+def test_a_history_read_in_pieces_is_the_same_as_one_read_at_once(own: Fleet) -> None:
+    at_once, in_pieces = followed(own.store), followed(own.store, 0.0)
+    assert in_pieces.shares(NOW_MS) == at_once.shares(NOW_MS)
+    assert in_pieces.lines(STREAMS, NOW_MS, 30) == at_once.lines(STREAMS, NOW_MS, 30)
+    assert len(in_pieces.lines(STREAMS, NOW_MS, 30)) == len(STREAMS)
+
+
+def test_each_sealed_bucket_is_read_once(own: Fleet, monkeypatch: pytest.MonkeyPatch) -> None:
+    read: list[tuple[object, str, int]] = []
+    table = own.store.bucket_table
+    monkeypatch.setattr(own.store, "bucket_table", lambda member: read.append(member) or table(member))
+    history = followed(own.store)
+    sealed = [member for member in read if member[2] < bucket_ms(BUCKETS - 1)]
+    assert len(sealed) == len(set(sealed)) == (BUCKETS - 1) * len(LOGS)
+    read.clear()
+    assert history.follow(LOGS, NOW_MS, 60.0) == 0
+    assert read == []
+    own.store.seal(LOGS, bucket_ms(BUCKETS - 1))
+    history.follow(LOGS, NOW_MS, 60.0)
+    history.look(LOGS, NOW_MS)
+    assert [member[2] for member in read] == [bucket_ms(BUCKETS - 1)] * len(LOGS)
+
+
+def test_a_line_holds_every_image_once_and_in_its_step(own: Fleet) -> None:
+    lines = followed(own.store).lines(STREAMS, NOW_MS, 30)
+    for stream in STREAMS:
+        assert sum(images for _, images, _ in lines[stream]) == own.store.totals(LOGS)[stream].applied
+    drifted = {start for start, images, passed in lines[HOSTILE] if passed > images / 3}
+    assert drifted == {start for start, _, _ in lines[HOSTILE] if start >= bucket_ms(40)}
+
+
+def test_what_redis_has_lost_is_forgotten_and_read_again(own: Fleet) -> None:
+    history = followed(own.store)
+    before = history.lines(STREAMS, NOW_MS, 30)
+    own.store._connection.client.flushall()
+    assert history.follow(LOGS, NOW_MS, 60.0) == 0
+    history.look(LOGS, NOW_MS)
+    assert history.lines(STREAMS, NOW_MS, 30) == {}
+    build(own.store)
+    history.follow(LOGS, NOW_MS, 60.0)
+    history.look(LOGS, NOW_MS)
+    after = history.lines(STREAMS, NOW_MS, 30)
+    assert {s: [images for _, images, _ in line] for s, line in after.items()} == {
+        s: [images for _, images, _ in line] for s, line in before.items()
+    }
+
+
+def test_time_moving_on_leaves_only_the_reach(own: Fleet) -> None:
+    history = followed(own.store)
+    later_ms = NOW_MS + REACH_MS
+    history.follow(LOGS, later_ms, 60.0)
+    history.look(LOGS, later_ms)
+    assert history.lines(STREAMS, later_ms, 30) == {}
+    assert len(history._slots) <= 2
+
+
+def test_a_followed_overview_says_what_a_fresh_one_says(own: Fleet) -> None:
+    overview = Overview(own.store, LATENESS_MS)
+    overview.start()
+    try:
+        overview.watch(1)
+        assert dict(overview.snapshot().rows) == stream_rows(own.store, LATENESS_MS)
+        number = overview.number
+        own.send(BUCKETS - 1, (HOSTILE,))
+        overview.changed()
+        assert dict(overview.snapshot().rows) == stream_rows(own.store, LATENESS_MS)
+        assert overview.number > number
+    finally:
+        overview.stop()

@@ -6,18 +6,18 @@ import random
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
 
 import structlog
 
 from monitor import metrics
+from monitor.batch import Batch, count
 from monitor.buckets import IMAGES
 from monitor.failpoints import failpoint
-from monitor.own_alerts import DEAD_LETTERS, GAP, STREAMS, TOPIC, UNREADABLE, OwnAlerts
+from monitor.own_alerts import DEAD_LETTERS, TOPIC, UNREADABLE, OwnAlerts
 from monitor.pipeline import Pipeline, Work
 from monitor.store import Store, StoreError
-from monitor.takeover import Reading, StartPolicy, take_over
-from monitor.tally import Counting, Tally, tally
+from monitor.takeover import Reading, take_over
+from monitor.tally import Counting, Tally
 from monitor.types import (
     Applied,
     ApplyStatus,
@@ -33,17 +33,10 @@ from monitor.types import (
     UnreadableError,
     Vector,
 )
+from monitor.upkeep import Health, ReaderSettings, Upkeep, now_ms
 
 log = structlog.get_logger(__name__)
 
-COMMIT_S = 5.0
-"""Between commits to the group: they only feed lag tools."""
-REGISTER_S = 10.0
-"""Between looks for partitions added to the topics."""
-LAG_S = 15.0
-"""Between looks at the ends of the logs: two requests a partition."""
-VERIFY_S = 5.0
-"""Between looks whether Redis still stands where we do: a quiet partition would never notice that it was lost."""
 FINISH_S = 30.0
 """For what was read before a damaged place, before the client is given up."""
 LETTER_ALERT_TRIES = 3
@@ -51,49 +44,6 @@ LETTER_ALERT_TRIES = 3
 BUSY_POLL_S = 0.01
 """Poll time-out while scored work may be ready to apply at any moment."""
 BACKOFF_S = (0.1, 0.2, 0.5, 1.0, 2.0, 5.0)
-
-
-@dataclass(frozen=True, slots=True)
-class ReaderSettings:
-    """Limits of the reader; see the configuration."""
-
-    poll_s: float = 0.2
-    queue_bytes: int = 256 * 2**20
-    idle_timeout_s: float = 30.0
-    stall_s: float = 120.0
-    max_bad_share: float = 1.0
-    bad_window: int = 1000
-    unnamed_stream: str = "default"
-    """Where records count that nothing is known of but their offset."""
-    policy: StartPolicy = field(default_factory=StartPolicy)
-
-
-@dataclass(slots=True)
-class _Batch:
-    """What is being applied: kept until Redis has answered, so that the same call can be made again."""
-
-    readings: list[Reading]
-    deltas: list[Delta]
-    tallies: list[Tally]
-    letters: list[DeadLetter]
-    bad: list[list[bool]]
-    """Per reading: whether each record was rejected."""
-    tries: int = 0
-    not_before_s: float = 0.0
-
-
-@dataclass(slots=True)
-class Health:
-    """What the reader last did, by the monotonic clock; read by the watchdog and the readiness page."""
-
-    polled_s: float = field(default_factory=time.monotonic)
-    moved_s: float = field(default_factory=time.monotonic)
-    """Last time that work was applied, or that there was none."""
-    joined: bool = False
-    redis_ok: bool = True
-    letters_ok: bool = True
-    stopped: dict[Partition, str] = field(default_factory=dict)
-    """Partitions that are not read on until a person has looked, and why."""
 
 
 class Reader:
@@ -120,15 +70,14 @@ class Reader:
         self._unclaimed: dict[Partition, float] = {}  # -> monotonic time of the next try
         self._unreadable: dict[Partition, UnreadableError] = {}
         self._ready: list[Work] = []  # has nothing to decode
-        self._batch: _Batch | None = None
+        self._batch: Batch | None = None
         self._paused = False
         self._source: Source | None = None
         self._stop = threading.Event()
         self._failures = 0
         self._ever_joined = False
-        self._told_streams = False
-        self._committed_s = self._registered_s = self._idle_checked_s = self._lag_s = self._verified_s = 0.0
         self.health = Health()
+        self._upkeep = Upkeep(store, alerts, counting, settings, self._readings, self.health)
 
     def stop(self) -> None:
         """Let `run` finish what is in hand and return."""
@@ -145,7 +94,7 @@ class Reader:
             self._read_on()
         except FatalSourceError as error:
             if self._ever_joined:
-                self._alerts.tell_if_possible(TOPIC, "source", _now_ms(), str(error))
+                self._alerts.tell_if_possible(TOPIC, "source", now_ms(), str(error))
             raise
         self._drain(time.monotonic() + grace_s)
 
@@ -169,7 +118,7 @@ class Reader:
         if self._source is None:
             self._source = self._open_source()
             self._paused = False
-            self._registered_s = 0.0
+            self._upkeep.register_soon()
         return self._source
 
     def _rejoin(self, error: SourceError) -> None:
@@ -214,7 +163,7 @@ class Reader:
             del self._unclaimed[partition]
             return
         try:
-            reading = take_over(self._store, source, partition, self._settings.policy, self._alerts, _now_ms())
+            reading = take_over(self._store, source, partition, self._settings.policy, self._alerts, now_ms())
             failpoint("claimed")
             begin = self._beyond_damage(source, reading)
         except StoreError as error:
@@ -230,8 +179,7 @@ class Reader:
         source.start(partition, begin)
         if self._paused:
             source.pause([partition])
-        # soon: a commit is what tells a partition that Redis has lost from one that was never read
-        self._committed_s = min(self._committed_s, time.monotonic() - COMMIT_S + 0.5)
+        self._upkeep.commit_soon()
 
     def _beyond_damage(self, source: Source, reading: Reading) -> int:
         """Where to read on: the cursor, or behind what no client can read, whose offsets become dead letters.
@@ -251,8 +199,8 @@ class Reader:
             text = f"{partition}: offsets {begin} to {end - 1} cannot be read: {known}"
             if self._settings.policy.on_unreadable == "stop":
                 raise StoppedError(UNREADABLE, f"{text}; dead_letters.on_unreadable is stop", reading.token)
-            self._alerts.tell(UNREADABLE, str(partition), _now_ms(), text)
-            at_ms = reading.high_ms or _now_ms()
+            self._alerts.tell(UNREADABLE, str(partition), now_ms(), text)
+            at_ms = reading.high_ms or now_ms()
             letters = [
                 DeadLetter(Record(partition, i, at_ms, None, None), self._settings.unnamed_stream, "unreadable", text)
                 for i in range(begin, end)
@@ -268,7 +216,7 @@ class Reader:
         self.health.stopped[partition] = str(stop)
         metrics.PARTITIONS_STOPPED.set(len(self.health.stopped))
         source.pause([partition])
-        self._alerts.tell_if_possible(stop.rule, str(partition), _now_ms(), str(stop))
+        self._alerts.tell_if_possible(stop.rule, str(partition), now_ms(), str(stop))
         try:
             self._store.set_idle(partition, stop.token, True)
         except StoreError as error:
@@ -292,7 +240,7 @@ class Reader:
         """Apply what is scored. The cursor moves only here, after the dead letters are acknowledged."""
         if self._batch is None:
             works, self._ready = [*self._ready, *self._pipeline.take()], []
-            self._batch = self._count(works)
+            self._batch = count(works, self._readings, self._counting, now_ms())
         batch = self._batch
         if batch is None or time.monotonic() < batch.not_before_s:
             self._note_idle_hands()
@@ -320,7 +268,7 @@ class Reader:
             if self._take_answer(source, batch.readings[i], batch.deltas[i], batch.tallies[i], outcome):
                 self._judge_share(source, batch.readings[i], batch.bad[i])
 
-    def _write_letters(self, source: Source, batch: _Batch) -> bool:
+    def _write_letters(self, source: Source, batch: Batch) -> bool:
         """Whether all are acknowledged; else they are written again after a while, and nothing is scored twice."""
         failpoint("before_letters")
         topic = batch.letters[0].record.partition.topic
@@ -334,7 +282,7 @@ class Reader:
             self._try_later(batch)
             if batch.tries == LETTER_ALERT_TRIES:
                 text = f"{topic}: dead letters cannot be written, and reading waits for them: {error}"
-                self._alerts.tell_if_possible(DEAD_LETTERS, topic, _now_ms(), text)
+                self._alerts.tell_if_possible(DEAD_LETTERS, topic, now_ms(), text)
             return False
         failpoint("after_letters")
         for letter in batch.letters:
@@ -343,42 +291,11 @@ class Reader:
         self.health.letters_ok = True
         return True
 
-    def _try_later(self, batch: _Batch) -> None:
+    def _try_later(self, batch: Batch) -> None:
         # jitter: replicas that lost the same Redis must not come back in step
         wait_s = BACKOFF_S[min(batch.tries, len(BACKOFF_S) - 1)] * random.uniform(0.7, 1.3)
         batch.not_before_s = time.monotonic() + wait_s
         batch.tries += 1
-
-    def _count(self, works: Sequence[Work]) -> _Batch | None:
-        """One delta per partition from everything that was scored of it, in the order of its log."""
-        mine: dict[Partition, list[Work]] = {}
-        for work in works:
-            reading = work.owner
-            if isinstance(reading, Reading) and self._readings.get(reading.partition) is reading:
-                mine.setdefault(reading.partition, []).append(work)
-        batch = _Batch([], [], [], [], [])
-        for partition, members in mine.items():
-            reading = self._readings[partition]
-            outcomes = [outcome for work in members for outcome in work.outcomes]
-            counted = tally(outcomes, reading.high_ms, reading.facts, _now_ms(), self._counting)
-            batch.readings.append(reading)
-            batch.tallies.append(counted)
-            batch.letters += [outcome for outcome in outcomes if isinstance(outcome, DeadLetter)]
-            batch.bad.append([isinstance(outcome, DeadLetter) for outcome in outcomes])
-            batch.deltas.append(
-                Delta(
-                    partition=partition,
-                    token=reading.token,
-                    expect=reading.next_offset,
-                    next_offset=members[-1].next_offset,
-                    high_ms=counted.high_ms or 0,
-                    vectors=counted.vectors,
-                    facts=counted.facts,
-                    exemplars=counted.exemplars,
-                    reasons=counted.reasons,
-                )
-            )
-        return batch if batch.deltas else None
 
     def _take_answer(self, source: Source, reading: Reading, delta: Delta, counted: Tally, outcome: Applied) -> bool:
         """Whether it is applied; else the partition is taken over again, or the client given up."""
@@ -404,7 +321,7 @@ class Reader:
     def _take_again(self, source: Source, partition: Partition) -> None:
         self._readings.pop(partition, None)
         self._unclaimed[partition] = 0.0
-        self._registered_s = 0.0  # what the evaluator must know may be lost with the cursor
+        self._upkeep.register_soon()
         self._claim(source, partition)
 
     def _judge_share(self, source: Source, reading: Reading, bad: Sequence[bool]) -> None:
@@ -436,80 +353,13 @@ class Reader:
         return self._batch is not None and self._batch.tries > 0
 
     def _tend(self, source: Source) -> None:
-        now_s = time.monotonic()
         try:
-            if now_s - self._registered_s > REGISTER_S:
-                self._registered_s = now_s
-                self._register(source)
-            if now_s - self._verified_s > VERIFY_S:
-                self._verified_s = now_s
-                self._verify(source)
-            if now_s - self._committed_s > COMMIT_S:
-                self._committed_s = now_s
-                self._commit(source)
-            if now_s - self._idle_checked_s > min(1.0, self._settings.idle_timeout_s / 3):
-                self._idle_checked_s = now_s
-                self._mark_idle(source, now_s)
-            if now_s - self._lag_s > LAG_S:
-                self._lag_s = now_s
-                self._measure_lag(source, now_s)
+            lost = self._upkeep.tend(source, in_hand=self._in_hand, paused=self._paused)
+            if self._batch is None:  # what is being applied notices it by itself
+                for partition in lost:
+                    self._take_again(source, partition)
         except StoreError as error:
             self._redis_failed("upkeep", error)
-
-    def _register(self, source: Source) -> None:
-        """What others go by must be in Redis, also after it was lost."""
-        self._store.register_partitions(source.partitions())
-        self._store.put_layouts({name: layout.to_json() for name, layout in self._counting.layouts.items()})
-        self._alerts.end(_now_ms(), ["source"], TOPIC)
-        over = self._store.streams_over_limit(self._readings)
-        metrics.STREAMS_OVER_LIMIT.set(over)
-        if over and not self._told_streams:
-            text = f"{over} images came from streams beyond stream.max_streams and are counted as (other)"
-            self._alerts.tell(STREAMS, "streams", _now_ms(), text)
-            self._told_streams = True
-        if self.health.letters_ok:
-            self._alerts.end(_now_ms(), sorted({p.topic for p in self._readings}), DEAD_LETTERS)
-        self.health.redis_ok = True
-
-    def _verify(self, source: Source) -> None:
-        """Take over again what Redis has lost or set back; what is being applied notices it by itself."""
-        for partition, cursor in self._store.cursors(self._readings).items():
-            reading = self._readings[partition]
-            lost = cursor is None or cursor.token != reading.token or cursor.next_offset < reading.next_offset
-            if lost and self._batch is None:
-                log.warning("partition.cursor_lost", partition=str(partition), expect=reading.next_offset)
-                self._take_again(source, partition)
-
-    def _commit(self, source: Source) -> None:
-        """Never ahead of what survives in Redis."""
-        offsets = {p: reading.next_offset for p, reading in self._readings.items()}
-        failpoint("before_commit")
-        if offsets and self._store.settle_on_disk():
-            source.commit(offsets)
-        failpoint("after_commit")
-
-    def _mark_idle(self, source: Source, now_s: float) -> None:
-        """Tell the evaluator which partitions are read to the end and quiet: they hold no bucket open."""
-        for partition, reading in self._readings.items():
-            if reading.idle or now_s - reading.active_s < self._settings.idle_timeout_s or self._paused:
-                continue
-            if source.bounds(partition)[1] <= reading.next_offset:
-                reading.idle = self._store.set_idle(partition, reading.token, True)
-
-    def _measure_lag(self, source: Source, now_s: float) -> None:
-        metrics.LAG_RECORDS.clear()  # of partitions that went to another replica
-        caught_up, calm = [], []
-        for partition, reading in self._readings.items():
-            lag = source.bounds(partition)[1] - reading.next_offset
-            metrics.LAG_RECORDS.labels(partition.topic, partition.index).set(max(0, lag))
-            if lag <= 0:
-                caught_up.append(str(partition))
-            elif not self._in_hand and now_s - reading.active_s > self._settings.stall_s:
-                raise SourceError(f"{partition}: {lag} records wait, and none came for {self._settings.stall_s:g} s")
-            if len(reading.bad) == self._settings.bad_window:
-                calm.append(str(partition))
-        self._alerts.end(_now_ms(), caught_up, GAP, UNREADABLE)
-        self._alerts.end(_now_ms(), calm, DEAD_LETTERS)
 
     @property
     def _in_hand(self) -> bool:
@@ -537,7 +387,7 @@ class Reader:
             if source is not None:
                 source.pause(list(self._readings))
                 self._finish_in_hand(deadline_s)
-                self._commit(source)
+                self._upkeep.commit(source)
         except SourceError as error:
             log.warning("drain.source_failed", error=str(error))
         except StoreError as error:
@@ -563,7 +413,3 @@ class Reader:
 def _count_metrics(counted: Tally, vectors: Mapping[tuple[str, int, str], Vector]) -> None:
     metrics.FUTURE_RECORDS.inc(counted.future)
     metrics.IMAGES_APPLIED.inc(sum(int(vector[IMAGES]) for vector in vectors.values()))
-
-
-def _now_ms() -> int:
-    return time.time_ns() // 1_000_000

@@ -6,12 +6,12 @@ from detectors.images import Prepared
 from monitor.config import Config
 from monitor.evaluator import Presentation
 from monitor.profiles import Profiles
-from monitor.reader import ReaderSettings
 from monitor.ruleset import BoundRule
 from monitor.store import Limits
 from monitor.takeover import StartPolicy
 from monitor.tally import Counting, Rates
 from monitor.thumbnails import thumbnail
+from monitor.upkeep import ReaderSettings
 
 MIN_REBUILD_MS = 300_000
 """Rebuilt at least, after Redis was lost: what the evidence of an alert looks back on."""

@@ -30,8 +30,12 @@ def load() -> None:
     import monitor.demo  # noqa: PLC0415
     import monitor.sources.kafka  # noqa: PLC0415
     import monitor.sources.redis_stream  # noqa: PLC0415
+    from monitor.store import connection  # noqa: PLC0415
 
     monitor.__main__._parser()  # imports what the commands need
+    for script in connection.LUA.glob("*.lua"):  # a run must not mix what it has loaded with what is edited meanwhile
+        if script.stem != "common":
+            connection._source(script.stem)
     torch.set_num_threads(1)
     monitor.evaluator.LEASE_S = 4.0  # most tests wait for a dead evaluator's successor
     threads = len(list(Path("/proc/self/task").iterdir()))

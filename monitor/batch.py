@@ -1,0 +1,60 @@
+"""What is applied together: one delta per partition from everything that was scored of it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+from monitor.pipeline import Work
+from monitor.takeover import Reading
+from monitor.tally import Counting, Tally, tally
+from monitor.types import DeadLetter, Delta, Partition
+
+
+@dataclass(slots=True)
+class Batch:
+    """Kept until Redis has answered, so that the same call can be made again; lists go by partition."""
+
+    readings: list[Reading] = field(default_factory=list)
+    deltas: list[Delta] = field(default_factory=list)
+    tallies: list[Tally] = field(default_factory=list)
+    bad: list[list[bool]] = field(default_factory=list)
+    """Whether each record was rejected."""
+    letters: list[DeadLetter] = field(default_factory=list)
+    """Of all partitions; to be acknowledged before anything is applied."""
+    tries: int = 0
+    not_before_s: float = 0.0
+
+
+def count(
+    works: Sequence[Work], readings: Mapping[Partition, Reading], counting: Counting, now_ms: int
+) -> Batch | None:
+    """The batch of these works, in the order of their logs; None where none of them is of a current reading."""
+    mine: dict[Partition, list[Work]] = {}
+    for work in works:
+        reading = work.owner
+        if isinstance(reading, Reading) and readings.get(reading.partition) is reading:
+            mine.setdefault(reading.partition, []).append(work)
+    batch = Batch()
+    for partition, members in mine.items():
+        reading = readings[partition]
+        outcomes = [outcome for work in members for outcome in work.outcomes]
+        counted = tally(outcomes, reading.high_ms, reading.facts, now_ms, counting)
+        batch.readings.append(reading)
+        batch.tallies.append(counted)
+        batch.letters += [outcome for outcome in outcomes if isinstance(outcome, DeadLetter)]
+        batch.bad.append([isinstance(outcome, DeadLetter) for outcome in outcomes])
+        batch.deltas.append(
+            Delta(
+                partition=partition,
+                token=reading.token,
+                expect=reading.next_offset,
+                next_offset=members[-1].next_offset,
+                high_ms=counted.high_ms or 0,
+                vectors=counted.vectors,
+                facts=counted.facts,
+                exemplars=counted.exemplars,
+                reasons=counted.reasons,
+            )
+        )
+    return batch if batch.deltas else None

@@ -9,7 +9,6 @@ The resize filter is Pillow's, which widens with the scale when shrinking (antia
 
 from __future__ import annotations
 
-import hashlib
 import io
 import struct
 import zlib
@@ -17,6 +16,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import numpy as np
+import xxhash
 from numpy.typing import NDArray
 from PIL import Image, JpegImagePlugin, PngImagePlugin, WebPImagePlugin
 
@@ -233,6 +233,6 @@ def _orientation(image: Image.Image) -> int:
 
 
 def _digest(pixels: NDArray[np.uint8]) -> bytes:
-    digest = hashlib.blake2b(np.array(pixels.shape, dtype="<i8").tobytes(), digest_size=16)
+    digest = xxhash.xxh3_128(np.array(pixels.shape, dtype="<i8").tobytes())
     digest.update(np.ascontiguousarray(pixels).data)
     return digest.digest()

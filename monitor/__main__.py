@@ -7,6 +7,7 @@ import os
 import sys
 from collections.abc import Sequence
 
+from detectors.host_memory import keep_freed_memory
 from monitor.config import EXIT_CONFIG, ConfigError
 from monitor.logs import configure_logs
 
@@ -14,6 +15,7 @@ from monitor.logs import configure_logs
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns its exit status."""
     args = _parser().parse_args(argv)
+    keep_freed_memory()
     configure_logs("warning", "console")  # to stderr: stdout belongs to what was asked for; the daemon sets its own
     try:
         status: int = args.handler(args)

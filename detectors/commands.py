@@ -8,6 +8,7 @@ import json
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,7 +17,7 @@ from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeEl
 
 from detectors.images import ImageError
 from detectors.reading import InputError, read_images
-from detectors.registry_names import NAMES, PRESETS
+from detectors.registry_names import NAMES, PRECISIONS, PRESETS
 
 if TYPE_CHECKING:
     from detectors.features import BackboneSpec
@@ -69,6 +70,7 @@ def _add_fit(fit: argparse.ArgumentParser) -> None:
     fit.add_argument("--mean", type=_triple, metavar="R,G,B", help="of pixels in [0, 1]")
     fit.add_argument("--std", type=_triple, metavar="R,G,B")
     fit.add_argument("--image-size", type=int, metavar="PX", help="side of the square input")
+    fit.add_argument("--precision", choices=PRECISIONS, help="of the backbone, here and wherever the profile scores")
     fit.add_argument("--epochs", type=int, help="passes over the images, for the published scores")
     fit.add_argument("--ordered", action="store_true", help="the images are frames in time order")
     fit.add_argument("--device", default="auto")
@@ -128,7 +130,7 @@ def _backbone(args: argparse.Namespace) -> BackboneSpec | None:
     if args.backbone is None and not published:
         if any(value is not None for value in given) or args.backbone_arg:
             raise InputError("--weights, --layers, --backbone-arg, --mean, --std and --image-size need --backbone")
-        return None
+        return None if args.precision is None else replace(BackboneSpec.embedded(), precision=args.precision)
     model = args.backbone or "efficientnet_b4"
     # The layers of the paper: stages 1 to 5 of EfficientNet-B4, 1 to 3 of ResNet-50.
     paper_layers = {"efficientnet_b4": "0,1,2,3,4", "resnet50": "1,2,3"}.get(model, "") if published else ""
@@ -143,6 +145,7 @@ def _backbone(args: argparse.Namespace) -> BackboneSpec | None:
         std=args.std,
         input_px=args.image_size or (224 if published else None),
         args=dict(_argument(text) for text in args.backbone_arg),
+        precision=args.precision or "float32",
     )
 
 

@@ -1,6 +1,8 @@
-"""The detectors by name. No torch here: the command line lists them before anything is loaded."""
+"""What a fit can be told by name. No torch here: the command line lists them before anything is loaded."""
 
 from __future__ import annotations
+
+from typing import Literal, get_args
 
 REGISTRY: dict[str, str] = {
     "dlsr": "detectors.dlsr:DLSR",
@@ -17,3 +19,5 @@ REGISTRY: dict[str, str] = {
 NAMES = tuple(REGISTRY)
 PRESETS = ("dlsr-paper",)
 """Detector, backbone, layers, size and training at once; see `detectors.commands`."""
+Precision = Literal["float32", "bfloat16"]
+PRECISIONS: tuple[Precision, ...] = get_args(Precision)

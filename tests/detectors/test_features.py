@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +14,7 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from detectors.features import Backbone, BackboneError, BackboneSpec
-from detectors.fit import fit_profile
+from detectors.fit import FitOptions, fit_profile
 from detectors.images import Preparer
 from detectors.profile import load_profile
 from tests.pictures import encoded, pictures
@@ -73,6 +74,23 @@ def test_hub_weights_come_through_timms_own_loading(tmp_path: Path) -> None:
     hub = Backbone(BackboneSpec("resnet18", "hub", layers=(1, 2), input_px=64, args=overlay), "cpu")
     file = Backbone(BackboneSpec("resnet18", str(tmp_path / "w.safetensors"), layers=(1, 2), input_px=64), "cpu")
     assert hub.digest == file.digest
+
+
+def test_half_precision_is_close_and_stays_with_the_profile(tmp_path: Path) -> None:
+    full = replace(BackboneSpec.embedded(), input_px=48)
+    spec = replace(full, precision="bfloat16")
+    whole, half = Backbone(full, "cpu"), Backbone(spec, "cpu")
+    pixels = np.stack([Preparer(half.input_px)(image).pixels for _, image in pictures(0, 16)])
+    difference = (whole(pixels) - half(pixels)).abs().mean() / whole(pixels).abs().mean()
+    assert 0.0 < difference < 0.05  # 8 bits of mantissa, in many layers
+    fit_profile(pictures(0, 220), FitOptions(backbone=spec)).save(tmp_path)
+    profile = load_profile(tmp_path, "cpu")
+    assert profile.backbone.spec.precision == "bfloat16"
+    strange, normal = (
+        profile.score([profile.prepare(image) for _, image in pictures(60, 40, stripes)]).p_values[:, 0]
+        for stripes in (True, False)
+    )
+    assert strange.max() < 0.05 < np.median(normal)
 
 
 def test_reencoding_as_jpeg_hardly_moves_the_p_values() -> None:

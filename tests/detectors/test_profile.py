@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import stat
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -53,6 +55,27 @@ def test_fitting_twice_gives_the_same_fingerprint(profile: Profile) -> None:
 
 def test_no_images_give_empty_scores(profile: Profile) -> None:
     assert profile.score([]).p_values.shape == (0, len(profile.signals))
+
+
+LARGE_FIT = """
+import resource
+import numpy as np
+from detectors.features import Backbone, BackboneSpec
+from detectors.fit import FitOptions, fit_profile
+from tests.pictures import pictures
+
+spec = BackboneSpec.embedded()
+Backbone(spec, "cpu")(np.zeros((64, spec.input_px, spec.input_px, 3), np.uint8))
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+large = ((name, np.tile(image, (16, 16, 1))) for name, image in pictures(0, 600))  # 1.7 MB each, one after the other
+fit_profile(large, FitOptions(device="cpu"))
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
+"""
+
+
+def test_a_fit_holds_one_batch_of_images_at_a_time() -> None:
+    done = subprocess.run([sys.executable, "-c", LARGE_FIT], check=True, capture_output=True, text=True)
+    assert int(done.stdout) < 300 * 1024  # KiB; the images are a GiB
 
 
 def test_too_few_images_are_refused_with_their_number() -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import random
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -9,6 +11,9 @@ from monitor.pipeline import Work
 from monitor.takeover import Reading
 from monitor.tally import Counting, Tally, tally
 from monitor.types import DeadLetter, Delta, Partition
+from monitor.verdicts import Line, Verdicts
+
+BACKOFF_S = (0.1, 0.2, 0.5, 1.0, 2.0, 5.0)
 
 
 @dataclass(slots=True)
@@ -22,12 +27,25 @@ class Batch:
     """Whether each record was rejected."""
     letters: list[DeadLetter] = field(default_factory=list)
     """Of all partitions; to be acknowledged before anything is applied."""
+    verdicts: list[Line] = field(default_factory=list)
+    """Likewise; text, so that no picture is held for them."""
     tries: int = 0
     not_before_s: float = 0.0
 
+    def try_later(self) -> None:
+        """Something does not answer: wait longer from try to try."""
+        # jitter: replicas that lost the same Redis must not come back in step
+        wait_s = BACKOFF_S[min(self.tries, len(BACKOFF_S) - 1)] * random.uniform(0.7, 1.3)
+        self.not_before_s = time.monotonic() + wait_s
+        self.tries += 1
+
 
 def count(
-    works: Sequence[Work], readings: Mapping[Partition, Reading], counting: Counting, now_ms: int
+    works: Sequence[Work],
+    readings: Mapping[Partition, Reading],
+    counting: Counting,
+    verdicts: Verdicts | None,
+    now_ms: int,
 ) -> Batch | None:
     """The batch of these works, in the order of their logs; None where none of them is of a current reading."""
     mine: dict[Partition, list[Work]] = {}
@@ -43,6 +61,10 @@ def count(
         batch.readings.append(reading)
         batch.tallies.append(counted)
         batch.letters += [outcome for outcome in outcomes if isinstance(outcome, DeadLetter)]
+        if verdicts is not None:
+            batch.verdicts += verdicts.lines(
+                i for judged in outcomes if not isinstance(judged, DeadLetter) for i in judged
+            )
         batch.bad.append([isinstance(outcome, DeadLetter) for outcome in outcomes])
         batch.deltas.append(
             Delta(

@@ -46,7 +46,6 @@ def _run(args: argparse.Namespace) -> int:
 
     configure_logs(settings.log.level, settings.log.format)
     where = args.config or "defaults"
-    _refuse_verdicts(settings, where)
     rules = bind_rules(settings)
     try:
         profiles = load_profiles(settings.scoring, settings.decoding)
@@ -63,19 +62,12 @@ def _run(args: argparse.Namespace) -> int:
         return EXIT_UNAVAILABLE
 
 
-def _refuse_verdicts(settings: Config, where: object) -> None:
-    # a setting that is taken and does nothing would be found out when the labels are missed
-    if settings.verdicts.type != "none":
-        raise ConfigError([f"{where}: verdicts.type: the daemon does not write verdicts yet; must be none"])
-
-
 def _check_config(args: argparse.Namespace) -> int:
     from monitor.notify import ReceiverConfigError, build_receiver  # noqa: PLC0415
     from monitor.ruleset import bind_rules  # noqa: PLC0415
     from monitor.sources import open_producer  # noqa: PLC0415
 
     settings = load_config(args.config)
-    _refuse_verdicts(settings, args.config or "defaults")
     bind_rules(settings)
     wrong = []
     for receiver in settings.receivers:

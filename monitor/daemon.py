@@ -34,6 +34,7 @@ from monitor.ruleset import BoundRule
 from monitor.sources import open_producer, open_source
 from monitor.store import StoreError, open_store
 from monitor.types import FatalSourceError
+from monitor.verdicts import open_verdicts
 from monitor.web import WebServer, build_app
 from monitor.wiring import counting_of, limits_of, presentation_of, reader_settings_of
 
@@ -72,6 +73,7 @@ class Daemon:
             settings.scoring.batch_age_s,
             settings.pipeline.queue_bytes,
         )
+        self._verdicts = open_verdicts(settings, profiles.layouts)
         self._reader = Reader(
             lambda: open_source(settings),
             self._store,
@@ -79,6 +81,7 @@ class Daemon:
             counting_of(settings, profiles),
             reader_settings_of(settings, rules),
             OwnAlerts(self._store, settings.monitor, heard=bool(settings.receivers)),
+            self._verdicts,
         )
         self._receivers: list[Receiver] = [
             build_receiver(receiver, settings.monitor, lambda: open_producer(settings))
@@ -176,6 +179,8 @@ class Daemon:
         reading.join()
         evaluating.join()
         self._pipeline.close()
+        if self._verdicts is not None:
+            self._verdicts.close()
         for receiver in self._receivers:
             receiver.close()
         self._web.stop()
@@ -227,6 +232,8 @@ class Daemon:
             return "Redis does not answer"
         if not health.letters_ok:
             return "dead letters cannot be written, and reading waits for them"
+        if not health.verdicts_ok:
+            return "per-image verdicts cannot be written, and reading waits for them"
         return next(iter(health.stopped.values()), "")
 
 

@@ -113,7 +113,10 @@ REDIS_SECONDS = Histogram(
     registry=REGISTRY,
 )
 VERDICTS_WRITTEN = Counter(
-    "layerwatch_verdicts_written_total", "Lines given to the sink of per-image verdicts", registry=REGISTRY
+    "layerwatch_verdicts_written_total", "Lines acknowledged by the sink of per-image verdicts", registry=REGISTRY
+)
+VERDICT_ERRORS = Counter(
+    "layerwatch_verdict_errors_total", "Failed tries to write per-image verdicts; reading waits", registry=REGISTRY
 )
 
 # ------------------------------------------------------------------------------------------------ evaluation

@@ -21,6 +21,8 @@ UNREADABLE = "layerwatch-unreadable"
 """The log held bytes that no client can read."""
 DEAD_LETTERS = "layerwatch-dead-letters"
 """Too many records are bad, or the dead-letter topic cannot be written."""
+VERDICTS = "layerwatch-verdicts"
+"""The sink of per-image verdicts cannot be written."""
 TOPIC = "layerwatch-topic"
 """The topic was deleted, created anew or cut off, or we may not read it any more."""
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import random
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -10,9 +9,10 @@ from collections.abc import Callable, Mapping, Sequence
 import structlog
 
 from monitor import metrics
-from monitor.batch import Batch, count
+from monitor.batch import BACKOFF_S, Batch, count
 from monitor.buckets import IMAGES
 from monitor.failpoints import failpoint
+from monitor.outlets import Outlets
 from monitor.own_alerts import DEAD_LETTERS, TOPIC, UNREADABLE, OwnAlerts
 from monitor.pipeline import Pipeline, Work
 from monitor.store import Store, StoreError
@@ -34,16 +34,14 @@ from monitor.types import (
     Vector,
 )
 from monitor.upkeep import Health, ReaderSettings, Upkeep, now_ms
+from monitor.verdicts import Verdicts
 
 log = structlog.get_logger(__name__)
 
 FINISH_S = 30.0
 """For what was read before a damaged place, before the client is given up."""
-LETTER_ALERT_TRIES = 3
-"""Failed tries after which people hear that dead letters cannot be written."""
 BUSY_POLL_S = 0.01
 """Poll time-out while scored work may be ready to apply at any moment."""
-BACKOFF_S = (0.1, 0.2, 0.5, 1.0, 2.0, 5.0)
 
 
 class Reader:
@@ -53,6 +51,7 @@ class Reader:
         open_source: joins the group; called again after every SourceError.
         settings: limits.
         counting: what `tally` needs.
+        verdicts: where per-image verdicts go; closed by whoever opened it.
     """
 
     def __init__(
@@ -63,9 +62,11 @@ class Reader:
         counting: Counting,
         settings: ReaderSettings,
         alerts: OwnAlerts,
+        verdicts: Verdicts | None = None,
     ) -> None:
         self._open_source, self._store, self._pipeline = open_source, store, pipeline
         self._counting, self._settings, self._alerts = counting, settings, alerts
+        self._verdicts = verdicts
         self._readings: dict[Partition, Reading] = {}
         self._unclaimed: dict[Partition, float] = {}  # -> monotonic time of the next try
         self._unreadable: dict[Partition, UnreadableError] = {}
@@ -77,6 +78,7 @@ class Reader:
         self._failures = 0
         self._ever_joined = False
         self.health = Health()
+        self._outlets = Outlets(verdicts, alerts, self.health)
         self._upkeep = Upkeep(store, alerts, counting, settings, self._readings, self.health)
 
     def stop(self) -> None:
@@ -106,7 +108,7 @@ class Reader:
                 failpoint("polled")
                 self._follow(source, polled)  # partitions that came and went
                 self._submit(polled)  # records -> decode -> score, in threads
-                self._settle(source)  # scored -> dead letters -> Redis -> our cursor
+                self._settle(source)  # scored -> dead letters, verdicts -> Redis -> our cursor
                 self._balance(source)  # pause above the byte limit, resume below half of it
                 self._tend(source)  # commits, new partitions, idleness
             except SourceError as error:
@@ -237,10 +239,10 @@ class Reader:
         metrics.QUEUE_BYTES.set(self._pipeline.bytes_in_hand)
 
     def _settle(self, source: Source) -> None:
-        """Apply what is scored. The cursor moves only here, after the dead letters are acknowledged."""
+        """Apply what is scored. The cursor moves only here, after dead letters and verdicts are acknowledged."""
         if self._batch is None:
             works, self._ready = [*self._ready, *self._pipeline.take()], []
-            self._batch = count(works, self._readings, self._counting, now_ms())
+            self._batch = count(works, self._readings, self._counting, self._verdicts, now_ms())
         batch = self._batch
         if batch is None or time.monotonic() < batch.not_before_s:
             self._note_idle_hands()
@@ -248,14 +250,15 @@ class Reader:
         if all(self._readings.get(reading.partition) is not reading for reading in batch.readings):
             self._batch = None  # it went to others, who read it again
             return
-        if batch.letters and not self._write_letters(source, batch):
+        if not self._outlets.write(source, batch):
             return
+        failpoint("before_apply")
         started = time.perf_counter()
         try:
             applied = self._store.apply(batch.deltas)
         except StoreError as error:
             self._redis_failed("apply", error)
-            self._try_later(batch)
+            batch.try_later()
             return
         failpoint("after_apply")
         metrics.STAGE_SECONDS.labels("apply").observe(time.perf_counter() - started)
@@ -267,35 +270,6 @@ class Reader:
         for i, outcome in enumerate(applied):
             if self._take_answer(source, batch.readings[i], batch.deltas[i], batch.tallies[i], outcome):
                 self._judge_share(source, batch.readings[i], batch.bad[i])
-
-    def _write_letters(self, source: Source, batch: Batch) -> bool:
-        """Whether all are acknowledged; else they are written again after a while, and nothing is scored twice."""
-        failpoint("before_letters")
-        topic = batch.letters[0].record.partition.topic
-        try:
-            source.dead_letter(batch.letters)
-        except (SourceError, FatalSourceError) as error:
-            log.warning("dead_letters.failed", letters=len(batch.letters), tries=batch.tries + 1, error=str(error))
-            metrics.DEAD_LETTER_ERRORS.inc()
-            self.health.letters_ok = False
-            self.health.moved_s = time.monotonic()  # not stuck: waiting, and saying so
-            self._try_later(batch)
-            if batch.tries == LETTER_ALERT_TRIES:
-                text = f"{topic}: dead letters cannot be written, and reading waits for them: {error}"
-                self._alerts.tell_if_possible(DEAD_LETTERS, topic, now_ms(), text)
-            return False
-        failpoint("after_letters")
-        for letter in batch.letters:
-            metrics.RECORDS_REJECTED.labels(letter.reason).inc()
-        batch.letters = []
-        self.health.letters_ok = True
-        return True
-
-    def _try_later(self, batch: Batch) -> None:
-        # jitter: replicas that lost the same Redis must not come back in step
-        wait_s = BACKOFF_S[min(batch.tries, len(BACKOFF_S) - 1)] * random.uniform(0.7, 1.3)
-        batch.not_before_s = time.monotonic() + wait_s
-        batch.tries += 1
 
     def _take_answer(self, source: Source, reading: Reading, delta: Delta, counted: Tally, outcome: Applied) -> bool:
         """Whether it is applied; else the partition is taken over again, or the client given up."""

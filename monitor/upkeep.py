@@ -10,11 +10,12 @@ import structlog
 
 from monitor import metrics
 from monitor.failpoints import failpoint
-from monitor.own_alerts import DEAD_LETTERS, GAP, STREAMS, TOPIC, UNREADABLE, OwnAlerts
+from monitor.own_alerts import DEAD_LETTERS, GAP, STREAMS, TOPIC, UNREADABLE, VERDICTS, OwnAlerts
 from monitor.store import Store
 from monitor.takeover import Reading, StartPolicy
 from monitor.tally import Counting
 from monitor.types import Partition, Source, SourceError
+from monitor.verdicts import SUBJECT
 
 log = structlog.get_logger(__name__)
 
@@ -55,6 +56,7 @@ class Health:
     joined: bool = False
     redis_ok: bool = True
     letters_ok: bool = True
+    verdicts_ok: bool = True
     stopped: dict[Partition, str] = field(default_factory=dict)
     """Partitions that are not read on until a person has looked, and why."""
 
@@ -135,6 +137,8 @@ class Upkeep:
             self._told_streams = True
         if self._health.letters_ok:
             self._alerts.end(now_ms(), sorted({p.topic for p in self._readings}), DEAD_LETTERS)
+        if self._health.verdicts_ok:
+            self._alerts.end(now_ms(), [SUBJECT], VERDICTS)
         self._health.redis_ok = True
 
     def _lost(self) -> list[Partition]:

@@ -1,8 +1,8 @@
 """The sink of per-image verdicts: one line of JSON for every image, for labelling queues and audits.
 
-At least once, and in the order of each partition: the reader writes and flushes a batch before it applies it, so what
-is counted has been written, and a batch that is read again after a crash is written again, with the same ids. Lines are
-keyed by stream, so that a stream stays in order in the topic too.
+At least once, and in the order of each partition: the reader writes a batch before it applies it, so what is counted
+has been written, and a batch that is read again after a crash is written again, with the same ids. Lines are keyed by
+stream, so that a stream stays in order in the topic too.
 """
 
 from __future__ import annotations
@@ -14,7 +14,6 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO, Protocol
 
-from monitor import metrics
 from monitor.buckets import Layout
 from monitor.config import Config
 from monitor.document import rfc3339
@@ -26,6 +25,11 @@ SCHEMA = "layerwatch.verdict/1"
 OOD_LEVEL = 0.05
 """`ood` is true at p <= this: the level of the overview and of the default rule."""
 CONTENT_TYPE = ("content-type", b"application/json")
+SUBJECT = "verdicts"
+"""What the alert about a sink that cannot be written names as its subject."""
+
+Line = tuple[str, bytes]
+"""(stream, one line of JSON without its end)"""
 
 
 class Lines(Protocol):
@@ -47,7 +51,7 @@ class Lines(Protocol):
 
 
 class Verdicts:
-    """Writes what passes the filter; belongs to the reader's thread.
+    """Makes lines of what passes the filter, and writes them; belongs to the reader's thread.
 
     Args:
         layouts: fingerprint -> layout of the loaded profiles.
@@ -56,26 +60,26 @@ class Verdicts:
 
     def __init__(self, lines: Lines, layouts: Mapping[str, Layout], max_p_value: float) -> None:
         self._lines, self._layouts, self._max_p_value = lines, layouts, max_p_value
-        self._written = 0
 
-    def write(self, judged: Iterable[Judged]) -> None:
-        """Hand images over, in the order of their log.
+    def lines(self, judged: Iterable[Judged]) -> list[Line]:
+        """The lines of these images, in their order."""
+        made = []
+        for image in judged:
+            if image.p_values[0] <= self._max_p_value:
+                signals = self._layouts[image.fingerprint].signals
+                p_values = dict(zip(signals, image.p_values.tolist(), strict=True))
+                made.append((image.stream, verdict_line(image, p_values)))
+        return made
+
+    def write(self, lines: Iterable[Line]) -> None:
+        """Return when all of them are kept.
 
         Raises:
-            SourceError, FatalSourceError: see `Lines.flush`; all since the last flush must be given again.
+            SourceError, FatalSourceError: see `Lines.flush`; give all of them again.
         """
-        for image in judged:
-            signals = self._layouts[image.fingerprint].signals
-            p_values = dict(zip(signals, image.p_values.tolist(), strict=True))
-            if p_values["ood"] <= self._max_p_value:
-                self._lines.write(image.stream, verdict_line(image, p_values))
-                self._written += 1
-
-    def flush(self) -> None:
-        """Return when all that was handed over is kept; raises as `write`."""
-        written, self._written = self._written, 0
+        for stream, line in lines:
+            self._lines.write(stream, line)
         self._lines.flush()
-        metrics.VERDICTS_WRITTEN.inc(written)
 
     def close(self) -> None:
         """Free everything; never raises."""

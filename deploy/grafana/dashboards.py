@@ -485,10 +485,11 @@ def operations() -> dict[str, Any]:
         ),
         lines(
             "Dead letters",
-            "Records that could not be used, by reason; and failed tries to write them, which make reading wait.",
+            "Records that could not be used, by reason; tries to write them or verdicts that failed: reading waits.",
             [
                 (f"sum by (reason) {rejected} or vector(0)", "{{reason}}"),
                 (f"sum{mine(f'rate(layerwatch_dead_letter_errors_total{RATE})')}", "not writable"),
+                (f"sum{mine(f'rate(layerwatch_verdict_errors_total{RATE})')}", "verdicts not writable"),
             ],
             "cps",
         ),

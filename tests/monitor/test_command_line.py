@@ -28,15 +28,6 @@ def test_a_valid_configuration_exits_0(tmp_path: Path) -> None:
     assert main(["check-config", "-c", str(config)]) == 0
 
 
-def test_verdicts_that_would_not_be_written_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    config = tmp_path / "config.yaml"
-    config.write_text("verdicts: {type: jsonl}\n")
-    for command in ("check-config", "run"):
-        assert main([command, "-c", str(config)]) == 78
-        (line,) = capsys.readouterr().err.splitlines()
-        assert line.startswith(f"{config}: verdicts.type: ")
-
-
 def test_fit_names_an_input_that_is_not_there(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["fit", str(tmp_path / "nothing"), "-o", str(tmp_path / "p")]) == 1
     assert "nothing" in capsys.readouterr().err

@@ -13,7 +13,6 @@ import pytest
 from pydantic import SecretStr
 
 from detectors.images import Prepared
-from monitor import metrics
 from monitor.buckets import Layout
 from monitor.config import Config, Kafka, Redis, RedisStream
 from monitor.config import Verdicts as Settings
@@ -21,7 +20,7 @@ from monitor.private_redis import PrivateRedis
 from monitor.sources import open_source
 from monitor.tally import Judged
 from monitor.types import Record, SourceError
-from monitor.verdicts import Verdicts, open_verdicts
+from monitor.verdicts import FileLines, Verdicts, open_verdicts
 from tests.e2e.running import wait_for
 from tests.kafka.broker import Cluster
 
@@ -73,9 +72,12 @@ def check_rows(rows: list[Mapping[str, Any]]) -> None:
     assert rows[1]["ood"] is False
 
 
+def write(sink: Verdicts, *images: Judged) -> None:
+    sink.write(sink.lines(images))
+
+
 def write_three(sink: Verdicts) -> None:
-    sink.write([judged(0, 0.01), judged(1, 0.7), judged(2, 0.2)])
-    sink.flush()
+    write(sink, judged(0, 0.01), judged(1, 0.7), judged(2, 0.2))
     sink.close()
 
 
@@ -85,38 +87,33 @@ def test_without_a_type_there_is_no_sink() -> None:
 
 def test_a_file_holds_what_passes_the_filter_in_order(tmp_path: Path) -> None:
     path = tmp_path / "new-folder" / "verdicts.jsonl"
-    before = metrics.REGISTRY.get_sample_value("layerwatch_verdicts_written_total") or 0.0
     write_three(opened(Config(verdicts=Settings(type="jsonl", target=str(path), max_p_value=0.2))))
     check_rows([json.loads(line) for line in path.read_text().splitlines()])
-    assert metrics.REGISTRY.get_sample_value("layerwatch_verdicts_written_total") == before + 2
 
 
 def test_nothing_is_in_the_file_before_it_is_flushed_and_a_torn_line_is_mended(tmp_path: Path) -> None:
     path = tmp_path / "verdicts.jsonl"
-    settings = Config(verdicts=Settings(type="jsonl", target=str(path)))
-    crashed = opened(settings)
-    crashed.write([judged(0, 0.5)])
+    crashed = FileLines(path)
+    crashed.write("cam-1", b'{"id":0}')
     crashed.flush()
-    crashed.write([judged(1, 0.5)])
+    crashed.write("cam-1", b'{"id":1}')
     assert len(path.read_text().splitlines()) == 1
     crashed.close()
     with path.open("ab") as file:
-        file.write(b'{"schema":"layerwatch.verdict/1","id":"images/0/1","str')  # the crash of a machine
-    again = opened(settings)
-    again.write([judged(1, 0.5)])
+        file.write(b'{"id":1,"str')  # the crash of a machine
+    again = FileLines(path)
+    again.write("cam-1", b'{"id":1}')
     again.flush()
     again.close()
-    assert [json.loads(line)["id"] for line in path.read_text().splitlines()] == ["images/0/0", "images/0/1"]
+    assert [json.loads(line)["id"] for line in path.read_text().splitlines()] == [0, 1]
 
 
 def test_a_rotated_file_is_begun_anew(tmp_path: Path) -> None:
     path = tmp_path / "verdicts.jsonl"
     sink = opened(Config(verdicts=Settings(type="jsonl", target=str(path))))
-    sink.write([judged(0, 0.5)])
-    sink.flush()
+    write(sink, judged(0, 0.5))
     os.rename(path, tmp_path / "verdicts.jsonl.1")
-    sink.write([judged(1, 0.5)])
-    sink.flush()
+    write(sink, judged(1, 0.5))
     sink.close()
     assert [json.loads(line)["id"] for line in path.read_text().splitlines()] == ["images/0/1"]
 
@@ -125,12 +122,10 @@ def test_a_file_that_cannot_be_written_is_an_error_that_another_try_can_mend(tmp
     folder = tmp_path / "in-the-way"
     folder.write_text("a file where a folder should be")
     sink = opened(Config(verdicts=Settings(type="jsonl", target=str(folder / "verdicts.jsonl"))))
-    sink.write([judged(0, 0.5)])
     with pytest.raises(SourceError, match="cannot write"):
-        sink.flush()
+        write(sink, judged(0, 0.5))
     folder.unlink()
-    sink.write([judged(0, 0.5)])
-    sink.flush()
+    write(sink, judged(0, 0.5))
     sink.close()
     assert len((folder / "verdicts.jsonl").read_text().splitlines()) == 1
 

@@ -1,0 +1,172 @@
+"""Verdicts through the reader: before images count, waiting for a sink that fails, none twice for a lost reply.
+
+A real source and store on Redis, a real pipeline, a real file.
+"""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+from pydantic import SecretStr
+
+from monitor import metrics
+from monitor.config import Config, Redis, RedisStream, Scoring
+from monitor.config import Verdicts as Settings
+from monitor.decode import Decoder
+from monitor.decoders import DecoderPool
+from monitor.own_alerts import OwnAlerts
+from monitor.pipeline import Pipeline
+from monitor.private_redis import PrivateRedis
+from monitor.profiles import load_profiles
+from monitor.reader import Reader
+from monitor.sources import open_producer, open_source
+from monitor.store import Store, StoreError, open_store
+from monitor.types import Applied, Delta, Partition
+from monitor.upkeep import ReaderSettings
+from monitor.verdicts import open_verdicts
+from monitor.wiring import counting_of, limits_of
+from tests.e2e.running import wait_for
+from tests.pictures import encoded, pictures
+
+IMAGES = 60
+BAD = (7, 30)
+
+
+@dataclass
+class Running:
+    """A reader at work on a topic of two partitions that holds IMAGES records, two of which are no pictures."""
+
+    reader: Reader
+    store: Store
+    partitions: list[Partition]
+    path: Path
+
+    def counted(self) -> tuple[int, int]:
+        """(applied, rejected) so far."""
+        totals = self.store.totals(self.partitions).values()
+        return sum(t.applied for t in totals), sum(t.rejected for t in totals)
+
+    def ids(self) -> list[str]:
+        """Of the file's lines."""
+        return [json.loads(line)["id"] for line in self.path.read_text().splitlines()]
+
+
+Make = Callable[..., Running]
+
+
+@pytest.fixture
+def make(redis_server: PrivateRedis, profile_folder: Path, tmp_path: Path) -> Iterator[Make]:
+    """Starts one; `store` may be changed before its reader starts."""
+    ends: list[Callable[[], None]] = []
+
+    def made(name: str, change: Callable[[Store], None] = lambda _: None, **verdicts: object) -> Running:
+        path = tmp_path / "folder" / "verdicts.jsonl"
+        settings = Config(
+            monitor=name,
+            source="redis-stream",
+            redis=Redis(url=SecretStr(redis_server.url)),
+            redis_stream=RedisStream(topics=(name,), partitions=2, dead_letter_topic=f"{name}.dead"),
+            scoring=Scoring(profile=profile_folder, device="cpu", batch_images=8),
+            verdicts=Settings.model_validate({"type": "jsonl", "target": str(path), **verdicts}),
+        )
+        producer = open_producer(settings)
+        for i, (_, image) in enumerate(pictures(5, IMAGES)):
+            value = b"no picture" if i in BAD else encoded(image)
+            producer.send(name, value, f"cam-{i % 3}".encode(), (), 1_750_000_000_000 + 100 * i)
+        producer.flush()
+        producer.close()
+        store = open_store(settings.redis, name, limits_of(settings))
+        change(store)
+        profiles = load_profiles(settings.scoring, settings.decoding)
+        decoders = DecoderPool(Decoder(profiles.preparers(), settings.stream, settings.decoding), 1, 20.0, 2**30)
+        pipeline = Pipeline(decoders, profiles, 8, 0.01, 2**28)
+        sink = open_verdicts(settings, profiles.layouts)
+        assert sink is not None
+        reader = Reader(
+            lambda: open_source(settings),
+            store,
+            pipeline,
+            counting_of(settings, profiles),
+            ReaderSettings(),
+            OwnAlerts(store, name, heard=True),
+            sink,
+        )
+        thread = threading.Thread(target=reader.run)
+        thread.start()
+
+        def end() -> None:
+            reader.stop()
+            thread.join()
+            pipeline.close()
+            sink.close()
+            store.close()
+
+        ends.append(end)
+        return Running(reader, store, [Partition(name, i) for i in range(2)], path)
+
+    yield made
+    for end in ends:
+        end()
+
+
+def check_complete(running: Running) -> None:
+    """Every accepted image has its line once, each partition's in the order of its log."""
+    ids = running.ids()
+    assert len(set(ids)) == len(ids) == IMAGES - len(BAD)
+    for partition in running.partitions:
+        offsets = [int(i.rsplit("/", 1)[1]) for i in ids if i.startswith(f"{partition.topic}/{partition.index}/")]
+        assert offsets == sorted(offsets)
+
+
+def test_a_sink_that_fails_holds_the_cursor_and_loses_nothing(make: Make, tmp_path: Path) -> None:
+    (tmp_path / "folder").write_text("a file where a folder should be")
+    failed = metrics.REGISTRY.get_sample_value("layerwatch_verdict_errors_total") or 0.0
+    written = metrics.REGISTRY.get_sample_value("layerwatch_verdicts_written_total") or 0.0
+    running = make("verdicts-wait")
+    wait_for("the alert", lambda: "layerwatch-verdicts verdicts" in running.store.own())
+    assert not running.reader.health.verdicts_ok
+    assert running.counted() == (0, 0)
+    assert (metrics.REGISTRY.get_sample_value("layerwatch_verdict_errors_total") or 0.0) >= failed + 3
+    (tmp_path / "folder").unlink()
+    wait_for("all of them", lambda: running.counted() == (IMAGES - len(BAD), len(BAD)))
+    check_complete(running)
+    assert running.reader.health.verdicts_ok
+    assert metrics.REGISTRY.get_sample_value("layerwatch_verdicts_written_total") == written + IMAGES - len(BAD)
+    wait_for("the end of the alert", lambda: not running.store.own())
+
+
+def test_no_image_counts_before_its_verdict_is_written_and_a_lost_reply_writes_none_again(
+    make: Make, tmp_path: Path
+) -> None:
+    path = tmp_path / "folder" / "verdicts.jsonl"
+    partitions = [Partition("verdicts-dup", i) for i in range(2)]
+    too_early: list[int] = []
+    statuses: list[str] = []
+
+    def lose_replies(store: Store) -> None:
+        apply, heard = store.apply, set[int]()
+
+        def answer(deltas: Sequence[Delta]) -> Sequence[Applied]:
+            lines = len(path.read_text().splitlines())
+            applied = apply(deltas)
+            statuses.extend(str(outcome.status) for outcome in applied)
+            if (images := sum(t.applied for t in store.totals(partitions).values())) > lines:
+                too_early.append(images)
+            asked = sum(delta.next_offset for delta in deltas)
+            if asked not in heard:  # the script ran, and nobody hears of it the first time
+                heard.add(asked)
+                raise StoreError("connection reset")
+            return applied
+
+        store.apply = answer  # type: ignore[method-assign]
+
+    running = make("verdicts-dup", lose_replies)
+    wait_for("all of them", lambda: running.counted() == (IMAGES - len(BAD), len(BAD)))
+    wait_for("their last reply", lambda: statuses[-1] == "dup")
+    assert not too_early
+    check_complete(running)

@@ -77,6 +77,7 @@ def count(
                 facts=counted.facts,
                 exemplars=counted.exemplars,
                 reasons=counted.reasons,
+                typical=counted.typical,
             )
         )
     return batch if batch.deltas else None

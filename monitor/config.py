@@ -364,7 +364,9 @@ class Web(Section):
     port: Annotated[int, Field(ge=0, le=65535)] = 9464
     """0 picks a free port (logged)."""
     external_url: str = ""
+    """How people reach this page, with the path where a proxy puts it below one; in alerts and on the page."""
     dashboard_url: str = ""
+    """Where alerts lead besides; `{stream}` in it becomes the alert's stream, percent-quoted."""
     token: Secret | None = None
     username: str | None = None
     password: Secret | None = None

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
-from urllib.parse import quote
+from urllib.parse import quote, urlencode
 
 from monitor.alerts import Transition, alert_id
 from monitor.evidence import MovedSignal, Triage
@@ -74,7 +74,17 @@ test_document.__test__ = False  # type: ignore[attr-defined]
 
 def stream_url(external_url: str, stream: str) -> str:
     """Status page of a stream; empty where the monitor has no external URL."""
-    return f"{external_url.rstrip('/')}/streams/{quote(stream, safe='')}" if external_url else ""
+    return external_url.rstrip("/") + stream_path(stream) if external_url else ""
+
+
+def stream_path(stream: str) -> str:
+    """Path of a stream's page: browsers take the names "." and ".." for folders, however they are quoted."""
+    return f"/streams/{quote(stream, safe='')}" if stream.strip(".") else f"/streams/?{urlencode({'name': stream})}"
+
+
+def dashboard_url(template: str, stream: str) -> str:
+    """The configured address with the stream, percent-quoted, in the place of `{stream}`; other braces stay."""
+    return template.replace("{stream}", quote(stream, safe=""))
 
 
 def rfc3339(time_ms: int) -> str:

@@ -18,7 +18,7 @@ import structlog
 from monitor import alerts, metrics
 from monitor.alerts import Transition
 from monitor.buckets import Layout
-from monitor.document import About, Evidence, alert_document, stream_url
+from monitor.document import About, Evidence, alert_document, dashboard_url, stream_url
 from monitor.evidence import cause_is_learned, moved_signals, triage
 from monitor.failpoints import failpoint
 from monitor.rules import Silence
@@ -305,7 +305,7 @@ class Evaluator:
             kind=rule.settings.kind,
             labels=rule.settings.labels,
             status_url=stream_url(self._presentation.external_url, stream),
-            dashboard_url=self._presentation.dashboard_url,
+            dashboard_url=dashboard_url(self._presentation.dashboard_url, stream),
         )
 
     @property

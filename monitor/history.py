@@ -69,6 +69,7 @@ class History:
         self._slots: dict[int, _Slot] = {}
         self._read: set[Member] = set()
         self._open: dict[int, _Slot] = {}
+        self._judged_ms: dict[str, Counts] = {}
 
     def follow(self, partitions: Sequence[Partition], high_ms: int, for_s: float) -> int:
         """Take in sealed buckets that are not held yet, newest first; returns how many are left for another call.
@@ -133,6 +134,16 @@ class History:
             for i, stream in enumerate(known)
         }
 
+    def judged_by(self) -> dict[str, list[str]]:
+        """{fingerprint: streams whose newest images that profile judged}, as far as is held."""
+        names = list(self._number)
+        latest = {f: np.pad(judged, (0, len(names) - len(judged))) for f, judged in self._judged_ms.items()}
+        newest = np.maximum.reduce([np.zeros(len(names), dtype=np.int64), *latest.values()])
+        return {
+            fingerprint: sorted(names[i] for i in np.flatnonzero((judged == newest) & (judged > 0)))
+            for fingerprint, judged in latest.items()
+        }
+
     def _within(self, since_ms: int, until_ms: int) -> Iterator[_Slot]:
         """The slots that start in [since, until]; a sealed and an open one may start together."""
         for slots in (self._slots, self._open):
@@ -159,6 +170,10 @@ class History:
             return
         ids = np.array([self._number.setdefault(name, len(self._number)) for name in names], dtype=np.intp)
         passed = exceedances(layout, table, "ood")[:, cut_index(LEVEL)]
+        judged = self._judged_ms.get(fingerprint, np.zeros(0, dtype=np.int64))
+        judged = np.pad(judged, (0, len(self._number) - len(judged)))
+        judged[ids] = np.maximum(judged[ids], start)
+        self._judged_ms[fingerprint] = judged
         slots.setdefault(start // SLOT_MS * SLOT_MS, _Slot()).add(ids, table[:, IMAGES], passed)
 
     def _layout(self, fingerprint: str) -> Layout | None:

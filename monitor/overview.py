@@ -111,8 +111,12 @@ class Overview:
         self._thread: threading.Thread | None = None
 
     def start(self) -> None:
-        """Begin to follow."""
+        """Begin to follow, with a first snapshot at hand: the first visitor must not wait longer than the others."""
         self._thread = threading.Thread(target=self._run, name="overview", daemon=True)
+        try:
+            self.snapshot()
+        except StoreError as error:
+            log.warning("overview.redis_away", error=str(error))
         self._thread.start()
 
     def stop(self) -> None:
@@ -142,6 +146,11 @@ class Overview:
         """`History.lines` up to the newest event time."""
         with self._reading:
             return self._history.lines(streams, self._snapshot.high_ms, points)
+
+    def judged_by(self) -> dict[str, list[str]]:
+        """`History.judged_by`, of the last hour."""
+        with self._reading:
+            return self._history.judged_by()
 
     # ---------------------------------------------------------------- watching
 

@@ -15,7 +15,12 @@ from monitor.types import DeadLetter, Exemplar, StreamFacts, Vector
 from monitor.watermark import PartitionClock
 
 EXEMPLAR_P = 0.05
-"""Images with a larger p-value are not worth keeping: one normal image in twenty passes this."""
+"""Images with a larger p-value are not unusual: one normal image in twenty passes this."""
+TYPICAL_P = 0.3
+"""Images with a smaller p-value are not typical; seven normal images in ten are."""
+TYPICAL_STEP_MS, TYPICAL_MOST_MS = 10_000, 3_600_000
+"""After the n-th typical image of a stream the next waits n steps, an hour at most: a new stream has some at once, and
+those of an old one reach back a day."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,6 +34,9 @@ class Judged:
     p_values: NDArray[np.float64]
     prepared: Prepared
 
+
+Placed = tuple[Judged, int, int]
+"""(image, event time ms, start ms of its bucket)"""
 
 Outcome = Sequence[Judged] | DeadLetter
 """What became of one record: all its images judged, or the record rejected."""
@@ -56,6 +64,7 @@ class Tally:
     """Records whose timestamps were further ahead than allowed."""
     reasons: Mapping[tuple[str, str], int]
     """(stream, reason code) -> records rejected for it."""
+    typical: Sequence[Exemplar] = ()
 
 
 @dataclass(slots=True)
@@ -98,7 +107,8 @@ def tally(
     clock = PartitionClock(high_ms, how.rates.bucket_ms, how.rates.lateness_ms)
     counts: dict[tuple[str, int, str], _Counts] = {}
     carried: dict[str, StreamFacts] = {}
-    unusual: list[tuple[Judged, int, int]] = []
+    unusual: list[Placed] = []
+    typical: list[Placed] = []
     reasons: Counter[tuple[str, str]] = Counter()
     future = 0
     for outcome in outcomes:
@@ -115,7 +125,11 @@ def tally(
             placed = clock.place(image.event_time_ms, now_ms, how.rates.max_future_ms)
             future += placed.future
             before = carried.get(image.stream) or facts.get(image.stream) or StreamFacts()
-            after = carried[image.stream] = _next_facts(before, image, placed.event_time_ms, now_ms)
+            after = _next_facts(before, image, placed.event_time_ms, now_ms)
+            if how.exemplars and _is_typical(image, placed.event_time_ms, before):
+                after = replace(after, typical=before.typical + 1, typical_ms=placed.event_time_ms)
+                typical.append((image, placed.event_time_ms, placed.bucket_ms))
+            carried[image.stream] = after
             count = counts.setdefault((image.fingerprint, placed.bucket_ms, image.stream), _Counts())
             count.rows.append(image.p_values)
             count.late += placed.late
@@ -124,7 +138,21 @@ def tally(
             count.longest_run = max(count.longest_run, after.run)
             if image.p_values[0] <= EXEMPLAR_P:
                 unusual.append((image, placed.event_time_ms, placed.bucket_ms))
-    return Tally(_vectors(counts, how.layouts), carried, clock.high_ms, _exemplars(unusual, how), future, reasons)
+    return Tally(
+        vectors=_vectors(counts, how.layouts),
+        facts=carried,
+        high_ms=clock.high_ms,
+        exemplars=_worst(unusual, how),
+        future=future,
+        reasons=reasons,
+        typical=[_exemplar(*found, how) for found in typical],
+    )
+
+
+def _is_typical(image: Judged, event_time_ms: int, before: StreamFacts) -> bool:
+    """Whether the image is to be kept as one that the stream usually shows."""
+    wait_ms = min(before.typical * TYPICAL_STEP_MS, TYPICAL_MOST_MS)
+    return bool(image.p_values[0] >= TYPICAL_P) and event_time_ms - before.typical_ms >= wait_ms
 
 
 def _next_facts(before: StreamFacts, image: Judged, event_time_ms: int, now_ms: int) -> StreamFacts:
@@ -135,6 +163,8 @@ def _next_facts(before: StreamFacts, image: Judged, event_time_ms: int, now_ms: 
         shape=f"{prepared.width}x{prepared.height}/{prepared.mode}",
         event_time_ms=max(before.event_time_ms, event_time_ms),
         seen_ms=now_ms,
+        typical=before.typical,
+        typical_ms=before.typical_ms,
     )
 
 
@@ -157,25 +187,26 @@ def _vectors(
     return vectors
 
 
-def _exemplars(unusual: Sequence[tuple[Judged, int, int]], how: Counting) -> list[Exemplar]:
+def _worst(unusual: Sequence[Placed], how: Counting) -> list[Exemplar]:
     """The worst of each stream; thumbnails are made for these alone."""
     kept: list[Exemplar] = []
-    taken: dict[str, int] = {}
-    for image, event_time_ms, bucket_ms in sorted(unusual, key=lambda item: (item[0].p_values[0], item[0].id)):
-        taken[image.stream] = taken.get(image.stream, 0) + 1
-        if taken[image.stream] > how.exemplars:
-            continue
-        p_values = tuple(float(p) for p in image.p_values)
-        kept.append(
-            Exemplar(
-                image.id,
-                image.stream,
-                event_time_ms,
-                bucket_ms,
-                p_values[0],
-                p_values,
-                how.thumbnail(image.prepared),
-                image.fingerprint,
-            )
-        )
+    taken: Counter[str] = Counter()
+    for found in sorted(unusual, key=lambda item: (item[0].p_values[0], item[0].id)):
+        taken[found[0].stream] += 1
+        if taken[found[0].stream] <= how.exemplars:
+            kept.append(_exemplar(*found, how))
     return kept
+
+
+def _exemplar(image: Judged, event_time_ms: int, bucket_ms: int, how: Counting) -> Exemplar:
+    p_values = tuple(float(p) for p in image.p_values)
+    return Exemplar(
+        image.id,
+        image.stream,
+        event_time_ms,
+        bucket_ms,
+        p_values[0],
+        p_values,
+        how.thumbnail(image.prepared),
+        image.fingerprint,
+    )

@@ -226,11 +226,15 @@ class StreamFacts:
     """Highest event time of the stream in this partition."""
     seen_ms: int = 0
     """When its last record was applied, by the clock of the machine: what silence is measured from."""
+    typical: int = 0
+    """How many typical images were kept so far; the more, the longer until the next."""
+    typical_ms: int = 0
+    """Event time of the last of them."""
 
 
 @dataclass(frozen=True, slots=True)
 class Exemplar:
-    """An image worth showing: how unusual it was, and a small thumbnail (JPEG or WebP bytes; may be empty)."""
+    """An image worth showing, unusual or typical; the thumbnail is a small JPEG, or empty."""
 
     id: str
     stream: str
@@ -276,6 +280,8 @@ class Delta:
     exemplars: Sequence[Exemplar] = ()
     reasons: Mapping[tuple[str, str], int] = field(default_factory=dict)
     """(stream, reason code) -> records rejected for it."""
+    typical: Sequence[Exemplar] = ()
+    """What these streams usually show."""
 
 
 # ------------------------------------------------------------------------------------------------ alerts

@@ -68,6 +68,13 @@ for _, exemplar in ipairs(delta.exemplars) do
   redis.call("ZREMRANGEBYRANK", key, delta.exemplars_kept, -1)
   redis.call("EXPIRE", key, delta.exemplar_retention_s)
 end
+for _, image in ipairs(delta.typical) do
+  local fingerprint, stream, event_time, packed = unpack(image)
+  local key = delta.prefix .. ":typical:" .. fingerprint .. ":" .. name_of(stream)
+  redis.call("ZADD", key, event_time, packed)
+  redis.call("ZREMRANGEBYRANK", key, 0, -1 - delta.typical_kept)
+  redis.call("EXPIRE", key, delta.exemplar_retention_s)
+end
 for _, entry in ipairs(delta.reasons) do
   redis.call("HINCRBY", delta.prefix .. ":reasons", name_of(entry[1]) .. "\0" .. entry[2], entry[3])
 end

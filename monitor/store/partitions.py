@@ -32,6 +32,8 @@ CURSOR_TTL_S = 90 * 86_400
 STALE_AFTER_S = 120
 """A holder of a newer generation that is silent for that long no longer refuses a claim."""
 HOUR_MS = 3_600_000
+TYPICAL_KEPT = 24
+"""Typical images per stream and partition."""
 TOTALS = struct.Struct("<4Q")
 CURSOR_FIELDS = ("next", "high", "token", "generation", "idle", "log_id", "rebuild_until")
 
@@ -153,6 +155,8 @@ class PartitionState:
             ],
             "facts": {_name(stream): _pack_facts(facts) for stream, facts in delta.facts.items()},
             "exemplars": [self._exemplar(e) for e in delta.exemplars if self._limits.exemplars_kept],
+            "typical": [self._typical(e) for e in delta.typical if self._limits.exemplars_kept],
+            "typical_kept": TYPICAL_KEPT,
             "reasons": [(_name(stream), reason, count) for (stream, reason), count in delta.reasons.items()],
             "bucket_ms": self._limits.bucket_ms,
             "retention_s": self._limits.retention_s,
@@ -168,6 +172,9 @@ class PartitionState:
     def _exemplar(self, e: Exemplar) -> tuple[str, str, str, float, bytes]:
         hour = str(e.event_time_ms // HOUR_MS * HOUR_MS)
         return (e.fingerprint, hour, _name(e.stream), _rank(e), _pack_exemplar(e))
+
+    def _typical(self, e: Exemplar) -> tuple[str, str, int, bytes]:
+        return (e.fingerprint, _name(e.stream), e.event_time_ms, _pack_exemplar(e))
 
     def open_buckets(self, partitions: Iterable[Partition]) -> dict[Partition, list[tuple[str, int]]]:
         """(fingerprint, bucket start ms) of every bucket that is not sealed, oldest first."""
@@ -288,6 +295,13 @@ class PartitionState:
         """What each stream of that partition carries on; for its new owner."""
         (reply,) = self._connection.read_many([("HGETALL", f"{self._prefix(partition)}:facts")])
         return {_text(name): StreamFacts(*msgpack.unpackb(packed)) for name, packed in pairs(reply).items()}
+
+    def typical(self, partitions: Iterable[Partition], fingerprint: str, stream: str) -> list[Exemplar]:
+        """What a stream usually shows: the images kept for that, latest first."""
+        keys = [f"{self._prefix(p)}:typical:{fingerprint}:{_name(stream)}" for p in partitions]
+        replies = self._connection.read_many([("ZRANGE", key, 0, -1) for key in keys])
+        found = [_unpack_exemplar(packed) for reply in replies for packed in reply]
+        return sorted(found, key=lambda e: -e.event_time_ms)
 
     def exemplars(
         self, partitions: Iterable[Partition], fingerprint: str, stream: str, since_ms: int, until_ms: int, limit: int

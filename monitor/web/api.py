@@ -113,7 +113,8 @@ class Api:
         return None
 
     def _profile(self, _: Request) -> Response:
-        return JSONResponse({"profiles": read_profiles(self._store)})
+        self._overview.snapshot()
+        return JSONResponse({"profiles": read_profiles(self._store, self._overview)})
 
     def _health(self, _: Request) -> Response:
         return JSONResponse(health.look(self._store, self._overview, self._why_unready()).to_json())

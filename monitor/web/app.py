@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from urllib.parse import urlencode
+from urllib.parse import urlencode, urlsplit
 
 from starlette.applications import Starlette
 from starlette.concurrency import run_in_threadpool
@@ -20,7 +20,7 @@ from monitor.store import Store, StoreError
 from monitor.web import health, silencing
 from monitor.web.api import Api, read_body
 from monitor.web.events import Events
-from monitor.web.guard import Credentials, Guard, from_our_pages, user_of
+from monitor.web.guard import Credentials, Guard, Prefix, from_our_pages, user_of
 from monitor.web.pages import Pages, Visitor
 from monitor.web.silencing import RequestError
 
@@ -41,8 +41,9 @@ def build_app(
         rules: as configured: their kinds and labels say what alerts are about.
     """
     credentials, overview = Credentials(settings), Overview(store, lateness_ms)
-    pages = Pages(store, overview, monitor, rules)
-    site = _Site(store, overview, pages, credentials, why_unready)
+    base = urlsplit(settings.external_url).path.rstrip("/")
+    pages = Pages(store, overview, monitor, rules, base)
+    site = _Site(store, overview, pages, credentials, why_unready, base)
     api = Api(store, overview, rules, credentials, why_unready)
     app = Starlette(
         routes=[
@@ -61,7 +62,7 @@ def build_app(
             Route("/api/v1/openapi.json", _openapi),
             Mount("/api/v1", routes=api.routes()),
         ],
-        middleware=[Middleware(Guard, credentials)],
+        middleware=[Middleware(Prefix, base), Middleware(Guard, credentials)],
         exception_handlers={404: site.not_found},
     )
     app.state.overview = overview
@@ -87,9 +88,10 @@ class _Site:
         pages: Pages,
         credentials: Credentials,
         why_unready: Callable[[], str],
+        base: str,
     ) -> None:
         self._store, self._overview, self._pages = store, overview, pages
-        self._credentials, self._why_unready = credentials, why_unready
+        self._credentials, self._why_unready, self._base = credentials, why_unready, base
 
     def overview(self, request: Request) -> Response:
         number = request.query_params.get("page", "1")
@@ -160,7 +162,7 @@ class _Site:
 
     def _written(self, what: str) -> Response:
         self._overview.changed()
-        return RedirectResponse(f"/alerts?{urlencode({'done': what})}", 303)
+        return RedirectResponse(f"{self._base}/alerts?{urlencode({'done': what})}", 303)
 
     def _page(self, render: Callable[[], str | None], status: int = 200) -> Response:
         def answer() -> Response:

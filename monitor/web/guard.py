@@ -95,6 +95,23 @@ def from_our_pages(headers: Headers) -> bool:
     return origin is None or urlsplit(origin).netloc == headers.get("host", "")
 
 
+class Prefix:
+    """Takes the path away below which a proxy puts us, where the proxy has not done so itself: both kinds are common.
+
+    Args:
+        base: as /layerwatch; empty without a proxy.
+    """
+
+    def __init__(self, app: App, base: str) -> None:
+        self._app, self._base = app, base
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Starlette's middleware protocol; outside of all others, so that they see what is routed."""
+        if self._base and scope["type"] == "http" and f"{scope['path']}/".startswith(f"{self._base}/"):
+            scope = {**scope, "path": scope["path"].removeprefix(self._base) or "/"}
+        await self._app(scope, receive, send)
+
+
 class Guard:
     """Lets nothing through without the right credentials, but for OPEN_PATHS; adds the safe headers to all answers."""
 

@@ -10,12 +10,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.resources import files
 from typing import Any
-from urllib.parse import quote, urlencode
+from urllib.parse import urlencode
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from monitor.config import Rule
-from monitor.document import rfc3339
+from monitor.document import rfc3339, stream_path
 from monitor.overview import Overview, Snapshot, StreamRow
 from monitor.store import Store
 from monitor.types import AlertPhase
@@ -63,12 +63,15 @@ class Pages:
     Args:
         monitor: its name, for the head of the pages.
         rules: as configured.
+        base: path below which a proxy puts the pages, as /layerwatch; empty without one.
     """
 
-    def __init__(self, store: Store, overview: Overview, monitor: str, rules: Sequence[Rule]) -> None:
+    def __init__(self, store: Store, overview: Overview, monitor: str, rules: Sequence[Rule], base: str = "") -> None:
         self._store, self._overview, self._monitor = store, overview, monitor
         self._teller = Teller(rules)
-        self._templates = _environment()
+        self._templates = _environment(base)
+        for name in self._templates.list_templates():
+            self._templates.get_template(name)  # compiled now, not while the first visitor waits
         self._glances: Mapping[str, tuple[float, Glance]] = {}
 
     def overview(self, search: str = "", page: int = 1) -> str:
@@ -116,7 +119,7 @@ class Pages:
             spans=_spans(chart, own, snapshot.high_ms),
             moved=[(moved, drawing.histogram(view.layout, moved)) for moved in view.moved] if view.layout else [],
             exemplars=[(exemplar, _p_values(view, exemplar)) for exemplar in view.exemplars],
-            before=[(exemplar, _p_values(view, exemplar)) for exemplar in view.before],
+            typical=[(exemplar, _p_values(view, exemplar)) for exemplar in view.typical],
         )
 
     def alerts(self, visitor: Visitor, asked: Mapping[str, str], error: str = "") -> str:
@@ -146,7 +149,7 @@ class Pages:
     def profiles(self) -> str:
         """What each profile in use was learned from, and what it measures."""
         snapshot = self._overview.snapshot()
-        return self._render("profile.html", snapshot, profiles=read_profiles(self._store))
+        return self._render("profile.html", snapshot, profiles=read_profiles(self._store, self._overview))
 
     def health(self, health: Health) -> str:
         """How the monitor itself fares."""
@@ -185,21 +188,17 @@ class Pages:
         return self._templates.get_template(template).render(**shared, **facts)
 
 
-def read_profiles(store: Store) -> dict[str, dict[str, Any]]:
-    """{fingerprint: {"layout": ..., "manifest": ... or None}} of the profiles that counted here lately."""
-    manifests = store.profiles()
+def read_profiles(store: Store, overview: Overview) -> dict[str, dict[str, Any]]:
+    """{fingerprint: {"layout", "manifest" (or None), "streams"}} of the profiles that counted here lately."""
+    manifests, judged_by = store.profiles(), overview.judged_by()
     return {
         fingerprint: {
             "layout": json.loads(text),
             "manifest": json.loads(manifests[fingerprint]) if fingerprint in manifests else None,
+            "streams": judged_by.get(fingerprint, []),
         }
         for fingerprint, text in sorted(store.layouts().items())
     }
-
-
-def stream_path(name: str) -> str:
-    """Path of a stream's page: browsers take the names "." and ".." for folders, however they are quoted."""
-    return f"/streams/{quote(name, safe='')}" if name.strip(".") else f"/streams/?{urlencode({'name': name})}"
 
 
 def _by_trouble(snapshot: Snapshot, troubles: Sequence[Trouble], search: str) -> list[str]:
@@ -222,7 +221,7 @@ def _p_values(view: Any, exemplar: Any) -> list[tuple[str, float]]:
     return sorted(zip(signals, exemplar.p_values, strict=False), key=lambda pair: pair[1])
 
 
-def _environment() -> Environment:
+def _environment(base: str) -> Environment:
     made = Environment(
         loader=PackageLoader("monitor.web"),
         autoescape=True,
@@ -237,14 +236,14 @@ def _environment() -> Environment:
         glob=glob.escape,
         iso=rfc3339,
         moment=words.moment,
-        path=stream_path,
+        path=lambda name: base + stream_path(name),
         percent=words.percent,
         picture=picture_address,
         query=urlencode,
         short=words.shortened,
         signal=words.signal,
     )
-    made.globals.update(TRIAGE=words.TRIAGE, version=_static_version())
+    made.globals.update(base=base, TRIAGE=words.TRIAGE, version=_static_version())
     return made
 
 

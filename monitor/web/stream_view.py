@@ -27,10 +27,7 @@ LINE_MS, LONGEST_LINE_MS = 3_600_000, 3 * 3_600_000
 POINTS = 90
 STEPS_S = (1, 2, 5, 10, 20, 30, 60, 120, 300)
 SIGNALS = 8
-EXEMPLARS, BEFORE, AT_A_GLANCE = 12, 6, 4
-MOST_KEPT = 2_400
-"""A hundred an hour at most, for a day."""
-DAY_MS = 86_400_000
+EXEMPLARS, TYPICAL, AT_A_GLANCE = 12, 6, 4
 
 
 @dataclass(frozen=True)
@@ -51,8 +48,8 @@ class StreamView:
     triage: str | None
     exemplars: Sequence[Exemplar]
     """The most unusual first."""
-    before: Sequence[Exemplar]
-    """Of the day before the alert began: what this stream usually shows. Empty without an alert."""
+    typical: Sequence[Exemplar]
+    """What this stream usually shows, the latest first; from before the alert began, where such are kept."""
 
     def to_json(self) -> dict[str, Any]:
         """As the API gives it."""
@@ -66,7 +63,7 @@ class StreamView:
                 "signals": [_signal_json(moved) for moved in self.moved],
             },
             "exemplars": [_exemplar_json(exemplar, signals) for exemplar in self.exemplars],
-            "before": [_exemplar_json(exemplar, signals) for exemplar in self.before],
+            "typical": [_exemplar_json(exemplar, signals) for exemplar in self.typical],
             "step_s": self.step_ms / 1000,
             "history": [_point_json(point) for point in self.points],
         }
@@ -97,11 +94,23 @@ def view_stream(store: Store, snapshot: Snapshot, name: str, alert_id: str = "")
     layout = layouts[judged_by]
     moved = moved_signals(layout, window, limit=SIGNALS)
     cause = cause_is_learned(layout, focus.verdict.cause) if focus and focus.verdict else None
-    worst = store.exemplars(_partitions(snapshot, name), judged_by, name, since_ms, until_ms, EXEMPLARS)
-    before = _before(store, snapshot, name, judged_by, since_ms) if focus is not None else ()
+    places = _partitions(snapshot, name)
+    worst = store.exemplars(places, judged_by, name, since_ms, until_ms, EXEMPLARS)
+    kept = store.typical(places, judged_by, name)
+    before = [exemplar for exemplar in kept if focus is None or exemplar.event_time_ms < focus.since_ms]
     counted = int(window[IMAGES])
     return StreamView(
-        focus, since_ms, until_ms, points, step_ms, layout, counted, moved, triage(moved, cause), worst, before
+        focus,
+        since_ms,
+        until_ms,
+        points,
+        step_ms,
+        layout,
+        counted,
+        moved,
+        triage(moved, cause),
+        worst,
+        (before or kept)[:TYPICAL],
     )
 
 
@@ -131,12 +140,6 @@ def glance(store: Store, snapshot: Snapshot, alert: Alert) -> Glance:
     told = triage(moved_signals(layouts[judged_by], window, limit=SIGNALS), cause)
     places = _partitions(snapshot, alert.stream)
     return Glance(told, store.exemplars(places, judged_by, alert.stream, since_ms, until_ms, AT_A_GLANCE))
-
-
-def _before(store: Store, snapshot: Snapshot, name: str, judged_by: str, since_ms: int) -> list[Exemplar]:
-    """The least unusual images kept of the day before: only images with p <= .05 are, one normal one in twenty."""
-    kept = store.exemplars(_partitions(snapshot, name), judged_by, name, since_ms - DAY_MS, since_ms, MOST_KEPT)
-    return sorted(kept, key=lambda exemplar: -exemplar.p_value)[:BEFORE]
 
 
 def _read(

@@ -5,7 +5,7 @@ import jsonschema
 import pytest
 
 from monitor.alerts import Transition
-from monitor.document import About, Evidence, alert_document, rfc3339, stream_url
+from monitor.document import About, Evidence, alert_document, dashboard_url, rfc3339, stream_url
 from monitor.document import test_document as document_for_tests
 from monitor.evidence import MovedSignal
 from monitor.types import Alert, AlertPhase, Exemplar, Verdict
@@ -101,3 +101,11 @@ def test_times_are_utc_with_milliseconds_and_names_are_quoted_in_links():
         stream_url("https://watch.example/", "line 2/cam ä") == "https://watch.example/streams/line%202%2Fcam%20%C3%A4"
     )
     assert stream_url("", "cam") == ""
+    assert stream_url("https://ops.example/watch", "..") == "https://ops.example/watch/streams/?name=.."
+
+
+def test_the_link_to_the_dashboard_names_the_stream():
+    url = "https://grafana.example/d/streams?var-stream={stream}&var-range=${__range}"
+    expected = "https://grafana.example/d/streams?var-stream=line%202%2F%7Bcam%7D%26ä&var-range=${__range}"
+    assert dashboard_url(url, "line 2/{cam}&ä") == expected.replace("ä", "%C3%A4")
+    assert dashboard_url("", "cam") == ""

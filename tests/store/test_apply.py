@@ -12,7 +12,7 @@ from pydantic import SecretStr
 from monitor.config import Redis
 from monitor.private_redis import PrivateRedis
 from monitor.store import OTHER_STREAM, ClaimStatus, Limits, Store, open_store
-from monitor.types import ApplyStatus, Delta, Partition
+from monitor.types import ApplyStatus, Delta, Exemplar, Partition
 
 P = Partition("images", 0)
 VECTOR = np.array([*range(9), 36, 2, 0, 1, 0, 3], dtype=np.uint32)  # one signal; 36 images, 2 rejected, longest run 3
@@ -66,6 +66,16 @@ def test_what_comes_for_a_sealed_bucket_counts_late_in_the_next_one(store: Store
     np.testing.assert_array_equal(store.seal([P], 0)["fp"]["cam-1"], sealed["fp"]["cam-1"])
     late = store.read_buckets([P], "fp", 10_000, 10_001)[10_000]["cam-1"]
     assert (int(late[-6]), int(late[-4])) == (36, 36)
+
+
+def test_the_latest_typical_images_of_a_stream_are_kept_once(store: Store) -> None:
+    begin(store)
+    kept = [Exemplar(f"images/0/{i}", "cam-1", 1000 * i, 0, 0.5, (0.5,), b"jpeg", "fp") for i in range(30)]
+    late = Exemplar("images/0/40", "cam-1", 7_500, 0, 0.5, (0.5,), b"jpeg", "fp")
+    store.apply([replace(DELTA, typical=kept)])
+    store.apply([replace(DELTA, expect=20, next_offset=30, typical=[*kept[20:], late])])
+    assert store.typical([P], "fp", "cam-1") == [*kept[:7:-1], late, kept[7]]
+    assert store.typical([P], "other", "cam-1") == store.typical([P], "fp", "cam-2") == []
 
 
 def test_of_two_evaluators_only_one_decides(store: Store) -> None:

@@ -58,7 +58,7 @@ class Fleet:
     def send(self, b: int, drifting: tuple[str, ...] = ()) -> None:
         """One bucket of images from every stream; of a drifting one every picture and its sharpness are unusual."""
         for i, log in enumerate(LOGS):
-            vectors, facts, exemplars = {}, {}, []
+            vectors, facts, exemplars, typical = {}, {}, [], []
             for stream in STREAMS[i :: len(LOGS)]:
                 bad = stream in drifting
                 p_values = self.rng.uniform(0.002, 1.0, (IMAGES, 5))
@@ -68,17 +68,16 @@ class Fleet:
                 vectors["fp", bucket_ms(b), stream][REJECTED] = b == 3
                 event_ms = bucket_ms(b) + BUCKET_MS - 1
                 facts[stream] = StreamFacts(b"d", 1, "48x48/RGB", event_ms, event_ms)
-                if bad:
-                    picture = thumbnail(Preparer(64)(draw(self.rng, stripes=True)), 48)
-                    row = tuple(float(p) for p in p_values[0])
-                    exemplars.append(
-                        Exemplar(f"{b}<b>{stream}", stream, event_ms, bucket_ms(b), row[0], row, picture, "fp")
-                    )
+                if bad or b % 4 == 0:
+                    picture = thumbnail(Preparer(64)(draw(self.rng, stripes=bad)), 48)
+                    row = tuple(float(p) for p in p_values[0]) if bad else (0.6,) * 5
+                    shown = Exemplar(f"{b}<b>{stream}", stream, event_ms, bucket_ms(b), row[0], row, picture, "fp")
+                    (exemplars if bad else typical).append(shown)
             offset = self.offsets[log]
             reasons = {(STREAMS[i], "not-an-image"): 1} if b == 3 else {}
             high_ms = bucket_ms(b) + BUCKET_MS - 1
             (applied,) = self.store.apply(
-                [Delta(log, "t", offset, offset + 1, high_ms, vectors, facts, exemplars, reasons)]
+                [Delta(log, "t", offset, offset + 1, high_ms, vectors, facts, exemplars, reasons, typical)]
             )
             assert applied.status == "ok"
             self.offsets[log] = offset + 1

@@ -93,7 +93,7 @@ def test_the_worst_images_are_there(site: str, page: Page) -> None:
     page.goto(site)
     page.get_by_role("rowheader").get_by_role("link", name="alert(").click()
     pictures = page.locator("#pictures img")
-    assert pictures.count() == 12
+    assert pictures.count() == 12 + 6  # the worst, and typical ones
     assert {picture.evaluate("image => image.naturalWidth") for picture in pictures.all()} == {48}
 
 
@@ -153,6 +153,40 @@ def test_a_silence_is_made_and_ended_by_hand(fleet: Fleet, browser: Browser) -> 
         expect(page.get_by_text("The silence is over.")).to_be_visible()
         assert fleet.store.silences() == {}
         context.close()
+    assert complaints == []
+
+
+def test_everything_works_below_a_path_of_a_proxy(fleet: Fleet, browser: Browser) -> None:
+    context = browser.new_context(http_credentials={"username": "ops", "password": "secret"})
+    page = context.new_page()
+    complaints = listen(page)
+    outside: list[str] = []
+    settings = Web(port=0, token=SecretStr("secret"), external_url="https://ops.example/layerwatch/")
+    with served(fleet.store, settings) as address:
+        page.on("request", lambda r: None if r.url.startswith(f"{address}/layerwatch/") else outside.append(r.url))
+        page.goto(f"{address}/layerwatch/")
+        page.get_by_role("rowheader").get_by_role("link", name="alert(").click()
+        expect(page.locator("#pictures img").first).to_be_visible()
+        page.get_by_role("link", name="drift").first.click()
+        expect(page.get_by_role("heading", level=1)).to_have_text(HOSTILE)
+        page.get_by_role("link", name="Silence this stream").click()
+        page.get_by_role("button", name="Silence").click()
+        expect(page.get_by_text("Silenced.")).to_be_visible()
+        page.get_by_role("button", name="End silence").click()
+        expect(page.get_by_text("The silence is over.")).to_be_visible()
+        for name in ("Profile", "Health", "API"):
+            page.get_by_role("link", name=name, exact=True).click()
+            page.wait_for_load_state()
+            page.go_back()
+        page.get_by_role("link", name="Streams", exact=True).click()
+        page.get_by_label("Name contains").fill("calm")
+        page.get_by_role("button", name="Find").click()
+        expect(page.locator("table.streams tbody tr")).to_have_count(1)
+        fleet.decide(firing("fog", "calm", BUCKETS - 1))  # the events come through as well
+        expect(page.get_by_role("heading", name="calm: drifting since")).to_be_visible(timeout=10_000)
+        fleet.decide(Alert("fog", "calm"))
+        context.close()
+    assert outside == []
     assert complaints == []
 
 

@@ -8,16 +8,18 @@ from html import unescape
 from pathlib import Path
 
 import httpx
+import numpy as np
 import pytest
 from pydantic import SecretStr
 
 import detectors
-from monitor.config import Redis
+from monitor.buckets import fill
+from monitor.config import Redis, Web
 from monitor.private_redis import PrivateRedis
 from monitor.profiles import layout_of
 from monitor.store import open_store
-from monitor.types import AlertPhase
-from tests.web.fleet import HOSTILE, STREAMS, Fleet, firing, served
+from monitor.types import AlertPhase, Delta
+from tests.web.fleet import HOSTILE, LAYOUT, LOGS, STREAMS, Fleet, bucket_ms, firing, served
 
 LINK = re.compile(r'<th scope="row"><a href="([^"]+)">')
 
@@ -60,11 +62,15 @@ def test_a_stream_s_page_shows_what_moved_and_the_worst_images(site: str) -> Non
     named = re.findall(r"<figcaption><b>([^<]+)</b>", moved)
     assert sorted(named) == ["layer 1 of the network", "layer 2 of the network", "sharpness", "the picture as a whole"]
     pictures = page.text.split('id="pictures"')[1]
-    worst = pictures.split("Before it began")[0]
+    worst, typical = pictures.split("Typical images")
     assert worst.count("data:image/jpeg;base64,") == 12
     assert "&lt;b&gt;&lt;script&gt;" in pictures
     p_values = [float(p) for p in re.findall(r"<b>p = ([^<]+)</b>", worst)]
     assert p_values == sorted(p_values)
+    assert typical.count("data:image/jpeg;base64,") == 6
+    assert set(re.findall(r"<b>p = ([^<]+)</b>", typical)) == {"0.6"}
+    assert "from before it began" in typical
+    assert re.findall(r'class="id">(\d+)&lt;b&gt;', typical) == ["36", "32", "28", "24", "20", "16"]
 
 
 def test_a_resolved_alert_s_page_shows_its_own_time(site: str, fleet: Fleet) -> None:
@@ -110,6 +116,22 @@ def test_all_pages_are_whole_html_with_safe_headers(site: str) -> None:
         assert page.headers["cache-control"] == "no-store"
 
 
+@pytest.mark.parametrize("stripped", [True, False], ids=["by the proxy", "by us"])
+def test_links_stay_below_the_path_of_a_proxy_that_strips_it_or_does_not(fleet: Fleet, stripped: bool) -> None:
+    token = {"Authorization": "Bearer secret"}
+    settings = Web(port=0, token=SecretStr("secret"), external_url="https://ops.example/layerwatch")
+    with served(fleet.store, settings) as address, httpx.Client(headers=token) as client:
+        base = address if stripped else f"{address}/layerwatch"
+        for path in ("/", "/streams/calm", "/streams/?name=..", "/alerts", "/profile", "/health", "/nothing"):
+            page = client.get(base + path).text
+            targets = re.findall(r' (?:href|src|action)="((?!data:)[^"#]*)', page)
+            assert all(target.startswith("/layerwatch/") for target in targets if target), path
+            assert len(targets) > 7
+        assert httpx.get(f"{base}/healthz").text == "ok\n"
+        assert httpx.get(f"{base}/alerts").status_code == 401
+        assert client.get(f"{address}/layerwatchful").status_code == 404
+
+
 def test_health_names_what_is_wrong(fleet: Fleet) -> None:
     with served(fleet.store, unready="no <source>") as address:
         page = httpx.get(f"{address}/health").text
@@ -134,6 +156,31 @@ def test_the_model_card_of_a_real_profile_is_shown(redis_server: PrivateRedis, p
         assert page.count('<tr><th scope="row">') == len(profile.signals)
         assert "No images yet" in httpx.get(address).text
     store.close()
+
+
+def test_each_profile_names_the_streams_that_it_judges_now(redis_server: PrivateRedis) -> None:
+    store = open_store(Redis(url=SecretStr(redis_server.url)), "two-profiles")
+    store.register_partitions([LOGS[0]])
+    store.put_layouts({"one": LAYOUT.to_json(), "two": LAYOUT.to_json(), "unused": LAYOUT.to_json()})
+    store.start(LOGS[0], 1, "t", 0)
+    vector = fill(LAYOUT, np.full((3, 5), 0.5))
+    many = {("one", bucket_ms(0), f"cam-{i:02}"): vector for i in range(30)}
+    moved = {("two", bucket_ms(1), name): vector for name in ("cam-03", HOSTILE)}
+    store.apply([Delta(LOGS[0], "t", 0, 1, bucket_ms(0), many)])
+    store.seal([LOGS[0]], bucket_ms(0))
+    store.apply([Delta(LOGS[0], "t", 1, 2, bucket_ms(1), moved)])
+    with served(store) as address:
+        parts = re.split(r"<h2 id=", httpx.get(f"{address}/profile").text)[1:]
+        told = httpx.get(f"{address}/api/v1/profile").json()["profiles"]
+    store.close()
+    assert [re.findall(r"Judges (\d+) stream", part) for part in parts] == [["29"], ["2"], []]
+    assert parts[0].count('<a href="/streams/cam-') == 29
+    assert "9 more" in parts[0]
+    assert "cam-03" not in parts[0]
+    assert "&lt;script&gt;" in parts[1]
+    assert "Judged no image" in parts[2]
+    assert told["two"]["streams"] == sorted([HOSTILE, "cam-03"])
+    assert told["unused"]["streams"] == []
 
 
 def test_a_pending_alert_is_told_in_words(site: str, fleet: Fleet) -> None:

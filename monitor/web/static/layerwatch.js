@@ -57,7 +57,7 @@ async function refresh() {
 }
 
 function listen() {
-  const events = new EventSource("/events");
+  const events = new EventSource(`${document.body.dataset.base}/events`);
   events.onmessage = (message) => {
     live.textContent = "";
     if (message.data === shown) return;

@@ -1,0 +1,67 @@
+"""Typical images: soon some of a new stream, ever fewer of an old one, the same ones however the log is cut."""
+
+from __future__ import annotations
+
+import io
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from detectors.images import Prepared, Preparer
+from monitor.buckets import Layout
+from monitor.tally import Counting, Judged, Rates, Tally, tally
+from monitor.types import StreamFacts
+
+LAYOUT = Layout(("ood",), (99,), (False,), (True,), (1.0,))
+START_MS = 1_760_000_000_000
+HOW = Counting(Rates(), {"fp": LAYOUT}, lambda _: "fp", 12, lambda _: b"jpeg")
+
+
+@pytest.fixture(scope="module")
+def prepared() -> Prepared:
+    held = io.BytesIO()
+    Image.new("RGB", (8, 8)).save(held, "PNG")
+    return Preparer(8)(held.getvalue())
+
+
+def judged(prepared: Prepared, second: int, p_value: float, stream: str = "cam") -> list[Judged]:
+    at_ms = START_MS + 1000 * second
+    return [Judged(f"{stream}/{second}", stream, at_ms, "fp", np.array([p_value]), prepared)]
+
+
+def counted(records: list[list[Judged]], facts: dict[str, StreamFacts], how: Counting = HOW) -> Tally:
+    return tally(records, None, facts, START_MS + 10**9, how)
+
+
+def test_the_longer_a_stream_runs_the_longer_until_its_next_typical_image(prepared: Prepared) -> None:
+    found = counted([judged(prepared, second, 0.7) for second in range(400)], {})
+    seconds = [int(image.id.partition("/")[2]) for image in found.typical]
+    assert seconds == [0, 10, 30, 60, 100, 150, 210, 280, 360]
+    assert found.facts["cam"].typical == 9
+    old = StreamFacts(typical=10_000, typical_ms=START_MS)
+    found = counted([judged(prepared, second, 0.7) for second in range(0, 7300, 100)], {"cam": old})
+    assert [image.id for image in found.typical] == ["cam/3600", "cam/7200"]
+
+
+def test_only_what_most_normal_images_exceed_is_typical(prepared: Prepared) -> None:
+    records = [judged(prepared, 0, 0.04), judged(prepared, 1, 0.29), judged(prepared, 2, 0.3), judged(prepared, 3, 1.0)]
+    found = counted(records, {})
+    assert [(image.id, image.p_value, image.thumbnail) for image in found.typical] == [("cam/2", 0.3, b"jpeg")]
+    assert [image.id for image in found.exemplars] == ["cam/0"]
+    assert counted(records, {}, Counting(Rates(), {"fp": LAYOUT}, lambda _: "fp", 0)).typical == []
+
+
+@pytest.mark.parametrize("cut", [1, 7, 50])
+def test_batches_of_any_size_keep_the_same_ones(prepared: Prepared, cut: int) -> None:
+    p_values = np.random.default_rng(1).uniform(0, 1, 120)
+    records = [judged(prepared, i, p, f"cam-{i % 3}") for i, p in enumerate(p_values)]
+    whole = [image.id for image in counted(records, {}).typical]
+    facts: dict[str, StreamFacts] = {}
+    parts = []
+    for begin in range(0, len(records), cut):
+        found = counted(records[begin : begin + cut], facts)
+        facts.update(found.facts)
+        parts += [image.id for image in found.typical]
+    assert parts == whole
+    assert len(whole) > 9

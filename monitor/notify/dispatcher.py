@@ -34,8 +34,8 @@ class Dispatcher:
         receivers: built once by the caller, who also closes them; may serve several tenures.
         holds_lease: asked before every step; once it says no, nothing is begun any more.
         now_ms: the wall clock.
-        observe: called with (receiver, outcome, seconds); outcomes are delivered, retried, refused, buried, silenced
-            and resent.
+        observe: called with (receiver, outcome, seconds); outcomes are delivered, retried, refused, buried, silenced,
+            resent and acknowledged.
     """
 
     def __init__(

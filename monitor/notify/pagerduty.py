@@ -1,4 +1,4 @@
-"""PagerDuty, Events API v2: one incident per alert, opened and closed by its id."""
+"""PagerDuty, Events API v2: one incident per alert, opened, acknowledged and closed by its id."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ DETAILS = ("cause", "value", "bound", "threshold", "images", "severity", "triage
 
 
 class PagerDutySender:
-    """Triggers with `dedup_key` = alert id, and resolves by it; a repeated event changes nothing.
+    """Triggers with `dedup_key` = alert id, acknowledges and resolves by it; a repeated event changes nothing.
 
     Raises:
         ReceiverConfigError: the URL cannot be used.
@@ -42,11 +42,18 @@ class PagerDutySender:
     def send(self, document: str, attempt: int) -> Outcome:
         """Try once."""
         del attempt
-        return self._endpoint.post(json.dumps({"routing_key": self._routing_key, **_event(parse_notice(document))}))
+        return self._post(_event(parse_notice(document)))
+
+    def acknowledge(self, document: str) -> Outcome:
+        """Say that somebody knows of it: nobody is called any more."""
+        return self._post({"event_action": "acknowledge", "dedup_key": parse_notice(document).alert_id})
 
     def close(self) -> None:
         """Free the connections."""
         self._endpoint.close()
+
+    def _post(self, event: dict[str, Any]) -> Outcome:
+        return self._endpoint.post(json.dumps({"routing_key": self._routing_key, **event}))
 
 
 def _event(notice: Notice) -> dict[str, Any]:

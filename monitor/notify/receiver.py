@@ -62,3 +62,11 @@ class Resending(Receiver, Protocol):
 
     def resend(self, documents: Sequence[str]) -> Outcome:
         """Say that these still fire."""
+
+
+@runtime_checkable
+class Acknowledging(Receiver, Protocol):
+    """One that calls people until somebody says that they know."""
+
+    def acknowledge(self, document: str) -> Outcome:
+        """Say that somebody knows of this alert, which it was told fires."""

@@ -10,21 +10,23 @@ import structlog
 from monitor import alerts
 from monitor.notify.around import Around
 from monitor.notify.notice import parse_notice
-from monitor.notify.receiver import Delivered, Receiver, Resending
+from monitor.notify.receiver import Acknowledging, Delivered, Outcome, Receiver, Resending
 from monitor.types import AlertPhase
 
 log = structlog.get_logger(__name__)
 
 TOLD = "told"
 MUTED = "muted"
+ACKNOWLEDGED = "acknowledged"
 UNMUTE_REST_MS = 60_000
 """After a failed try to tell what was muted; there is no schedule for it, it is tried while the alert fires."""
 
 
 class StillFiring:
-    """What the store holds per firing alert: `told` or `muted`, a line feed, and the document where it is needed again.
+    """What the store holds per firing alert: its state, a line feed, and the document where it is needed again.
 
-    An alert that is muted is told when the silence ends while it still fires.
+    An alert that is muted is told when the silence ends while it still fires. One that was told and is silenced then is
+    acknowledged where the receiver calls people until somebody does.
     """
 
     def __init__(self, receiver: Receiver, around: Around) -> None:
@@ -36,14 +38,14 @@ class StillFiring:
 
     def told(self, document: str) -> str:
         """What to hold of an alert that was delivered."""
-        return f"{TOLD}\n{document if isinstance(self._receiver, Resending) else ''}"
+        return f"{TOLD}\n{document if isinstance(self._receiver, Resending | Acknowledging) else ''}"
 
     def muted(self, document: str) -> str:
         """What to hold of an alert that a silence hides."""
         return f"{MUTED}\n{document}"
 
     def knows(self, alert_id: str) -> str:
-        """TOLD, MUTED, or empty for an alert that is not held."""
+        """TOLD, MUTED, ACKNOWLEDGED, or empty for an alert that is not held."""
         return self._store.held(self._receiver.name).get(alert_id, "").partition("\n")[0]
 
     def visit(self) -> bool:
@@ -66,11 +68,15 @@ class StillFiring:
             state, _, document = text.partition("\n")
             if alert_id not in firing:
                 self._forget_lost(alert_id)
-            elif document and not self._around.hides(parse_notice(document), stored):
-                if state == MUTED:
-                    late[alert_id] = document
-                else:
-                    again.append(document)
+            elif document and self._around.hides(parse_notice(document), stored):
+                if state == TOLD:
+                    self._acknowledge(alert_id, document)
+            elif document and state == MUTED:
+                late[alert_id] = document
+            elif document and state == ACKNOWLEDGED:  # the next silence says it again
+                self._store.hold(self._receiver.name, alert_id, self.told(document))
+            elif document:
+                again.append(document)
         self._resend(again)
         arrived = [alert_id for alert_id, document in late.items() if self._unmute(alert_id, document)]
         return bool(arrived)
@@ -90,12 +96,24 @@ class StillFiring:
             return
         started = time.monotonic()
         outcome = self._receiver.resend(documents)
-        took_s, name = time.monotonic() - started, self._receiver.name
+        self._observe(outcome, "resent", time.monotonic() - started, len(documents))
+
+    def _acknowledge(self, alert_id: str, document: str) -> None:
+        if not isinstance(self._receiver, Acknowledging) or self._around.over():
+            return
+        started = time.monotonic()
+        outcome = self._receiver.acknowledge(document)
+        self._observe(outcome, "acknowledged", time.monotonic() - started, 1)
         if isinstance(outcome, Delivered):
-            self._around.observe(name, "resent", took_s)
+            self._store.hold(self._receiver.name, alert_id, f"{ACKNOWLEDGED}\n{document}")
+
+    def _observe(self, outcome: Outcome, done: str, took_s: float, count: int) -> None:
+        name = self._receiver.name
+        if isinstance(outcome, Delivered):
+            self._around.observe(name, done, took_s)
         else:
             self._around.observe(name, "retried", took_s)
-            log.warning("notify.resend_failed", receiver=name, reason=outcome.reason, alerts=len(documents))
+            log.warning(f"notify.not_{done}", receiver=name, reason=outcome.reason, alerts=count)
 
     def _unmute(self, alert_id: str, document: str) -> bool:
         now_ms, name = self._around.now_ms(), self._receiver.name

@@ -497,6 +497,29 @@ def test_the_end_of_an_alert_that_was_told_is_told_in_spite_of_a_silence(bench: 
     assert [request.json["event_action"] for request in server.requests] == ["trigger", "resolve"]
 
 
+def test_a_silence_acknowledges_the_incident_that_was_told_once(bench: Bench) -> None:
+    server = bench.server()
+    receiver = PagerDutySender(PagerDutyReceiver(name="pd", type="pagerduty", routing_key="k", url=server.url))
+    bench.stack.callback(receiver.close)
+    decide(bench.store)
+    worker = bench.worker(receiver)
+    worker.round()
+    (told,) = bench.store.load_alerts().values()
+    server.answers = [Answer(500)]
+    bench.silence(3600, stream="*")
+    for _ in range(5):  # refused once, taken once, then no more; also by whoever delivers next
+        bench.clock.pass_s(120)
+        worker.round()
+    bench.worker(receiver).round()
+    decide(bench.store, phase=RESOLVED)
+    bench.clock.pass_s(120)
+    bench.worker(receiver).round()
+    actions = [request.json["event_action"] for request in server.requests]
+    assert actions == ["trigger", "acknowledge", "acknowledge", "resolve"]
+    assert {request.json["dedup_key"] for request in server.requests} == {json.loads(told)["id"]}
+    assert ("pd", "acknowledged") in bench.outcomes
+
+
 def test_a_silence_that_cannot_be_read_hides_nothing_and_is_said_once(bench: Bench) -> None:
     server = bench.server()
     bench.store.put_silence("broken", '{"matchers": {}}')

@@ -302,7 +302,7 @@ def measured_dependence(rng: np.random.Generator) -> float:
     """D as `fit` would measure it on 50,000 ordered frames."""
     bins = scenes(rng, id_shares(rng, 2000, 1), 50_000)[0]
     p_values = np.array([1.0, *LEVELS])[bins]
-    return dependence(p_values, level=0.05, min_block=50 * SCENE)
+    return dependence(p_values, level=0.05)
 
 
 def part_false_alarms(options: argparse.Namespace, many: int, rng: np.random.Generator) -> dict[str, Any]:

@@ -277,11 +277,10 @@ def summary(alarms: list[Alarm | None]) -> dict[str, Any]:
         "causes": Counter(alarm.cause for alarm in found).most_common(3),
         "triage": dict(Counter(alarm.triage for alarm in found)),
         "start_error": float(np.median([abs(alarm.late) for alarm in found])) if found else None,
-        "effects": [float(np.median([getattr(a, side) for a in found])) if found else 0.0 for side in SIDES],
+        "ratios": sorted(a.properties / a.learned if a.learned else np.inf for a in found if a.properties + a.learned),
     }
 
 
-SIDES = ("learned", "properties")
 LISTS = {"ood": ("ood",), "learned": ("learned",), "properties": ("properties",), "all": ("*",)}
 
 
@@ -342,6 +341,15 @@ def shown(result: dict[str, Any]) -> str:
     return f"{result['median']:.0f}" + (f" ({result['detected']:.0%})" if result["detected"] < 1 else "")
 
 
+def known(result: dict[str, Any]) -> str:
+    """How far off the start of the drift is told (median), and the ratios of the triage (lowest, median, highest)."""
+    if result["start_error"] is None:
+        return ""
+    ratios, unsure = result["ratios"], sum(result["triage"].values()) - len(result["ratios"])
+    shown = " ".join(f"{ratios[i]:.2f}" for i in (0, len(ratios) // 2, -1)) if ratios else "-"
+    return f"{result['start_error']:>8.0f}   {shown:>16}   {unsure:>4}"
+
+
 def triaged(result: dict[str, Any]) -> str:
     total = sum(result["triage"].values())
     return ", ".join(f"{name} {n / total:.0%}" for name, n in sorted(result["triage"].items(), key=lambda x: -x[1]))
@@ -359,6 +367,10 @@ def print_tables(found: dict[str, Any]) -> None:
         if not name.startswith("ood "):
             causes = ", ".join(f"{cause} {n}" for cause, n in row["all"]["causes"])
             print(f"{name:32}" + "".join(f"{shown(row[c]):>16}" for c in LISTS) + f"   {causes}; {triaged(row['all'])}")
+    print("\nAll signals: images between the true start and the one told; property / learned share of moved images")
+    print(f"{'':32}{'off by':>8}   {'ratio':>16}   alarms at which no signal was sure")
+    for name, row in found.items():
+        print(f"{name:32}{known(row['all'])}")
 
 
 def main() -> None:

@@ -96,23 +96,32 @@ def exceedances(level: float, size: int, two_sided: bool) -> int:
     return int(level * (size + 1) + 1e-9)
 
 
-def dependence(p_values: Floats, level: float = 0.05, min_block: int = 50) -> float:
+def dependence(p_values: Floats, level: float = 0.05) -> float:
     """Variance inflation D >= 1 of exceedance counts for ID images in the order of their frames.
 
-    D = Var(c_B) / (B p (1 - p)) for counts c_B of p-values <= level in blocks of B images, the largest over block
-    lengths that leave at least 10 blocks: correlated frames spread the counts of a bucket, and every bound that treats
-    them as independent breaks.
+    Counts of p-values <= level in long blocks of B images have variance D B p (1 - p), D = 1 + 2 sum_k rho_k over the
+    autocorrelations of "p <= level": correlated frames spread the counts of a bucket, and every bound that treats
+    them as independent breaks. Where to stop adding up noise: rho_2m + rho_2m+1 is positive and falls for a reversible
+    process, so the sum ends before the first pair that is not positive (the initial positive sequence of Geyer,
+    "Practical Markov chain Monte Carlo", Statistical Science, 1992).
+
+    Mean and sd over 200 simulated videos whose scenes are D equal frames (D = 1: independent images):
+
+        D           1            4            8            20
+        n = 2000    1.06 ± .08   4.2 ± .7     8.3 ± 1.2    20.4 ± 4.4
+        n = 50000   1.01 ± .02   4.04 ± .09   8.1 ± .3     20.2 ± .8
+
+    Correlation that reaches further than some n / 100 images is seen in part only, and D comes out too small.
 
     Args:
-        p_values: (n,) in time order. level: the cut that is counted. min_block: shortest block.
+        p_values: (n,) in time order. level: the cut that is counted.
     """
     beyond = (p_values <= level).astype(np.float64)
-    rate = beyond.mean() if len(beyond) else 0.0
-    if not 0.0 < rate < 1.0:
+    if len(beyond) < 2 or beyond.min() == beyond.max():
         return 1.0
-    largest, block = 1.0, min_block
-    while len(beyond) // block >= 10:
-        counts = beyond[: len(beyond) // block * block].reshape(-1, block).sum(axis=1)
-        largest = max(largest, float(counts.var(ddof=1)) / (block * rate * (1.0 - rate)))
-        block *= 2
-    return largest
+    centred = beyond - beyond.mean()
+    spectrum = np.fft.rfft(centred, 2 * len(centred))  # twice the length: the end must not meet the beginning
+    covariance = np.fft.irfft(spectrum * spectrum.conj())[: len(centred) // 2 * 2]
+    pairs = (covariance[::2] + covariance[1::2]) / covariance[0]
+    ended = np.flatnonzero(pairs <= 0)
+    return max(1.0, 2.0 * float(pairs[: ended[0] if len(ended) else None].sum()) - 1.0)

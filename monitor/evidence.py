@@ -15,8 +15,8 @@ from monitor.types import Vector
 Direction = Literal["low", "high"]
 Triage = Literal["sensor", "content"]
 
-# Between what was measured on CIFAR-10: the strongest property moved 0 to .3 times as much as the strongest learned
-# signal for coloured pictures of other things, and .59 times and more for 24 sensor faults.
+# Between what was measured on CIFAR-10: the strongest property moved 0 times as much as the strongest learned signal in
+# 164 of 167 alarms on coloured pictures of other things, and .55 times and more in all 720 on 24 sensor faults.
 SENSOR_RATIO = 0.5
 
 

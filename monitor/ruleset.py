@@ -142,25 +142,14 @@ class SequentialStates:
         if not isinstance(judge, Sequential) or not streams:
             return {}, {}
         held = self._rows.get((rule.name, fingerprint), {})
-        rows = [_row(judge, layout, held.get(stream)) for stream in streams]
-        state, verdicts = sequential.advance(
-            judge, layout, np.concatenate(rows), bucket_ms, np.stack(list(streams.values()))
-        )
+        state = sequential.unpack(judge, layout, [held.get(stream) for stream in streams])
+        state, verdicts = sequential.advance(judge, layout, state, bucket_ms, np.stack(list(streams.values())))
         return dict(zip(streams, verdicts, strict=True)), dict(zip(streams, sequential.pack(state), strict=True))
 
     def keep(self, rows: Mapping[tuple[str, str], Mapping[str, bytes]]) -> None:
         """Take up what has been committed."""
         for key, changed in rows.items():
             self._rows.setdefault(key, {}).update(changed)
-
-
-def _row(judge: Sequential, layout: Layout, packed: bytes | None) -> sequential.State:
-    if packed is not None:
-        try:
-            return sequential.unpack(judge, layout, [packed])
-        except ValueError:  # the rule's settings changed: what it remembers means nothing any more
-            pass
-    return sequential.initial(judge, layout, 1)
 
 
 def judge_windows(

@@ -277,16 +277,17 @@ def test_replicas_order_and_storage_never_change_a_verdict(seed, streams, one_by
         assert pack(parted) == pack(whole)
 
 
-def test_state_of_other_signals_or_calibration_is_refused():
-    layout = layout_of()
-    rule = Sequential()
-    rows = pack(initial(rule, layout, 2))
+def test_state_of_other_signals_or_calibration_starts_anew_and_the_rest_is_kept():
+    rng, layout, rule = np.random.default_rng(4), layout_of(), Sequential()
+    _, state = run(rule, layout, initial(rule, layout, 2), id_masses(rng, layout, 2), rng, 100)
+    (one, two), first = pack(state), initial(rule, layout)[0]
     assert unpack(rule, layout, []).shape == (0,)
-    with pytest.raises(ValueError, match="calibration"):
-        unpack(rule, layout_of(3000), rows)
-    with pytest.raises(ValueError, match="length"):
-        unpack(Sequential(signals=("ood", "b")), layout_of(signals=("ood", "b")), rows)
-    assert (unpack(Sequential(seconds_per_false_alarm=1e9), layout, rows) == initial(rule, layout, 2)).all()
+    assert pack(unpack(Sequential(seconds_per_false_alarm=1e9), layout, [one, two])) == [one, two]
+    other = pack(initial(rule, layout_of(3000)))[0]
+    longer = pack(initial(Sequential(signals=("ood", "b")), layout_of(signals=("ood", "b"))))[0]
+    taken_up = unpack(rule, layout, [None, two, other, longer])
+    assert pack(taken_up[1:2]) == [two]
+    assert (taken_up[[0, 2, 3]] == first).all()
 
 
 def test_a_profile_that_cannot_carry_the_rule_is_refused():

@@ -10,6 +10,7 @@ import pytest
 
 import detectors
 from monitor.private_redis import PrivateRedis
+from tests.faults.rig import Zygote
 from tests.kafka.broker import Broker, BrokerUnavailableError, Cluster
 from tests.pictures import pictures
 
@@ -40,6 +41,14 @@ def kafka_broker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
         pytest.skip(f"no Kafka broker (set KAFKA_BOOTSTRAP_SERVERS to use another): {error}")
     yield broker
     broker.stop()
+
+
+@pytest.fixture(scope="session")
+def zygote() -> Iterator[Zygote]:
+    """Forks the daemons of the whole run."""
+    made = Zygote()
+    yield made
+    made.close()
 
 
 @pytest.fixture(scope="session")

@@ -34,23 +34,28 @@ def free_port() -> int:
         return int(server.getsockname()[1])
 
 
+def config_file(folder: Path, settings: dict[str, Any]) -> Path:
+    """A configuration whose status page has a port of its own."""
+    port = free_port()
+    path = folder / f"config-{port}.yaml"
+    path.write_text(yaml.safe_dump({**settings, "web": {"port": port}}))
+    return path
+
+
 class RunningDaemon:
     """`python -m monitor run` with that configuration; its log goes to a file beside it."""
 
     def __init__(self, folder: Path, settings: dict[str, Any]) -> None:
-        self.port = free_port()
-        self.config = folder / f"config-{self.port}.yaml"
-        self.config.write_text(yaml.safe_dump({**settings, "web": {"port": self.port}}))
-        self.log = folder / f"daemon-{self.port}.log"
+        self.config = config_file(folder, settings)
+        self.port = int(self.config.stem.removeprefix("config-"))
+        self.log = self.config.with_suffix(".log")
         self._process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> RunningDaemon:
         """Start it; returns at once."""
         with self.log.open("ab") as log:
-            # one thread each: several daemons share two cores, and spinning ones would starve each other
-            environment = {**os.environ, "OMP_NUM_THREADS": "1"}
             command = [sys.executable, "-m", "monitor", "run", "-c", str(self.config)]
-            self._process = subprocess.Popen(command, stdout=log, stderr=log, env=environment)
+            self._process = subprocess.Popen(command, stdout=log, stderr=log, env=_one_thread())
         return self
 
     def kill(self) -> None:
@@ -79,4 +84,10 @@ class RunningDaemon:
 def layerwatch(*arguments: str) -> subprocess.CompletedProcess[str]:
     """One command of the command line, run to its end."""
     command = [sys.executable, "-m", "monitor", *arguments]
-    return subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE_S, check=False)
+    patience_s = 2 * PATIENCE_S  # some of them score thousands of images
+    return subprocess.run(command, capture_output=True, text=True, timeout=patience_s, check=False, env=_one_thread())
+
+
+def _one_thread() -> dict[str, str]:
+    """Several processes share two cores, and threads that wait by spinning would starve each other."""
+    return {**os.environ, "OMP_NUM_THREADS": "1"}

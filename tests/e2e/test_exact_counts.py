@@ -1,11 +1,16 @@
-"""Exactly once through crashes: three streams, 5,000 images and some bad records, daemons killed in the middle."""
+"""Exactly once through crashes: three streams, 3,000 images and some bad records, daemons killed in the middle.
+
+The same topic is read three times: by three replicas while it fills, two of them killed; by one daemon, killed five
+times; and by `replay`. Counts and alerts must come out the same.
+"""
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import json
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,44 +22,57 @@ from pydantic import SecretStr
 
 from monitor.alerts import from_json
 from monitor.config import Config, Kafka, Redis
-from monitor.document import rfc3339
 from monitor.private_redis import PrivateRedis
 from monitor.sources import open_producer
 from monitor.store import Store, open_store
-from monitor.types import Partition, Totals
-from tests.e2e.running import RunningDaemon, layerwatch, wait_for
+from monitor.types import Alert, Partition, Totals
+from monitor.watermark import bucket_of
+from tests.e2e.running import config_file, layerwatch, wait_for
+from tests.faults.rig import Daemon, Zygote
 from tests.kafka.broker import Cluster
 from tests.pictures import encoded, pictures
 
 pytestmark = [pytest.mark.kafka, pytest.mark.timeout(400)]
 
 STREAMS = ("cam-a", "cam-b", "cam-c")
-SENT = {"cam-a": 2500, "cam-b": 1500, "cam-c": 1000}
+SENT = {"cam-a": 1000, "cam-b": 1500, "cam-c": 500}
 BAD = {"cam-a": 10, "cam-b": 0, "cam-c": 5}
 PARTITIONS = 4
+GROUPS = ("replicas", "kills")
 START_MS = 1_750_000_000_000
 STEP_MS = 40
 
 
-@dataclass(frozen=True)
 class Topic:
-    """A topic that is being filled with the same records whoever reads it."""
+    """A topic that holds the same records whoever reads it, once `fill` is called."""
 
-    name: str
-    dead_letters: str
-    servers: str
-    filled: threading.Thread
+    def __init__(self, cluster: Cluster) -> None:
+        self.servers = cluster.bootstrap_servers
+        self.name = cluster.create_topic("exact", PARTITIONS, {"retention.ms": "-1"})  # its images are old
+        self.dead_letters, self.alerts = (
+            {group: cluster.create_topic(f"exact-{kind}-{group}") for group in GROUPS}
+            for kind in ("dead-letters", "alerts")
+        )
+        self._filling = threading.Thread(target=_fill, args=(self.servers, self.name))
+
+    def fill(self) -> None:
+        """Begin to fill it, unless it is being filled or full."""
+        if self._filling.ident is None:
+            self._filling.start()
+
+    def written(self, topic: str) -> list[Any]:
+        """Every record of another topic."""
+        consumer = KafkaConsumer(
+            topic, bootstrap_servers=self.servers, auto_offset_reset="earliest", consumer_timeout_ms=2000, group_id=None
+        )
+        records = list(consumer)
+        consumer.close()
+        return records
 
 
 @pytest.fixture(scope="module")
-def topic(kafka_broker: Cluster) -> Iterator[Topic]:
-    name = kafka_broker.create_topic("exact", PARTITIONS, {"retention.ms": "-1"})  # its images are old
-    dead_letters = kafka_broker.create_topic("exact-dead-letters")
-    servers = kafka_broker.bootstrap_servers
-    filling = threading.Thread(target=_fill, args=(servers, name))
-    filling.start()
-    yield Topic(name, dead_letters, servers, filling)
-    filling.join()
+def topic(kafka_broker: Cluster) -> Topic:
+    return Topic(kafka_broker)
 
 
 def _fill(servers: str, topic: str) -> None:
@@ -86,7 +104,7 @@ def _settings(topic: Topic, redis_url: str, group: str, profile: Path) -> dict[s
             "bootstrap_servers": [topic.servers],
             "topics": [topic.name],
             "group_id": group,
-            "dead_letter_topic": topic.dead_letters,
+            "dead_letter_topic": topic.dead_letters[group],
             "session_timeout_s": 6,
             "max_poll_records": 100,
         },
@@ -99,6 +117,7 @@ def _settings(topic: Topic, redis_url: str, group: str, profile: Path) -> dict[s
             {"name": "drift", "kind": "sequential", "expected_streams": 3},
             {"name": "bad", "kind": "rejected", "window_s": 60, "threshold": 0.01, "min_images": 20},
         ],
+        "receivers": [{"name": "log", "type": "kafka", "topic": topic.alerts[group]}],
     }
 
 
@@ -116,62 +135,104 @@ ALL = sum(SENT.values()) + sum(BAD.values())
 
 @dataclass(frozen=True)
 class Outcome:
-    """Everything a run leaves in Redis that must not depend on how often it was killed."""
+    """Everything a run leaves that must not depend on how often it was killed, and by how many replicas it was made."""
 
     totals: dict[str, Totals]
     next_offsets: dict[Partition, int]
     buckets: dict[int, dict[str, bytes]]
-    alerts: dict[tuple[str, str], tuple[str, int, int]]
+    alerts: dict[tuple[str, str], Alert]
+    documents: dict[str, dict[str, Any]]
 
     @classmethod
-    def of(cls, store: Store, fingerprint: str) -> Outcome:
-        partitions = store.known_partitions()
+    def of(cls, store: Store, topic: Topic, group: str) -> Outcome:
+        """Once all that can be closed is: the last buckets stay open, for nothing later comes."""
+        last_ms = bucket_of(START_MS + (ALL - 1) * STEP_MS - 10_000, 10_000) - 10_000
+        wait_for("the buckets to close", lambda: (store.evaluator().bucket_ms or 0) >= last_ms)
+        wait_for("the alerts to be told", lambda: store.backlog("log").entries == 0)
+        partitions, (fingerprint,) = store.known_partitions(), store.layouts()
         buckets = store.read_buckets(partitions, fingerprint, 0, 2**52)
-        alerts = {key: from_json(text) for key, text in store.load_alerts().items()}
         return cls(
             totals=store.totals(partitions),
             next_offsets={p: cursor.next_offset for p, cursor in store.cursors(partitions).items() if cursor},
             buckets={start: {s: v.tobytes() for s, v in streams.items()} for start, streams in buckets.items()},
-            alerts={key: (alert.id, alert.since_ms, alert.fired_ms) for key, alert in alerts.items()},
+            alerts={key: from_json(text) for key, text in store.load_alerts().items()},
+            documents=by_id(record.value for record in topic.written(topic.alerts[group])),
         )
 
 
-def _wait_for_the_last_bucket(store: Store) -> None:
-    """The last buckets stay open (nothing later comes); all that can be closed is."""
-    last_ms = START_MS + (ALL - 1) * STEP_MS
-    # each partition's newest image is within a second or two of the last one
-    expected = (last_ms - 10_000 - 2_000) // 10_000 * 10_000 - 10_000
-    wait_for("the buckets to close", lambda: (store.evaluator().bucket_ms or 0) >= expected)
+def by_id(documents: Iterable[bytes | str]) -> dict[str, dict[str, Any]]:
+    """Alert documents, each once, without the images shown: the worst of an hour, as far as it was read by then."""
+    found: dict[str, dict[str, Any]] = {}
+    for text in documents:
+        document = json.loads(text)
+        document["data"].pop("exemplars")
+        assert found.setdefault(document["id"], document) == document, "told again, it must say the same"
+    return found
+
+
+@pytest.fixture(scope="module")
+def three_replicas_two_killed(
+    topic: Topic, zygote: Zygote, profile_folder: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Outcome]:
+    folder = tmp_path_factory.mktemp("replicas")
+    with PrivateRedis() as server, contextlib.closing(_store(server.url)) as store:
+        settings = _settings(topic, server.url, "replicas", profile_folder)
+        replicas = [_started(zygote, config_file(folder, settings)) for _ in range(3)]
+
+        def reached(done: float) -> bool:
+            for replica in replicas:
+                replica.check()
+            return _done(store) >= done
+
+        try:
+            wait_for("partitions for all", lambda: all(r.metric("layerwatch_partitions_owned") for r in replicas))
+            topic.fill()
+            for share in (0.2, 0.5):
+                wait_for(f"{share:.0%} of the records", lambda at=share * ALL: reached(at))  # type: ignore[misc]
+                busiest = max(replicas, key=lambda replica: replica.metric("layerwatch_images_applied_total"))
+                assert busiest.metric("layerwatch_images_applied_total") > 0
+                busiest.kill()
+                replicas.remove(busiest)
+            wait_for("all records", lambda: reached(ALL))
+            yield Outcome.of(store, topic, "replicas")
+        finally:
+            for replica in replicas:
+                replica.kill()
 
 
 @pytest.fixture(scope="module")
 def killed_five_times(
-    topic: Topic, profile_folder: Path, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[tuple[Outcome, RunningDaemon]]:
-    folder = tmp_path_factory.mktemp("kills")
-    with PrivateRedis() as server:
-        daemon = RunningDaemon(folder, _settings(topic, server.url, "kills", profile_folder))
-        store = _store(server.url)
-        try:
-            for kill_at in (1, 900, 1800, 2700, 3600):
-                daemon.start()
-                wait_for(f"{kill_at} records", lambda at=kill_at: daemon.check() or _done(store) >= at)  # type: ignore[misc]
+    topic: Topic, zygote: Zygote, profile_folder: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[tuple[Outcome, Path]]:
+    """What it left, and its configuration; the last daemon still runs."""
+    topic.fill()
+    with PrivateRedis() as server, contextlib.closing(_store(server.url)) as store:
+        settings = _settings(topic, server.url, "kills", profile_folder)
+        config = config_file(tmp_path_factory.mktemp("kills"), settings)
+        for kill_at in (1, 500, 1000, 1500, 2000, ALL):
+            daemon = _started(zygote, config)
+            try:
+                wait_for(f"{kill_at} records", lambda: daemon.check() or _done(store) >= kill_at)  # noqa: B023
+                if kill_at == ALL:
+                    yield Outcome.of(store, topic, "kills"), config
+                    assert daemon.terminate() == 0
+            finally:
                 daemon.kill()
-            daemon.start()
-            topic.filled.join()
-            wait_for("all records", lambda: daemon.check() or _done(store) >= ALL)
-            _wait_for_the_last_bucket(store)
-            (fingerprint,) = store.layouts()
-            yield Outcome.of(store, fingerprint), daemon
-            assert daemon.terminate() == 0
-        finally:
-            daemon.end()
-            store.close()
 
 
-def test_five_crashes_count_every_image_exactly_once(killed_five_times: tuple[Outcome, RunningDaemon]) -> None:
-    outcome, daemon = killed_five_times
-    shown = layerwatch("streams", "--json", "-c", str(daemon.config))
+def _started(zygote: Zygote, config: Path) -> Daemon:
+    return Daemon(zygote, config, config.with_suffix(".log"))
+
+
+def test_three_replicas_two_killed_leave_the_same_buckets_and_alerts_as_one_killed_five_times(
+    three_replicas_two_killed: Outcome, killed_five_times: tuple[Outcome, Path]
+) -> None:
+    assert three_replicas_two_killed == killed_five_times[0]
+
+
+def test_five_crashes_count_every_image_exactly_once(killed_five_times: tuple[Outcome, Path]) -> None:
+    outcome, config = killed_five_times
+    shown = layerwatch("streams", "--json", "-c", str(config))
     assert shown.returncode == 0, shown.stderr
     streams = json.loads(shown.stdout)["streams"]
     assert {name: row["applied"] for name, row in streams.items()} == SENT
@@ -185,20 +246,11 @@ def test_five_crashes_count_every_image_exactly_once(killed_five_times: tuple[Ou
     )
     assert bucket_images == sum(SENT.values())
     assert {stream for _, stream in outcome.alerts} >= {"cam-b"}
+    assert {d["data"]["rule"] for d in outcome.documents.values() if d["data"]["severity"]} == {"rate", "drift", "bad"}
 
 
-def test_bad_records_are_dead_letters_once_each_by_key(
-    killed_five_times: tuple[Outcome, RunningDaemon], topic: Topic
-) -> None:
-    consumer = KafkaConsumer(
-        topic.dead_letters,
-        bootstrap_servers=topic.servers,
-        auto_offset_reset="earliest",
-        consumer_timeout_ms=3000,
-        group_id=None,
-    )
-    letters = list(consumer)
-    consumer.close()
+def test_bad_records_are_dead_letters_once_each_by_key(killed_five_times: tuple[Outcome, Path], topic: Topic) -> None:
+    letters = topic.written(topic.dead_letters["kills"])
     assert len({letter.key for letter in letters}) == sum(BAD.values())
     headers = dict(letters[0].headers)
     assert headers["layerwatch-reason"] == b"format"
@@ -206,48 +258,18 @@ def test_bad_records_are_dead_letters_once_each_by_key(
     assert letters[0].value == b"no picture"
 
 
-def test_two_replicas_one_killed_leave_the_same_buckets_and_alerts_in_an_empty_redis(
-    killed_five_times: tuple[Outcome, RunningDaemon],
-    topic: Topic,
-    profile_folder: Path,
-    tmp_path: Path,
-) -> None:
-    expected, _ = killed_five_times
-    with PrivateRedis() as server:
-        settings = _settings(topic, server.url, "replicas", profile_folder)
-        replicas = [RunningDaemon(tmp_path, settings).start() for _ in range(2)]
-        store = _store(server.url)
-        try:
-            wait_for("half of the records", lambda: [r.check() for r in replicas] and _done(store) >= ALL / 2)
-            replicas[0].kill()
-            wait_for("all records", lambda: replicas[1].check() or _done(store) >= ALL)
-            _wait_for_the_last_bucket(store)
-            (fingerprint,) = store.layouts()
-            assert Outcome.of(store, fingerprint) == expected
-        finally:
-            for replica in replicas:
-                replica.end()
-            store.close()
-
-
-def test_a_dry_replay_of_the_log_tells_the_same_alerts(killed_five_times: tuple[Outcome, RunningDaemon]) -> None:
-    outcome, daemon = killed_five_times
-    replayed = layerwatch("replay", "--from", "0", "--dry-run", "--json", "-c", str(daemon.config))
+def test_a_dry_replay_of_the_log_tells_the_same_alerts(killed_five_times: tuple[Outcome, Path]) -> None:
+    outcome, config = killed_five_times
+    replayed = layerwatch("replay", "--from", "0", "--dry-run", "--json", "-c", str(config))
     assert replayed.returncode == 0, replayed.stderr
-    documents = [json.loads(line) for line in replayed.stdout.splitlines()]
-    last = {(d["data"]["rule"], d["data"]["stream"]): d["data"] for d in documents if d["type"] == "alert.firing"}
-    assert {key: (data["alert_id"], data["since"], data["fired_at"]) for key, data in last.items()} == {
-        key: (alert_id, rfc3339(since_ms), rfc3339(fired_ms))
-        for key, (alert_id, since_ms, fired_ms) in outcome.alerts.items()
-        if fired_ms
-    }
+    assert by_id(replayed.stdout.splitlines()) == outcome.documents
 
 
 def test_a_stream_s_own_past_makes_a_profile(
-    killed_five_times: tuple[Outcome, RunningDaemon], profile_folder: Path, tmp_path: Path
+    killed_five_times: tuple[Outcome, Path], profile_folder: Path, tmp_path: Path
 ) -> None:
-    _, daemon = killed_five_times
-    since = ("--since", "3650d", "--max-images", "400", "-c", str(daemon.config))
+    _, config = killed_five_times
+    since = ("--since", "3650d", "--max-images", "400", "-c", str(config))
     made = layerwatch("calibrate", str(profile_folder), "--from-stream", "cam-c", *since, "-o", str(tmp_path / "own"))
     assert made.returncode == 0, made.stderr
     assert json.loads((tmp_path / "own" / "profile.json").read_text())["images"]["calibration"] > 50

@@ -13,14 +13,6 @@ from tests.faults.rig import Rig, Zygote
 from tests.kafka.broker import Cluster
 
 
-@pytest.fixture(scope="session")
-def zygote() -> Iterator[Zygote]:
-    """Forks the daemons of the whole run."""
-    made = Zygote()
-    yield made
-    made.close()
-
-
 @pytest.fixture
 def own_redis() -> Iterator[PrivateRedis]:
     """A Redis of the test's own, which it may break."""

@@ -112,8 +112,11 @@ class Daemon:
         return self._status
 
     def metric(self, name: str) -> float:
-        """One number of its metrics page; 0 where it is not there."""
-        page = httpx.get(f"http://127.0.0.1:{self.port}/metrics").text
+        """One number of its metrics page; 0 where it, or the page, is not there."""
+        try:
+            page = httpx.get(f"http://127.0.0.1:{self.port}/metrics").text
+        except httpx.TransportError:
+            return 0.0
         return next((float(line.split()[1]) for line in page.splitlines() if line.startswith(f"{name} ")), 0.0)
 
     def ready(self) -> tuple[int, str]:
@@ -124,6 +127,11 @@ class Daemon:
     def send(self, number: int) -> None:
         """A signal."""
         os.kill(self.pid, number)
+
+    def check(self) -> None:
+        """Fail with the end of its log if it has ended by itself."""
+        if self.ended():
+            raise AssertionError(f"the daemon ended with {self._status}:\n{self.log.read_text()[-3000:]}")
 
     def kill(self) -> None:
         """SIGKILL, if it still runs."""

@@ -1,0 +1,128 @@
+"""Streams that fall silent, told by a real daemon: one of two, then both, with a crash before anybody could notice."""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from pydantic import SecretStr
+
+from monitor.config import Config, Kafka, Redis
+from monitor.private_redis import PrivateRedis
+from monitor.sources import open_producer
+from monitor.store import open_store
+from tests.e2e.running import config_file, wait_for
+from tests.faults.rig import Daemon, Hook, Zygote
+from tests.kafka.broker import Cluster
+from tests.notify.test_schema import VALIDATOR
+from tests.pictures import encoded, pictures
+
+pytestmark = [pytest.mark.kafka, pytest.mark.timeout(300)]
+
+AFTER_S = 6
+STEP_S = 0.2
+
+
+class Cameras:
+    """Send one image every STEP_S each, while they are `on`; each has a partition of its own."""
+
+    def __init__(self, servers: str, topic: str) -> None:
+        self.on: tuple[str, ...] = ()
+        self._producer = open_producer(Config(kafka=Kafka(bootstrap_servers=(servers,))))
+        self._topic, self._ended = topic, threading.Event()
+        self._thread = threading.Thread(target=self._send)
+        self._thread.start()
+
+    def _send(self) -> None:
+        images = [encoded(image) for _, image in pictures(31, 50)]
+        number = 0
+        while not self._ended.wait(STEP_S):
+            for stream in self.on:
+                self._producer.send(self._topic, images[number % 50], stream.encode(), (), time.time_ns() // 1_000_000)
+            self._producer.flush()
+            number += 1
+        self._producer.close()
+
+    def close(self) -> None:
+        self._ended.set()
+        self._thread.join()
+
+
+@pytest.fixture
+def cameras(kafka_broker: Cluster) -> Iterator[Cameras]:
+    made = Cameras(kafka_broker.bootstrap_servers, kafka_broker.create_topic("silence", 2))
+    yield made
+    made.close()
+
+
+@pytest.fixture
+def hook() -> Iterator[Hook]:
+    opened = Hook()
+    yield opened
+    opened.close()
+
+
+def test_a_stream_that_stops_is_told_and_so_is_the_stop_of_all_after_a_crash(
+    kafka_broker: Cluster,
+    redis_server: PrivateRedis,
+    cameras: Cameras,
+    hook: Hook,
+    zygote: Zygote,
+    profile_folder: Path,
+    tmp_path: Path,
+) -> None:
+    settings = {
+        "monitor": "silence",
+        "kafka": {
+            "bootstrap_servers": [kafka_broker.bootstrap_servers],
+            "topics": ["silence"],
+            "group_id": "silence",
+            "dead_letter_topic": kafka_broker.create_topic("silence-dead-letters"),
+            "session_timeout_s": 6,
+        },
+        "redis": {"url": redis_server.url},
+        "scoring": {"profile": str(profile_folder)},
+        "buckets": {"seconds": 1, "lateness_s": 1, "idle_timeout_s": 2},
+        "rules": [{"name": "silent", "kind": "silence", "after_s": AFTER_S, "streams": "cam-*"}],
+        "receivers": [
+            {"name": "hook", "type": "webhook", "url": hook.url, "secret": "whsec_bGF5ZXJ3YXRjaC10ZXN0LXNlY3JldC0wMDAx"}
+        ],
+    }
+    config = config_file(tmp_path, settings)
+
+    def told(kind: str) -> dict[str, dict[str, Any]]:
+        return {d["data"]["stream"]: d for d in hook.accepted if d["type"] == kind and d["data"]["rule"] == "silent"}
+
+    daemon = Daemon(zygote, config, config.with_suffix(".log"))
+    try:
+        with contextlib.closing(open_store(Redis(url=SecretStr(redis_server.url)), "silence")) as store:
+            cameras.on = ("cam-a", "cam-b")
+            wait_for("both streams", lambda: len(store.totals(store.known_partitions())) == 2)
+        cameras.on = ("cam-a",)
+        wait_for("the stop of cam-b", lambda: daemon.check() or told("alert.firing"))
+        assert set(told("alert.firing")) == {"cam-b"}
+
+        cameras.on = ()
+        daemon.kill()  # the clock of cam-a runs on in Redis
+        daemon = Daemon(zygote, config, config.with_suffix(".log"))
+        wait_for("the stop of all", lambda: daemon.check() or len(told("alert.firing")) == 2)
+        assert not told("alert.resolved")
+
+        cameras.on = ("cam-a", "cam-b")
+        wait_for("both to be heard again", lambda: daemon.check() or len(told("alert.resolved")) == 2)
+        assert daemon.terminate() == 0
+    finally:
+        daemon.kill()
+    assert len({d["id"] for d in hook.accepted}) == 4, "each alert fires once and resolves once"
+    for stream, fired in told("alert.firing").items():
+        resolved = told("alert.resolved")[stream]
+        assert fired["data"]["alert_id"] == resolved["data"]["alert_id"]
+        assert fired["data"]["since"] < resolved["data"]["resolved_at"]
+        assert fired["data"]["value"] > AFTER_S > resolved["data"]["value"]
+        VALIDATOR.validate(fired)
+        VALIDATOR.validate(resolved)

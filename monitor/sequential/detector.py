@@ -44,7 +44,7 @@ def advance(
         learned = fresh & ~firing & ~state["firing"]
         due = np.flatnonzero(learned & (state["images"] >= _FIRST_EPOCH * 2.0 ** state["epoch"]))
         if len(due):
-            state[due] = _tighten(rule, plan, state[due])
+            _tighten(rule, plan, state, due)
     state["bucket_ms"] = np.maximum(state["bucket_ms"], bucket_ms)
     return state, verdicts(rule, layout, state)
 
@@ -100,23 +100,23 @@ def _raise_alarm(state: State, weighted: Floats) -> State:
     return state
 
 
-def _tighten(rule: Sequential, plan: Plan, state: State) -> State:
-    """Move the reference bounds towards what M clean images of the stream itself have shown."""
-    i = np.floor(np.log2(state["images"] / _FIRST_EPOCH)).astype(np.int64)
-    state["epoch"] = i + 1
-    pi, nominal = rule.pi_min, plan.nominal
-    for t in range(len(plan.cuts)):
-        risk = plan.risk / (2 * (i + 1) * (i + 2))  # adds up to half of delta_l over all epochs
-        images, passed = state["images"] / plan.dependence[t], state["passed"][:, t] / plan.dependence[t]
-        a, b = plan.k[t] + passed, plan.n[t] + 1 - plan.k[t] + images - passed
-        # Streams that began together have as many images, and few different counts of them: each is inverted once.
-        _, once, of = np.unique(a + 1j * b, return_index=True, return_inverse=True)
-        a, b, risk = a[once], b[once], risk[once]
-        upper, lower = betaincinv(a, b, 1 - risk)[of] / (1 - pi), (betaincinv(a, b, risk)[of] - pi) / (1 - pi)
+def _tighten(rule: Sequential, plan: Plan, state: State, rows: NDArray[np.intp]) -> None:
+    """Move the reference bounds of these rows towards what M clean images of the stream itself have shown."""
+    images, pi = state["images"][rows], rule.pi_min
+    i = np.floor(np.log2(images / _FIRST_EPOCH)).astype(np.int64)
+    risks = plan.risk / (2 * (i + 1) * (i + 2))  # adds up to half of delta_l over all epochs
+    state["epoch"][rows] = i + 1
+    passed, bounds = state["passed"][rows].T.copy(), np.stack([state["lower"][rows].T, state["upper"][rows].T])
+    for t, nominal in enumerate(plan.nominal):
+        # Streams that began together have about as many images, and few different counts: each is inverted once.
+        _, once, of = np.unique(images + 1j * passed[t], return_index=True, return_inverse=True)
+        m, c, risk = images[once] / plan.dependence[t], passed[t, once] / plan.dependence[t], risks[once]
+        a, b = plan.k[t] + c, plan.n[t] + 1 - plan.k[t] + m - c
+        lower, upper = (betaincinv(a, b, risk) - pi) / (1 - pi), betaincinv(a, b, 1 - risk) / (1 - pi)
         # never below nominal: a stream cleaner than the calibration set is not punished for becoming like it
-        state["upper"][:, t] = np.maximum(nominal[t], np.minimum(state["upper"][:, t], upper))
-        state["lower"][:, t] = np.minimum(nominal[t], np.maximum(state["lower"][:, t], lower))
-    return state
+        bounds[0, t] = np.minimum(nominal, np.maximum(bounds[0, t], lower[of]))
+        bounds[1, t] = np.maximum(nominal, np.minimum(bounds[1, t], upper[of]))
+    state["lower"][rows], state["upper"][rows] = bounds[0].T, bounds[1].T
 
 
 def _wait_for_clear(rule: Sequential, plan: Plan, state: State, m: NDArray[np.int64], c: NDArray[np.int64]) -> State:

@@ -7,7 +7,6 @@ receivers ◄─ dispatcher ◄─ outbox ◄─ evaluator ◄──────
 
 from __future__ import annotations
 
-import json
 import os
 import signal
 import sys
@@ -36,7 +35,7 @@ from monitor.store import StoreError, open_store
 from monitor.types import FatalSourceError
 from monitor.verdicts import open_verdicts
 from monitor.web import WebServer, build_app
-from monitor.wiring import counting_of, limits_of, presentation_of, reader_settings_of
+from monitor.wiring import counting_of, limits_of, presentation_of, publish_profiles, reader_settings_of
 
 log = structlog.get_logger(__name__)
 
@@ -58,8 +57,8 @@ class Daemon:
         self._stop = threading.Event()
         self._failure: tuple[int, str] | None = None
         self._store = open_store(settings.redis, settings.monitor, limits_of(settings))
-        self._store.put_layouts({fingerprint: layout.to_json() for fingerprint, layout in profiles.layouts.items()})
-        self._store.put_profiles({p.fingerprint: json.dumps(p.manifest) for p in profiles.all()})
+        publish = partial(publish_profiles, self._store, profiles)
+        publish()
         decoding = settings.decoding
         self._pipeline = Pipeline(
             DecoderPool(
@@ -81,6 +80,7 @@ class Daemon:
             counting_of(settings, profiles),
             reader_settings_of(settings, rules),
             OwnAlerts(self._store, settings.monitor, heard=bool(settings.receivers)),
+            publish,
             self._verdicts,
         )
         self._receivers: list[Receiver] = [

@@ -51,6 +51,7 @@ class Reader:
         open_source: joins the group; called again after every SourceError.
         settings: limits.
         counting: what `tally` needs.
+        publish: writes to Redis what others must know of our profiles; again wherever it may be lost.
         verdicts: where per-image verdicts go; closed by whoever opened it.
     """
 
@@ -62,6 +63,7 @@ class Reader:
         counting: Counting,
         settings: ReaderSettings,
         alerts: OwnAlerts,
+        publish: Callable[[], None],
         verdicts: Verdicts | None = None,
     ) -> None:
         self._open_source, self._store, self._pipeline = open_source, store, pipeline
@@ -79,7 +81,7 @@ class Reader:
         self._ever_joined = False
         self.health = Health()
         self._outlets = Outlets(verdicts, alerts, self.health)
-        self._upkeep = Upkeep(store, alerts, counting, settings, self._readings, self.health)
+        self._upkeep = Upkeep(store, alerts, publish, settings, self._readings, self.health)
 
     def stop(self) -> None:
         """Let `run` finish what is in hand and return."""

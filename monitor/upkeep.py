@@ -121,6 +121,8 @@ class Upkeep:
         failpoint("before_commit")
         if offsets and self._store.settle_on_disk():
             source.commit(offsets)
+        elif offsets:
+            log.warning("commit.waits_for_disk", advice="where appendfsync is no, set redis.wait_aof: false")
         failpoint("after_commit")
 
     def _register(self, source: Source) -> None:

@@ -236,7 +236,7 @@ def _client(settings: config.Redis) -> Any:
 
 
 def _sentinel_client(settings: config.Redis, url: str, options: Mapping[str, Any]) -> Any:
-    """User, password and database come from the URL; its host is not used."""
+    """User, password, database and certificates come from the URL; its host is not used."""
     split = [name.rpartition(":") if ":" in name else (name, "", "26379") for name in settings.sentinels]
     hosts = [(host, int(port)) for host, _, port in split]
     secret = settings.sentinel_password
@@ -248,9 +248,9 @@ def _sentinel_client(settings: config.Redis, url: str, options: Mapping[str, Any
         },
     )
     parsed = Redis.from_url(url).connection_pool.connection_kwargs
-    login: dict[str, Any] = {key: parsed[key] for key in ("username", "password", "db") if key in parsed}
+    login: dict[str, Any] = {key: value for key, value in parsed.items() if key not in {"host", "port"}}
     tls = {"ssl": True} if url.startswith("rediss://") else {}
-    merged: dict[str, Any] = {**options, **login, **tls}
+    merged: dict[str, Any] = {**login, **options, **tls}
     return sentinel.master_for(settings.sentinel_master, **merged)  # type: ignore[no-untyped-call]
 
 
@@ -282,16 +282,6 @@ def check_server(connection: Connection) -> None:
         log.warning("store.eviction_policy", policy=policy, advice="set maxmemory-policy noeviction")
 
 
-def has_waitaof(connection: Connection) -> bool:
-    """Whether the server can say when a write is on its disk; what INFO hides from us counts as no."""
-    try:
-        with translated():
-            infos = [] if connection.is_cluster else server_infos(connection)
-    except NoPermissionError:
-        return False
-    return bool(infos) and all(_version(info) >= (7, 2) and int(info.get("aof_enabled", 0)) for info in infos)
-
-
 def _version(info: Mapping[str, Any]) -> tuple[int, ...]:
     return tuple(int(part) for part in str(info.get("redis_version", "0")).split(".")[:2])
 
@@ -312,6 +302,5 @@ __all__ = [
     "StoreConfigError",
     "StoreError",
     "connect",
-    "has_waitaof",
     "server_infos",
 ]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from monitor import config
 from monitor.store.alerts import AlertState
-from monitor.store.connection import Connection, connect, has_waitaof
+from monitor.store.connection import Connection, ResponseError, connect
 from monitor.store.outbox import Outbox
 from monitor.store.partitions import Limits, PartitionState
 
@@ -26,13 +26,21 @@ class Store(PartitionState, AlertState, Outbox):
         """Wait until what was applied so far is on Redis' disk; False where it is not within the time-out.
 
         True at once where the server has no append-only file, or cannot tell (before 7.2, or a cluster).
+
+        Raises:
+            StoreError: Redis does not answer.
         """
         if not self._wait_aof_ms:
             return True
         # The file is written in order: when a write made now is on disk, so is all before it, whichever
         # connection it came over. WAITAOF alone would wait for the writes of its own connection.
         mark = (f"{self._alerts_prefix}:settled", "1", "EX", 60)
-        _, (local, _) = self._connection.read_many([("SET", *mark), ("WAITAOF", 1, 0, self._wait_aof_ms)])
+        try:
+            _, (local, _) = self._connection.read_many([("SET", *mark), ("WAITAOF", 1, 0, self._wait_aof_ms)])
+        except ResponseError as error:  # asked every time: after a failover another server answers
+            if "waitaof" in str(error).lower():  # unknown, forbidden, or no append-only file
+                return True
+            raise
         return int(local) >= 1
 
     def close(self) -> None:
@@ -48,5 +56,5 @@ def open_store(settings: config.Redis, monitor: str, limits: Limits | None = Non
         StoreConfigError: this Redis must not be used, and why.
     """
     connection = connect(settings)
-    wait_ms = round(settings.timeout_s * 500) if settings.wait_aof and has_waitaof(connection) else 0
+    wait_ms = round(settings.timeout_s * 500) if settings.wait_aof and not connection.is_cluster else 0
     return Store(connection, monitor, limits or Limits(), wait_ms)

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import redis
 
-from monitor.private_redis import PrivateRedis
+from monitor.private_redis import PrivateRedis, PrivateRedisError
 from tests.faults.proxy import Proxy
 from tests.faults.rig import STORY, Daemon, Rig, wait_for
 
@@ -71,6 +71,37 @@ def test_a_redis_that_is_killed_and_comes_back_with_its_append_only_file(make_ri
         rig.await_counted()
         finish(rig, daemon)
         rig.close()
+
+
+@pytest.fixture
+def on_disk(tmp_path: Path) -> Iterator[PrivateRedis]:
+    """A server that can say what is on its disk, and whose disk takes nothing before it is told to."""
+    folder = tmp_path / "on-disk"
+    folder.mkdir()
+    try:
+        with PrivateRedis(folder, ["--appendonly", "yes", "--appendfsync", "no"], at_least=(7, 2)) as server:
+            yield server
+    except PrivateRedisError as error:
+        pytest.skip(f"WAITAOF: {error}")
+
+
+@pytest.mark.faults
+def test_nothing_is_committed_before_it_is_on_the_disk_of_redis(make_rig: MakeRig, on_disk: PrivateRedis) -> None:
+    rig = make_rig(redis_url=on_disk.url)
+    admin = redis.Redis.from_url(on_disk.url)
+    daemon = begun(rig)
+    wait_for("a commit to be due", lambda: daemon.events("commit.waits_for_disk"))
+    assert rig.committed() == 0
+    admin.config_set("appendfsync", "everysec")
+    wait_for("the commit", lambda: rig.committed() == 2 * HALF)
+    on_disk.kill()
+    on_disk.start()
+    assert [rig.stands(0), rig.stands(1)] == [HALF, HALF]  # what was committed is there, without a replay
+    admin.config_set("appendonly", "no")  # as after a failover to a server that keeps none
+    finish(rig, daemon)
+    wait_for("the commit", lambda: rig.committed() == 2 * STORY)
+    admin.close()
+    rig.close()
 
 
 @pytest.mark.faults

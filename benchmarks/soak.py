@@ -26,6 +26,8 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parent.parent))  # the fault rig lives with the tests
 
+import torch
+
 import detectors
 from monitor.private_redis import PrivateRedis
 from monitor.store import StoreError
@@ -232,6 +234,7 @@ def main() -> None:
     arguments.add_argument("--rate", type=float, default=20.0, help="images per second")
     arguments.add_argument("-o", "--output", type=Path, default=Path("results/soak.json"))
     args = arguments.parse_args()
+    torch.set_num_threads(1)  # the recount takes one image at a time
     with tempfile.TemporaryDirectory(prefix="layerwatch-soak-") as name, contextlib.ExitStack() as stack:
         folder = Path(name)
         for part in ("broker", "redis", "rig"):
@@ -249,6 +252,7 @@ def main() -> None:
         stack.callback(rig.close)
         soak = Soak(rig, broker, server, proxy, random.Random(args.seed))
         told = run(soak, args.minutes * 60, args.rate)
+    args.output.parent.mkdir(parents=True, exist_ok=True)
     result = {"minutes": args.minutes, "seed": args.seed, "faults": dict(soak.faults), "invariants": told}
     args.output.write_text(json.dumps({**result, "samples": soak.samples}, indent=1) + "\n")
     print(json.dumps(result, indent=1))

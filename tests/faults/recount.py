@@ -13,7 +13,6 @@ from functools import cache
 from pathlib import Path
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 import detectors
@@ -70,23 +69,22 @@ def profile_of(folder: Path) -> detectors.Profile:
 
 
 @cache
-def _seen(folder: Path, value: bytes) -> tuple[torch.Tensor, Prepared] | None:
-    """(features, measured image) of one picture: the same picture comes many times in a run."""
+def _seen(folder: Path, value: bytes) -> tuple[NDArray[np.float64], Prepared] | None:
+    """((1, S) values, measured image) of one picture: the same picture comes many times in a run."""
     profile = profile_of(folder)
     try:
         prepared = profile.prepare(value, b"")
     except ImageError:
         return None
-    return profile.features([prepared])[0], prepared
+    return profile._values(profile.features([prepared]), prepared.properties[None]), prepared
 
 
 def p_values(folder: Path, value: bytes, key: bytes) -> tuple[NDArray[np.float64], Prepared] | None:
     """Of one picture, scored alone; None where it is none."""
     if (seen := _seen(folder, value)) is None:
         return None
-    features, prepared = seen
-    rows = profile_of(folder).p_values(features[None], prepared.properties[None], [key])
-    return rows[0], prepared
+    values, prepared = seen
+    return profile_of(folder)._p_values(values, [key])[0], prepared
 
 
 def recount(partitions: Sequence[Sequence[Record]], folder: Path, rates: Rates) -> Recount:

@@ -21,7 +21,6 @@ from typing import Any
 import httpx
 import yaml
 from kafka import KafkaConsumer, KafkaProducer, TopicPartition
-from pydantic import SecretStr
 
 from monitor.alerts import from_json
 from monitor.config import Redis
@@ -242,15 +241,13 @@ class Rig:
         self.future_ms = 2**62
         self.hook = Hook()
         self._linger_ms = linger_ms
-        self.redis_url = redis_url
-        self.store = open_store(Redis(url=SecretStr(redis_url)), MONITOR)
         self.daemons: list[Daemon] = []
         self.produced = [0] * partitions
         self._producer: Any = None
         self.settings: dict[str, Any] = {
             "monitor": MONITOR,
             "kafka": {
-                "bootstrap_servers": [cluster.bootstrap_servers],
+                "bootstrap_servers": cluster.bootstrap_servers.split(","),
                 "topics": [self.topic],
                 "group_id": self.name,
                 "dead_letter_topic": self.letters_topic,
@@ -273,6 +270,7 @@ class Rig:
         for section, values in (settings or {}).items():
             old = self.settings.get(section)
             self.settings[section] = {**old, **values} if isinstance(old, dict) else values
+        self.store = open_store(Redis.model_validate({**self.settings["redis"], "url": redis_url}), MONITOR)
 
     # ---------------------------------------------------------------- acting
 
@@ -296,7 +294,7 @@ class Rig:
         self._producer = self._producer or connect(
             KafkaProducer,
             {
-                "bootstrap_servers": [self.cluster.bootstrap_servers],
+                "bootstrap_servers": self.cluster.bootstrap_servers.split(","),
                 "linger_ms": self._linger_ms,
                 "batch_size": 2**20,
                 "acks": "all",

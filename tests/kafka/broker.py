@@ -106,9 +106,9 @@ class Broker(Cluster):
         self.directory = directory
         self.log_path = directory / "broker.log"
         self._listeners = {"PLAINTEXT": "PLAINTEXT", **(listeners or {})}
-        *ports, self._controller_port = _free_ports(len(self._listeners) + 1)
+        *ports, self.controller_port = _free_ports(len(self._listeners) + 1)
         self._ports = dict(zip(self._listeners, ports, strict=True))
-        self._properties = dict(properties or {})
+        self.properties = dict(properties or {})
         self._heap = heap
         self._process: subprocess.Popen[bytes] | None = None
         super().__init__(self.address("PLAINTEXT"))
@@ -129,6 +129,11 @@ class Broker(Cluster):
             BrokerUnavailableError: Java or the jars cannot be had.
             RuntimeError: it did not come up; the message ends with the last lines of its log.
         """
+        self.launch()
+        self.await_answer()
+
+    def launch(self) -> None:
+        """Start its process only."""
         java, jars = find_program("java"), find_jars()
         settings = self._write_settings()
         classes = [java, f"-Xmx{self._heap}", *JVM_OPTIONS, "-cp", f"{jars}/*"]
@@ -142,9 +147,12 @@ class Broker(Cluster):
                 stdin=subprocess.DEVNULL,
                 start_new_session=True,
             )
+
+    def await_answer(self) -> None:
+        """Wait until it may be used."""
         deadline = time.monotonic() + START_TIMEOUT_S
         while not self._answers():
-            if self._process.poll() is not None or time.monotonic() > deadline:
+            if self._process is None or self._process.poll() is not None or time.monotonic() > deadline:
                 self.kill()
                 raise RuntimeError(f"the broker did not come up: {self._log_tail()}")
             time.sleep(0.05)
@@ -184,10 +192,10 @@ class Broker(Cluster):
         settings = {
             "process.roles": "broker,controller",
             "node.id": "1",
-            "controller.quorum.voters": f"1@localhost:{self._controller_port}",
+            "controller.quorum.voters": f"1@localhost:{self.controller_port}",
             "controller.listener.names": "CONTROLLER",
             "inter.broker.listener.name": "PLAINTEXT",
-            "listeners": ",".join([*addresses.values(), f"CONTROLLER://localhost:{self._controller_port}"]),
+            "listeners": ",".join([*addresses.values(), f"CONTROLLER://localhost:{self.controller_port}"]),
             "advertised.listeners": ",".join(addresses.values()),
             "listener.security.protocol.map": ",".join(f"{name}:{kind}" for name, kind in protocols.items()),
             "log.dirs": str(self.directory / "data"),
@@ -205,7 +213,7 @@ class Broker(Cluster):
             # a killed broker may come back only when its former session has ended
             "broker.session.timeout.ms": "4000",
             "broker.heartbeat.interval.ms": "1000",
-            **self._properties,
+            **self.properties,
         }
         path = self.directory / "server.properties"
         path.write_text("".join(f"{name}={value}\n" for name, value in settings.items()), encoding="utf-8")
@@ -224,6 +232,44 @@ class Broker(Cluster):
 
     def _log_tail(self) -> str:
         return " | ".join(self.log_path.read_text(errors="replace").splitlines()[-5:])
+
+
+class Brokers(Cluster):
+    """Brokers that are controllers too, in a process each; every topic lies on all of them, one of which may fail."""
+
+    def __init__(self, directory: Path, count: int = 3) -> None:
+        self.nodes = {i: Broker(directory / str(i), heap="256m") for i in range(1, count + 1)}
+        voters = ",".join(f"{i}@localhost:{node.controller_port}" for i, node in self.nodes.items())
+        for i, node in self.nodes.items():
+            node.directory.mkdir()
+            copies = dict.fromkeys(("default", "offsets.topic", "transaction.state.log"), str(count))
+            node.properties |= {
+                "node.id": str(i),
+                "controller.quorum.voters": voters,
+                "min.insync.replicas": str(count - 1),
+                **{f"{name}.replication.factor": number for name, number in copies.items()},
+            }
+        super().__init__(",".join(node.bootstrap_servers for node in self.nodes.values()))
+
+    def leader(self, topic: str, partition: int) -> Broker:
+        """The node that leads a partition."""
+        with self._admin() as admin:
+            (described,) = admin.describe_topics([topic])
+        (found,) = (p for p in described["partitions"] if p["partition_index"] == partition)
+        return self.nodes[found["leader_id"]]
+
+    def __enter__(self) -> Brokers:
+        for node in self.nodes.values():
+            node.launch()
+        for node in self.nodes.values():
+            node.await_answer()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for node in self.nodes.values():
+            node.kill()
 
 
 def find_jars() -> Path:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -12,6 +11,7 @@ import pytest
 from monitor.config import Kafka
 from monitor.sources.kafka import KafkaSource
 from monitor.types import FatalSourceError, Partition, SourceError, UnreadableError
+from tests.certificates import make_certificates
 from tests.kafka.broker import Broker, BrokerUnavailableError
 from tests.sources.worlds import KafkaWorld, flat, follow_until, read
 
@@ -24,16 +24,7 @@ PASSWORD = {"mechanism": "PLAIN", "username": "lw", "password": "right"}
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Certificates of a throwaway authority, and another authority that nobody knows."""
     made = tmp_path_factory.mktemp("locks")
-    key = "-newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes"
-    for command in (
-        f"req -x509 {key} -keyout ca.key -out ca.pem -days 2 -subj /CN=throwaway",
-        f"req -x509 {key} -keyout other.key -out other.pem -days 2 -subj /CN=other",
-        f"req {key} -keyout server.key -out server.csr -subj /CN=localhost -addext subjectAltName=DNS:localhost",
-        "x509 -req -in server.csr -CA ca.pem -CAkey ca.key -days 2 -out server.crt -copy_extensions copy",
-    ):
-        subprocess.run(["openssl", *command.split()], cwd=made, check=True, capture_output=True)
-    parts = [(made / name).read_text() for name in ("server.key", "server.crt", "ca.pem")]
-    (made / "server.pem").write_text("".join(parts))
+    make_certificates(made)
     return made
 
 

@@ -1,0 +1,162 @@
+"""Servers of which one dies and another takes over: three brokers, a Redis Cluster, Redis Sentinel."""
+
+from __future__ import annotations
+
+import random
+import socket
+import subprocess
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+
+import pytest
+import redis
+from redis.cluster import RedisCluster
+
+from monitor.private_redis import PrivateRedis, dies_with_parent, find_redis_server
+from tests.faults.rig import STORY, Rig, commits, wait_for
+from tests.kafka.broker import Brokers, BrokerUnavailableError
+
+pytestmark = [pytest.mark.kafka, pytest.mark.timeout(300), pytest.mark.faults]
+MakeRig = Callable[..., Rig]
+HALF = STORY // 2
+SLOTS = 16384
+BUS = 10_000
+"""A Redis Cluster's nodes talk to each other on the port that lies so far above the clients'."""
+ON_DISK = ["--appendonly", "yes", "--appendfsync", "everysec"]
+
+
+@pytest.fixture
+def brokers(tmp_path: Path, kafka_broker: object) -> Iterator[Brokers]:
+    try:
+        with Brokers(tmp_path) as made:
+            yield made
+    except BrokerUnavailableError as error:  # kafka_broker was somebody's cluster
+        pytest.skip(str(error))
+
+
+def test_a_leader_of_three_brokers_that_is_killed_costs_no_record_and_counts_none_twice(
+    make_rig: MakeRig, brokers: Brokers
+) -> None:
+    rig = make_rig(cluster=brokers)
+    rig.tell(0, HALF)
+    daemon = rig.start()
+    rig.await_counted(40)
+    leader = brokers.leader(rig.topic, 0)
+    leader.kill()
+    rig.renew_producer()
+    rig.tell(HALF, STORY)
+    rig.check_story()
+    assert brokers.leader(rig.topic, 0) is not leader
+    wait_for("commits to the brokers that are left", lambda: rig.committed() == sum(rig.produced))
+    assert not daemon.ended()
+    leader.start()
+    assert commits(brokers, rig.name, rig.partitions)
+
+
+@contextmanager
+def redis_cluster(folder: Path) -> Iterator[dict[int, PrivateRedis]]:
+    """Three masters that share the slots; port -> server."""
+    with ExitStack() as stack:
+        nodes: dict[int, PrivateRedis] = {}
+        for i in range(3):
+            (folder / str(i)).mkdir()
+            options = [*ON_DISK, "--cluster-enabled", "yes", "--cluster-node-timeout", "15000"]
+            node = stack.enter_context(PrivateRedis(folder / str(i), options, low_port()))
+            nodes[node.port] = node
+        clients = [stack.enter_context(redis.Redis(port=port)) for port in nodes]
+        for i, client in enumerate(clients):
+            client.execute_command("CLUSTER", "ADDSLOTS", *range(SLOTS * i // 3, SLOTS * (i + 1) // 3))
+            for port in nodes:
+                client.execute_command("CLUSTER", "MEET", "127.0.0.1", port)
+        for client in clients:
+            wait_for("the nodes to agree", lambda c=client: c.cluster("INFO")["cluster_state"] == "ok")
+        yield nodes
+
+
+def low_port() -> int:
+    """A free one whose bus port is free too."""
+    while True:
+        port = random.randint(20_000, 32_000)
+        try:
+            with socket.create_server(("127.0.0.1", port)), socket.create_server(("127.0.0.1", port + BUS)):
+                return port
+        except OSError:
+            continue
+
+
+def test_a_redis_cluster_of_which_a_node_is_killed_keeps_the_counts(make_rig: MakeRig, tmp_path: Path) -> None:
+    with redis_cluster(tmp_path) as nodes:
+        url = next(iter(nodes.values())).url
+        rig = make_rig(redis_url=url, partitions=4, settings={"redis": {"mode": "cluster"}})
+        rig.tell(0, HALF)
+        daemon = rig.start()
+        rig.await_counted(60)
+        with RedisCluster.from_url(url) as client:
+            owners = [client.get_node_from_key(f"{rig.store._prefix(p)}:cursor") for p in rig.partitions]
+        assert len({owner.port for owner in owners}) > 1  # the state is spread, or the test shows nothing
+        victim = nodes[owners[0].port]
+        victim.kill()
+        wait_for("it to be missed", lambda: daemon.events("redis.away"))
+        victim.start()
+        rig.await_counted()
+        rig.tell(HALF, STORY)
+        rig.check_story()
+        assert not daemon.ended()
+        rig.close()
+
+
+@contextmanager
+def sentinel(folder: Path, primary: PrivateRedis) -> Iterator[int]:
+    """Watches the primary, alone; its port."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = int(server.getsockname()[1])
+    config = folder / "sentinel.conf"
+    config.write_text(
+        f"port {port}\nbind 127.0.0.1\ndir {folder}\n"
+        f"sentinel monitor mymaster 127.0.0.1 {primary.port} 1\n"
+        "sentinel down-after-milliseconds mymaster 1000\nsentinel failover-timeout mymaster 10000\n"
+    )
+    with (folder / "sentinel.log").open("ab") as log:
+        command = [*dies_with_parent(), str(find_redis_server()), str(config), "--sentinel"]
+        process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT)
+    try:
+        yield port
+    finally:
+        process.kill()
+        process.wait()
+
+
+def test_sentinel_fails_over_to_a_replica_that_lags_and_what_was_lost_is_counted_again(
+    make_rig: MakeRig, own_redis: PrivateRedis, tmp_path: Path
+) -> None:
+    admin = redis.Redis.from_url(own_redis.url)
+    admin.execute_command("ACL", "SETUSER", "copy", "on", ">secret", "+psync", "+replconf", "+ping")
+    link = ["--replicaof", "127.0.0.1", str(own_redis.port), "--masteruser", "copy", "--masterauth", "secret"]
+    with PrivateRedis(options=link) as spare, redis.Redis.from_url(spare.url) as replica:
+        wait_for("the first sync", lambda: replica.info("replication")["master_link_status"] == "up")
+        with sentinel(tmp_path, own_redis) as port, redis.Redis(port=port) as watcher:
+
+            def state(of: str) -> list[dict[str, str]]:
+                return watcher.execute_command("SENTINEL", of, "mymaster")
+
+            wait_for("sentinel to know the replica", lambda: state("SLAVES"))
+            settings = {"redis": {"mode": "sentinel", "sentinels": [f"127.0.0.1:{port}"]}}
+            rig = make_rig(settings=settings)
+            rig.tell(0, HALF)
+            daemon = rig.start()
+            rig.await_counted(60)
+            # from here on acknowledged writes do not arrive at the replica
+            admin.execute_command("ACL", "SETUSER", "copy", "off")
+            admin.execute_command("CLIENT", "KILL", "TYPE", "replica")
+            rig.await_counted()
+            admin.close()
+            own_redis.kill()
+            wait_for("the failover", lambda: replica.info("replication")["role"] == "master")
+            rig.await_counted()
+            refused = [event["status"] for event in daemon.events("apply.refused")]
+            assert "rewind" in refused or daemon.events("partition.cursor_lost")
+            rig.tell(HALF, STORY)
+            rig.check_story()
+            assert not daemon.ended()
+            rig.close()

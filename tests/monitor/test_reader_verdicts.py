@@ -9,6 +9,7 @@ import json
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -29,7 +30,7 @@ from monitor.store import Store, StoreError, open_store
 from monitor.types import Applied, Delta, Partition
 from monitor.upkeep import ReaderSettings
 from monitor.verdicts import open_verdicts
-from monitor.wiring import counting_of, limits_of
+from monitor.wiring import counting_of, limits_of, publish_profiles
 from tests.e2e.running import wait_for
 from tests.pictures import encoded, pictures
 
@@ -94,6 +95,7 @@ def make(redis_server: PrivateRedis, profile_folder: Path, tmp_path: Path) -> It
             counting_of(settings, profiles),
             ReaderSettings(),
             OwnAlerts(store, name, heard=True),
+            partial(publish_profiles, store, profiles),
             sink,
         )
         thread = threading.Thread(target=reader.run)

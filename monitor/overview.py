@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import threading
 import time
 from collections.abc import Mapping, Sequence
@@ -22,6 +23,8 @@ log = structlog.get_logger(__name__)
 UNDER_WAY = (AlertPhase.FIRING, AlertPhase.PENDING)
 FRESH_S = 1.5
 """A snapshot younger than this is shown again: reloading a page must not read Redis anew."""
+CATCHING_UP_FRESH_S = 10.0
+"""Likewise while the past is read: both at once would make the first visitors wait."""
 LOOK_EVERY_S = 1.0
 """Between looks for news while somebody watches a page; less than FRESH_S, so that watchers read nothing twice."""
 FOLLOW_EVERY_S = 5.0
@@ -102,7 +105,7 @@ class Overview:
         self._history = History(store, reach_ms)
         self._reading = threading.Lock()
         self._snapshot, self._stamp = Snapshot(), ""
-        self._taken_s = -FRESH_S
+        self._taken_s = -math.inf
         self._watchers, self._counting = 0, threading.Lock()
         self.behind = 1
         """Sealed buckets still to be read, as far as it reaches."""
@@ -111,7 +114,7 @@ class Overview:
         self._thread: threading.Thread | None = None
 
     def start(self) -> None:
-        """Begin to follow, with a first snapshot at hand: the first visitor must not wait longer than the others."""
+        """Begin to follow, with a first snapshot at hand."""
         self._thread = threading.Thread(target=self._run, name="overview", daemon=True)
         try:
             self.snapshot()
@@ -133,13 +136,14 @@ class Overview:
             StoreError: Redis does not answer.
         """
         with self._reading:
-            if time.monotonic() - self._taken_s >= FRESH_S:
+            fresh_s = CATCHING_UP_FRESH_S if self._thread is not None and self.behind else FRESH_S
+            if time.monotonic() - self._taken_s >= fresh_s:
                 self._refresh()
             return self._snapshot
 
     def changed(self) -> None:
         """Something was written by us: whoever asks next must see it."""
-        self._taken_s = -FRESH_S
+        self._taken_s = -math.inf
         self._wake.set()
 
     def lines(self, streams: Sequence[str], points: int) -> dict[str, list[tuple[int, int, int]]]:

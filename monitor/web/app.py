@@ -65,7 +65,7 @@ def build_app(
         middleware=[Middleware(Prefix, base), Middleware(Guard, credentials)],
         exception_handlers={404: site.not_found},
     )
-    app.state.overview = overview
+    app.state.overview, app.state.first_page = overview, pages.overview
     return app
 
 

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import socket
 import threading
 import time
 
 import uvicorn
 from starlette.applications import Starlette
+
+from monitor.store import StoreError
 
 START_TIMEOUT_S = 10.0
 
@@ -25,7 +28,7 @@ class WebServer:
 
     def __init__(self, app: Starlette, host: str, port: int) -> None:
         self._host, self._port = host, port
-        self._overview = app.state.overview
+        self._overview, self._first_page = app.state.overview, app.state.first_page
         settings = uvicorn.Config(app, log_config=None, access_log=False, lifespan="off", timeout_graceful_shutdown=2)
         self._server = uvicorn.Server(settings)
         self._socket: socket.socket | None = None
@@ -49,6 +52,8 @@ class WebServer:
         except OSError as error:
             raise WebServerError(f"web: cannot listen on {self._host}:{self._port}: {error.strerror}") from error
         self._overview.start()
+        with contextlib.suppress(StoreError):  # the first visitor must not wait longer than the others
+            self._first_page()
         self._thread = threading.Thread(
             target=self._server.run, kwargs={"sockets": [self._socket]}, name="web", daemon=True
         )

@@ -110,3 +110,16 @@ def test_a_followed_overview_says_what_a_fresh_one_says(own: Fleet) -> None:
         assert overview.number > number
     finally:
         overview.stop()
+
+
+def test_the_first_visitor_reads_nothing_while_the_past_is_read(own: Fleet, monkeypatch: pytest.MonkeyPatch) -> None:
+    overview = Overview(own.store, LATENESS_MS)
+    overview.start()
+    overview.stop()
+    overview.behind = 1
+    with monkeypatch.context() as patch:
+        patch.setattr(own.store, "totals", lambda _: pytest.fail("read anew"))
+        assert set(overview.snapshot().rows) == set(STREAMS)
+        overview.changed()
+        with pytest.raises(pytest.fail.Exception):
+            overview.snapshot()

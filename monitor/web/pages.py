@@ -178,9 +178,10 @@ class Pages:
         found = []
         for name in names:
             row = snapshot.rows[name]
-            quiet = words.duration(snapshot.high_ms - row.last_event_ms) if row.ood_share is None else ""
+            silent = row.ood_share is None and row.last_event_ms > 0
+            quiet = words.duration(snapshot.high_ms - row.last_event_ms) if silent else ""
             spark = drawing.spark(lines.get(name, ()), since_ms, snapshot.high_ms)
-            found.append(StreamLine(name, row, in_trouble.get(name), spark, quiet if row.last_event_ms else "never"))
+            found.append(StreamLine(name, row, in_trouble.get(name), spark, quiet))
         return found
 
     def _render(self, template: str, snapshot: Snapshot, **facts: Any) -> str:

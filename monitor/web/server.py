@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import contextlib
 import socket
 import threading
 import time
 
+import structlog
 import uvicorn
 from starlette.applications import Starlette
 
-from monitor.store import StoreError
+log = structlog.get_logger(__name__)
 
 START_TIMEOUT_S = 10.0
 
@@ -52,8 +52,10 @@ class WebServer:
         except OSError as error:
             raise WebServerError(f"web: cannot listen on {self._host}:{self._port}: {error.strerror}") from error
         self._overview.start()
-        with contextlib.suppress(StoreError):  # the first visitor must not wait longer than the others
-            self._first_page()
+        try:
+            self._first_page()  # the first visitor must not wait longer than the others
+        except Exception:
+            log.exception("web.first_page_failed")  # no reason not to count and to alert
         self._thread = threading.Thread(
             target=self._server.run, kwargs={"sockets": [self._socket]}, name="web", daemon=True
         )

@@ -18,7 +18,7 @@ from monitor.config import Redis, Web
 from monitor.private_redis import PrivateRedis
 from monitor.profiles import layout_of
 from monitor.store import open_store
-from monitor.types import AlertPhase, Delta
+from monitor.types import AlertPhase, Delta, StreamFacts
 from tests.web.fleet import HOSTILE, LAYOUT, LOGS, STREAMS, Fleet, bucket_ms, firing, served
 
 LINK = re.compile(r'<th scope="row"><a href="([^"]+)">')
@@ -165,11 +165,14 @@ def test_each_profile_names_the_streams_that_it_judges_now(redis_server: Private
     store.start(LOGS[0], 1, "t", 0)
     vector = fill(LAYOUT, np.full((3, 5), 0.5))
     many = {("one", bucket_ms(0), f"cam-{i:02}"): vector for i in range(30)}
-    moved = {("two", bucket_ms(1), name): vector for name in ("cam-03", HOSTILE)}
-    store.apply([Delta(LOGS[0], "t", 0, 1, bucket_ms(0), many)])
+    facts = {name: StreamFacts(event_time_ms=bucket_ms(0)) for _, _, name in many}
+    moved = {("two", bucket_ms(12), name): vector for name in ("cam-03", HOSTILE)}
+    store.apply([Delta(LOGS[0], "t", 0, 1, bucket_ms(0), many, facts)])
     store.seal([LOGS[0]], bucket_ms(0))
-    store.apply([Delta(LOGS[0], "t", 1, 2, bucket_ms(1), moved)])
+    facts = {name: StreamFacts(event_time_ms=bucket_ms(12)) for _, _, name in moved}
+    store.apply([Delta(LOGS[0], "t", 1, 2, bucket_ms(12), moved, facts)])
     with served(store) as address:
+        assert httpx.get(address).text.count("no images for 2 min") == 29
         parts = re.split(r"<h2 id=", httpx.get(f"{address}/profile").text)[1:]
         told = httpx.get(f"{address}/api/v1/profile").json()["profiles"]
     store.close()

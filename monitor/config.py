@@ -203,6 +203,7 @@ class Rule(Section):
 
     name: Annotated[str, Field(pattern=r"^[a-z][a-z0-9_-]{0,62}$")]
     streams: Glob = "*"
+    except_streams: Names = Field(default=(), alias="except")
     for_s: NonNegativeFloat = Field(default=0.0, alias="for")
     keep_firing_for_s: NonNegativeFloat = Field(default=0.0, alias="keep_firing_for")
     labels: dict[str, str] = Field(default_factory=dict)
@@ -210,8 +211,9 @@ class Rule(Section):
     model_config = ConfigDict(frozen=True, extra="forbid", populate_by_name=True)
 
     def watches(self, stream: str) -> bool:
-        """Whether the rule's glob matches that stream (case-sensitive; without wildcards: equality)."""
-        return fnmatchcase(stream, self.streams)
+        """Whether `streams` matches (case-sensitive; without wildcards: equality) and none of the exceptions does."""
+        left_out = any(fnmatchcase(stream, glob) for glob in self.except_streams)
+        return fnmatchcase(stream, self.streams) and not left_out
 
 
 class RateRule(Rule):

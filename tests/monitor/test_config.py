@@ -8,7 +8,7 @@ import pytest
 import yaml
 from pydantic import BaseModel
 
-from monitor.config import Config, ConfigError, load_config
+from monitor.config import Config, ConfigError, FrozenRule, load_config
 from monitor.ruleset import bind_rules
 
 DEFAULT = Path(__file__).parents[2] / "config.yaml"
@@ -57,3 +57,11 @@ def test_a_rule_whose_numbers_do_not_go_together_is_named(tmp_path: Path) -> Non
     path.write_text("rules:\n  - {name: odd, kind: rate, level: 0.07}\n")
     with pytest.raises(ConfigError, match=r"rules\.0 \(odd\): level must be one of"):
         bind_rules(load_config(path, {}))
+
+
+def test_a_rule_watches_what_its_glob_matches_but_for_its_exceptions() -> None:
+    rule = FrozenRule.model_validate(
+        {"name": "r", "kind": "frozen", "streams": "site-?/*", "except": ["site-b/dock-*", "site-a/gate"]}
+    )
+    streams = ("site-a/gate", "site-a/gate-2", "site-b/dock-1", "Site-a/x", "site-b/door")
+    assert [stream for stream in streams if rule.watches(stream)] == ["site-a/gate-2", "site-b/door"]

@@ -21,22 +21,24 @@ from kafka import KafkaConsumer
 from pydantic import SecretStr
 
 from monitor.alerts import from_json
+from monitor.buckets import CHANGES, DUPLICATES, IMAGES, LONGEST_RUN, unpack
 from monitor.config import Config, Kafka, Redis
 from monitor.private_redis import PrivateRedis
 from monitor.sources import open_producer
 from monitor.store import Store, open_store
-from monitor.types import Alert, Partition, Totals
+from monitor.types import Alert, Partition, Totals, Vector
 from monitor.watermark import bucket_of
 from tests.e2e.running import config_file, layerwatch, wait_for
 from tests.faults.rig import Daemon, Zygote
 from tests.kafka.broker import Cluster
-from tests.pictures import encoded, pictures
+from tests.pictures import draw, encoded, pictures
 
 pytestmark = [pytest.mark.kafka, pytest.mark.timeout(400)]
 
 STREAMS = ("cam-a", "cam-b", "cam-c")
 SENT = {"cam-a": 1000, "cam-b": 1500, "cam-c": 500}
 BAD = {"cam-a": 10, "cam-b": 0, "cam-c": 5}
+FROZEN, RESIZED = range(200, 220), 300
 PARTITIONS = 4
 GROUPS = ("replicas", "kills")
 START_MS = 1_750_000_000_000
@@ -76,7 +78,10 @@ def topic(kafka_broker: Cluster) -> Topic:
 
 
 def _fill(servers: str, topic: str) -> None:
-    """Streams by turns, each in the partition of its key; a third of cam-b's images are strange in the middle."""
+    """Streams by turns, each in the partition of its key; a third of cam-b's images are strange in the middle.
+
+    cam-c freezes for a while, and sends one image of another size.
+    """
     normal = [encoded(image) for _, image in pictures(11, 150)]
     strange = [encoded(image) for _, image in pictures(12, 60, stripes=True)]
     producer = open_producer(Config(kafka=Kafka(bootstrap_servers=(servers,))))
@@ -86,6 +91,10 @@ def _fill(servers: str, topic: str) -> None:
     for i, (stream, nth) in enumerate(_numbered(turns)):
         drifting = stream == "cam-b" and 500 < nth < 1000 and nth % 3 == 0
         value = b"no picture" if nth in bad[stream] else (strange if drifting else normal)[i % 60]
+        if stream == "cam-c" and nth in FROZEN:
+            value = normal[-1]
+        elif stream == "cam-c" and nth == RESIZED:
+            value = encoded(draw(np.random.default_rng(0))[:, :40])
         producer.send(topic, value, stream.encode(), (), START_MS + i * STEP_MS)
     producer.flush()
     producer.close()
@@ -116,6 +125,7 @@ def _settings(topic: Topic, redis_url: str, group: str, profile: Path) -> dict[s
             {"name": "rate", "kind": "rate", "level": 0.1, "window_s": 30, "threshold": 0.15, "min_images": 50},
             {"name": "drift", "kind": "sequential", "expected_streams": 3},
             {"name": "bad", "kind": "rejected", "window_s": 60, "threshold": 0.01, "min_images": 20},
+            {"name": "frozen", "kind": "frozen", "run": 10},
         ],
         "receivers": [{"name": "log", "type": "kafka", "topic": topic.alerts[group]}],
     }
@@ -142,6 +152,11 @@ class Outcome:
     buckets: dict[int, dict[str, bytes]]
     alerts: dict[tuple[str, str], Alert]
     documents: dict[str, dict[str, Any]]
+
+    def vectors(self) -> Iterator[dict[str, Vector]]:
+        """{stream: counts} of every bucket."""
+        for streams in self.buckets.values():
+            yield {stream: unpack(packed) for stream, packed in streams.items()}
 
     @classmethod
     def of(cls, store: Store, topic: Topic, group: str) -> Outcome:
@@ -241,12 +256,14 @@ def test_five_crashes_count_every_image_exactly_once(killed_five_times: tuple[Ou
         name: {"format": bad} if bad else {} for name, bad in BAD.items()
     }
     assert sum(outcome.next_offsets.values()) == ALL
-    bucket_images = sum(
-        int(np.frombuffer(packed, "<u4")[-6]) for streams in outcome.buckets.values() for packed in streams.values()
-    )
-    assert bucket_images == sum(SENT.values())
+    counted = {stream: np.stack([v[stream] for v in outcome.vectors() if stream in v]) for stream in STREAMS}
+    assert {stream: int(v[:, IMAGES].sum()) for stream, v in counted.items()} == SENT
+    facts = {s: (v[:, DUPLICATES].sum(), v[:, CHANGES].sum(), v[:, LONGEST_RUN].max()) for s, v in counted.items()}
+    assert facts == {"cam-a": (0, 0, 1), "cam-b": (0, 0, 1), "cam-c": (len(FROZEN) - 1, 2, len(FROZEN))}
     assert {stream for _, stream in outcome.alerts} >= {"cam-b"}
-    assert {d["data"]["rule"] for d in outcome.documents.values() if d["data"]["severity"]} == {"rate", "drift", "bad"}
+    assert {d["data"]["rule"] for d in outcome.documents.values() if d["data"]["severity"]} == {
+        *("rate", "drift", "bad", "frozen")
+    }
 
 
 def test_bad_records_are_dead_letters_once_each_by_key(killed_five_times: tuple[Outcome, Path], topic: Topic) -> None:

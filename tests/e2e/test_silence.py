@@ -1,4 +1,4 @@
-"""Streams that fall silent, told by a real daemon: one of two, then both, with a crash before anybody could notice."""
+"""Streams that come and go, told by a real daemon: one of two falls silent, then both; then there are too many."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ def hook() -> Iterator[Hook]:
     opened.close()
 
 
-def test_a_stream_that_stops_is_told_and_so_is_the_stop_of_all_after_a_crash(
+def test_a_stop_of_one_stream_of_all_and_a_flood_of_streams_are_told_once_each_across_a_crash(
     kafka_broker: Cluster,
     redis_server: PrivateRedis,
     cameras: Cameras,
@@ -87,6 +87,7 @@ def test_a_stream_that_stops_is_told_and_so_is_the_stop_of_all_after_a_crash(
         },
         "redis": {"url": redis_server.url},
         "scoring": {"profile": str(profile_folder)},
+        "stream": {"max_streams": 1},  # a partition; each camera has one of its own
         "buckets": {"seconds": 1, "lateness_s": 1, "idle_timeout_s": 2},
         "rules": [{"name": "silent", "kind": "silence", "after_s": AFTER_S, "streams": "cam-*"}],
         "receivers": [
@@ -115,10 +116,17 @@ def test_a_stream_that_stops_is_told_and_so_is_the_stop_of_all_after_a_crash(
 
         cameras.on = ("cam-a", "cam-b")
         wait_for("both to be heard again", lambda: daemon.check() or len(told("alert.resolved")) == 2)
+
+        cameras.on = ("cam-a", "cam-b", *(f"flood-{i}" for i in range(20)))
+        wait_for("too many streams", lambda: daemon.check() or hook.own("layerwatch-streams"))
         assert daemon.terminate() == 0
+        with contextlib.closing(open_store(Redis(url=SecretStr(redis_server.url)), "silence")) as store:
+            assert set(store.totals(store.known_partitions())) == {"cam-a", "cam-b", "(other)"}
     finally:
         daemon.kill()
-    assert len({d["id"] for d in hook.accepted}) == 4, "each alert fires once and resolves once"
+    assert len(hook.ids()) == 4, "each alert fires once and resolves once"
+    (flood,) = hook.own("layerwatch-streams")
+    assert "(other)" in flood["data"]["summary"]
     for stream, fired in told("alert.firing").items():
         resolved = told("alert.resolved")[stream]
         assert fired["data"]["alert_id"] == resolved["data"]["alert_id"]

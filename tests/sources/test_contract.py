@@ -3,22 +3,11 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
 
 import pytest
 
 from monitor.types import DeadLetter, Partition, Record, SourceError
-from tests.sources.worlds import KafkaWorld, RedisWorld, World, flat, follow_until, read
-
-
-@pytest.fixture(params=[pytest.param("kafka", marks=pytest.mark.kafka), "redis-stream"])
-def world(request: pytest.FixtureRequest) -> Iterator[World]:
-    if request.param == "kafka":
-        made: World = KafkaWorld(request.getfixturevalue("kafka_broker"))
-    else:
-        made = RedisWorld(request.getfixturevalue("redis_server"))
-    yield made
-    made.leave()
+from tests.sources.worlds import World, flat, follow_until, read
 
 
 def test_an_assigned_partition_is_silent_until_it_is_started(world: World) -> None:

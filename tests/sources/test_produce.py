@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import tarfile
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -16,17 +15,7 @@ from monitor.produce import add_command
 from monitor.sources import open_producer
 from monitor.types import Source
 from tests.pictures import draw, encoded
-from tests.sources.worlds import KafkaWorld, RedisWorld, World, read
-
-
-@pytest.fixture(params=[pytest.param("kafka", marks=pytest.mark.kafka), "redis-stream"])
-def world(request: pytest.FixtureRequest) -> Iterator[World]:
-    if request.param == "kafka":
-        made: World = KafkaWorld(request.getfixturevalue("kafka_broker"))
-    else:
-        made = RedisWorld(request.getfixturevalue("redis_server"))
-    yield made
-    made.leave()
+from tests.sources.worlds import World, read
 
 
 @pytest.fixture

@@ -1,0 +1,57 @@
+"""What `--from-stream` and `replay` read back, on a real Kafka and on a real Redis."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from detectors.reading import InputError
+from monitor.archive import read_back
+from monitor.collect import collect
+from tests.pictures import draw, encoded
+from tests.sources.worlds import World
+
+T0_MS = 1_790_000_000_000
+
+
+@pytest.fixture
+def images() -> list[bytes]:
+    rng = np.random.default_rng(0)
+    return [encoded(draw(rng)) for _ in range(30)]
+
+
+def fill(world: World, images: list[bytes]) -> None:
+    """cam-7 one image a second in each partition, cam-8 between them in one; one record of cam-7 is empty."""
+    stamps = [T0_MS + 1000 * i for i in range(10)]
+    world.write(0, images[:10], b"cam-7", timestamps_ms=stamps)
+    world.write(1, [*images[10:14], b"", *images[15:20]], b"cam-7", timestamps_ms=stamps)
+    world.write(1, images[20:], b"cam-8", timestamps_ms=stamps)
+
+
+def test_a_stream_s_own_images_are_collected_from_all_partitions_and_no_others(
+    world: World, images: list[bytes]
+) -> None:
+    fill(world, images)
+    found = [image for _, image in collect(world.config, "cam-7", T0_MS, 100)]
+    assert sorted(found) == sorted(images[:14] + images[15:20])
+    assert [i for i in found if i in images[:10]] == images[:10], "in the order of their log"
+    assert len({name for name, _ in collect(world.config, "cam-7", T0_MS, 100)}) == 19
+
+
+def test_what_is_older_or_beyond_the_limit_is_left_out(world: World, images: list[bytes]) -> None:
+    fill(world, images)
+    since = [image for _, image in collect(world.config, "cam-7", T0_MS + 7000, 100)]
+    assert sorted(since) == sorted(images[7:10] + images[17:20])
+    assert len(list(collect(world.config, "cam-7", T0_MS, 5))) == 5
+    for stream, since_ms in (("cam-9", T0_MS), ("cam-7", T0_MS + 10_000)):
+        with pytest.raises(InputError, match=f"no image of stream '{stream}'"):
+            list(collect(world.config, stream, since_ms, 100))
+
+
+def test_a_span_is_half_open_and_is_read_without_a_trace(world: World, images: list[bytes]) -> None:
+    fill(world, images)
+    for _ in range(2):
+        times = [record.timestamp_ms for record in read_back(world.config, T0_MS + 2000, T0_MS + 4000)]
+        assert sorted(times) == [T0_MS + 2000] * 3 + [T0_MS + 3000] * 3
+    owner = world.owner()
+    assert all(owner.committed(partition) is None for partition in owner.partitions())

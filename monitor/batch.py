@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from monitor.pipeline import Work
+from monitor.recent import Recent
 from monitor.takeover import Reading
 from monitor.tally import Counting, Tally, tally
 from monitor.types import DeadLetter, Delta, Partition
@@ -23,8 +24,8 @@ class Batch:
     readings: list[Reading] = field(default_factory=list)
     deltas: list[Delta] = field(default_factory=list)
     tallies: list[Tally] = field(default_factory=list)
-    bad: list[list[bool]] = field(default_factory=list)
-    """Whether each record was rejected."""
+    recents: list[Recent] = field(default_factory=list)
+    """What the last records of each are once it is applied."""
     letters: list[DeadLetter] = field(default_factory=list)
     """Of all partitions; to be acknowledged before anything is applied."""
     verdicts: list[Line] = field(default_factory=list)
@@ -65,7 +66,8 @@ def count(
             batch.verdicts += verdicts.lines(
                 i for judged in outcomes if not isinstance(judged, DeadLetter) for i in judged
             )
-        batch.bad.append([isinstance(outcome, DeadLetter) for outcome in outcomes])
+        recent = reading.recent.after([isinstance(outcome, DeadLetter) for outcome in outcomes])
+        batch.recents.append(recent)
         batch.deltas.append(
             Delta(
                 partition=partition,
@@ -78,6 +80,7 @@ def count(
                 exemplars=counted.exemplars,
                 reasons=counted.reasons,
                 typical=counted.typical,
+                recent=recent.pack(),
             )
         )
     return batch if batch.deltas else None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 
 import structlog
 
@@ -15,6 +15,7 @@ from monitor.failpoints import failpoint
 from monitor.outlets import Outlets
 from monitor.own_alerts import DEAD_LETTERS, TOPIC, UNREADABLE, OwnAlerts
 from monitor.pipeline import Pipeline, Work
+from monitor.recent import Recent
 from monitor.store import Store, StoreError
 from monitor.takeover import Reading, take_over
 from monitor.tally import Counting, Tally
@@ -167,7 +168,9 @@ class Reader:
             del self._unclaimed[partition]
             return
         try:
-            reading = take_over(self._store, source, partition, self._settings.policy, self._alerts, now_ms())
+            reading = take_over(
+                self._store, source, partition, self._settings.policy, self._settings.recent, self._alerts, now_ms()
+            )
             failpoint("claimed")
             begin = self._beyond_damage(source, reading)
         except StoreError as error:
@@ -271,7 +274,7 @@ class Reader:
         self._batch = None
         for i, outcome in enumerate(applied):
             if self._take_answer(source, batch.readings[i], batch.deltas[i], batch.tallies[i], outcome):
-                self._judge_share(source, batch.readings[i], batch.bad[i])
+                self._judge_share(source, batch.readings[i], batch.recents[i])
 
     def _take_answer(self, source: Source, reading: Reading, delta: Delta, counted: Tally, outcome: Applied) -> bool:
         """Whether it is applied; else the partition is taken over again, or the client given up."""
@@ -300,17 +303,12 @@ class Reader:
         self._upkeep.register_soon()
         self._claim(source, partition)
 
-    def _judge_share(self, source: Source, reading: Reading, bad: Sequence[bool]) -> None:
+    def _judge_share(self, source: Source, reading: Reading, recent: Recent) -> None:
         """Stop a partition of which too much is bad: its producer is broken, and we would only move its records."""
-        share, window = self._settings.max_bad_share, self._settings.bad_window
-        if share >= 1.0:
-            return
-        reading.bad.extend(bad)
-        while len(reading.bad) > window:
-            reading.bad.popleft()
-        count = sum(reading.bad)
-        if len(reading.bad) == window and count > share * window:
-            text = f"{reading.partition}: {count} of the last {window} records are bad (dead_letters.max_share {share})"
+        reading.recent = recent
+        if recent.exceeded:
+            told = f"{sum(recent.bad)} of the last {recent.window} records are bad"
+            text = f"{reading.partition}: {told} (dead_letters.max_share {recent.max_share})"
             self._stop_partition(source, reading.partition, StoppedError(DEAD_LETTERS, text, reading.token))
 
     # ---------------------------------------------------------------- upkeep

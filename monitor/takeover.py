@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import time
 import uuid
-from collections import deque
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
@@ -25,6 +24,7 @@ import structlog
 
 from monitor import metrics
 from monitor.own_alerts import GAP, TOPIC, OwnAlerts
+from monitor.recent import Recent
 from monitor.store import ClaimStatus, Store
 from monitor.types import Cursor, Partition, Source, SourceError, StoppedError, StreamFacts
 
@@ -43,8 +43,7 @@ class Reading:
     active_s: float = 0.0
     """Monotonic time of the last record or start."""
     idle: bool = False
-    bad: deque[bool] = field(default_factory=deque)
-    """Whether each of the last records was rejected, as far back as the share of bad ones is judged."""
+    recent: Recent = field(default_factory=Recent)
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +58,13 @@ class StartPolicy:
 
 
 def take_over(
-    store: Store, source: Source, partition: Partition, policy: StartPolicy, alerts: OwnAlerts, now_ms: int
+    store: Store,
+    source: Source,
+    partition: Partition,
+    policy: StartPolicy,
+    recent: Recent,
+    alerts: OwnAlerts,
+    now_ms: int,
 ) -> Reading:
     """Claim an assigned partition and say where to read on; the caller starts the source there.
 
@@ -80,7 +85,9 @@ def take_over(
     cursor = _checked(store, source, partition, claim.cursor, policy, alerts, log_id, now_ms)
     log.info("partition.taken", partition=str(partition), next_offset=cursor.next_offset, generation=generation)
     facts: Mapping[str, StreamFacts] = store.facts(partition)
-    return Reading(partition, token, cursor.next_offset, cursor.high_ms or None, dict(facts), time.monotonic())
+    reading = Reading(partition, token, cursor.next_offset, cursor.high_ms or None, dict(facts), time.monotonic())
+    reading.recent = recent.unpack(cursor.recent)
+    return reading
 
 
 def _first_offset(source: Source, partition: Partition, policy: StartPolicy, now_ms: int) -> tuple[int, int | None]:

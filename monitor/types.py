@@ -188,6 +188,8 @@ class Cursor:
     """Identity of the log (Kafka topic id): a recreated topic starts a new one."""
     rebuild_until: int = 0
     """End of the log when lost state began to be rebuilt; up to there nobody is told what was known before."""
+    recent: bytes = b""
+    """Which of the last records were rejected; see `Recent.pack`."""
 
 
 class ApplyStatus(StrEnum):
@@ -282,6 +284,8 @@ class Delta:
     """(stream, reason code) -> records rejected for it."""
     typical: Sequence[Exemplar] = ()
     """What these streams usually show."""
+    recent: bytes = b""
+    """Which of the last records were rejected; see `Recent.pack`."""
 
 
 # ------------------------------------------------------------------------------------------------ alerts

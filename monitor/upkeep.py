@@ -11,6 +11,7 @@ import structlog
 from monitor import metrics
 from monitor.failpoints import failpoint
 from monitor.own_alerts import DEAD_LETTERS, GAP, STREAMS, TOPIC, UNREADABLE, VERDICTS, OwnAlerts
+from monitor.recent import Recent
 from monitor.store import Store
 from monitor.takeover import Reading, StartPolicy
 from monitor.types import Partition, Source, SourceError
@@ -38,8 +39,8 @@ class ReaderSettings:
     queue_bytes: int = 256 * 2**20
     idle_timeout_s: float = 30.0
     stall_s: float = 120.0
-    max_bad_share: float = 1.0
-    bad_window: int = 1000
+    recent: Recent = field(default_factory=Recent)
+    """How the share of bad records is judged."""
     unnamed_stream: str = "default"
     """Where records count that nothing is known of but their offset."""
     policy: StartPolicy = field(default_factory=StartPolicy)
@@ -169,7 +170,7 @@ class Upkeep:
                 caught_up.append(str(partition))
             elif not in_hand and now_s - reading.active_s > self._settings.stall_s:
                 raise SourceError(f"{partition}: {lag} records wait, and none came for {self._settings.stall_s:g} s")
-            if len(reading.bad) == self._settings.bad_window:
+            if reading.recent.full:
                 calm.append(str(partition))
         self._alerts.end(now_ms(), caught_up, GAP, UNREADABLE)
         self._alerts.end(now_ms(), calm, DEAD_LETTERS)

@@ -8,6 +8,7 @@ from detectors.images import Prepared
 from monitor.config import Config
 from monitor.evaluator import Presentation
 from monitor.profiles import Profiles
+from monitor.recent import Recent
 from monitor.ruleset import BoundRule
 from monitor.store import Limits, Store
 from monitor.takeover import StartPolicy
@@ -73,19 +74,19 @@ def counting_of(settings: Config, profiles: Profiles) -> Counting:
 def reader_settings_of(settings: Config, rules: tuple[BoundRule, ...]) -> ReaderSettings:
     """Limits and policies of the reader."""
     source = settings.kafka if settings.source == "kafka" else settings.redis_stream
+    letters = settings.dead_letters
     longest_ms = max([rule.window_ms for rule in rules], default=0)
     return ReaderSettings(
         poll_s=settings.pipeline.poll_s,
         queue_bytes=settings.pipeline.queue_bytes,
         idle_timeout_s=settings.buckets.idle_timeout_s,
         stall_s=settings.pipeline.stall_s,
-        max_bad_share=settings.dead_letters.max_share,
-        bad_window=settings.dead_letters.window,
+        recent=Recent(letters.window, letters.max_share) if letters.max_share < 1 else Recent(),
         unnamed_stream=settings.stream.name,
         policy=StartPolicy(
             start=source.start,
-            on_gap=settings.dead_letters.on_gap,
-            on_unreadable=settings.dead_letters.on_unreadable,
+            on_gap=letters.on_gap,
+            on_unreadable=letters.on_unreadable,
             rebuild_ms=max(longest_ms, MIN_REBUILD_MS) + round(settings.buckets.lateness_s * 1000),
         ),
     )

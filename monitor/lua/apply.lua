@@ -80,7 +80,7 @@ for _, entry in ipairs(delta.reasons) do
 end
 if #delta.reasons > 0 then redis.call("EXPIRE", delta.prefix .. ":reasons", delta.cursor_ttl_s) end
 redis.call("HSET", cursor, "next", delta.next, "high", math.max(tonumber(held[3] or 0), delta.high),
-  "applied_ms", now_ms(), "idle", "0")
+  "applied_ms", now_ms(), "idle", "0", "recent", delta.recent)
 if over_limit > 0 then redis.call("HINCRBY", cursor, "over_limit", over_limit) end
 for _, key in ipairs(KEYS) do redis.call("EXPIRE", key, delta.cursor_ttl_s) end
 return {"ok", delta.next}

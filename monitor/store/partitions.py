@@ -35,7 +35,7 @@ HOUR_MS = 3_600_000
 TYPICAL_KEPT = 24
 """Typical images per stream and partition."""
 TOTALS = struct.Struct("<4Q")
-CURSOR_FIELDS = ("next", "high", "token", "generation", "idle", "log_id", "rebuild_until")
+CURSOR_FIELDS = ("next", "high", "token", "generation", "idle", "log_id", "rebuild_until", "recent")
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,6 +158,7 @@ class PartitionState:
             "typical": [self._typical(e) for e in delta.typical if self._limits.exemplars_kept],
             "typical_kept": TYPICAL_KEPT,
             "reasons": [(_name(stream), reason, count) for (stream, reason), count in delta.reasons.items()],
+            "recent": delta.recent,
             "bucket_ms": self._limits.bucket_ms,
             "retention_s": self._limits.retention_s,
             "max_streams": self._limits.max_streams,
@@ -320,10 +321,20 @@ def _claim(reply: Sequence[Any]) -> Claim:
 
 
 def _cursor(reply: Sequence[bytes | None]) -> Cursor | None:
-    next_offset, high, token, generation, idle, log_id, rebuild = ((field or b"").decode() for field in reply)
+    *texts, recent = (field or b"" for field in reply)
+    next_offset, high, token, generation, idle, log_id, rebuild = (text.decode() for text in texts)
     if not next_offset:
         return None
-    return Cursor(int(next_offset), int(high or 0), token, int(generation or 0), idle == "1", log_id, int(rebuild or 0))
+    return Cursor(
+        int(next_offset),
+        int(high or 0),
+        token,
+        int(generation or 0),
+        idle == "1",
+        log_id,
+        int(rebuild or 0),
+        recent,
+    )
 
 
 def _applied(reply: Sequence[bytes]) -> Applied:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import signal
+import struct
 import time
 from collections.abc import Callable, Iterator, Sequence
 
 import pytest
+from crc32c import crc32c
 from kafka import TopicPartition
 from kafka.admin import NewPartitions
 
@@ -107,19 +109,34 @@ def test_a_storm_of_rebalances(make_rig: MakeRig) -> None:
     rig.check_alerts()
 
 
-def rotten_log(rig: Rig, broker: Broker, batches: Sequence[range]) -> list[Record]:
-    """Flip a byte in the middle of these batches of partition 0; returns the log as it was, those without values."""
+def flip(batch: bytearray) -> None:
+    """One bit in the middle: the checksum tells."""
+    batch[len(batch) // 2] ^= 1
+
+
+def recode(batch: bytearray) -> None:
+    """A compression that no client knows, under a right checksum."""
+    batch[22] |= 7  # the attributes' low bits
+    batch[17:21] = crc32c(bytes(batch[21:])).to_bytes(4, "big")
+
+
+def rotten_log(
+    rig: Rig, broker: Broker, batches: Sequence[range], rot: Callable[[bytearray], None] = flip
+) -> list[Record]:
+    """Spoil these batches of partition 0; returns the log as it was, those without values."""
     log = rig.log_of(0)
     broker.stop()
     segment = broker.directory / "data" / f"{rig.topic}-0" / f"{0:020d}.log"
-    rotten = segment.read_bytes()
+    whole, at, firsts = segment.read_bytes(), 0, []
+    parts = []
+    while at < len(whole):  # base offset, length of what follows it, the rest
+        first, length = struct.unpack_from(">qi", whole, at)
+        parts.append(bytearray(whole[at : at + 12 + length]))
+        firsts.append(first)
+        at += 12 + length
     for batch in batches:
-        victim = log[batch[len(batch) // 2]].value
-        assert victim is not None
-        assert rotten.count(victim) == 1
-        at = rotten.index(victim) + len(victim) // 2
-        rotten = rotten[:at] + bytes([rotten[at] ^ 0xFF]) + rotten[at + 1 :]
-    segment.write_bytes(rotten)
+        rot(parts[firsts.index(batch[0])])
+    segment.write_bytes(b"".join(parts))
     broker.start()
     rig.renew_producer()
     gone = {offset for batch in batches for offset in batch}
@@ -145,10 +162,13 @@ def in_batches(rig: Rig, sizes: Sequence[int]) -> list[range]:
     return found
 
 
-def test_a_corrupt_batch_becomes_dead_letters_and_its_neighbours_count(make_rig: MakeRig, own_broker: Broker) -> None:
+@pytest.mark.parametrize("rot", [flip, pytest.param(recode, marks=pytest.mark.faults)])
+def test_a_corrupt_batch_becomes_dead_letters_and_its_neighbours_count(
+    make_rig: MakeRig, own_broker: Broker, rot: Callable[[bytearray], None]
+) -> None:
     rig = make_rig(cluster=own_broker, partitions=1, linger_ms=500)
     batches = in_batches(rig, [20, 13, 20, 1, 7, 20])
-    log = rotten_log(rig, own_broker, [batches[1], batches[3], batches[4]])
+    log = rotten_log(rig, own_broker, [batches[1], batches[3], batches[4]], rot)
     daemon = rig.start()
     rig.await_counted()
     rig.check_counts(logs=[log])
@@ -230,6 +250,17 @@ def test_a_topic_that_is_deleted_and_created_anew_is_told_and_not_read(rig: Rig)
     assert "created anew" in second.ready()[1]
     assert not second.ended()
     assert rig.counted() == counted
+
+
+@pytest.mark.faults
+def test_a_partition_without_cursor_and_commit_begins_where_the_policy_says(make_rig: MakeRig) -> None:
+    rig = make_rig(settings={"kafka": {"start": "latest"}})
+    rig.tell(0, HALF)
+    daemon = rig.start()
+    wait_for("its partitions", lambda: len(daemon.events("partition.taken")) == 2)
+    rig.tell(HALF, HALF + 40)
+    rig.await_counted(80)
+    rig.check_counts(logs=[rig.log_of(i)[HALF:] for i in (0, 1)])
 
 
 @pytest.mark.faults

@@ -113,6 +113,26 @@ def test_a_stream_of_which_half_is_bad_stops_and_is_told_while_the_other_goes_on
 
 
 @pytest.mark.faults
+def test_the_share_of_bad_records_is_judged_across_a_restart(make_rig: MakeRig) -> None:
+    rig = make_rig(partitions=1, settings={"dead_letters": {"max_share": 0.5, "window": 40}})
+    values = [b"no picture" if i % 4 else normal()[i % 80] for i in range(60)]
+    stamps = [rig.start_ms + i * 1000 for i in range(60)]
+    rig.write(0, values[:25], stamps[:25])
+    first = rig.start()
+    rig.await_counted()
+    assert first.terminate() == 0
+    rig.write(0, values[25:50], stamps[25:50])  # neither of the two reads a window of its own
+    second = rig.start()
+    wait_for("the alert", lambda: rig.hook.own("layerwatch-dead-letters"))
+    assert second.terminate() == 0
+    third = rig.start()  # who starts it anew wants it read on
+    wait_for("its partition", lambda: third.events("partition.taken"))
+    rig.write(0, values[50:], stamps[50:])
+    rig.await_counted()
+    rig.check_counts()
+
+
+@pytest.mark.faults
 def test_too_little_memory_for_a_batch_halves_it(rig: Rig) -> None:
     rig.tell()
     daemon = rig.start("score:oom@4")

@@ -1,0 +1,45 @@
+"""How many of a partition's last records were bad. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+
+@dataclass(frozen=True, slots=True)
+class Recent:
+    """Whether each of the last `window` records was rejected; judged once there are so many.
+
+    Args:
+        window: 0 keeps and judges nothing.
+    """
+
+    window: int = 0
+    max_share: float = 1.0
+    bad: tuple[bool, ...] = ()
+
+    def after(self, bad: Sequence[bool]) -> Recent:
+        """With these records behind the others."""
+        return replace(self, bad=(*self.bad, *bad)[-self.window :]) if self.window else self
+
+    @property
+    def full(self) -> bool:
+        """Whether there are enough to judge by."""
+        return 0 < self.window == len(self.bad)
+
+    @property
+    def exceeded(self) -> bool:
+        """Whether more than `max_share` of them are bad."""
+        return self.full and sum(self.bad) > self.max_share * self.window
+
+    def pack(self) -> bytes:
+        """For the next owner. Empty where the share is exceeded: who starts anew then wants the partition read on."""
+        if self.exceeded or not self.window:
+            return b""
+        bits = int("1" + "".join("01"[bad] for bad in self.bad), 2)  # the leading 1 keeps the zeros behind it
+        return bits.to_bytes(len(self.bad) // 8 + 1, "big")
+
+    def unpack(self, packed: bytes) -> Recent:
+        """What a former owner left, as far back as we judge."""
+        bits = bin(int.from_bytes(packed, "big"))[3:]
+        return replace(self, bad=()).after([bit == "1" for bit in bits])

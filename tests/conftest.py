@@ -10,8 +10,9 @@ import pytest
 
 import detectors
 from monitor.private_redis import PrivateRedis
+from tests.certificates import make_certificates
 from tests.faults.rig import Zygote
-from tests.kafka.broker import Broker, BrokerUnavailableError, Cluster
+from tests.kafka.broker import LOGIN, LOGIN_MODULE, Broker, BrokerUnavailableError, Cluster
 from tests.pictures import pictures
 
 
@@ -49,6 +50,42 @@ def zygote() -> Iterator[Zygote]:
     made = Zygote()
     yield made
     made.close()
+
+
+@pytest.fixture(scope="session")
+def certificates(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with what `make_certificates` makes."""
+    folder = tmp_path_factory.mktemp("certificates")
+    make_certificates(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def breakable_broker(
+    tmp_path_factory: pytest.TempPathFactory, kafka_broker: object, certificates: Path
+) -> Iterator[Broker]:
+    """A second broker, which tests may stop, kill and spoil the topics of; up again when they end.
+
+    Its doors: PLAINTEXT; SASL, with the password in `LOGIN`; TLS; MUTUAL, which wants a client's certificate.
+    """
+    login = f'{LOGIN_MODULE} required user_{LOGIN["username"]}="{LOGIN["password"]}";'
+    properties = {
+        "ssl.keystore.type": "PEM",
+        "ssl.keystore.location": str(certificates / "server.pem"),
+        "ssl.truststore.type": "PEM",
+        "ssl.truststore.location": str(certificates / "ca.pem"),
+        "listener.name.mutual.ssl.client.auth": "required",
+        "listener.name.sasl.sasl.enabled.mechanisms": LOGIN["mechanism"],
+        "listener.name.sasl.plain.sasl.jaas.config": login,
+    }
+    doors = {"SASL": "SASL_PLAINTEXT", "TLS": "SSL", "MUTUAL": "SSL"}
+    made = Broker(tmp_path_factory.mktemp("breakable"), doors, properties)
+    try:
+        made.start()
+    except BrokerUnavailableError as error:  # kafka_broker was somebody's cluster
+        pytest.skip(str(error))
+    yield made
+    made.stop()
 
 
 @pytest.fixture(scope="session")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import signal
 import struct
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 
 import pytest
 from crc32c import crc32c
@@ -14,29 +14,11 @@ from kafka.admin import NewPartitions
 
 from monitor.types import Partition, Record
 from tests.faults.rig import STORY, Daemon, Rig, bounds, normal, wait_for
-from tests.kafka.broker import Broker, BrokerUnavailableError
+from tests.kafka.broker import LOGIN, Broker
 
 pytestmark = [pytest.mark.kafka, pytest.mark.timeout(300)]
 MakeRig = Callable[..., Rig]
 HALF = STORY // 2
-PASSWORD = {"mechanism": "PLAIN", "username": "lw", "password": "right"}
-
-
-@pytest.fixture(scope="module")
-def own_broker(tmp_path_factory: pytest.TempPathFactory, kafka_broker: object) -> Iterator[Broker]:
-    """A broker that these tests may break; also one with a password."""
-    login = 'org.apache.kafka.common.security.plain.PlainLoginModule required user_lw="right";'
-    properties = {
-        "listener.name.sasl.sasl.enabled.mechanisms": "PLAIN",
-        "listener.name.sasl.plain.sasl.jaas.config": login,
-    }
-    made = Broker(tmp_path_factory.mktemp("own-broker"), {"SASL": "SASL_PLAINTEXT"}, properties)
-    try:
-        made.start()
-    except BrokerUnavailableError as error:
-        pytest.skip(str(error))
-    yield made
-    made.stop()
 
 
 def begun(rig: Rig, **options: str) -> Daemon:
@@ -65,13 +47,13 @@ def outage(rig: Rig, broker: Broker, seconds: float) -> None:
 
 
 @pytest.mark.faults
-def test_a_broker_that_crashes_and_comes_back(make_rig: MakeRig, own_broker: Broker) -> None:
-    outage(make_rig(cluster=own_broker), own_broker, 0)
+def test_a_broker_that_crashes_and_comes_back(make_rig: MakeRig, breakable_broker: Broker) -> None:
+    outage(make_rig(cluster=breakable_broker), breakable_broker, 0)
 
 
 @pytest.mark.faults
-def test_all_brokers_down_for_a_minute(make_rig: MakeRig, own_broker: Broker) -> None:
-    outage(make_rig(cluster=own_broker), own_broker, 60)
+def test_all_brokers_down_for_a_minute(make_rig: MakeRig, breakable_broker: Broker) -> None:
+    outage(make_rig(cluster=breakable_broker), breakable_broker, 60)
 
 
 def test_a_zombie_that_wakes_after_its_session_has_ended_is_fenced_and_rejoins(rig: Rig) -> None:
@@ -164,11 +146,11 @@ def in_batches(rig: Rig, sizes: Sequence[int]) -> list[range]:
 
 @pytest.mark.parametrize("rot", [flip, pytest.param(recode, marks=pytest.mark.faults)])
 def test_a_corrupt_batch_becomes_dead_letters_and_its_neighbours_count(
-    make_rig: MakeRig, own_broker: Broker, rot: Callable[[bytearray], None]
+    make_rig: MakeRig, breakable_broker: Broker, rot: Callable[[bytearray], None]
 ) -> None:
-    rig = make_rig(cluster=own_broker, partitions=1, linger_ms=500)
+    rig = make_rig(cluster=breakable_broker, partitions=1, linger_ms=500)
     batches = in_batches(rig, [20, 13, 20, 1, 7, 20])
-    log = rotten_log(rig, own_broker, [batches[1], batches[3], batches[4]], rot)
+    log = rotten_log(rig, breakable_broker, [batches[1], batches[3], batches[4]], rot)
     daemon = rig.start()
     rig.await_counted()
     rig.check_counts(logs=[log])
@@ -181,12 +163,12 @@ def test_a_corrupt_batch_becomes_dead_letters_and_its_neighbours_count(
 
 @pytest.mark.faults
 def test_a_corrupt_batch_stops_the_partition_by_policy_and_the_other_goes_on(
-    make_rig: MakeRig, own_broker: Broker
+    make_rig: MakeRig, breakable_broker: Broker
 ) -> None:
     settings = {"dead_letters": {"on_unreadable": "stop"}}
-    rig = make_rig(cluster=own_broker, partitions=2, linger_ms=500, settings=settings)
+    rig = make_rig(cluster=breakable_broker, partitions=2, linger_ms=500, settings=settings)
     batches = in_batches(rig, [20, 13, 20])
-    rotten_log(rig, own_broker, [batches[1]])
+    rotten_log(rig, breakable_broker, [batches[1]])
     rig.write(1, normal()[:40], [rig.start_ms + i * 1000 for i in range(40)])
     daemon = rig.start()
     rig.await_counted(20 + 40)
@@ -279,13 +261,18 @@ def test_partitions_that_are_added_are_read_from_their_start(rig: Rig) -> None:
 
 
 @pytest.mark.faults
-def test_wrong_credentials_end_the_daemon_and_right_ones_let_it_count(make_rig: MakeRig, own_broker: Broker) -> None:
-    rig = make_rig(cluster=own_broker)
-    rig.settings["kafka"] |= {"bootstrap_servers": [own_broker.address("SASL")], "sasl": PASSWORD | {"password": "no"}}
+def test_wrong_credentials_end_the_daemon_and_right_ones_let_it_count(
+    make_rig: MakeRig, breakable_broker: Broker
+) -> None:
+    rig = make_rig(cluster=breakable_broker)
+    rig.settings["kafka"] |= {
+        "bootstrap_servers": [breakable_broker.address("SASL")],
+        "sasl": LOGIN | {"password": "no"},
+    }
     refused = rig.start()
     assert refused.status == 69
     assert "Invalid username or password" in refused.log.read_text()
-    rig.settings["kafka"]["sasl"] = PASSWORD
+    rig.settings["kafka"]["sasl"] = LOGIN
     begun(rig)
     finish(rig)
 

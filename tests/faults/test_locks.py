@@ -12,39 +12,11 @@ from pathlib import Path
 import pytest
 
 from monitor.private_redis import PrivateRedis
-from tests.certificates import make_certificates
 from tests.faults.rig import STORY, Rig, wait_for
-from tests.kafka.broker import Broker, BrokerUnavailableError
+from tests.kafka.broker import Broker
 
 pytestmark = [pytest.mark.kafka, pytest.mark.timeout(240), pytest.mark.faults]
 HALF = STORY // 2
-
-
-@pytest.fixture
-def certificates(tmp_path: Path) -> Path:
-    folder = tmp_path / "certificates"
-    folder.mkdir()
-    make_certificates(folder)
-    return folder
-
-
-@pytest.fixture
-def locked_broker(certificates: Path, tmp_path: Path, kafka_broker: object) -> Iterator[Broker]:
-    """Wants a client's certificate at its TLS door."""
-    properties = {
-        "ssl.keystore.type": "PEM",
-        "ssl.keystore.location": str(certificates / "server.pem"),
-        "ssl.truststore.type": "PEM",
-        "ssl.truststore.location": str(certificates / "ca.pem"),
-        "listener.name.tls.ssl.client.auth": "required",
-    }
-    folder = tmp_path / "locked-broker"
-    folder.mkdir()
-    try:
-        with Broker(folder, {"TLS": "SSL"}, properties) as made:
-            yield made
-    except BrokerUnavailableError as error:  # kafka_broker was somebody's cluster
-        pytest.skip(str(error))
 
 
 class Door:
@@ -101,11 +73,14 @@ def door(certificates: Path, own_redis: PrivateRedis) -> Iterator[Door]:
 
 
 def test_kafka_and_redis_behind_mutual_tls_are_refused_without_a_certificate_and_count_with_it(
-    make_rig: Callable[..., Rig], locked_broker: Broker, door: Door, certificates: Path
+    make_rig: Callable[..., Rig], breakable_broker: Broker, door: Door, certificates: Path
 ) -> None:
-    rig = make_rig(cluster=locked_broker)
+    rig = make_rig(cluster=breakable_broker)
     pair = {name: str(certificates / f"client.{end}") for name, end in (("cert_file", "crt"), ("key_file", "key"))}
-    kafka = {"bootstrap_servers": [locked_broker.address("TLS")], "tls": {"ca_file": str(certificates / "ca.pem")}}
+    kafka = {
+        "bootstrap_servers": [breakable_broker.address("MUTUAL")],
+        "tls": {"ca_file": str(certificates / "ca.pem")},
+    }
     url = f"rediss://localhost:{door.port}/0"
     locked = {"url": url, "tls_ca_file": str(certificates / "ca.pem")}
     shown = f"?ssl_certfile={pair['cert_file']}&ssl_keyfile={pair['key_file']}"
@@ -117,15 +92,15 @@ def test_kafka_and_redis_behind_mutual_tls_are_refused_without_a_certificate_and
     rig.settings["kafka"] |= kafka
     refused = rig.start()  # none for Kafka
     (told, *_) = wait_for("it to be refused", lambda: refused.events("source.failed"))
-    assert locked_broker.address("TLS") in told["error"]
+    assert breakable_broker.address("MUTUAL") in told["error"]
     refused.kill()
 
     rig.settings["kafka"] |= {"tls": kafka["tls"] | pair}
     rig.tell(0, HALF)
     daemon = rig.start()
     rig.await_counted()
-    locked_broker.kill()
-    locked_broker.start()
+    breakable_broker.kill()
+    breakable_broker.start()
     rig.renew_producer()
     rig.tell(HALF, STORY)
     rig.check_story()

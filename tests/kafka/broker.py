@@ -36,6 +36,8 @@ JVM_OPTIONS = (
     "-Dorg.slf4j.simpleLogger.defaultLogLevel=warn",
     "-Dorg.slf4j.simpleLogger.showDateTime=true",
 )
+LOGIN = {"mechanism": "PLAIN", "username": "lw", "password": "right"}
+LOGIN_MODULE = "org.apache.kafka.common.security.plain.PlainLoginModule"
 CLUSTER_ID = "bGF5ZXJ3YXRjaC10ZXN0cw"  # any 16 bytes in base64
 
 _NO_NETWORK = re.compile(

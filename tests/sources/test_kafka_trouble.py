@@ -11,45 +11,15 @@ import pytest
 from monitor.config import Kafka
 from monitor.sources.kafka import KafkaSource
 from monitor.types import FatalSourceError, Partition, SourceError, UnreadableError
-from tests.certificates import make_certificates
-from tests.kafka.broker import Broker, BrokerUnavailableError
+from tests.kafka.broker import LOGIN, Broker
 from tests.sources.worlds import KafkaWorld, flat, follow_until, read
 
 pytestmark = pytest.mark.kafka
 
-PASSWORD = {"mechanism": "PLAIN", "username": "lw", "password": "right"}
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Certificates of a throwaway authority, and another authority that nobody knows."""
-    made = tmp_path_factory.mktemp("locks")
-    make_certificates(made)
-    return made
-
-
-@pytest.fixture(scope="module")
-def broker(folder: Path, kafka_broker: object) -> Iterator[Broker]:
-    """One of our own: these tests restart it, and look at its disk."""
-    login = 'org.apache.kafka.common.security.plain.PlainLoginModule required user_lw="right";'
-    properties = {
-        "ssl.keystore.type": "PEM",
-        "ssl.keystore.location": str(folder / "server.pem"),
-        "listener.name.sasl.sasl.enabled.mechanisms": "PLAIN",
-        "listener.name.sasl.plain.sasl.jaas.config": login,
-    }
-    made = Broker(folder, {"SASL": "SASL_PLAINTEXT", "TLS": "SSL"}, properties)
-    try:
-        made.start()
-    except BrokerUnavailableError as error:  # kafka_broker was somebody's cluster
-        pytest.skip(str(error))
-    yield made
-    made.stop()
-
 
 @pytest.fixture
-def world(broker: Broker) -> Iterator[KafkaWorld]:
-    made = KafkaWorld(broker)
+def world(breakable_broker: Broker) -> Iterator[KafkaWorld]:
+    made = KafkaWorld(breakable_broker)
     yield made
     made.leave()
 
@@ -59,34 +29,34 @@ def through(world: KafkaWorld, address: str, **options: object) -> Kafka:
     return Kafka.model_validate(tree | options)
 
 
-def test_the_right_password_works_and_a_wrong_one_is_fatal_at_once(broker: Broker, world: KafkaWorld) -> None:
+def test_the_right_password_works_and_a_wrong_one_is_fatal_at_once(breakable_broker: Broker, world: KafkaWorld) -> None:
     world.write(0, [b"x"])
-    source = KafkaSource(through(world, broker.address("SASL"), sasl=PASSWORD))
+    source = KafkaSource(through(world, breakable_broker.address("SASL"), sasl=LOGIN))
     world.opened.append(source)
     follow_until(source, lambda owned: len(owned) == 2)
     source.start(Partition(world.topic, 0), 0)
     assert [record.value for record in read(source, 1)] == [b"x"]
     refused = (
-        (PASSWORD | {"password": "wrong"}, "Invalid username or password"),
-        (PASSWORD | {"mechanism": "SCRAM-SHA-256"}, "UnsupportedSaslMechanism"),
+        (LOGIN | {"password": "wrong"}, "Invalid username or password"),
+        (LOGIN | {"mechanism": "SCRAM-SHA-256"}, "UnsupportedSaslMechanism"),
     )
     for sasl, told in refused:
         began = time.monotonic()
         with pytest.raises(FatalSourceError, match=told):
-            KafkaSource(through(world, broker.address("SASL"), sasl=sasl))
+            KafkaSource(through(world, breakable_broker.address("SASL"), sasl=sasl))
         assert time.monotonic() - began < 2.5  # not after the time-out
 
 
 def test_the_right_authority_works_and_a_wrong_one_is_fatal_at_once(
-    broker: Broker, world: KafkaWorld, folder: Path
+    breakable_broker: Broker, world: KafkaWorld, certificates: Path
 ) -> None:
-    source = KafkaSource(through(world, broker.address("TLS"), tls={"ca_file": folder / "ca.pem"}))
+    source = KafkaSource(through(world, breakable_broker.address("TLS"), tls={"ca_file": certificates / "ca.pem"}))
     world.opened.append(source)
     follow_until(source, lambda owned: len(owned) == 2)
     for name, told in (("other.pem", "CERTIFICATE_VERIFY_FAILED"), ("missing.pem", "missing.pem")):
         began = time.monotonic()
         with pytest.raises(FatalSourceError, match=told):
-            KafkaSource(through(world, broker.address("TLS"), tls={"ca_file": folder / name}))
+            KafkaSource(through(world, breakable_broker.address("TLS"), tls={"ca_file": certificates / name}))
         assert time.monotonic() - began < 2.5
 
 
@@ -94,25 +64,25 @@ def test_the_right_authority_works_and_a_wrong_one_is_fatal_at_once(
     ("listener", "options"), [("SASL", {}), ("PLAINTEXT", {"tls": {}}), ("TLS", {})], ids=["login", "no-tls", "tls"]
 )
 def test_a_door_of_another_kind_is_told_in_bounded_time(
-    broker: Broker, world: KafkaWorld, listener: str, options: Mapping[str, object]
+    breakable_broker: Broker, world: KafkaWorld, listener: str, options: Mapping[str, object]
 ) -> None:
-    config = through(world, broker.address(listener), client={"bootstrap_timeout_ms": 700}, **options)
-    with pytest.raises(SourceError, match=f"connecting to {broker.address(listener)}"):
+    config = through(world, breakable_broker.address(listener), client={"bootstrap_timeout_ms": 700}, **options)
+    with pytest.raises(SourceError, match=f"connecting to {breakable_broker.address(listener)}"):
         KafkaSource(config)
 
 
 def test_reading_goes_on_after_a_crash_of_the_broker_without_a_gap_or_a_repeat(
-    broker: Broker, world: KafkaWorld
+    breakable_broker: Broker, world: KafkaWorld
 ) -> None:
     world.write(0, [b"before"] * 20)
     source, partition = world.owner(), Partition(world.topic, 0)
     source.start(partition, 0)
     offsets = [record.offset for record in read(source, 20)]
-    broker.kill()
+    breakable_broker.kill()
     position = 20
     for _ in range(5):
         assert not source.poll(0.1).records
-    broker.start()
+    breakable_broker.start()
     world.write(0, [b"after"] * 20)
     deadline = time.monotonic() + 30
     while position < 40:
@@ -131,14 +101,14 @@ def test_reading_goes_on_after_a_crash_of_the_broker_without_a_gap_or_a_repeat(
     assert offsets == list(range(40))
 
 
-def test_a_rotten_batch_is_named_by_its_place(broker: Broker, world: KafkaWorld) -> None:
+def test_a_rotten_batch_is_named_by_its_place(breakable_broker: Broker, world: KafkaWorld) -> None:
     for value in (b"a", b"b", b"c"):
         world.write(0, [value * 1000])
-    broker.stop()
-    segment = broker.directory / "data" / f"{world.topic}-0" / f"{0:020d}.log"
+    breakable_broker.stop()
+    segment = breakable_broker.directory / "data" / f"{world.topic}-0" / f"{0:020d}.log"
     rotten = segment.read_bytes().replace(b"b" * 1000, b"b" * 999 + b"?")
     segment.write_bytes(rotten)
-    broker.start()
+    breakable_broker.start()
     source, partition = world.owner(), Partition(world.topic, 0)
     source.start(partition, 0)
     assert [record.value for record in read(source, 1)] == [b"a" * 1000]

@@ -306,6 +306,7 @@ class Rig:
             self._producer.send(self.topic, value, key, partition=index, timestamp_ms=at)
             for value, at in zip(values, timestamps_ms, strict=True)
         ]
+        self._producer.flush()  # all of it is there: no use in lingering
         for future in futures:
             future.get(timeout=60)
         self.produced[index] += len(values)

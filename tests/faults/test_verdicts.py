@@ -33,7 +33,7 @@ def read_verdicts(rig: Rig) -> list[dict[str, Any]]:
             json.loads(r.value or b"") for i in range(2) for r in read_log(rig.cluster, Partition(sink["target"], i))
         ]
     partition = Partition(sink["target"], 0)
-    connection = open_connection(Redis(url=SecretStr(rig.redis_url)))
+    connection = open_connection(Redis(url=SecretStr(rig.settings["redis"]["url"])))
     entries = connection.client.xrange(log_key(partition))
     connection.close()
     return [json.loads(parse_record(partition, entry, fields).value or b"") for entry, fields in entries]

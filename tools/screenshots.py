@@ -105,6 +105,7 @@ def play(store: Store, settings: Config) -> None:
             counted.facts,
             counted.exemplars,
             counted.reasons,
+            counted.typical,
         )
         store.apply([delta])
         evaluator.look()

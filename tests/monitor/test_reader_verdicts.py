@@ -140,6 +140,11 @@ def test_a_sink_that_fails_holds_the_cursor_and_loses_nothing(make: Make, tmp_pa
     assert running.reader.health.verdicts_ok
     assert metrics.REGISTRY.get_sample_value("layerwatch_verdicts_written_total") == written + IMAGES - len(BAD)
     wait_for("the end of the alert", lambda: not running.store.own())
+    (fingerprint,) = running.store.layouts()
+    shown = [running.store.typical(running.partitions, fingerprint, f"cam-{i}") for i in range(3)]
+    assert [(len(kept), kept[0].p_value >= 0.3, kept[0].thumbnail[:2]) for kept in shown] == [
+        (1, True, b"\xff\xd8")
+    ] * 3
 
 
 def test_no_image_counts_before_its_verdict_is_written_and_a_lost_reply_writes_none_again(

@@ -27,6 +27,8 @@ ProcessCollector(registry=REGISTRY)
 
 STAGE_BUCKETS_S = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10)
 """From one small JPEG to a stuck Redis."""
+SCORE_BUCKETS = (0.5, 1, 2, 4, 8, 12, 16, 24, 32, 48, 64, 96, 128, 256, 512, 1024, 4096)
+"""Fine where dlsr's normal images lie (.1 to 30 of one layer, 3 to 70 of the joined score), coarse beyond."""
 
 BUILD = Gauge(
     "layerwatch_build_info",
@@ -53,6 +55,13 @@ STAGE_SECONDS = Histogram(
     "Duration of one decode (a record), score (a batch) or apply (a round trip)",
     ["stage"],
     buckets=STAGE_BUCKETS_S,
+    registry=REGISTRY,
+)
+SCORES = Histogram(
+    "layerwatch_score",
+    "Images by the raw score of each learned signal; higher is more unusual, normal is what the profile was fitted on",
+    ["profile", "signal"],
+    buckets=SCORE_BUCKETS,
     registry=REGISTRY,
 )
 BATCH_IMAGES = Histogram(

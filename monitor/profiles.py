@@ -25,9 +25,11 @@ class Scorer(Protocol):
 
     fingerprint: str
     preparer: Preparer
+    signals: Sequence[str]
+    learned: Sequence[bool]
 
     def score(self, images: Sequence[Prepared]) -> Any:
-        """Scores whose `.p_values` are (N, S) in (0, 1]."""
+        """Scores whose `.values` and `.p_values` are (N, S), the latter in (0, 1]."""
 
 
 @dataclass(frozen=True)
@@ -104,7 +106,7 @@ def _score_halving(profile: Any, images: Sequence[Prepared]) -> NDArray[Any]:
     """
     try:
         failpoint("score")
-        rows: NDArray[Any] = profile.score(images).p_values
+        scores = profile.score(images)
     except (MemoryError, RuntimeError) as error:
         exhausted = isinstance(error, MemoryError) or any(word in str(error) for word in MEMORY_WORDS)
         if not exhausted or len(images) < 2:
@@ -112,6 +114,11 @@ def _score_halving(profile: Any, images: Sequence[Prepared]) -> NDArray[Any]:
         metrics.HALVED.inc()
         half = len(images) // 2
         return np.concatenate([_score_halving(profile, images[:half]), _score_halving(profile, images[half:])])
+    for i in np.flatnonzero(profile.learned):
+        histogram = metrics.SCORES.labels(profile.fingerprint, profile.signals[i])
+        for value in scores.values[:, i].tolist():
+            histogram.observe(value)
+    rows: NDArray[Any] = scores.p_values
     return rows
 
 

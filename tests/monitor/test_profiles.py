@@ -1,0 +1,33 @@
+"""What scoring shows of itself."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from monitor import metrics
+from monitor.config import Decoding, Scoring
+from monitor.profiles import load_profiles
+from tests.pictures import pictures
+
+
+def test_every_image_is_in_the_histogram_of_every_learned_score(profile_folder: Path) -> None:
+    profiles = load_profiles(Scoring(profile=profile_folder, device="cpu"), Decoding())
+    profile = profiles.of("cam")
+    before = counted(profile.fingerprint)
+    strange = [profile.prepare(image) for _, image in pictures(5, 10, stripes=True)]
+    profiles.p_values([("cam", image) for image in strange], batch_images=4)
+    after = counted(profile.fingerprint)
+    learned = [signal for signal, own in zip(profile.signals, profile.learned, strict=True) if own]
+    assert {signal for signal, _ in after} == set(learned)
+    assert all(after[signal, "+Inf"] - before.get((signal, "+Inf"), 0) == 10 for signal in learned)
+    assert after["ood", "24.0"] - before.get(("ood", "24.0"), 0) == 0  # all of them far above the normal ones
+
+
+def counted(fingerprint: str) -> dict[tuple[str, str], float]:
+    """(signal, upper bound) -> images so far."""
+    return {
+        (sample.labels["signal"], sample.labels["le"]): sample.value
+        for family in metrics.SCORES.collect()
+        for sample in family.samples
+        if sample.name.endswith("_bucket") and sample.labels["profile"] == fingerprint
+    }

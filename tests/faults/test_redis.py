@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -115,10 +116,9 @@ def test_a_failover_to_a_replica_that_lags_counts_again_what_was_lost(
         rig = make_rig(daemon_redis_url=url, redis_url=url)
         replica = redis.Redis.from_url(lag.url)
         wait_for("the first sync", lambda: replica.info("replication")["master_link_status"] == "up")
-        rig.tell(0, HALF)
-        daemon = rig.start()
-        rig.await_counted(60)
+        daemon = begun(rig)
         replica.replicaof("NO", "ONE")  # from here on acknowledged writes do not arrive
+        rig.tell(HALF, HALF + 40)
         rig.await_counted()
         proxy.target = ("127.0.0.1", lag.port)
         own_redis.kill()
@@ -127,7 +127,7 @@ def test_a_failover_to_a_replica_that_lags_counts_again_what_was_lost(
         assert [e for e in daemon.events("apply.refused") if e["status"] == "rewind"] or daemon.events(
             "partition.cursor_lost"
         )
-        finish(rig, daemon)
+        finish_from(rig, daemon, HALF + 40)
         replica.close()
         rig.close()
 
@@ -192,13 +192,9 @@ def test_a_redis_that_is_read_only_is_waited_for(rig: Rig, admin: redis.Redis) -
 
 
 @pytest.mark.faults
-def test_a_redis_that_cannot_save_is_waited_for(rig: Rig, admin: redis.Redis, tmp_path: Path) -> None:
-    folder = tmp_path / "gone"
-    folder.mkdir()
-
+def test_a_redis_that_cannot_save_is_waited_for(rig: Rig, admin: redis.Redis, own_redis: PrivateRedis) -> None:
     def spoil() -> None:
-        admin.config_set("dir", str(folder))
-        folder.rmdir()
+        shutil.rmtree(own_redis.directory)
         admin.config_set("save", "100000 1")
         admin.bgsave()
         wait_for("the save to fail", lambda: admin.info("persistence")["rdb_last_bgsave_status"] == "err")

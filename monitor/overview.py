@@ -57,6 +57,7 @@ class StreamRow:
             "rejected_by_reason": dict(sorted(self.reasons.items())),
             "late": self.totals.late,
             "duplicates": self.totals.duplicates,
+            "changes": self.totals.changes,
             "ood_share": None if self.ood_share is None else round(self.ood_share, 6),
             "last_event": rfc3339(self.last_event_ms) if self.last_event_ms else None,
             "watermark": rfc3339(self.watermark_ms) if self.last_event_ms else None,

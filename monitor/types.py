@@ -257,6 +257,8 @@ class Totals:
     rejected: int = 0
     late: int = 0
     duplicates: int = 0
+    changes: int = 0
+    """Images whose size or mode differs from the one before."""
 
     def __add__(self, other: Totals) -> Totals:
         return Totals(
@@ -264,6 +266,7 @@ class Totals:
             self.rejected + other.rejected,
             self.late + other.late,
             self.duplicates + other.duplicates,
+            self.changes + other.changes,
         )
 
 

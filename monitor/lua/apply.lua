@@ -42,8 +42,8 @@ for _, entry in ipairs(delta.vectors) do
     start = string.format("%.0f", sealed + delta.bucket_ms)
     vector = all_late(vector)
   end
-  local images, rejected, late, duplicates = tail_of(vector)
-  sums[name] = totals_plus(sums[name], images, rejected, late, duplicates)
+  local images, rejected, late, duplicates, changes = tail_of(vector)
+  sums[name] = totals_plus(sums[name], images, rejected, late, duplicates, changes)
   if name ~= stream then over_limit = over_limit + images + rejected end
   local member = fingerprint .. ":" .. start
   local key = delta.prefix .. ":b:" .. member

@@ -27,9 +27,9 @@ local function merged(old, new)
   return struct.pack(format, unpack(a, 1, entries))
 end
 
--- images, rejected, late, duplicates
+-- images, rejected, late, duplicates, changes
 local function tail_of(vector)
-  return struct.unpack("<I4I4I4I4", vector, #vector - 4 * TAIL + 1)
+  return struct.unpack("<I4I4I4I4I4", vector, #vector - 4 * TAIL + 1)
 end
 
 -- The same counts, with every image of them late: late is a share of images, so it is set, not added to.
@@ -39,10 +39,10 @@ local function all_late(vector)
   return string.sub(vector, 1, late - 1) .. struct.pack("<I4", images) .. string.sub(vector, late + 4)
 end
 
-local function totals_plus(packed, images, rejected, late, duplicates)
-  local a, b, c, d = 0, 0, 0, 0
-  if packed then a, b, c, d = struct.unpack("<I8I8I8I8", packed) end
-  return struct.pack("<I8I8I8I8", a + images, b + rejected, c + late, d + duplicates)
+local function totals_plus(packed, images, rejected, late, duplicates, changes)
+  local a, b, c, d, e = 0, 0, 0, 0, 0
+  if packed then a, b, c, d, e = struct.unpack("<I8I8I8I8I8", packed) end
+  return struct.pack("<I8I8I8I8I8", a + images, b + rejected, c + late, d + duplicates, e + changes)
 end
 
 -- Offsets are decimal strings, compared by length and then by digits: exact for every 64-bit offset, where a Lua

@@ -15,7 +15,7 @@ local function fold(member)
     local name, vector = flat[i], flat[i + 1]
     local images, _, late = tail_of(vector)
     redis.call("HSET", into, name, merged(redis.call("HGET", into, name), all_late(vector)))
-    redis.call("HSET", totals, name, totals_plus(redis.call("HGET", totals, name), 0, 0, images - late, 0))
+    redis.call("HSET", totals, name, totals_plus(redis.call("HGET", totals, name), 0, 0, images - late, 0, 0))
   end
   redis.call("DEL", from)
   redis.call("ZREM", open, member)

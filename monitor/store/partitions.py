@@ -34,7 +34,7 @@ STALE_AFTER_S = 120
 HOUR_MS = 3_600_000
 TYPICAL_KEPT = 24
 """Typical images per stream and partition."""
-TOTALS = struct.Struct("<4Q")
+TOTALS = struct.Struct("<5Q")
 CURSOR_FIELDS = ("next", "high", "token", "generation", "idle", "log_id", "rebuild_until", "recent")
 
 

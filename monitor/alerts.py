@@ -101,6 +101,15 @@ def _calm(alert: Alert, verdict: Verdict, bucket_ms: int, policy: Policy) -> Ale
     return alert
 
 
+def withdraw(alert: Alert, at_ms: int) -> tuple[Alert, Transition | None]:
+    """The alert when no rule watches its stream any more: firing it resolves at once, pending it is forgotten."""
+    if alert.phase is not AlertPhase.FIRING:
+        return Alert(alert.rule, alert.stream), None
+    verdict = alert.verdict and replace(alert.verdict, breached=False, summary="no rule watches this any more")
+    after = replace(alert, phase=AlertPhase.RESOLVED, verdict=verdict, resolved_ms=at_ms, untold=False)
+    return after, Transition(alert.id, alert.rule, alert.stream, alert.phase, after.phase, at_ms)
+
+
 # ------------------------------------------------------------------------------------------------ storage
 
 

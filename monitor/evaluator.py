@@ -44,8 +44,9 @@ ACTIVE = (AlertPhase.PENDING, AlertPhase.FIRING)
 
 @dataclass(frozen=True, slots=True)
 class Presentation:
-    """What alerts say beyond the verdict: where to look, and how many images they name."""
+    """What alerts say beyond the verdict: whose they are, where to look, and how many images they name."""
 
+    monitor: str
     external_url: str = ""
     dashboard_url: str = ""
     exemplars: int = 12
@@ -181,6 +182,7 @@ class Evaluator:
         if self._store.evaluator() != self._state:
             log.warning("evaluator.state_moved", had=self._state.version)  # lost or set back: Redis is the truth
             self.load()
+        self._withdraw_unwatched()
         partitions = self._store.known_partitions()
         for bucket_ms in self._due(partitions):
             if self._stop.is_set() or not self._store.lease(self._token, LEASE_S):
@@ -198,6 +200,25 @@ class Evaluator:
         if time.monotonic() - self._silence_looked_s > SILENCE_LOOK_S:
             self._silence_looked_s = time.monotonic()
             self._judge_silence(partitions)
+
+    def _withdraw_unwatched(self) -> None:
+        """End what the configuration has left behind: nothing would ever judge it again, and it would fire for ever."""
+        rules = {rule.name: rule for rule in self._rules}
+        decision = _Decision()
+        for key, alert in self._alerts.items():
+            rule = rules.get(alert.rule)
+            if alert.phase not in ACTIVE or (rule is not None and rule.settings.watches(alert.stream)):
+                continue
+            after, transition = alerts.withdraw(alert, (self._state.bucket_ms or 0) + self._bucket_ms)
+            decision.alerts[key] = after
+            if transition is not None and not alert.untold:
+                decision.phases.append((alert.rule, str(transition.phase)))
+                decision.documents.append(
+                    alert_document(self._about(alert.rule, rule, alert.stream), transition, after)
+                )
+            log.info("alert.withdrawn", rule=alert.rule, stream=alert.stream, id=alert.id)
+        if decision.alerts:
+            self._decide(self._state.bucket_ms if self._state.bucket_ms is not None else -1, decision)
 
     def _due(self, partitions: tuple[Partition, ...]) -> list[int]:
         """Buckets that the watermark has passed, and those that an evaluator sealed and did not live to decide."""
@@ -295,15 +316,15 @@ class Evaluator:
         decision.phases.append((rule.name, str(transition.phase)))
         if transition.phase in {AlertPhase.FIRING, AlertPhase.RESOLVED} and not after.untold:
             evidence = self._evidence(rule, fingerprint, after, bucket_ms, partitions)
-            decision.documents.append(alert_document(self._about(rule, stream), transition, after, evidence))
+            decision.documents.append(alert_document(self._about(rule.name, rule, stream), transition, after, evidence))
             log.info(f"alert.{transition.phase}", rule=rule.name, stream=stream, id=after.id, summary=verdict.summary)
 
-    def _about(self, rule: BoundRule, stream: str) -> About:
+    def _about(self, name: str, rule: BoundRule | None, stream: str) -> About:
         return About(
-            monitor=rule.policy.monitor,
-            rule=rule.name,
-            kind=rule.settings.kind,
-            labels=rule.settings.labels,
+            monitor=self._presentation.monitor,
+            rule=name,
+            kind=rule.settings.kind if rule else "removed",
+            labels=rule.settings.labels if rule else {},
             status_url=stream_url(self._presentation.external_url, stream),
             dashboard_url=dashboard_url(self._presentation.dashboard_url, stream),
         )
@@ -323,7 +344,9 @@ class Evaluator:
                 change = Transition(alert.id, alert.rule, alert.stream, AlertPhase.PENDING, AlertPhase.FIRING, at_ms)
                 fingerprint = self._windows.fingerprint_of(alert.stream) or ""
                 evidence = self._evidence(rule, fingerprint, told, at_ms - self._bucket_ms, partitions)
-                decision.documents.append(alert_document(self._about(rule, alert.stream), change, told, evidence))
+                decision.documents.append(
+                    alert_document(self._about(rule.name, rule, alert.stream), change, told, evidence)
+                )
                 log.info("alert.told_after_rebuild", rule=alert.rule, stream=alert.stream, id=alert.id)
         self._decide(self._state.bucket_ms if self._state.bucket_ms is not None else -1, decision)
 

@@ -33,6 +33,7 @@ def publish_profiles(store: Store, profiles: Profiles) -> None:
 def presentation_of(settings: Config) -> Presentation:
     """What alerts say beyond the verdict."""
     return Presentation(
+        monitor=settings.monitor,
         external_url=settings.web.external_url,
         dashboard_url=settings.web.dashboard_url,
         exemplars=settings.evidence.exemplars,

@@ -1,0 +1,70 @@
+"""What the evaluator does beside judging buckets; on a real Redis. Judging is tested end to end."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import jsonschema
+import pytest
+from pydantic import SecretStr
+
+from monitor import alerts
+from monitor.config import Config, RateRule, Redis
+from monitor.evaluator import Evaluator
+from monitor.private_redis import PrivateRedis
+from monitor.ruleset import bind_rules
+from monitor.store import Store, open_store
+from monitor.types import Alert, AlertPhase, Verdict
+from monitor.wiring import presentation_of
+
+SCHEMA = json.loads((Path(__file__).parents[2] / "docs" / "alert.schema.json").read_text())
+BUCKET_MS = 1_750_000_000_000
+BREACH = Verdict(True, 0.3, 0.2, 0.1, 500, "30 % of 500 images lie beyond the 5 % cut")
+
+
+@pytest.fixture
+def store(redis_server: PrivateRedis) -> Iterator[Store]:
+    opened = open_store(Redis(url=SecretStr(redis_server.url)), "evaluator")
+    opened._connection.client.flushall()
+    yield opened
+    opened.close()
+
+
+def active(rule: str, stream: str, phase: AlertPhase) -> Alert:
+    name = alerts.alert_id("evaluator", rule, stream, BUCKET_MS)
+    return Alert(rule, stream, phase, name, since_ms=BUCKET_MS, fired_ms=BUCKET_MS + 10_000, verdict=BREACH)
+
+
+def test_alerts_that_no_rule_watches_any_more_are_ended_and_told(store: Store) -> None:
+    watched = active("ood", "cam-1", AlertPhase.FIRING)
+    before = [
+        watched,
+        active("ood", "door-1", AlertPhase.FIRING),  # the rule's streams no longer match it
+        active("gone", "cam-1", AlertPhase.FIRING),  # there is no such rule
+        active("gone", "cam-2", AlertPhase.PENDING),
+    ]
+    texts: dict[tuple[str, str], str | None] = {(a.rule, a.stream): alerts.to_json(a) for a in before}
+    assert store.decide(0, BUCKET_MS, texts, {}, [])
+    rule = RateRule(name="ood", kind="rate", streams="cam-*", labels={"team": "vision"})
+    settings = Config(monitor="evaluator", rules=(rule,), receivers=())
+    presentation = presentation_of(settings.model_copy(update={"receivers": ("somebody",)}))
+    evaluator = Evaluator(store, bind_rules(settings), {}, (10_000, 10_000), presentation)
+    evaluator.load()
+    for _ in range(2):
+        evaluator.look()
+    after = {key: alerts.from_json(text) for key, text in store.load_alerts().items()}
+    assert after.pop(("ood", "cam-1")) == watched
+    assert {key: (a.phase, a.resolved_ms) for key, a in after.items()} == {
+        ("ood", "door-1"): (AlertPhase.RESOLVED, BUCKET_MS + 10_000),
+        ("gone", "cam-1"): (AlertPhase.RESOLVED, BUCKET_MS + 10_000),
+    }
+    documents = [json.loads(entry.document) for entry in store.fetch("hook", BUCKET_MS)]
+    for document in documents:
+        jsonschema.validate(document, SCHEMA)
+    told = [(d["type"], d["data"]["rule"], d["data"]["kind"], d["data"]["labels"]) for d in documents]
+    assert sorted(told, key=str) == [
+        ("alert.resolved", "gone", "removed", {}),
+        ("alert.resolved", "ood", "rate", {"team": "vision"}),
+    ]

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,9 +16,9 @@ from monitor.types import DeadLetter, Exemplar, StreamFacts, Vector
 from monitor.watermark import PartitionClock
 
 EXEMPLAR_P = 0.05
-"""Images with a larger p-value are not unusual: one normal image in twenty passes this."""
+"""Images with a larger `unusual_p` are not unusual: at most one normal image in twenty passes this."""
 TYPICAL_P = 0.3
-"""Images with a smaller p-value are not typical; seven normal images in ten are."""
+"""Images with a smaller `unusual_p` are not typical; at least seven normal images in ten are."""
 TYPICAL_STEP_MS, TYPICAL_MOST_MS = 10_000, 3_600_000
 """After the n-th typical image of a stream the next waits n steps, an hour at most: a new stream has some at once, and
 those of an old one reach back a day."""
@@ -35,8 +36,14 @@ class Judged:
     prepared: Prepared
 
 
-Placed = tuple[Judged, int, int]
-"""(image, event time ms, start ms of its bucket)"""
+class Placed(NamedTuple):
+    """An image with its place in time, and how unusual it is (`unusual_p`)."""
+
+    p_value: float
+    image: Judged
+    event_time_ms: int
+    bucket_ms: int
+
 
 Outcome = Sequence[Judged] | DeadLetter
 """What became of one record: all its images judged, or the record rejected."""
@@ -126,9 +133,11 @@ def tally(
             future += placed.future
             before = carried.get(image.stream) or facts.get(image.stream) or StreamFacts()
             after = _next_facts(before, image, placed.event_time_ms, now_ms)
-            if how.exemplars and _is_typical(image, placed.event_time_ms, before):
+            p_value = unusual_p(image.p_values, how.layouts[image.fingerprint])
+            found = Placed(p_value, image, placed.event_time_ms, placed.bucket_ms)
+            if how.exemplars and _is_typical(found, before):
                 after = replace(after, typical=before.typical + 1, typical_ms=placed.event_time_ms)
-                typical.append((image, placed.event_time_ms, placed.bucket_ms))
+                typical.append(found)
             carried[image.stream] = after
             count = counts.setdefault((image.fingerprint, placed.bucket_ms, image.stream), _Counts())
             count.rows.append(image.p_values)
@@ -136,8 +145,8 @@ def tally(
             count.duplicates += after.run > 1
             count.changes += bool(before.shape) and before.shape != after.shape
             count.longest_run = max(count.longest_run, after.run)
-            if image.p_values[0] <= EXEMPLAR_P:
-                unusual.append((image, placed.event_time_ms, placed.bucket_ms))
+            if p_value <= EXEMPLAR_P:
+                unusual.append(found)
     return Tally(
         vectors=_vectors(counts, how.layouts),
         facts=carried,
@@ -145,14 +154,25 @@ def tally(
         exemplars=_worst(unusual, how),
         future=future,
         reasons=reasons,
-        typical=[_exemplar(*found, how) for found in typical],
+        typical=[_exemplar(found, how) for found in typical],
     )
 
 
-def _is_typical(image: Judged, event_time_ms: int, before: StreamFacts) -> bool:
+def unusual_p(p_values: NDArray[np.float64], layout: Layout) -> float:
+    """p-value of an image that is unusual by its content or as a picture: what people should look at.
+
+    2 min(p of the OOD score, number of properties x smallest p of a property), at most 1 (Bonferroni). The score
+    alone hardly sees most sensor faults, and the worst images of a fogged lens would be chosen at random.
+    """
+    pictured = p_values[sum(layout.learned) :]  # the properties stand behind what is learned
+    content = float(p_values[0])
+    return min(1.0, 2.0 * min(content, len(pictured) * float(pictured.min()))) if len(pictured) else content
+
+
+def _is_typical(found: Placed, before: StreamFacts) -> bool:
     """Whether the image is to be kept as one that the stream usually shows."""
     wait_ms = min(before.typical * TYPICAL_STEP_MS, TYPICAL_MOST_MS)
-    return bool(image.p_values[0] >= TYPICAL_P) and event_time_ms - before.typical_ms >= wait_ms
+    return found.p_value >= TYPICAL_P and found.event_time_ms - before.typical_ms >= wait_ms
 
 
 def _next_facts(before: StreamFacts, image: Judged, event_time_ms: int, now_ms: int) -> StreamFacts:
@@ -191,22 +211,22 @@ def _worst(unusual: Sequence[Placed], how: Counting) -> list[Exemplar]:
     """The worst of each stream; thumbnails are made for these alone."""
     kept: list[Exemplar] = []
     taken: Counter[str] = Counter()
-    for found in sorted(unusual, key=lambda item: (item[0].p_values[0], item[0].id)):
-        taken[found[0].stream] += 1
-        if taken[found[0].stream] <= how.exemplars:
-            kept.append(_exemplar(*found, how))
+    for found in sorted(unusual, key=lambda found: (found.p_value, found.image.id)):
+        taken[found.image.stream] += 1
+        if taken[found.image.stream] <= how.exemplars:
+            kept.append(_exemplar(found, how))
     return kept
 
 
-def _exemplar(image: Judged, event_time_ms: int, bucket_ms: int, how: Counting) -> Exemplar:
-    p_values = tuple(float(p) for p in image.p_values)
+def _exemplar(found: Placed, how: Counting) -> Exemplar:
+    image = found.image
     return Exemplar(
         image.id,
         image.stream,
-        event_time_ms,
-        bucket_ms,
-        p_values[0],
-        p_values,
+        found.event_time_ms,
+        found.bucket_ms,
+        found.p_value,
+        tuple(float(p) for p in image.p_values),
         how.thumbnail(image.prepared),
         image.fingerprint,
     )

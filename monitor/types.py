@@ -236,7 +236,9 @@ class StreamFacts:
 
 @dataclass(frozen=True, slots=True)
 class Exemplar:
-    """An image worth showing, unusual or typical; the thumbnail is a small JPEG, or empty."""
+    """An image worth showing, unusual or typical (`p_value`, see `monitor.tally.unusual_p`, not the OOD score's own).
+
+    The thumbnail is a small JPEG, or empty."""
 
     id: str
     stream: str

@@ -1,4 +1,4 @@
-"""Typical images: soon some of a new stream, ever fewer of an old one, the same ones however the log is cut."""
+"""The worst images are so by content or as pictures; typical ones come soon, ever fewer, however the log is cut."""
 
 from __future__ import annotations
 
@@ -32,6 +32,23 @@ def judged(prepared: Prepared, second: int, p_value: float, stream: str = "cam")
 
 def counted(records: list[list[Judged]], facts: dict[str, StreamFacts], how: Counting = HOW) -> Tally:
     return tally(records, None, facts, START_MS + 10**9, how)
+
+
+def test_the_worst_images_are_those_of_either_kind(prepared: Prepared) -> None:
+    layout = Layout(
+        ("ood", "layer1", "sharpness", "noise"), (999,) * 4, (False,) * 4, (True, True, False, False), (1.0,) * 4
+    )
+    how = Counting(Rates(), {"fp": layout}, lambda _: "fp", 2)
+    rows = {
+        "normal": (0.5, 0.5, 0.5, 0.5),
+        "strange": (0.004, 0.001, 0.4, 0.4),
+        "blurred": (0.6, 0.6, 0.001, 0.3),
+        "stranger layer": (0.4, 0.001, 0.4, 0.4),  # what layers say is in the score
+        "rather dark": (0.5, 0.5, 0.3, 0.02),
+    }
+    images = [[Judged(name, "cam", START_MS, "fp", np.array(p_values), prepared)] for name, p_values in rows.items()]
+    worst = counted(images, {}, how).exemplars
+    assert [(image.id, image.p_value) for image in worst] == [("blurred", 0.004), ("strange", 0.008)]
 
 
 def test_the_longer_a_stream_runs_the_longer_until_its_next_typical_image(prepared: Prepared) -> None:

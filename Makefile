@@ -23,8 +23,8 @@ $(STAMP): requirements/lock.txt requirements/bootstrap.txt pyproject.toml
 demo: setup      ## the main job on this machine: learn, watch, alert, resolve; needs no server
 	.venv/bin/layerwatch demo
 
-test: setup      ## the test suite; starts its own Redis and Kafka broker
-	$(PY) -m pytest
+test: setup      ## the test suite; starts its own Redis and Kafka brokers
+	$(PY) -m pytest -n 2 --dist loadfile  # most of its time is waiting: for brokers, time-outs and event time
 
 test-faults: setup ## every fault on real servers and processes: half an hour
 	$(PY) -m pytest -m 'faults or not faults' tests/faults

@@ -54,7 +54,7 @@ SETTINGS: dict[str, Any] = {
 }
 COLOURS = 64
 """A page has few: with a palette a picture is a third of its size."""
-TALLEST_PX = 1500
+TALLEST_PX = 2200
 
 
 def pictures(rng: np.random.Generator, time_s: int) -> Iterator[tuple[str, bytes]]:

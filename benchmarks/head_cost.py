@@ -20,6 +20,7 @@ import torch
 
 from detectors import FitOptions, fit_profile
 from detectors.dlsr_paper import PRESET
+from detectors.host_memory import keep_freed_memory
 from detectors.registry import create
 
 
@@ -31,6 +32,7 @@ def main() -> None:
     arguments.add_argument("-o", "--output", type=Path, default=Path("results/head_cost.json"))
     args = arguments.parse_args()
     torch.set_num_threads(args.threads)
+    keep_freed_memory()  # as the command line does
     rng = np.random.default_rng(0)
     images = [rng.integers(0, 256, (32, 32, 3), dtype=np.uint8) for _ in range(300)]
     # Width 512, as from 2,000 images on.

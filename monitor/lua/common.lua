@@ -41,7 +41,8 @@ end
 
 local function totals_plus(packed, images, rejected, late, duplicates, changes)
   local a, b, c, d, e = 0, 0, 0, 0, 0
-  if packed then a, b, c, d, e = struct.unpack("<I8I8I8I8I8", packed) end
+  -- totals of before changes were counted end with the duplicates
+  if packed then a, b, c, d, e = struct.unpack("<I8I8I8I8I8", packed .. string.rep("\0", 40 - #packed)) end
   return struct.pack("<I8I8I8I8I8", a + images, b + rejected, c + late, d + duplicates, e + changes)
 end
 

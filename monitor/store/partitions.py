@@ -278,7 +278,8 @@ class PartitionState:
         for reply in self._connection.read_many([("HGETALL", f"{self._prefix(p)}:totals") for p in partitions]):
             for name, packed in pairs(reply).items():
                 stream = _text(name)
-                counted, held = Totals(*TOTALS.unpack(packed)), totals.get(stream)
+                # as in common.lua: those of before changes were counted are shorter
+                counted, held = Totals(*TOTALS.unpack(packed.ljust(TOTALS.size, b"\0"))), totals.get(stream)
                 totals[stream] = counted if held is None else held + counted
         return totals
 

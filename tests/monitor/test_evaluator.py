@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 
 import jsonschema
-import pytest
 from pydantic import SecretStr
 
 from monitor import alerts
@@ -15,7 +13,7 @@ from monitor.config import Config, RateRule, Redis
 from monitor.evaluator import Evaluator
 from monitor.private_redis import PrivateRedis
 from monitor.ruleset import bind_rules
-from monitor.store import Store, open_store
+from monitor.store import open_store
 from monitor.types import Alert, AlertPhase, Verdict
 from monitor.wiring import presentation_of
 
@@ -24,20 +22,13 @@ BUCKET_MS = 1_750_000_000_000
 BREACH = Verdict(True, 0.3, 0.2, 0.1, 500, "30 % of 500 images lie beyond the 5 % cut")
 
 
-@pytest.fixture
-def store(redis_server: PrivateRedis) -> Iterator[Store]:
-    opened = open_store(Redis(url=SecretStr(redis_server.url)), "evaluator")
-    opened._connection.client.flushall()
-    yield opened
-    opened.close()
-
-
 def active(rule: str, stream: str, phase: AlertPhase) -> Alert:
     name = alerts.alert_id("evaluator", rule, stream, BUCKET_MS)
     return Alert(rule, stream, phase, name, since_ms=BUCKET_MS, fired_ms=BUCKET_MS + 10_000, verdict=BREACH)
 
 
-def test_alerts_that_no_rule_watches_any_more_are_ended_and_told(store: Store) -> None:
+def test_alerts_that_no_rule_watches_any_more_are_ended_and_told(redis_server: PrivateRedis) -> None:
+    store = open_store(Redis(url=SecretStr(redis_server.url)), "evaluator")
     watched = active("ood", "cam-1", AlertPhase.FIRING)
     before = [
         watched,
@@ -68,3 +59,4 @@ def test_alerts_that_no_rule_watches_any_more_are_ended_and_told(store: Store) -
         ("alert.resolved", "gone", "removed", {}),
         ("alert.resolved", "ood", "rate", {"team": "vision"}),
     ]
+    store.close()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import struct
 from collections.abc import Iterator
 from dataclasses import replace
 
@@ -12,7 +13,7 @@ from pydantic import SecretStr
 from monitor.config import Redis
 from monitor.private_redis import PrivateRedis
 from monitor.store import OTHER_STREAM, ClaimStatus, Limits, Store, open_store
-from monitor.types import ApplyStatus, Delta, Exemplar, Partition
+from monitor.types import ApplyStatus, Delta, Exemplar, Partition, Totals
 
 P = Partition("images", 0)
 VECTOR = np.array([*range(9), 36, 2, 0, 1, 0, 3], dtype=np.uint32)  # one signal; 36 images, 2 rejected, longest run 3
@@ -41,6 +42,17 @@ def test_a_batch_counts_once_however_often_it_is_applied(store: Store) -> None:
     np.testing.assert_array_equal(store.read_buckets([P], "fp", 0, 1)[0]["cam-1"], VECTOR)
     totals = store.totals([P])["cam-1"]
     assert (totals.applied, totals.rejected, totals.duplicates) == (36, 2, 1)
+
+
+def test_totals_of_before_changes_were_counted_go_on(store: Store) -> None:
+    begin(store)
+    key = "{lw:test:images:0}:totals"
+    store._connection.client.hset(key, "cam-1", struct.pack("<4Q", 100, 20, 3, 4))
+    assert store.totals([P])["cam-1"] == Totals(100, 20, 3, 4, 0)
+    changed = VECTOR.copy()
+    changed[-2] = 5
+    store.apply([replace(DELTA, vectors={("fp", 0, "cam-1"): changed})])
+    assert store.totals([P])["cam-1"] == Totals(136, 22, 3, 5, 5)
 
 
 def test_a_redis_that_lost_its_last_writes_says_where_it_stands(store: Store) -> None:

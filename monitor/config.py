@@ -471,6 +471,7 @@ def _line(where: str, from_environment: Mapping[str, str], item: Any) -> str:
     if item["type"] == "extra_forbidden":
         return f"{origin}: {key}: unknown key"
     message = message.replace("Input should be", "must be").replace("Field required", "is required")
+    message = message.replace("a valid tuple", "a list")
     shown = item.get("input")
     secret = any(word in key for word in ("secret", "password", "token", "key", "url"))
     got = f" (got {shown!r})" if isinstance(shown, int | float | str) and not secret else ""

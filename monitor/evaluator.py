@@ -18,9 +18,8 @@ import structlog
 from monitor import alerts, metrics
 from monitor.alerts import Transition
 from monitor.buckets import Layout
-from monitor.document import About, Evidence, alert_document, dashboard_url, stream_url
-from monitor.evidence import cause_is_learned, moved_signals, triage
 from monitor.failpoints import failpoint
+from monitor.presentation import Presentation, Presenter
 from monitor.rules import Silence
 from monitor.ruleset import BoundRule, SequentialStates, drift_since, judge_windows
 from monitor.sequential import Sequential
@@ -40,18 +39,6 @@ HEARTBEAT_GAP_S = 60.0
 """A restart within this does not start the silence clock anew."""
 KEEP_RESOLVED_MS = 7 * 86_400_000
 ACTIVE = (AlertPhase.PENDING, AlertPhase.FIRING)
-
-
-@dataclass(frozen=True, slots=True)
-class Presentation:
-    """What alerts say beyond the verdict: whose they are, where to look, and how many images they name."""
-
-    monitor: str
-    external_url: str = ""
-    dashboard_url: str = ""
-    exemplars: int = 12
-    heard: bool = True
-    """Whether there is anybody to tell; without receivers nothing goes to the outbox."""
 
 
 @dataclass(slots=True)
@@ -84,7 +71,8 @@ class Evaluator:
     ) -> None:
         self._store, self._rules, self._layouts = store, rules, dict(layouts)
         self._bucket_ms, self._lateness_ms = rates
-        self._presentation, self._on_lease = presentation, on_lease
+        self._heard, self._on_lease = presentation.heard, on_lease
+        self._presenter = Presenter(store, self._layouts, self._bucket_ms, presentation)
         self._token = uuid.uuid4().hex
         self._stop = threading.Event()
         self._silence_looked_s = 0.0
@@ -213,9 +201,7 @@ class Evaluator:
             decision.alerts[key] = after
             if transition is not None and not alert.untold:
                 decision.phases.append((alert.rule, str(transition.phase)))
-                decision.documents.append(
-                    alert_document(self._about(alert.rule, rule, alert.stream), transition, after)
-                )
+                decision.documents.append(self._presenter.of_withdrawal(rule, transition, after))
             log.info("alert.withdrawn", rule=alert.rule, stream=alert.stream, id=alert.id)
         if decision.alerts:
             self._decide(self._state.bucket_ms if self._state.bucket_ms is not None else -1, decision)
@@ -315,19 +301,10 @@ class Evaluator:
             return
         decision.phases.append((rule.name, str(transition.phase)))
         if transition.phase in {AlertPhase.FIRING, AlertPhase.RESOLVED} and not after.untold:
-            evidence = self._evidence(rule, fingerprint, after, bucket_ms, partitions)
-            decision.documents.append(alert_document(self._about(rule.name, rule, stream), transition, after, evidence))
+            decision.documents.append(
+                self._presenter.of_change(rule, fingerprint, transition, after, bucket_ms, self._windows, partitions)
+            )
             log.info(f"alert.{transition.phase}", rule=rule.name, stream=stream, id=after.id, summary=verdict.summary)
-
-    def _about(self, name: str, rule: BoundRule | None, stream: str) -> About:
-        return About(
-            monitor=self._presentation.monitor,
-            rule=name,
-            kind=rule.settings.kind if rule else "removed",
-            labels=rule.settings.labels if rule else {},
-            status_url=stream_url(self._presentation.external_url, stream),
-            dashboard_url=dashboard_url(self._presentation.dashboard_url, stream),
-        )
 
     @property
     def _untold(self) -> list[Alert]:
@@ -343,30 +320,13 @@ class Evaluator:
                 at_ms = alert.fired_ms
                 change = Transition(alert.id, alert.rule, alert.stream, AlertPhase.PENDING, AlertPhase.FIRING, at_ms)
                 fingerprint = self._windows.fingerprint_of(alert.stream) or ""
-                evidence = self._evidence(rule, fingerprint, told, at_ms - self._bucket_ms, partitions)
                 decision.documents.append(
-                    alert_document(self._about(rule.name, rule, alert.stream), change, told, evidence)
+                    self._presenter.of_change(
+                        rule, fingerprint, change, told, at_ms - self._bucket_ms, self._windows, partitions
+                    )
                 )
                 log.info("alert.told_after_rebuild", rule=alert.rule, stream=alert.stream, id=alert.id)
         self._decide(self._state.bucket_ms if self._state.bucket_ms is not None else -1, decision)
-
-    def _evidence(
-        self, rule: BoundRule, fingerprint: str, alert: Alert, bucket_ms: int, partitions: tuple[Partition, ...]
-    ) -> Evidence:
-        """What moved since the alert began, as far as the windows reach."""
-        layout = self._layouts.get(fingerprint)
-        if layout is None:
-            return Evidence()
-        # a window rule's own window, which begins before the first breach; else from where the drift began
-        begin_ms = bucket_ms - rule.window_ms if rule.window_ms else alert.since_ms - self._bucket_ms
-        after_ms = max(bucket_ms - rule.evidence_ms, begin_ms)
-        moved = moved_signals(layout, self._windows.sum(layout, fingerprint, alert.stream, after_ms))
-        until_ms = bucket_ms + self._bucket_ms
-        worst = self._store.exemplars(
-            partitions, fingerprint, alert.stream, after_ms + self._bucket_ms, until_ms, self._presentation.exemplars
-        )
-        cause = alert.verdict.cause if alert.verdict else ""
-        return Evidence(moved, triage(moved, cause_is_learned(layout, cause)), worst)
 
     def _decide(self, bucket_ms: int, decision: _Decision) -> bool:
         """Commit; False when the state had moved on, which is then loaded anew."""
@@ -378,7 +338,7 @@ class Evaluator:
             key: None if alert.phase is AlertPhase.INACTIVE else alerts.to_json(alert)
             for key, alert in decision.alerts.items()
         }
-        documents = decision.documents if self._presentation.heard else []
+        documents = decision.documents if self._heard else []
         failpoint("before_decide")
         done = self._store.decide(self._state.version, bucket_ms, written, decision.rows, documents)
         failpoint("after_decide")

@@ -6,7 +6,7 @@ import json
 
 from detectors.images import Prepared
 from monitor.config import Config
-from monitor.evaluator import Presentation
+from monitor.presentation import Presentation
 from monitor.profiles import Profiles
 from monitor.recent import Recent
 from monitor.ruleset import BoundRule

@@ -20,12 +20,12 @@ from statistics import median
 import numpy as np
 from PIL import Image, ImageFilter
 
-from detectors.images import Limits, Preparer
-from monitor.config import Decoding, StreamNaming
-from monitor.decode import Decoder
-from monitor.decoders import DecoderPool
-from monitor.profiles import Preparers
-from monitor.types import Partition, Record
+from detectors.images.prepare import Limits, Preparer
+from monitor.config.schema import Decoding, StreamNaming
+from monitor.core.types import Partition, Record
+from monitor.ingest.decode.pool import DecoderPool
+from monitor.ingest.decode.records import Decoder
+from monitor.ingest.scoring.profiles import Preparers
 
 SIZES = {"64 x 64": (64, 64, 2000), "640 x 480": (640, 480, 300), "1920 x 1080": (1920, 1080, 60)}
 INPUT_PX = 224

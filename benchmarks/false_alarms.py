@@ -28,10 +28,10 @@ from numpy.typing import NDArray
 from scipy.special import betaincinv
 from scipy.stats import binom, kstwobign, norm
 
-from detectors.calibration import dependence
-from monitor import buckets, sequential
-from monitor.buckets import BINS, IMAGES, LEVELS, Layout
-from monitor.rules import Rate
+from detectors.profile.calibration import dependence
+from monitor.core import buckets
+from monitor.core.buckets import BINS, IMAGES, LEVELS, Layout
+from monitor.rules import Rate, sequential
 
 Floats = NDArray[np.float64]
 BUCKET = 10

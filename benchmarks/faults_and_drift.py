@@ -29,11 +29,12 @@ from numpy.typing import NDArray
 from PIL import Image, ImageFilter
 
 import detectors
-from detectors.calibration import Calibration, jitter
-from detectors.reading import read_images
-from monitor import buckets, sequential
-from monitor.buckets import BINS, IMAGES, Layout
-from monitor.evidence import cause_is_learned, moved_signals, triage
+from detectors.images.reading import read_images
+from detectors.profile.calibration import Calibration, jitter
+from monitor.core import buckets
+from monitor.core.buckets import BINS, IMAGES, Layout
+from monitor.rules import sequential
+from monitor.rules.evidence import cause_is_learned, moved_signals, triage
 
 Pixels = NDArray[np.uint8]
 Values = NDArray[np.float64]

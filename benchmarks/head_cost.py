@@ -19,9 +19,9 @@ import numpy as np
 import torch
 
 from detectors import FitOptions, fit_profile
-from detectors.dlsr_paper import PRESET
-from detectors.host_memory import keep_freed_memory
-from detectors.registry import create
+from detectors.methods.dlsr_paper import PRESET
+from detectors.methods.registry import create
+from detectors.profile.host_memory import keep_freed_memory
 
 
 def main() -> None:

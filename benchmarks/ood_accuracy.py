@@ -27,13 +27,13 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
-from detectors import dlsr
-from detectors.dlsr import DLSR
-from detectors.features import Backbone, BackboneSpec
-from detectors.images import Limits, decode, resize
-from detectors.metrics import auroc, fpr_at_tpr
-from detectors.reading import read_images
-from detectors.registry import REGISTRY, Detector, create
+from detectors.evaluation.metrics import auroc, fpr_at_tpr
+from detectors.images.prepare import Limits, decode, resize
+from detectors.images.reading import read_images
+from detectors.methods import dlsr
+from detectors.methods.dlsr import DLSR
+from detectors.methods.registry import REGISTRY, Detector, create
+from detectors.profile.backbone import Backbone, BackboneSpec
 
 OOD = (
     "cifar100",

@@ -10,14 +10,14 @@ import httpx
 import numpy as np
 from pydantic import SecretStr
 
-from detectors import properties
-from monitor import alerts
-from monitor.buckets import BINS, IMAGES, LEVELS, Layout
-from monitor.config import Redis, Web
-from monitor.overview import Overview
-from monitor.private_redis import PrivateRedis
+from detectors.images import properties
+from monitor.config.schema import Redis, Web
+from monitor.core import alert_state as alerts
+from monitor.core.buckets import BINS, IMAGES, LEVELS, Layout
+from monitor.core.types import Alert, AlertPhase, Delta, Partition, StreamFacts
+from monitor.fleet.overview import Overview
 from monitor.store import Store, open_store
-from monitor.types import Alert, AlertPhase, Delta, Partition, StreamFacts
+from monitor.store.private_server import PrivateRedis
 from monitor.web import WebServer, build_app
 
 LEARNED = ("ood", "layer1", "layer2", "layer3", "layer4")

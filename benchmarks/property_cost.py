@@ -18,8 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from detectors import properties
-from detectors.images import Limits, decode
+from detectors.images.prepare import Limits, decode, properties
 
 LIMIT = 0.15
 

@@ -20,8 +20,8 @@ from typing import Any
 
 import numpy as np
 
-from monitor import sequential
-from monitor.buckets import BINS, IMAGES, LEVELS, Layout
+from monitor.core.buckets import BINS, IMAGES, LEVELS, Layout
+from monitor.rules import sequential
 
 LIMIT_S = 1.0
 

@@ -29,8 +29,8 @@ sys.path.insert(0, str(Path(__file__).parent.parent))  # the fault rig lives wit
 import torch
 
 import detectors
-from monitor.private_redis import PrivateRedis
 from monitor.store import StoreError
+from monitor.store.private_server import PrivateRedis
 from tests.faults.proxy import Proxy
 from tests.faults.rig import Rig, Zygote, bounds, normal, strange, wait_for
 from tests.kafka.broker import Broker

@@ -42,14 +42,14 @@ from rich.table import Table
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
 from detectors import FitOptions, Profile, fit_profile, load_profile
-from detectors.dlsr import WIDE
-from detectors.features import BackboneSpec
-from detectors.host_memory import keep_freed_memory
-from monitor.config import Config, Kafka, Redis
+from detectors.methods.dlsr import WIDE
+from detectors.profile.backbone import BackboneSpec
+from detectors.profile.host_memory import keep_freed_memory
+from monitor.config.schema import Config, Kafka, Redis
 from monitor.demo.story import reference
-from monitor.private_redis import PrivateRedis
 from monitor.sources import open_producer
 from monitor.store import Store, open_store
+from monitor.store.private_server import PrivateRedis
 from tests.kafka.broker import Broker, Cluster
 
 BATCH = 64

@@ -1,6 +1,6 @@
 """What normal looks like: a plain library that fits, calibrates and scores images for being out of distribution.
 
-Names are imported on first use: decoder workers need `detectors.images` without paying for torch.
+Names are imported on first use: decoder workers need `detectors.images.prepare` without paying for torch.
 """
 
 from __future__ import annotations
@@ -9,24 +9,24 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from detectors.fit import FitOptions, fit_profile
-    from detectors.images import ImageError, Limits, Prepared, Preparer
-    from detectors.profile import Profile, ProfileError, Scores, load_profile
-    from detectors.registry import Detector, create
+    from detectors.images.prepare import ImageError, Limits, Prepared, Preparer
+    from detectors.methods.registry import Detector, create
+    from detectors.profile.fit import FitOptions, fit_profile
+    from detectors.profile.profile import Profile, ProfileError, Scores, load_profile
 
 _HOMES = {
-    "Detector": "registry",
-    "FitOptions": "fit",
-    "ImageError": "images",
-    "Limits": "images",
-    "Prepared": "images",
-    "Preparer": "images",
-    "Profile": "profile",
-    "ProfileError": "profile",
-    "Scores": "profile",
-    "create": "registry",
-    "fit_profile": "fit",
-    "load_profile": "profile",
+    "Detector": "methods.registry",
+    "FitOptions": "profile.fit",
+    "ImageError": "images.prepare",
+    "Limits": "images.prepare",
+    "Prepared": "images.prepare",
+    "Preparer": "images.prepare",
+    "Profile": "profile.profile",
+    "ProfileError": "profile.profile",
+    "Scores": "profile.profile",
+    "create": "methods.registry",
+    "fit_profile": "profile.fit",
+    "load_profile": "profile.profile",
 }
 
 __all__ = [

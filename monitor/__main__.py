@@ -7,9 +7,9 @@ import os
 import sys
 from collections.abc import Sequence
 
-from detectors.host_memory import keep_freed_memory
-from monitor.config import EXIT_CONFIG, ConfigError
-from monitor.logs import configure_logs
+from detectors.profile.host_memory import keep_freed_memory
+from monitor.config.schema import EXIT_CONFIG, ConfigError
+from monitor.telemetry.logs import configure_logs
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -32,23 +32,18 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     # the command line is where both packages meet; each module adds its own commands and loads its own weight
-    import detectors.commands  # noqa: PLC0415
-    import monitor.alerts_command  # noqa: PLC0415
-    import monitor.collect  # noqa: PLC0415
-    import monitor.commands  # noqa: PLC0415
-    import monitor.demo  # noqa: PLC0415
-    import monitor.produce  # noqa: PLC0415
-    import monitor.replay  # noqa: PLC0415
+    from monitor import demo  # noqa: PLC0415
+    from monitor.cli import alerts, collect, produce, profile, replay, run  # noqa: PLC0415
 
     parser = argparse.ArgumentParser(prog="layerwatch", description="Watches image streams for drift.")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    for module in (detectors.commands, monitor.commands):
+    for module in (profile, run):
         module.add_commands(commands)
-    monitor.collect.add_options(commands)
-    monitor.demo.add_command(commands)
-    monitor.produce.add_command(commands)
-    monitor.replay.add_command(commands)
-    monitor.alerts_command.add_command(commands)
+    collect.add_options(commands)
+    demo.add_command(commands)
+    produce.add_command(commands)
+    replay.add_command(commands)
+    alerts.add_command(commands)
     return parser
 
 

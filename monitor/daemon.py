@@ -18,24 +18,24 @@ from importlib.metadata import version
 
 import structlog
 
-from monitor import metrics
-from monitor.config import EXIT_SOFTWARE, EXIT_UNAVAILABLE, Config
-from monitor.decode import Decoder
-from monitor.decoders import DecoderPool
-from monitor.evaluator import Evaluator
-from monitor.fleet_metrics import FleetMetrics
+from monitor.config.schema import EXIT_SOFTWARE, EXIT_UNAVAILABLE, Config
+from monitor.core.types import FatalSourceError
+from monitor.evaluate.evaluator import Evaluator
+from monitor.fleet.exporter import FleetMetrics
+from monitor.ingest.consumer import Reader
+from monitor.ingest.decode.pool import DecoderPool
+from monitor.ingest.decode.records import Decoder
+from monitor.ingest.image_log import open_verdicts
+from monitor.ingest.scoring.pipeline import Pipeline, PipelineError
+from monitor.ingest.scoring.profiles import Profiles
+from monitor.ingest.wiring import counting_of, limits_of, presentation_of, publish_profiles, reader_settings_of
 from monitor.notify import Dispatcher, Receiver, build_receiver
-from monitor.own_alerts import OwnAlerts
-from monitor.pipeline import Pipeline, PipelineError
-from monitor.profiles import Profiles
-from monitor.reader import Reader
-from monitor.ruleset import BoundRule
+from monitor.notify.self_alerts import OwnAlerts
+from monitor.rules.ruleset import BoundRule
 from monitor.sources import open_producer, open_source
 from monitor.store import StoreError, open_store
-from monitor.types import FatalSourceError
-from monitor.verdicts import open_verdicts
+from monitor.telemetry import metrics
 from monitor.web import WebServer, build_app
-from monitor.wiring import counting_of, limits_of, presentation_of, publish_profiles, reader_settings_of
 
 log = structlog.get_logger(__name__)
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 import detectors
-from monitor.private_redis import PrivateRedis
+from monitor.store.private_server import PrivateRedis
 from tests.certificates import make_certificates
 from tests.faults.rig import Zygote
 from tests.kafka.broker import LOGIN, LOGIN_MODULE, Broker, BrokerUnavailableError, Cluster

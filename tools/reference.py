@@ -17,8 +17,9 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from monitor import config, metrics
 from monitor.__main__ import _parser as build_parser
+from monitor.config import schema as config
+from monitor.telemetry import metrics
 
 ROOT = Path(__file__).resolve().parent.parent
 DOCS = ROOT / "docs"

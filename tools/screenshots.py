@@ -19,21 +19,21 @@ from PIL import Image
 from playwright.sync_api import Browser, sync_playwright
 from pydantic import SecretStr
 
-from detectors.fit import FitOptions, fit_profile
-from monitor import alerts
-from monitor.config import Config, Redis
+from detectors.profile.fit import FitOptions, fit_profile
+from monitor.config.schema import Config, Redis
+from monitor.core import alert_state as alerts
+from monitor.core.aggregate import Counting, Judged, Rates, tally
+from monitor.core.types import Delta, Partition, StreamFacts
 from monitor.demo.scene import FOREIGN_KIND, KINDS, draw, jpeg, light_at
 from monitor.demo.story import reference
-from monitor.evaluator import Evaluator
-from monitor.private_redis import PrivateRedis
-from monitor.profiles import layout_of
-from monitor.ruleset import bind_rules
+from monitor.evaluate.evaluator import Evaluator
+from monitor.ingest.scoring.profiles import layout_of
+from monitor.ingest.scoring.thumbnails import thumbnail
+from monitor.ingest.wiring import presentation_of
+from monitor.rules.ruleset import bind_rules
 from monitor.store import Store, open_store
-from monitor.tally import Counting, Judged, Rates, tally
-from monitor.thumbnails import thumbnail
-from monitor.types import Delta, Partition, StreamFacts
+from monitor.store.private_server import PrivateRedis
 from monitor.web import WebServer, build_app
-from monitor.wiring import presentation_of
 
 FOLDER = Path(__file__).parent.parent / "docs" / "images"
 SEED = 7

@@ -1,7 +1,7 @@
 """The two dashboards, as code: `python deploy/grafana/dashboards.py` writes the JSON that lies beside it.
 
 Streams answers on-call's questions from top to bottom: which stream, since when, how bad, sensor or content, which
-signals. Operations says whether Layerwatch itself is well. Queries name only metrics of `monitor/metrics.py`.
+signals. Operations says whether Layerwatch itself is well. Queries name only metrics of `monitor/telemetry/metrics.py`.
 """
 
 from __future__ import annotations

@@ -15,16 +15,16 @@ from typing import Any
 
 import numpy as np
 
-from monitor.config import Config
+from monitor.config.schema import Config
+from monitor.core.types import FatalSourceError, SourceError
 from monitor.demo.console import PlainScreen, Screen
 from monitor.demo.play import Play, Stage
 from monitor.demo.process import DaemonProcess, DemoError, quiet_threads
 from monitor.demo.receiver import AlertReceiver
 from monitor.demo.story import LONGEST_S, STREAMS, reference
 from monitor.demo.verdict import WINDOW_S, Ledger
-from monitor.private_redis import PrivateRedis, PrivateRedisError
 from monitor.sources import open_producer
-from monitor.types import FatalSourceError, SourceError
+from monitor.store.private_server import PrivateRedis, PrivateRedisError
 
 SEED = 7
 REFERENCE_IMAGES = 1000
@@ -129,7 +129,7 @@ def daemon_settings(redis_url: str, profile: Path, receiver: AlertReceiver) -> d
 def _fit(screen: Screen, folder: Path) -> None:
     """Draw a reference set and learn it."""
     screen.say(f"drawing {REFERENCE_IMAGES} pictures of normal production and learning what they have in common")
-    from detectors.fit import FitOptions, fit_profile  # noqa: PLC0415 - torch takes seconds
+    from detectors.profile.fit import FitOptions, fit_profile  # noqa: PLC0415 - torch takes seconds
 
     def counted() -> Iterator[tuple[str, bytes]]:
         for i, named in enumerate(reference(np.random.default_rng(SEED), REFERENCE_IMAGES)):

@@ -15,7 +15,7 @@ from typing import Any
 import httpx
 import yaml
 
-from monitor.private_redis import dies_with_parent
+from monitor.store.private_server import dies_with_parent
 
 READY_TIMEOUT_S = 90.0
 """Loading torch takes 4 s on a quiet machine, and several times that on a crowded one."""

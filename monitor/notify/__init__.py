@@ -4,10 +4,18 @@ A receiver is sent the alert document as the evaluator wrote it, at least once, 
 became of the try; when and how often to try again is the dispatcher's business.
 """
 
-from monitor.notify.build import build_receiver
-from monitor.notify.dispatcher import Dispatcher
-from monitor.notify.receiver import Delivered, Outcome, Receiver, ReceiverConfigError, Refused, Resending, Retry
-from monitor.notify.schedule import STANDARD_WEBHOOKS_S, Timing
+from monitor.notify.delivery.dispatcher import Dispatcher
+from monitor.notify.delivery.schedule import STANDARD_WEBHOOKS_S, Timing
+from monitor.notify.receivers.protocol import (
+    Delivered,
+    Outcome,
+    Receiver,
+    ReceiverConfigError,
+    Refused,
+    Resending,
+    Retry,
+)
+from monitor.notify.receivers.registry import build_receiver
 
 __all__ = [
     "STANDARD_WEBHOOKS_S",

@@ -3,7 +3,7 @@
 A window rule (Rate, Shift, Rejected, Frozen) is a frozen record of its parameters with `judge(layout, window) ->
 Verdict`, where `window` is the sum of the stream's closed buckets (`buckets.sum_vectors`), and `check(layout)`, which
 tells at start-up whether the profile can carry it. `Silence` judges by the clock. The sequential rule keeps state from
-bucket to bucket and lives in `monitor.sequential`.
+bucket to bucket and lives in `monitor.rules.sequential`.
 """
 
 from monitor.rules.quality import Frozen, Rejected, Silence

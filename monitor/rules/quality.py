@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from monitor.buckets import DUPLICATES, LONGEST_RUN, REJECTED, Layout, images
+from monitor.core.buckets import DUPLICATES, LONGEST_RUN, REJECTED, Layout, images
+from monitor.core.types import Vector, Verdict
 from monitor.rules.bounds import share_lower, share_upper
-from monitor.types import Vector, Verdict
 
 
 @dataclass(frozen=True)

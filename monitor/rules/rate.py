@@ -22,9 +22,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from monitor.buckets import LEVELS, Layout, cut_index, exceedances, images, reference_counts, usable_cuts
+from monitor.core.buckets import LEVELS, Layout, cut_index, exceedances, images, reference_counts, usable_cuts
+from monitor.core.types import Vector, Verdict
 from monitor.rules.bounds import drifted_share, reference_bounds, share_lower, share_upper
-from monitor.types import Vector, Verdict
 
 
 @dataclass(frozen=True)

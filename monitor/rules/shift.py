@@ -20,9 +20,9 @@ from functools import lru_cache
 import numpy as np
 from scipy.special import betaincinv
 
-from monitor.buckets import BINS, LEVELS, Layout, distance_from_uniform, histogram, images, reference_counts
+from monitor.core.buckets import BINS, LEVELS, Layout, distance_from_uniform, histogram, images, reference_counts
+from monitor.core.types import Vector, Verdict
 from monitor.rules.bounds import Floats
-from monitor.types import Vector, Verdict
 
 
 @dataclass(frozen=True)

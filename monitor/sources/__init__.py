@@ -1,4 +1,4 @@
-"""Where records come from and go to: one module per broker, behind `monitor.types.Source` and `Producer`.
+"""Where records come from and go to: one module per broker, behind `monitor.core.types.Source` and `Producer`.
 
 Nothing else knows a broker.
 """
@@ -8,8 +8,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Protocol
 
-from monitor.config import Config
-from monitor.types import Source
+from monitor.config.schema import Config
+from monitor.core.types import Source
 
 
 class Producer(Protocol):
@@ -52,10 +52,10 @@ def open_source(config: Config) -> Source:
         FatalSourceError: it will not work with this configuration.
     """
     if config.source == "kafka":
-        from monitor.sources.kafka import KafkaSource  # noqa: PLC0415 - load only the client in use
+        from monitor.sources.kafka.source import KafkaSource  # noqa: PLC0415 - load only the client in use
 
         return KafkaSource(config.kafka)
-    from monitor.sources.redis_stream import RedisStreamSource  # noqa: PLC0415
+    from monitor.sources.redis_streams.source import RedisStreamSource  # noqa: PLC0415
 
     return RedisStreamSource(config.redis_stream, config.redis, config.monitor)
 
@@ -63,9 +63,9 @@ def open_source(config: Config) -> Source:
 def open_producer(config: Config) -> Producer:
     """A producer for the configured source's broker; connects on first use."""
     if config.source == "kafka":
-        from monitor.sources.kafka_producer import KafkaRecordProducer  # noqa: PLC0415
+        from monitor.sources.kafka.producer import KafkaRecordProducer  # noqa: PLC0415
 
         return KafkaRecordProducer(config.kafka)
-    from monitor.sources.redis_log import RedisRecordProducer  # noqa: PLC0415
+    from monitor.sources.redis_streams.log import RedisRecordProducer  # noqa: PLC0415
 
     return RedisRecordProducer(config.redis_stream, config.redis)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from monitor.types import DeadLetter
+from monitor.core.types import DeadLetter
 
 MAX_ERROR_CHARS = 2000
 

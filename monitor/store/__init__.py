@@ -1,7 +1,7 @@
 """The state in Redis: cursors and counts per partition, alerts and their outbox per monitor.
 
-Nothing outside this package knows Redis. Every change is one script in `monitor/lua/`, so it happens whole or not at
-all; every method may raise StoreError, after which the same call can be made again.
+Nothing outside this package knows Redis. Every change is one script in `monitor/store/lua/`, so it happens whole or not
+at all; every method may raise StoreError, after which the same call can be made again.
 """
 
 from monitor.store.alerts import EvaluatorState

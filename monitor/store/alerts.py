@@ -7,9 +7,9 @@ from dataclasses import dataclass
 
 import msgpack
 
+from monitor.core.types import Partition
 from monitor.store.connection import Call, Connection
 from monitor.store.partitions import CURSOR_TTL_S
-from monitor.types import Partition
 
 OUTBOX_LIMIT = 10_000
 """Entries kept for receivers that are dead: some 40 MB. What is cut off beyond is counted in `outbox_dropped`."""

@@ -29,11 +29,13 @@ from redis.exceptions import (
 from redis.retry import Retry
 from redis.sentinel import MasterNotFoundError, Sentinel
 
-from monitor import config, metrics
+from monitor.config import schema as config
+from monitor.telemetry import metrics
 
 log = structlog.get_logger(__name__)
 
-LUA = Path(__file__).parent.parent / "lua"
+LUA = Path(__file__).parent / "lua"
+SCRIPT_FOLDERS = (LUA, Path(__file__).parent.parent / "sources" / "redis_streams" / "lua")
 RETRYABLE = ("LOADING", "READONLY", "OOM", "MISCONF", "TRYAGAIN", "CLUSTERDOWN", "BUSY", "MASTERDOWN", "NOREPLICAS")
 """Error codes that say what state the server is in, not that the command was wrong."""
 SETUP_ATTEMPTS = 5
@@ -62,7 +64,8 @@ class Call:
 @cache
 def _source(script: str) -> tuple[str, str]:
     """(text, SHA1) of a script with the common part in front."""
-    text = f"{(LUA / 'common.lua').read_text()}\n{(LUA / f'{script}.lua').read_text()}"
+    path = next(p for folder in SCRIPT_FOLDERS if (p := folder / f"{script}.lua").exists())
+    text = f"{(LUA / 'common.lua').read_text()}\n{path.read_text()}"
     return text, hashlib.sha1(text.encode()).hexdigest()  # noqa: S324 - the name Redis gives to scripts
 
 

@@ -12,8 +12,7 @@ from urllib.parse import quote
 import msgpack
 import numpy as np
 
-from monitor.store.connection import Call, Connection, pairs
-from monitor.types import (
+from monitor.core.types import (
     Applied,
     ApplyStatus,
     Cursor,
@@ -24,6 +23,7 @@ from monitor.types import (
     Totals,
     Vector,
 )
+from monitor.store.connection import Call, Connection, pairs
 
 OTHER_STREAM = "(other)"
 """Where streams beyond `Limits.max_streams` are counted together."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from monitor import config
+from monitor.config import schema as config
 from monitor.store.alerts import AlertState
 from monitor.store.connection import Connection, ResponseError, connect
 from monitor.store.outbox import Outbox

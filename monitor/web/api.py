@@ -10,15 +10,15 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import BaseRoute, Route
 
-from monitor.config import Rule
-from monitor.document import rfc3339
-from monitor.overview import Overview
+from monitor.config.schema import Rule
+from monitor.core.alert_document import rfc3339
+from monitor.fleet.overview import Overview
+from monitor.fleet.stream_view import view_stream
 from monitor.store import Store, StoreError
 from monitor.web import health, silencing
 from monitor.web.guard import Credentials, from_our_pages
 from monitor.web.pages import read_profiles
 from monitor.web.silencing import MAX_BODY_BYTES, RequestError
-from monitor.web.stream_view import view_stream
 from monitor.web.troubles import Teller
 
 UNAVAILABLE = "Redis does not answer"

@@ -13,10 +13,10 @@ from starlette.responses import FileResponse, HTMLResponse, PlainTextResponse, R
 from starlette.routing import Mount, Route
 from starlette.staticfiles import StaticFiles
 
-from monitor import metrics
-from monitor.config import Rule, Web
-from monitor.overview import Overview
+from monitor.config.schema import Rule, Web
+from monitor.fleet.overview import Overview
 from monitor.store import Store, StoreError
+from monitor.telemetry import metrics
 from monitor.web import health, silencing
 from monitor.web.api import Api, read_body
 from monitor.web.events import Events

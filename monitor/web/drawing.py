@@ -8,8 +8,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from monitor.buckets import BINS, Layout, reference_counts
-from monitor.evidence import MovedSignal
+from monitor.core.buckets import BINS, Layout, reference_counts
+from monitor.rules.evidence import MovedSignal
 
 SPARK_WIDTH, SPARK_HEIGHT = 120, 28
 SPARK_SHARE = 0.25

@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator
 from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response, StreamingResponse
 
-from monitor.overview import Overview
+from monitor.fleet.overview import Overview
 
 MOST_WATCHERS = 100
 """Each is one open connection."""

@@ -9,10 +9,10 @@ from dataclasses import dataclass
 from importlib.metadata import version
 from typing import Any
 
-from monitor.document import rfc3339
-from monitor.overview import Overview
+from monitor.core.alert_document import rfc3339
+from monitor.core.types import Cursor, Partition
+from monitor.fleet.overview import Overview
 from monitor.store import Store
-from monitor.types import Cursor, Partition
 
 
 @dataclass(frozen=True)

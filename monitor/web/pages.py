@@ -14,14 +14,14 @@ from urllib.parse import urlencode
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from monitor.config import Rule
-from monitor.document import rfc3339, stream_path
-from monitor.overview import Overview, Snapshot, StreamRow
+from monitor.config.schema import Rule
+from monitor.core.alert_document import rfc3339, stream_path
+from monitor.core.types import AlertPhase
+from monitor.fleet.overview import Overview, Snapshot, StreamRow
+from monitor.fleet.stream_view import Glance, glance, picture_address, view_stream
 from monitor.store import Store
-from monitor.types import AlertPhase
 from monitor.web import drawing, silencing, words
 from monitor.web.health import Health
-from monitor.web.stream_view import Glance, glance, picture_address, view_stream
 from monitor.web.troubles import Shown, Teller, Trouble, own_troubles
 
 ROWS = 100

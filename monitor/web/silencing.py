@@ -12,8 +12,8 @@ from urllib.parse import parse_qsl
 import structlog
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from monitor import silences
-from monitor.silences import Silence
+from monitor.core import silences
+from monitor.core.silences import Silence
 from monitor.store import Store
 
 log = structlog.get_logger(__name__)
@@ -33,7 +33,7 @@ class RequestError(ValueError):
 
 
 class NewSilence(BaseModel):
-    """What a person asks for; `matchers` as in `monitor.silences.Silence`."""
+    """What a person asks for; `matchers` as in `monitor.core.silences.Silence`."""
 
     model_config = ConfigDict(extra="forbid")
 

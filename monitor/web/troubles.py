@@ -7,11 +7,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from monitor.config import Rule
-from monitor.document import rfc3339
-from monitor.overview import UNDER_WAY, Snapshot
-from monitor.silences import Silence
-from monitor.types import Alert, AlertPhase
+from monitor.config.schema import Rule
+from monitor.core.alert_document import rfc3339
+from monitor.core.silences import Silence
+from monitor.core.types import Alert, AlertPhase
+from monitor.fleet.overview import UNDER_WAY, Snapshot
 from monitor.web import words
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from datetime import UTC, datetime
 
-from monitor.types import Alert, AlertPhase
+from monitor.core.types import Alert, AlertPhase
 
 SIGNALS = {
     "ood": "the picture as a whole",

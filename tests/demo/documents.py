@@ -6,10 +6,10 @@ import json
 from datetime import UTC, datetime
 from typing import Any
 
-from monitor.alerts import Policy, Transition, step
-from monitor.document import About, Evidence, alert_document
-from monitor.evidence import MovedSignal
-from monitor.types import Alert, Verdict
+from monitor.core.alert_document import About, Evidence, alert_document
+from monitor.core.alert_state import Policy, Transition, step
+from monitor.core.types import Alert, Verdict
+from monitor.rules.evidence import MovedSignal
 
 START_MS = int(datetime(2026, 1, 5, 8, 0, tzinfo=UTC).timestamp()) * 1000
 

@@ -17,7 +17,7 @@ from monitor.demo.command import daemon_settings
 from monitor.demo.process import DaemonProcess, DemoError
 from monitor.demo.receiver import AlertReceiver
 from monitor.demo.story import STREAMS
-from monitor.private_redis import PrivateRedis
+from monitor.store.private_server import PrivateRedis
 
 COMMAND = [sys.executable, "-m", "monitor", "demo", "--headless"]
 

@@ -11,9 +11,9 @@ import httpx
 import pytest
 from pydantic import SecretStr
 
-from monitor.config import WebhookReceiver
+from monitor.config.schema import WebhookReceiver
 from monitor.demo.receiver import MAX_BODY_BYTES, AlertReceiver
-from monitor.notify.webhook import WebhookSender
+from monitor.notify.receivers.webhook import WebhookSender
 from tests.demo.documents import episode
 
 

@@ -15,7 +15,7 @@ import pytest
 import yaml
 
 from monitor.__main__ import _parser
-from monitor.config import Config
+from monitor.config.schema import Config
 
 ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"

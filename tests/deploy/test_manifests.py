@@ -18,8 +18,8 @@ from packaging.requirements import Requirement
 from pydantic import SecretStr
 from redis import Redis as Client
 
-from monitor.config import Config, load_config
-from monitor.private_redis import PrivateRedis
+from monitor.config.schema import Config, load_config
+from monitor.store.private_server import PrivateRedis
 from tests.e2e.running import wait_for
 
 ROOT = Path(__file__).parents[2]

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from monitor import own_alerts
-from monitor.notify.delivery_alert import DELIVERY_RULE
+from monitor.notify import self_alerts as own_alerts
+from monitor.notify.delivery.delivery_alert import DELIVERY_RULE
 
 DEPLOY = Path(__file__).parents[2] / "deploy"
 RULES = DEPLOY / "prometheus/rules.yaml"

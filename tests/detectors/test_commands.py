@@ -11,8 +11,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from detectors.commands import add_commands
-from detectors.profile import Profile
+from detectors.profile.profile import Profile
+from monitor.cli.profile import add_commands
 from tests.pictures import draw, encoded, pictures
 
 
@@ -65,7 +65,7 @@ def test_evaluate_compares_all_detectors_and_writes_a_report(
 
 
 def test_evaluate_says_in_its_first_line_when_a_baseline_does_better() -> None:
-    from detectors.evaluate import Evaluation, ImageSet  # noqa: PLC0415
+    from detectors.evaluation.evaluate import Evaluation, ImageSet  # noqa: PLC0415
 
     metrics = {name: {"s": {"auroc": a, "fpr95": 0.1, "aupr": 0.9}} for name, a in (("dlsr", 0.8), ("knn", 0.9))}
     sets = {name: ImageSet(None) for name in ("id", "s")}  # type: ignore[arg-type]

@@ -8,8 +8,8 @@ import pytest
 import torch
 from safetensors.torch import load, save
 
-from detectors.dlsr_paper import PRESET
-from detectors.registry import REGISTRY, Detector, JointDetector, LayerDetector, NotFittedError, create
+from detectors.methods.dlsr_paper import PRESET
+from detectors.methods.registry import REGISTRY, Detector, JointDetector, LayerDetector, NotFittedError, create
 
 LAYERS = (6, 10, 16)
 OPTIONS = {name: {"width": 64, "blocks": 1, "epochs": 40, "batch": 64} for name in REGISTRY if name.startswith("dlsr-")}

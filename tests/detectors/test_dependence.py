@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from detectors.calibration import dependence
+from detectors.profile.calibration import dependence
 
 
 def scenes(rng, length, images):

@@ -13,10 +13,10 @@ from numpy.typing import NDArray
 from PIL import Image
 from safetensors.torch import save_file
 
-from detectors.features import Backbone, BackboneError, BackboneSpec
-from detectors.fit import FitOptions, fit_profile
-from detectors.images import Preparer
-from detectors.profile import load_profile
+from detectors.images.prepare import Preparer
+from detectors.profile.backbone import Backbone, BackboneError, BackboneSpec
+from detectors.profile.fit import FitOptions, fit_profile
+from detectors.profile.profile import load_profile
 from tests.pictures import encoded, pictures
 
 

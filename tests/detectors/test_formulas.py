@@ -8,15 +8,15 @@ import numpy as np
 import pytest
 import torch
 
-from detectors import metrics
-from detectors.calibration import Calibration
-from detectors.diffusion import PublishedLFDN, diffuse, paper_levels, training_level
-from detectors.dlsr import choose_level, layer_statistics, placements
-from detectors.dlsr_paper import PaperLR, PaperMFsim, PaperMSE, standardise
-from detectors.knn import KNN
-from detectors.mahalanobis import gaussian, shrink, squared_distance
-from detectors.pca import PCAResidual
-from detectors.spaces import Spaces
+from detectors.evaluation import metrics
+from detectors.methods.diffusion import PublishedLFDN, diffuse, paper_levels, training_level
+from detectors.methods.dlsr import choose_level, layer_statistics, placements
+from detectors.methods.dlsr_paper import PaperLR, PaperMFsim, PaperMSE, standardise
+from detectors.methods.knn import KNN
+from detectors.methods.mahalanobis import gaussian, shrink, squared_distance
+from detectors.methods.pca import PCAResidual
+from detectors.methods.spaces import Spaces
+from detectors.profile.calibration import Calibration
 
 
 def test_training_levels_run_from_clean_to_noise() -> None:

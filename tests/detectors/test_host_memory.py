@@ -11,7 +11,7 @@ import pytest
 BATCHES = """
 import resource, sys, threading
 import numpy as np
-from detectors.host_memory import keep_freed_memory
+from detectors.profile.host_memory import keep_freed_memory
 
 def batch():
     return [np.ones(100 * 2**20, np.uint8) for _ in range(3)] and None

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from detectors.features import Backbone, BackboneSpec
+from detectors.profile.backbone import Backbone, BackboneSpec
 from tests.pictures import encoded, pictures
 from tools import pretrain_backbone
 

@@ -11,8 +11,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from detectors.fit import TooFewImagesError, fit_profile
-from detectors.profile import Profile, ProfileError
+from detectors.profile.fit import TooFewImagesError, fit_profile
+from detectors.profile.profile import Profile, ProfileError
 from tests.pictures import draw, pictures
 
 
@@ -60,8 +60,8 @@ def test_no_images_give_empty_scores(profile: Profile) -> None:
 LARGE_FIT = """
 import resource
 import numpy as np
-from detectors.features import Backbone, BackboneSpec
-from detectors.fit import FitOptions, fit_profile
+from detectors.profile.backbone import Backbone, BackboneSpec
+from detectors.profile.fit import FitOptions, fit_profile
 from tests.pictures import pictures
 
 spec = BackboneSpec.embedded()

@@ -5,9 +5,8 @@ import numpy as np
 import pytest
 from PIL import Image, ImageFilter
 
-from detectors import properties
-from detectors.images import Preparer
-from detectors.properties import NAMES, TWO_SIDED, measure
+from detectors.images.prepare import Preparer, properties
+from detectors.images.properties import NAMES, TWO_SIDED, measure
 
 
 def measured(pixels, n_bytes=None, mode="RGB"):

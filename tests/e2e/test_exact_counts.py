@@ -20,14 +20,14 @@ import pytest
 from kafka import KafkaConsumer
 from pydantic import SecretStr
 
-from monitor.alerts import from_json
-from monitor.buckets import CHANGES, DUPLICATES, IMAGES, LONGEST_RUN, unpack
-from monitor.config import Config, Kafka, Redis
-from monitor.private_redis import PrivateRedis
+from monitor.config.schema import Config, Kafka, Redis
+from monitor.core.alert_state import from_json
+from monitor.core.buckets import CHANGES, DUPLICATES, IMAGES, LONGEST_RUN, unpack
+from monitor.core.event_time import bucket_of
+from monitor.core.types import Alert, Partition, Totals, Vector
 from monitor.sources import open_producer
 from monitor.store import Store, open_store
-from monitor.types import Alert, Partition, Totals, Vector
-from monitor.watermark import bucket_of
+from monitor.store.private_server import PrivateRedis
 from tests.e2e.running import config_file, layerwatch, wait_for
 from tests.faults.rig import Daemon, Zygote
 from tests.kafka.broker import Cluster

@@ -14,7 +14,7 @@ import pytest
 from PIL import Image
 from standardwebhooks import Webhook
 
-from monitor.private_redis import PrivateRedis
+from monitor.store.private_server import PrivateRedis
 from tests.e2e.running import RunningDaemon, free_port, layerwatch, wait_for
 from tests.kafka.broker import Cluster
 from tests.pictures import pictures

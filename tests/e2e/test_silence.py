@@ -12,10 +12,10 @@ from typing import Any
 import pytest
 from pydantic import SecretStr
 
-from monitor.config import Config, Kafka, Redis
-from monitor.private_redis import PrivateRedis
+from monitor.config.schema import Config, Kafka, Redis
 from monitor.sources import open_producer
 from monitor.store import open_store
+from monitor.store.private_server import PrivateRedis
 from tests.e2e.running import config_file, wait_for
 from tests.faults.rig import Daemon, Hook, Zygote
 from tests.kafka.broker import Cluster

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from monitor.private_redis import PrivateRedis
+from monitor.store.private_server import PrivateRedis
 from tests.faults.rig import Rig, Zygote
 from tests.kafka.broker import Cluster
 

@@ -16,8 +16,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 import detectors
-from detectors.images import ImageError, Prepared
-from monitor.types import Record
+from detectors.images.prepare import ImageError, Prepared
+from monitor.core.types import Record
 
 POISON = b"POISON"
 """In the value of a record that is a good picture, but must be rejected for what the test lets happen to it."""

@@ -22,12 +22,12 @@ import httpx
 import yaml
 from kafka import KafkaConsumer, KafkaProducer, TopicPartition
 
-from monitor.alerts import from_json
-from monitor.config import Redis
-from monitor.failpoints import VARIABLE
-from monitor.sources.kafka_client import connect
+from monitor.config.schema import Redis
+from monitor.core.alert_state import from_json
+from monitor.core.types import AlertPhase, Partition, Record
+from monitor.sources.kafka.client import connect
 from monitor.store import StoreError, open_store
-from monitor.types import AlertPhase, Partition, Record
+from monitor.telemetry.failpoints import VARIABLE
 from tests.faults.recount import Rates, Recount, recount
 from tests.kafka.broker import Cluster
 from tests.pictures import encoded, pictures

@@ -13,7 +13,7 @@ import pytest
 import redis
 from redis.cluster import RedisCluster
 
-from monitor.private_redis import PrivateRedis, dies_with_parent, find_redis_server
+from monitor.store.private_server import PrivateRedis, dies_with_parent, find_redis_server
 from tests.faults.rig import STORY, Rig, commits, wait_for
 from tests.kafka.broker import Brokers, BrokerUnavailableError
 

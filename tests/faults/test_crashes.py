@@ -6,7 +6,7 @@ import signal
 
 import pytest
 
-from monitor.failpoints import PLACES as ALL_PLACES
+from monitor.telemetry.failpoints import PLACES as ALL_PLACES
 from tests.faults.rig import STORY, Rig, wait_for
 
 pytestmark = [pytest.mark.kafka, pytest.mark.timeout(240)]

@@ -12,7 +12,7 @@ from crc32c import crc32c
 from kafka import TopicPartition
 from kafka.admin import NewPartitions
 
-from monitor.types import Partition, Record
+from monitor.core.types import Partition, Record
 from tests.faults.rig import STORY, Daemon, Rig, bounds, normal, wait_for
 from tests.kafka.broker import LOGIN, Broker
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from monitor.private_redis import PrivateRedis
+from monitor.store.private_server import PrivateRedis
 from tests.faults.rig import STORY, Rig, wait_for
 from tests.kafka.broker import Broker
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import redis
 
-from monitor.private_redis import PrivateRedis, PrivateRedisError
+from monitor.store.private_server import PrivateRedis, PrivateRedisError
 from tests.faults.proxy import Proxy
 from tests.faults.rig import STORY, Daemon, Rig, wait_for
 

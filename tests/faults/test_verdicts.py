@@ -11,10 +11,10 @@ from typing import Any
 import pytest
 from pydantic import SecretStr
 
-from monitor.buckets import Layout, cut_index, exceedances
-from monitor.config import Redis
-from monitor.sources.redis_log import log_key, open_connection, parse_record
-from monitor.types import Partition
+from monitor.config.schema import Redis
+from monitor.core.buckets import Layout, cut_index, exceedances
+from monitor.core.types import Partition
+from monitor.sources.redis_streams.log import log_key, open_connection, parse_record
 from tests.faults.rig import Rig, read_log, wait_for
 
 pytestmark = [pytest.mark.kafka, pytest.mark.timeout(400)]

@@ -24,21 +24,23 @@ def load() -> None:
     import timm  # noqa: F401, PLC0415
     import torch  # noqa: PLC0415
 
-    import detectors.profile  # noqa: F401, PLC0415
+    import detectors.profile.profile  # noqa: F401, PLC0415
     import monitor.__main__  # noqa: PLC0415
     import monitor.daemon  # noqa: PLC0415
     import monitor.demo  # noqa: PLC0415
-    import monitor.sources.kafka  # noqa: PLC0415
-    import monitor.sources.redis_stream  # noqa: PLC0415
+    import monitor.sources.kafka.source  # noqa: PLC0415
+    import monitor.sources.redis_streams.source  # noqa: PLC0415
     from monitor.store import connection  # noqa: PLC0415
 
     monitor.__main__._parser()  # imports what the commands need
-    for script in connection.LUA.glob("*.lua"):  # a run must not mix what it has loaded with what is edited meanwhile
+    for script in [
+        path for folder in connection.SCRIPT_FOLDERS for path in folder.glob("*.lua")
+    ]:  # a run must not mix what it has loaded with what is edited meanwhile
         if script.stem != "common":
             connection._source(script.stem)
     torch.set_num_threads(1)
-    monitor.evaluator.LEASE_S = 4.0  # most tests wait for a dead evaluator's successor
-    monitor.evaluator.SILENCE_LOOK_S = 1.0
+    monitor.evaluate.evaluator.LEASE_S = 4.0  # most tests wait for a dead evaluator's successor
+    monitor.evaluate.evaluator.SILENCE_LOOK_S = 1.0
     threads = len(list(Path("/proc/self/task").iterdir()))
     if threads != 1:  # a lock held by another thread would stay held for ever in the fork
         raise SystemExit(f"{threads} threads run before the fork")
@@ -56,8 +58,8 @@ def become(request: dict[str, Any]) -> None:
     os.environ.update(request["env"])
     status = 1
     try:
-        from monitor import failpoints  # noqa: PLC0415
         from monitor.__main__ import main  # noqa: PLC0415
+        from monitor.telemetry import failpoints  # noqa: PLC0415
 
         failpoints.arm(os.environ.get(failpoints.VARIABLE, ""))
         status = main(request["argv"])

@@ -22,7 +22,7 @@ from types import TracebackType
 
 from kafka.admin import KafkaAdminClient
 
-from monitor.private_redis import dies_with_parent
+from monitor.store.private_server import dies_with_parent
 
 VERSION = "4.1.0"
 POM = Path(__file__).with_name("pom.xml")

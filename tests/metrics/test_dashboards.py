@@ -15,10 +15,10 @@ from typing import Any
 import pytest
 import yaml
 
-from monitor import metrics
-from monitor.config import load_config
-from monitor.private_redis import PrivateRedis
+from monitor.config.schema import load_config
 from monitor.sources import open_producer
+from monitor.store.private_server import PrivateRedis
+from monitor.telemetry import metrics
 from tests.e2e.running import RunningDaemon, free_port, wait_for
 from tests.metrics.prometheus import Prometheus
 from tests.pictures import encoded, pictures
@@ -79,7 +79,7 @@ def test_what_is_defined_is_exported() -> None:
     """A metric that nothing sets is a promise that nobody keeps."""
     code = "".join(p.read_text() for p in (DEPLOY.parent / "monitor").rglob("*.py") if p.name != "metrics.py")
     constants = re.findall(r"(?m)^([A-Z_]+) = (?:Gauge|Counter|Histogram|_fleet)\(", (
-        DEPLOY.parent / "monitor/metrics.py"
+        DEPLOY.parent / "monitor/telemetry/metrics.py"
     ).read_text())  # fmt: skip
     assert len(constants) > 50
     assert [name for name in constants if f"metrics.{name}" not in code] == []

@@ -13,14 +13,15 @@ from prometheus_client.core import Metric
 from pydantic import SecretStr
 from scipy.stats import betabinom
 
-from monitor import alerts, metrics
-from monitor.buckets import BINS, Layout
-from monitor.config import Redis
-from monitor.fleet_counts import FleetCounts, cumulative
-from monitor.fleet_metrics import OTHER, FleetMetrics
-from monitor.private_redis import PrivateRedis
+from monitor.config.schema import Redis
+from monitor.core import alert_state as alerts
+from monitor.core.buckets import BINS, Layout
+from monitor.core.types import Alert, AlertPhase, Delta, Partition, Vector, Verdict
+from monitor.fleet.counts import FleetCounts, cumulative
+from monitor.fleet.exporter import OTHER, FleetMetrics
 from monitor.store import Store, open_store
-from monitor.types import Alert, AlertPhase, Delta, Partition, Vector, Verdict
+from monitor.store.private_server import PrivateRedis
+from monitor.telemetry import metrics
 
 P = Partition("images", 0)
 LAYOUT = Layout(("ood", "sharpness"), (999, 999), (False, True), (True, False), (1.0, 1.0))

@@ -2,8 +2,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from monitor.alerts import Policy, alert_id, from_json, step, to_json
-from monitor.types import Alert, AlertPhase, Verdict
+from monitor.core.alert_state import Policy, alert_id, from_json, step, to_json
+from monitor.core.types import Alert, AlertPhase, Verdict
 
 BUCKET = 10_000
 INACTIVE, PENDING, FIRING, RESOLVED = AlertPhase

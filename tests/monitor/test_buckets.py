@@ -5,8 +5,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from monitor import buckets
-from monitor.buckets import DUPLICATES, IMAGES, LEVELS, LONGEST_RUN, Layout
+from monitor.core import buckets
+from monitor.core.buckets import DUPLICATES, IMAGES, LEVELS, LONGEST_RUN, Layout
 
 
 def layout_of(n=1999, signals=("ood", "brightness"), dependence=1.0):

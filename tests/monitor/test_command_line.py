@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from monitor.__main__ import main
-from monitor.private_redis import PrivateRedis
+from monitor.store.private_server import PrivateRedis
 
 
 def test_a_wrong_key_exits_78_and_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

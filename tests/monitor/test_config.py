@@ -8,8 +8,8 @@ import pytest
 import yaml
 from pydantic import BaseModel
 
-from monitor.config import Config, ConfigError, FrozenRule, load_config
-from monitor.ruleset import bind_rules
+from monitor.config.schema import Config, ConfigError, FrozenRule, load_config
+from monitor.rules.ruleset import bind_rules
 
 DEFAULT = Path(__file__).parents[2] / "config.yaml"
 

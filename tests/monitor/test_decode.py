@@ -11,11 +11,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from detectors.images import Preparer
-from monitor.config import Decoding, StreamNaming
-from monitor.decode import DecodeError, Decoder, expand
-from monitor.profiles import Preparers
-from monitor.types import Partition, Record
+from detectors.images.prepare import Preparer
+from monitor.config.schema import Decoding, StreamNaming
+from monitor.core.types import Partition, Record
+from monitor.ingest.decode.records import DecodeError, Decoder, expand
+from monitor.ingest.scoring.profiles import Preparers
 
 DECODER = Decoder(Preparers(Preparer(32)), StreamNaming(event_time_header="at"), Decoding())
 

@@ -8,13 +8,13 @@ from collections.abc import Iterator
 import numpy as np
 import pytest
 
-from detectors.images import Limits, Preparer
-from monitor import failpoints
-from monitor.config import Decoding, StreamNaming
-from monitor.decode import Decoder
-from monitor.decoders import DecoderPool
-from monitor.profiles import Preparers
-from monitor.types import DeadLetter, Partition, Record
+from detectors.images.prepare import Limits, Preparer
+from monitor.config.schema import Decoding, StreamNaming
+from monitor.core.types import DeadLetter, Partition, Record
+from monitor.ingest.decode.pool import DecoderPool
+from monitor.ingest.decode.records import Decoder
+from monitor.ingest.scoring.profiles import Preparers
+from monitor.telemetry import failpoints
 from tests.pictures import encoded, pictures
 
 PARTITION = Partition("images", 0)

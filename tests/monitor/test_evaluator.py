@@ -8,14 +8,14 @@ from pathlib import Path
 import jsonschema
 from pydantic import SecretStr
 
-from monitor import alerts
-from monitor.config import Config, RateRule, Redis
-from monitor.evaluator import Evaluator
-from monitor.private_redis import PrivateRedis
-from monitor.ruleset import bind_rules
+from monitor.config.schema import Config, RateRule, Redis
+from monitor.core import alert_state as alerts
+from monitor.core.types import Alert, AlertPhase, Verdict
+from monitor.evaluate.evaluator import Evaluator
+from monitor.ingest.wiring import presentation_of
+from monitor.rules.ruleset import bind_rules
 from monitor.store import open_store
-from monitor.types import Alert, AlertPhase, Verdict
-from monitor.wiring import presentation_of
+from monitor.store.private_server import PrivateRedis
 
 SCHEMA = json.loads((Path(__file__).parents[2] / "docs" / "alert.schema.json").read_text())
 BUCKET_MS = 1_750_000_000_000

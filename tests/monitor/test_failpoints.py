@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from monitor.failpoints import arm, failpoint
+from monitor.telemetry.failpoints import arm, failpoint
 
 
 @pytest.fixture(autouse=True)

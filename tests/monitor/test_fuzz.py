@@ -18,11 +18,11 @@ import yaml
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from detectors.images import Limits, Preparer
-from monitor.config import Config, ConfigError, Decoding, StreamNaming, load_config
-from monitor.decode import DecodeError, Decoder
-from monitor.profiles import Preparers
-from monitor.types import Partition, Record
+from detectors.images.prepare import Limits, Preparer
+from monitor.config.schema import Config, ConfigError, Decoding, StreamNaming, load_config
+from monitor.core.types import Partition, Record
+from monitor.ingest.decode.records import DecodeError, Decoder
+from monitor.ingest.scoring.profiles import Preparers
 from tests.pictures import encoded, pictures
 
 EXECUTIONS = int(os.environ.get("LAYERWATCH_FUZZ", "300"))

@@ -9,12 +9,12 @@ import msgpack
 import numpy as np
 import pytest
 
-from monitor.config import Decoding, Scoring, StreamNaming
-from monitor.decode import Decoder, count_images
-from monitor.decoders import DecoderPool
-from monitor.pipeline import Pipeline, Work
-from monitor.profiles import load_profiles
-from monitor.types import Partition, Record
+from monitor.config.schema import Decoding, Scoring, StreamNaming
+from monitor.core.types import Partition, Record
+from monitor.ingest.decode.pool import DecoderPool
+from monitor.ingest.decode.records import Decoder, count_images
+from monitor.ingest.scoring.pipeline import Pipeline, Work
+from monitor.ingest.scoring.profiles import load_profiles
 from tests.faults.rig import wait_for
 from tests.pictures import encoded, pictures
 

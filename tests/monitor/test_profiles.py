@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from monitor import metrics
-from monitor.config import Decoding, Scoring
-from monitor.profiles import load_profiles
+from monitor.config.schema import Decoding, Scoring
+from monitor.ingest.scoring.profiles import load_profiles
+from monitor.telemetry import metrics
 from tests.pictures import pictures
 
 

@@ -15,22 +15,22 @@ from pathlib import Path
 import pytest
 from pydantic import SecretStr
 
-from monitor import metrics
-from monitor.config import Config, Redis, RedisStream, Scoring
-from monitor.config import Verdicts as Settings
-from monitor.decode import Decoder
-from monitor.decoders import DecoderPool
-from monitor.own_alerts import OwnAlerts
-from monitor.pipeline import Pipeline
-from monitor.private_redis import PrivateRedis
-from monitor.profiles import load_profiles
-from monitor.reader import Reader
+from monitor.config.schema import Config, Redis, RedisStream, Scoring
+from monitor.config.schema import Verdicts as Settings
+from monitor.core.types import Applied, Delta, Partition
+from monitor.ingest.consumer import Reader
+from monitor.ingest.decode.pool import DecoderPool
+from monitor.ingest.decode.records import Decoder
+from monitor.ingest.image_log import open_verdicts
+from monitor.ingest.maintenance import ReaderSettings
+from monitor.ingest.scoring.pipeline import Pipeline
+from monitor.ingest.scoring.profiles import load_profiles
+from monitor.ingest.wiring import counting_of, limits_of, publish_profiles
+from monitor.notify.self_alerts import OwnAlerts
 from monitor.sources import open_producer, open_source
 from monitor.store import Store, StoreError, open_store
-from monitor.types import Applied, Delta, Partition
-from monitor.upkeep import ReaderSettings
-from monitor.verdicts import open_verdicts
-from monitor.wiring import counting_of, limits_of, publish_profiles
+from monitor.store.private_server import PrivateRedis
+from monitor.telemetry import metrics
 from tests.e2e.running import wait_for
 from tests.pictures import encoded, pictures
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from monitor.recent import Recent
+from monitor.core.reject_window import Recent
 
 logs = st.lists(st.lists(st.booleans(), max_size=30), max_size=12)
 

@@ -2,8 +2,8 @@ import numpy as np
 import pytest
 from scipy.stats import beta, binom
 
-from monitor import buckets
-from monitor.buckets import Layout
+from monitor.core import buckets
+from monitor.core.buckets import Layout
 from monitor.rules import Rate
 
 

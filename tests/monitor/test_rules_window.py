@@ -1,8 +1,8 @@
 import numpy as np
 import pytest
 
-from monitor import buckets
-from monitor.buckets import DUPLICATES, IMAGES, LONGEST_RUN, REJECTED, Layout
+from monitor.core import buckets
+from monitor.core.buckets import DUPLICATES, IMAGES, LONGEST_RUN, REJECTED, Layout
 from monitor.rules import Frozen, Rejected, Shift, Silence
 from monitor.rules.shift import surely_moved
 

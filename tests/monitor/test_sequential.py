@@ -5,13 +5,13 @@ from hypothesis import strategies as st
 from scipy.special import betaln
 from scipy.stats import binom
 
-from detectors.calibration import Calibration, jitter
-from monitor import buckets
-from monitor.buckets import IMAGES, Layout
+from detectors.profile.calibration import Calibration, jitter
+from monitor.core import buckets
+from monitor.core.buckets import IMAGES, Layout
 from monitor.rules.bounds import anytime_interval
-from monitor.sequential import Sequential, advance, drift_start, fleet_budget_s, initial, pack, unpack
-from monitor.sequential.detector import log_ratios
-from monitor.sequential.rule import plan_of
+from monitor.rules.sequential import Sequential, advance, drift_start, fleet_budget_s, initial, pack, unpack
+from monitor.rules.sequential.detector import log_ratios
+from monitor.rules.sequential.rule import plan_of
 
 BUCKET_MS = 10_000
 

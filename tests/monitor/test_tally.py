@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from detectors.images import Prepared, Preparer
-from monitor.buckets import Layout
-from monitor.tally import Counting, Judged, Rates, Tally, tally
-from monitor.types import StreamFacts
+from detectors.images.prepare import Prepared, Preparer
+from monitor.core.aggregate import Counting, Judged, Rates, Tally, tally
+from monitor.core.buckets import Layout
+from monitor.core.types import StreamFacts
 
 LAYOUT = Layout(("ood",), (99,), (False,), (True,), (1.0,))
 START_MS = 1_760_000_000_000

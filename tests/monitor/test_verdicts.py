@@ -12,15 +12,15 @@ import numpy as np
 import pytest
 from pydantic import SecretStr
 
-from detectors.images import Prepared
-from monitor.buckets import Layout
-from monitor.config import Config, Kafka, Redis, RedisStream
-from monitor.config import Verdicts as Settings
-from monitor.private_redis import PrivateRedis
+from detectors.images.prepare import Prepared
+from monitor.config.schema import Config, Kafka, Redis, RedisStream
+from monitor.config.schema import Verdicts as Settings
+from monitor.core.aggregate import Judged
+from monitor.core.buckets import Layout
+from monitor.core.types import Record, SourceError
+from monitor.ingest.image_log import FileLines, Verdicts, open_verdicts
 from monitor.sources import open_source
-from monitor.tally import Judged
-from monitor.types import Record, SourceError
-from monitor.verdicts import FileLines, Verdicts, open_verdicts
+from monitor.store.private_server import PrivateRedis
 from tests.e2e.running import wait_for
 from tests.kafka.broker import Cluster
 

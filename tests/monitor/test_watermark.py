@@ -1,7 +1,7 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from monitor.watermark import PartitionClock, Placed, bucket_of, closable, fleet_watermark
+from monitor.core.event_time import PartitionClock, Placed, bucket_of, closable, fleet_watermark
 
 BUCKET, LATENESS, FOREVER = 10_000, 15_000, 10**15
 

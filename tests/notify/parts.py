@@ -10,11 +10,11 @@ from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
-from monitor.alerts import Transition, alert_id, to_json
-from monitor.document import About, Evidence, alert_document
-from monitor.evidence import MovedSignal
+from monitor.core.alert_document import About, Evidence, alert_document
+from monitor.core.alert_state import Transition, alert_id, to_json
+from monitor.core.types import Alert, AlertPhase, Exemplar, Verdict
+from monitor.rules.evidence import MovedSignal
 from monitor.store import Store
-from monitor.types import Alert, AlertPhase, Exemplar, Verdict
 
 T0_MS = 1_795_508_400_000
 """2026-11-24T08:20:00Z: event time of the tests' alerts."""

@@ -15,11 +15,11 @@ import pytest
 import yaml
 from pydantic import SecretStr
 
-from monitor.config import AlertmanagerReceiver, Redis
+from monitor.config.schema import AlertmanagerReceiver, Redis
+from monitor.core.types import AlertPhase
 from monitor.notify import Delivered, Dispatcher, Resending, Timing, build_receiver
-from monitor.private_redis import PrivateRedis
 from monitor.store import Store, open_store
-from monitor.types import AlertPhase
+from monitor.store.private_server import PrivateRedis
 from tests.notify.parts import Server, decide, eventually, firing
 
 BINARY = shutil.which("prometheus-alertmanager") or shutil.which("alertmanager")

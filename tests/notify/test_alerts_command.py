@@ -12,12 +12,12 @@ from typing import Any
 import pytest
 from pydantic import SecretStr
 
-from monitor import silences
-from monitor.alerts_actions import KEPT_AFTER_END_MS
-from monitor.alerts_command import add_command, duration_s
-from monitor.config import Redis
-from monitor.private_redis import PrivateRedis
+from monitor.cli.alerts import add_command, duration_s
+from monitor.cli.alerts_actions import KEPT_AFTER_END_MS
+from monitor.config.schema import Redis
+from monitor.core import silences
 from monitor.store import Store, open_store
+from monitor.store.private_server import PrivateRedis
 from tests.notify.parts import T0_MS, decide
 
 Run = Callable[..., int]

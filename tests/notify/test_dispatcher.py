@@ -15,20 +15,20 @@ import pytest
 from pydantic import SecretStr
 from structlog.testing import capture_logs
 
-from monitor.config import AlertmanagerReceiver, PagerDutyReceiver, Redis, WebhookReceiver
-from monitor.document import test_document as a_test_document
+from monitor.config.schema import AlertmanagerReceiver, PagerDutyReceiver, Redis, WebhookReceiver
+from monitor.core.alert_document import test_document as a_test_document
+from monitor.core.silences import Silence, to_json
+from monitor.core.types import AlertPhase
 from monitor.notify import STANDARD_WEBHOOKS_S, Dispatcher, Receiver, Timing
-from monitor.notify.alertmanager import AlertmanagerSender
-from monitor.notify.around import Around
-from monitor.notify.delivery_alert import DELIVERY_RULE
-from monitor.notify.pagerduty import PagerDutySender
-from monitor.notify.still_firing import UNMUTE_REST_MS
-from monitor.notify.webhook import WebhookSender
-from monitor.notify.worker import Worker
-from monitor.private_redis import PrivateRedis
-from monitor.silences import Silence, to_json
+from monitor.notify.delivery.context import Around
+from monitor.notify.delivery.delivery_alert import DELIVERY_RULE
+from monitor.notify.delivery.still_firing import UNMUTE_REST_MS
+from monitor.notify.delivery.worker import Worker
+from monitor.notify.receivers.alertmanager import AlertmanagerSender
+from monitor.notify.receivers.pagerduty import PagerDutySender
+from monitor.notify.receivers.webhook import WebhookSender
 from monitor.store import Store, open_store
-from monitor.types import AlertPhase
+from monitor.store.private_server import PrivateRedis
 from tests.notify.parts import T0_MS, Answer, Clock, Server, decide, eventually
 
 RESOLVED = AlertPhase.RESOLVED
@@ -388,7 +388,7 @@ def test_a_receiver_that_is_no_longer_configured_is_forgotten(bench: Bench) -> N
 
 
 def test_a_redis_that_goes_away_is_said_once_and_delivery_goes_on_after(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("monitor.notify.dispatcher.STORE_BACKOFF_S", (0.05, 0.1))
+    monkeypatch.setattr("monitor.notify.delivery.dispatcher.STORE_BACKOFF_S", (0.05, 0.1))
     with ExitStack() as stack, PrivateRedis(options=["--appendonly", "yes"]) as redis:
         store = open_store(Redis(url=SecretStr(redis.url)), "away")
         stack.callback(store.close)

@@ -15,12 +15,12 @@ from kafka import KafkaConsumer
 from pydantic import TypeAdapter
 from standardwebhooks import Webhook, WebhookVerificationError
 
-from monitor.config import AnyReceiver, Config, Kafka
-from monitor.document import test_document as a_test_document
+from monitor.config.schema import AnyReceiver, Config, Kafka
+from monitor.core.alert_document import test_document as a_test_document
+from monitor.core.types import FatalSourceError, SourceError
 from monitor.notify import Delivered, Outcome, Receiver, ReceiverConfigError, Refused, Resending, Retry, build_receiver
-from monitor.notify.http_client import MAX_RETRY_AFTER_S, retry_after_s
+from monitor.notify.receivers.http_client import MAX_RETRY_AFTER_S, retry_after_s
 from monitor.sources import Producer, open_producer
-from monitor.types import FatalSourceError, SourceError
 from tests.kafka.broker import Cluster
 from tests.notify.parts import T0_MS, Answer, Clock, Server, eventually, firing, resolved
 

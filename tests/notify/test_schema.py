@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 from jsonschema import Draft202012Validator
 
-from monitor.document import test_document as a_test_document
-from monitor.notify.delivery_alert import failing_document, recovered_document
+from monitor.core.alert_document import test_document as a_test_document
+from monitor.notify.delivery.delivery_alert import failing_document, recovered_document
 from tests.notify.parts import T0_MS, firing, resolved
 
 SCHEMA = json.loads((Path(__file__).parents[2] / "docs" / "alert.schema.json").read_text())

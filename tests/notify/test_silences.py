@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from monitor.document import test_document as a_test_document
-from monitor.silences import Silence, from_json, silenced, to_json
+from monitor.core.alert_document import test_document as a_test_document
+from monitor.core.silences import Silence, from_json, silenced, to_json
 from tests.notify.parts import T0_MS, firing, resolved
 
 DOCUMENT = json.loads(firing("cam-1", "drift", {"team": "line-a"}))

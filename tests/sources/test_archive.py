@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from detectors.reading import InputError
-from monitor.archive import read_back
-from monitor.collect import collect
+from detectors.images.reading import InputError
+from monitor.cli.collect import collect
+from monitor.sources.read_back import read_back
 from tests.pictures import draw, encoded
 from tests.sources.worlds import World
 

@@ -6,7 +6,7 @@ import time
 
 import pytest
 
-from monitor.types import DeadLetter, Partition, Record, SourceError
+from monitor.core.types import DeadLetter, Partition, Record, SourceError
 from tests.sources.worlds import World, flat, follow_until, read
 
 

@@ -11,10 +11,10 @@ import pytest
 from kafka import KafkaProducer, TopicPartition
 from kafka.admin import KafkaAdminClient
 
-from monitor.config import Kafka
-from monitor.sources.kafka import KafkaSource
-from monitor.sources.kafka_producer import KafkaRecordProducer
-from monitor.types import DeadLetter, FatalSourceError, Partition, Record, SourceError
+from monitor.config.schema import Kafka
+from monitor.core.types import DeadLetter, FatalSourceError, Partition, Record, SourceError
+from monitor.sources.kafka.producer import KafkaRecordProducer
+from monitor.sources.kafka.source import KafkaSource
 from tests.kafka.broker import Cluster
 from tests.sources.worlds import KafkaWorld, follow_until, read
 
@@ -38,7 +38,7 @@ def changed(world: KafkaWorld, **options: object) -> Kafka:
 
 @pytest.mark.parametrize("key", ["topics", "dead_letter_topic"])
 def test_a_missing_topic_is_named(world: KafkaWorld, key: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("monitor.sources.kafka.TOPIC_WAIT_S", 0.3)
+    monkeypatch.setattr("monitor.sources.kafka.source.TOPIC_WAIT_S", 0.3)
     with pytest.raises(
         FatalSourceError, match=f"topic no-such-topic does not exist on .*; create it or correct kafka.{key}"
     ):
@@ -115,7 +115,7 @@ def test_a_producer_goes_on_after_a_missing_topic(world: KafkaWorld) -> None:
 
 
 def test_a_topic_deleted_under_us_is_fatal(world: KafkaWorld, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("monitor.sources.kafka.TOPIC_GONE_S", 0.5)
+    monkeypatch.setattr("monitor.sources.kafka.source.TOPIC_GONE_S", 0.5)
     source = world.owner()
     for partition in source.partitions():
         source.start(partition, 0)

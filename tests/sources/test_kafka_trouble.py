@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from monitor.config import Kafka
-from monitor.sources.kafka import KafkaSource
-from monitor.types import FatalSourceError, Partition, SourceError, UnreadableError
+from monitor.config.schema import Kafka
+from monitor.core.types import FatalSourceError, Partition, SourceError, UnreadableError
+from monitor.sources.kafka.source import KafkaSource
 from tests.kafka.broker import LOGIN, Broker
 from tests.sources.worlds import KafkaWorld, flat, follow_until, read
 

@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 import yaml
 
-from monitor.produce import add_command
+from monitor.cli.produce import add_command
+from monitor.core.types import Source
 from monitor.sources import open_producer
-from monitor.types import Source
 from tests.pictures import draw, encoded
 from tests.sources.worlds import World, read
 

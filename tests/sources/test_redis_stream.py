@@ -8,11 +8,11 @@ from collections.abc import Iterator
 import pytest
 from pydantic import SecretStr
 
-from monitor.config import Redis
-from monitor.private_redis import PrivateRedis
+from monitor.config.schema import Redis
+from monitor.core.types import FatalSourceError, Partition, Polled, SourceError
 from monitor.sources import open_producer, open_source
-from monitor.sources.redis_log import log_key
-from monitor.types import FatalSourceError, Partition, Polled, SourceError
+from monitor.sources.redis_streams.log import log_key
+from monitor.store.private_server import PrivateRedis
 from tests.sources.worlds import RedisWorld, follow_until, read
 
 

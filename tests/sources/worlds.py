@@ -11,13 +11,13 @@ from typing import Any
 from kafka import KafkaConsumer, KafkaProducer, TopicPartition
 from pydantic import SecretStr
 
-from monitor.config import Config, Kafka, Redis, RedisStream
-from monitor.private_redis import PrivateRedis
+from monitor.config.schema import Config, Kafka, Redis, RedisStream
+from monitor.core.types import Partition, Polled, Record, Source
 from monitor.sources import open_source
-from monitor.sources.kafka_client import connect
-from monitor.sources.redis_log import append_call, open_connection
-from monitor.sources.redis_stream import RedisStreamSource
-from monitor.types import Partition, Polled, Record, Source
+from monitor.sources.kafka.client import connect
+from monitor.sources.redis_streams.log import append_call, open_connection
+from monitor.sources.redis_streams.source import RedisStreamSource
+from monitor.store.private_server import PrivateRedis
 from tests.kafka.broker import Cluster
 
 DEADLINE_S = 20.0

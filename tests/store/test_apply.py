@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 from pydantic import SecretStr
 
-from monitor.config import Redis
-from monitor.private_redis import PrivateRedis
+from monitor.config.schema import Redis
+from monitor.core.types import ApplyStatus, Delta, Exemplar, Partition, Totals
 from monitor.store import OTHER_STREAM, ClaimStatus, Limits, Store, open_store
-from monitor.types import ApplyStatus, Delta, Exemplar, Partition, Totals
+from monitor.store.private_server import PrivateRedis
 
 P = Partition("images", 0)
 VECTOR = np.array([*range(9), 36, 2, 0, 1, 0, 3], dtype=np.uint32)  # one signal; 36 images, 2 rejected, longest run 3

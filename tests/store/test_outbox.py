@@ -9,10 +9,10 @@ import pytest
 from pydantic import SecretStr
 from redis import Redis as Client
 
-from monitor.config import Redis
-from monitor.private_redis import PrivateRedis
+from monitor.config.schema import Redis
 from monitor.store import Store, open_store
 from monitor.store import alerts as alert_state
+from monitor.store.private_server import PrivateRedis
 
 _monitors = itertools.count()
 

@@ -10,11 +10,11 @@ import jsonschema
 import pytest
 from pydantic import SecretStr
 
-from monitor.config import Redis
-from monitor.own_alerts import DEAD_LETTERS, GAP, OwnAlerts
-from monitor.private_redis import PrivateRedis
+from monitor.config.schema import Redis
+from monitor.core.types import Partition
+from monitor.notify.self_alerts import DEAD_LETTERS, GAP, OwnAlerts
 from monitor.store import Store, open_store
-from monitor.types import Partition
+from monitor.store.private_server import PrivateRedis
 
 SCHEMA = json.loads((Path(__file__).parents[2] / "docs" / "alert.schema.json").read_text())
 NOW_MS = 1_800_000_000_000

@@ -10,9 +10,9 @@ import pytest
 from playwright.sync_api import Browser, sync_playwright
 from pydantic import SecretStr
 
-from monitor.config import Redis
-from monitor.private_redis import PrivateRedis
+from monitor.config.schema import Redis
 from monitor.store import open_store
+from monitor.store.private_server import PrivateRedis
 from tests.web.fleet import Fleet, build, served
 
 

@@ -8,13 +8,13 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from detectors.images import Preparer
-from monitor import alerts
-from monitor.buckets import REJECTED, Layout, fill
-from monitor.config import RateRule, Web
+from detectors.images.prepare import Preparer
+from monitor.config.schema import RateRule, Web
+from monitor.core import alert_state as alerts
+from monitor.core.buckets import REJECTED, Layout, fill
+from monitor.core.types import Alert, AlertPhase, Delta, Exemplar, Partition, StreamFacts, Verdict
+from monitor.ingest.scoring.thumbnails import thumbnail
 from monitor.store import Store
-from monitor.thumbnails import thumbnail
-from monitor.types import Alert, AlertPhase, Delta, Exemplar, Partition, StreamFacts, Verdict
 from monitor.web import WebServer, build_app
 from tests.pictures import draw
 

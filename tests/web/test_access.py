@@ -8,7 +8,7 @@ import httpx
 import pytest
 from pydantic import SecretStr
 
-from monitor.config import Web
+from monitor.config.schema import Web
 from monitor.web import silencing
 from tests.web.fleet import HOSTILE, Fleet, served
 

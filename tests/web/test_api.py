@@ -14,8 +14,8 @@ import pytest
 from pydantic import SecretStr
 
 from monitor.__main__ import main
-from monitor.config import Web
-from monitor.private_redis import PrivateRedis
+from monitor.config.schema import Web
+from monitor.store.private_server import PrivateRedis
 from tests.web.fleet import HOSTILE, STREAMS, Fleet, firing, served
 
 OPENAPI = Path(__file__).parents[2] / "monitor" / "web" / "static" / "openapi.json"

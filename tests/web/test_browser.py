@@ -9,10 +9,10 @@ from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import Browser, Page, expect
 from pydantic import SecretStr
 
-from monitor.config import Redis, Web
-from monitor.private_redis import PrivateRedis
+from monitor.config.schema import Redis, Web
+from monitor.core.types import Alert
 from monitor.store import open_store
-from monitor.types import Alert
+from monitor.store.private_server import PrivateRedis
 from tests.web.fleet import BUCKETS, HOSTILE, Fleet, build, firing, served
 
 PATHS = ("/", "/?q=cam", "/streams/calm", "/alerts", "/profile", "/health", "/nothing")

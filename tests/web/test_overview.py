@@ -7,11 +7,11 @@ from collections.abc import Iterator
 import pytest
 from pydantic import SecretStr
 
-from monitor.config import Redis
-from monitor.history import REACH_MS, History
-from monitor.overview import Overview, stream_rows
-from monitor.private_redis import PrivateRedis
+from monitor.config.schema import Redis
+from monitor.fleet.history import REACH_MS, History
+from monitor.fleet.overview import Overview, stream_rows
 from monitor.store import Store, open_store
+from monitor.store.private_server import PrivateRedis
 from tests.web.fleet import BUCKETS, HOSTILE, LOGS, NOW_MS, STREAMS, Fleet, bucket_ms, build
 
 LATENESS_MS = 10_000

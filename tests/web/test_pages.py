@@ -13,12 +13,12 @@ import pytest
 from pydantic import SecretStr
 
 import detectors
-from monitor.buckets import fill
-from monitor.config import Redis, Web
-from monitor.private_redis import PrivateRedis
-from monitor.profiles import layout_of
+from monitor.config.schema import Redis, Web
+from monitor.core.buckets import fill
+from monitor.core.types import AlertPhase, Delta, StreamFacts
+from monitor.ingest.scoring.profiles import layout_of
 from monitor.store import open_store
-from monitor.types import AlertPhase, Delta, StreamFacts
+from monitor.store.private_server import PrivateRedis
 from tests.web.fleet import HOSTILE, LAYOUT, LOGS, STREAMS, Fleet, bucket_ms, firing, served
 
 LINK = re.compile(r'<th scope="row"><a href="([^"]+)">')

@@ -1,0 +1,65 @@
+"""Evaluations and profiles as tables for a terminal."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from rich.table import Table
+
+if TYPE_CHECKING:
+    from detectors.evaluation.evaluate import Evaluation
+
+
+def evaluation_tables(evaluation: Evaluation) -> Iterator[Table]:
+    """All detectors on all sets, then the layers of the default."""
+    table = Table(title="AUROC [95 % interval] / FPR@95TPR / AUPR", title_justify="left")
+    table.add_column("detector")
+    for name in ("mean", *evaluation.ood_names):
+        table.add_column(name, justify="right")
+    for detector, sets in evaluation.metrics.items():
+        mean = " / ".join(f"{evaluation.mean(detector, metric):.3f}" for metric in ("auroc", "fpr95", "aupr"))
+        style = "bold" if detector == evaluation.default else ""
+        table.add_row(detector, mean, *(_cell(sets[name]) for name in evaluation.ood_names), style=style)
+    yield table
+    if evaluation.layers:
+        layers = Table(title=f"AUROC of the layers of {evaluation.default}", title_justify="left")
+        layers.add_column("layer")
+        for name in evaluation.layers:
+            layers.add_column(name, justify="right")
+        for i in range(len(next(iter(evaluation.layers.values())))):
+            layers.add_row(f"layer{i + 1}", *(f"{of[i]['auroc']:.3f}" for of in evaluation.layers.values()))
+        yield layers
+
+
+def profile_tables(document: Mapping[str, Any], calibration_sizes: Sequence[int]) -> Iterator[Table]:
+    """The model card: what was learned from what, then every signal and its calibration."""
+    card = Table(title=f"Profile {document['fingerprint']}", title_justify="left", show_header=False)
+    backbone, images = document["backbone"], document["images"]
+    facts = {
+        "detector": f"{document['detector']} {document.get('detector_options') or ''}",
+        "learning": document.get("learning") or "",
+        "backbone": f"{backbone['model']} ({backbone['weights']}), {backbone['input_px']} px",
+        "layers": backbone["layers"],
+        "images": ", ".join(f"{name} {count}" for name, count in images.items()),
+        "hash of the images": document.get("images_hash", ""),
+        "fitted": f"{document['fitted_at']}, {document['seconds']} s, {document.get('peak_memory_mib', '?')} MiB",
+        "calibrated": document.get("calibrated_at", "at fit"),
+        "versions": ", ".join(f"{name} {number}" for name, number in document["versions"].items()),
+    }
+    for name, value in facts.items():
+        card.add_row(name, str(value).strip())
+    yield card
+    table = Table(title="Signals", title_justify="left")
+    for column in ("signal", "calibrated on", "dependence", "p1", "median", "p95", "p99"):
+        table.add_column(column, justify="left" if column == "signal" else "right")
+    summary = document["calibration_scores"]
+    for signal, size, inflation in zip(document["signals"], calibration_sizes, document["dependence"], strict=True):
+        quantiles = (f"{summary[signal][q]:.4g}" for q in ("p1", "p50", "p95", "p99"))
+        table.add_row(signal, str(size), f"{inflation:.2f}", *quantiles)
+    yield table
+
+
+def _cell(metrics: Mapping[str, Any]) -> str:
+    low, high = metrics["auroc_interval"]
+    return f"{metrics['auroc']:.3f} [{low:.3f}, {high:.3f}] / {metrics['fpr95']:.3f} / {metrics['aupr']:.3f}"

@@ -1,0 +1,105 @@
+"""The monitor's part of the command line: `run`, `streams`, `check-config`."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from monitor.config.schema import EXIT_UNAVAILABLE, Config, ConfigError, load_config
+
+
+def add_commands(commands: Any) -> None:
+    """Add this module's commands; each sets `handler(args) -> exit status`."""
+    run = commands.add_parser("run", help="the daemon: read, score, count, alert")
+    run.set_defaults(handler=_run)
+    streams = commands.add_parser("streams", help="per stream: images applied and rejected, OOD share, alerts")
+    streams.add_argument("--json", action="store_true")
+    streams.set_defaults(handler=_streams)
+    check = commands.add_parser("check-config", help="say what is wrong with a configuration, one line per key")
+    check.set_defaults(handler=_check_config)
+    for command in (run, streams, check):
+        add_config_option(command)
+
+
+def add_config_option(command: argparse.ArgumentParser) -> None:
+    """`-c`: the configuration file; config.yaml of the working directory where there is one, else the defaults."""
+    path = Path("config.yaml")
+    command.add_argument("-c", "--config", type=Path, default=path if path.exists() else None)
+
+
+def _run(args: argparse.Namespace) -> int:
+    settings = load_config(args.config)
+    from monitor.daemon import Daemon  # noqa: PLC0415 - torch takes seconds; a wrong configuration must not wait
+    from monitor.ingest.scoring.profiles import load_profiles  # noqa: PLC0415
+    from monitor.notify import ReceiverConfigError  # noqa: PLC0415
+    from monitor.rules.ruleset import bind_rules, check_rules  # noqa: PLC0415
+    from monitor.store import StoreConfigError, StoreError  # noqa: PLC0415
+    from monitor.telemetry.logs import configure_logs  # noqa: PLC0415
+    from monitor.web.server import WebServerError  # noqa: PLC0415
+
+    configure_logs(settings.log.level, settings.log.format)
+    where = args.config or "defaults"
+    rules = bind_rules(settings)
+    try:
+        profiles = load_profiles(settings.scoring, settings.decoding)
+    except ValueError as error:
+        raise ConfigError([f"{where}: scoring.profile: {error}"]) from error
+    if wrong := check_rules(rules, profiles.layouts):
+        raise ConfigError([f"{where}: {line}" for line in wrong])
+    try:
+        return Daemon(settings, profiles, rules).run()
+    except (StoreConfigError, ReceiverConfigError) as error:
+        raise ConfigError([f"{where}: {error}"]) from error
+    except (StoreError, WebServerError) as error:
+        sys.stderr.write(f"layerwatch run: {error}\n")
+        return EXIT_UNAVAILABLE
+
+
+def _check_config(args: argparse.Namespace) -> int:
+    from monitor.notify import ReceiverConfigError, build_receiver  # noqa: PLC0415
+    from monitor.rules.ruleset import bind_rules  # noqa: PLC0415
+    from monitor.sources import open_producer  # noqa: PLC0415
+
+    settings = load_config(args.config)
+    bind_rules(settings)
+    wrong = []
+    for receiver in settings.receivers:
+        try:
+            build_receiver(receiver, settings.monitor, lambda: open_producer(settings)).close()
+        except ReceiverConfigError as error:
+            wrong.append(f"{args.config or 'defaults'}: {error}")
+    if wrong:
+        raise ConfigError(wrong)
+    return 0
+
+
+def _streams(args: argparse.Namespace) -> int:
+    from monitor.fleet.overview import stream_rows  # noqa: PLC0415
+    from monitor.store import StoreConfigError, StoreError, open_store  # noqa: PLC0415
+
+    settings: Config = load_config(args.config)
+    try:
+        store = open_store(settings.redis, settings.monitor)
+        rows = stream_rows(store, round(settings.buckets.lateness_s * 1000))
+        store.close()
+    except (StoreError, StoreConfigError) as error:
+        sys.stderr.write(f"layerwatch streams: {error}\n")
+        return EXIT_UNAVAILABLE
+    if args.json:
+        sys.stdout.write(json.dumps({"streams": {stream: row.to_json() for stream, row in rows.items()}}) + "\n")
+        return 0
+    table = Table("stream", "applied", "rejected", "late", "duplicates", "OOD share", "watermark", "alerts")
+    for stream, row in rows.items():
+        shown = row.to_json()
+        share = "" if row.ood_share is None else f"{row.ood_share:.1%}"
+        counts = [str(shown[name]) for name in ("applied", "rejected", "late", "duplicates")]
+        table.add_row(Text(stream), *counts, share, shown["watermark"] or "", ", ".join(row.alerts) or "-")
+    Console().print(table)
+    return 0

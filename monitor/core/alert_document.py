@@ -1,0 +1,166 @@
+"""The alert document: one line of JSON per transition, the same for every receiver. Pure; schema in docs/.
+
+The same transition always gives the same text, so a repeated or replayed one can be told by comparing bytes.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import Any
+from urllib.parse import quote, urlencode
+
+from monitor.core.alert_state import Transition, alert_id
+from monitor.core.types import Alert, AlertPhase, Exemplar, Verdict
+from monitor.rules.evidence import MovedSignal, Triage
+
+SCHEMA = "layerwatch.alert/1"
+MAX_SIGNALS = 8
+MAX_EXEMPLARS = 12
+
+
+@dataclass(frozen=True)
+class About:
+    """Whose alert it is and where to look: what a rule's alerts share. URLs may be empty."""
+
+    monitor: str
+    rule: str
+    kind: str
+    labels: Mapping[str, str] = field(default_factory=dict)
+    status_url: str = ""
+    dashboard_url: str = ""
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """What the alert shows for itself; all of it may be missing."""
+
+    moved: Sequence[MovedSignal] = ()
+    triage: Triage | None = None
+    exemplars: Sequence[Exemplar] = ()
+
+
+def alert_document(about: About, transition: Transition, alert: Alert, evidence: Evidence = Evidence()) -> str:
+    """The document of a change to firing or resolved, as one line of JSON.
+
+    Args:
+        alert: its state after the transition.
+        evidence: exemplars in any order; the worst MAX_EXEMPLARS of them are listed, worst first.
+
+    Raises:
+        ValueError: the transition is of another phase, or a number is not finite.
+    """
+    if transition.phase not in {AlertPhase.FIRING, AlertPhase.RESOLVED}:
+        raise ValueError(f"only firing and resolved alerts have a document (got {transition.phase})")
+    return _document(f"alert.{transition.phase}", transition, _data(about, transition, alert, evidence))
+
+
+def test_document(monitor: str, now_ms: int) -> str:
+    """A document of type alert.test, to try receivers with; every field is filled as it is in a real one."""
+    rule, stream = "test", "test"
+    name = alert_id(monitor, rule, stream, now_ms)
+    summary = "this is a test: nothing has drifted"
+    verdict = Verdict(True, 0.0, 0.0, 0.0, 0, summary, (0.0, 0.0, 0.0), "a person asked for a test alert")
+    alert = Alert(rule, stream, AlertPhase.FIRING, name, since_ms=now_ms, fired_ms=now_ms, verdict=verdict)
+    transition = Transition(name, rule, stream, AlertPhase.INACTIVE, AlertPhase.FIRING, now_ms)
+    return _document("alert.test", transition, _data(About(monitor, rule, "test"), transition, alert, Evidence()))
+
+
+# Its name is its meaning, but a test runner that imports it must not take it for a test.
+test_document.__test__ = False  # type: ignore[attr-defined]
+
+
+def stream_url(external_url: str, stream: str) -> str:
+    """Status page of a stream; empty where the monitor has no external URL."""
+    return external_url.rstrip("/") + stream_path(stream) if external_url else ""
+
+
+def stream_path(stream: str) -> str:
+    """Path of a stream's page: browsers take the names "." and ".." for folders, however they are quoted."""
+    return f"/streams/{quote(stream, safe='')}" if stream.strip(".") else f"/streams/?{urlencode({'name': stream})}"
+
+
+def dashboard_url(template: str, stream: str) -> str:
+    """The configured address with the stream, percent-quoted, in the place of `{stream}`; other braces stay."""
+    return template.replace("{stream}", quote(stream, safe=""))
+
+
+def rfc3339(time_ms: int) -> str:
+    """Milliseconds since the epoch in RFC 3339, UTC, with three decimals."""
+    seconds, ms = divmod(time_ms, 1000)
+    return f"{datetime.fromtimestamp(seconds, UTC):%Y-%m-%dT%H:%M:%S}.{ms:03d}Z"
+
+
+def _document(kind: str, transition: Transition, data: dict[str, Any]) -> str:
+    document = {
+        "schema": SCHEMA,
+        "type": kind,
+        "id": transition.id,
+        "timestamp": rfc3339(transition.at_ms),
+        "data": data,
+    }
+    return json.dumps(document, ensure_ascii=False, allow_nan=False)
+
+
+def _data(about: About, transition: Transition, alert: Alert, evidence: Evidence) -> dict[str, Any]:
+    verdict = alert.verdict or Verdict(None, 0.0, 0.0, 0.0, 0, "")
+    resolved = transition.phase is AlertPhase.RESOLVED
+    return {
+        "alert_id": transition.alert_id,
+        "monitor": about.monitor,
+        "rule": about.rule,
+        "kind": about.kind,
+        "stream": transition.stream,
+        "phase": str(transition.phase),
+        "since": rfc3339(alert.since_ms),
+        "fired_at": rfc3339(alert.fired_ms) if alert.fired_ms else None,
+        "resolved_at": rfc3339(alert.resolved_ms) if resolved else None,
+        "labels": dict(sorted(about.labels.items())),
+        "summary": verdict.summary,
+        "cause": verdict.cause,
+        "value": _short(verdict.value),
+        "bound": _short(verdict.bound),
+        "threshold": _short(verdict.threshold),
+        "images": verdict.images,
+        "severity": _severity(verdict),
+        "triage": evidence.triage,
+        "signals": [_signal(moved) for moved in evidence.moved[:MAX_SIGNALS]],
+        "exemplars": [_exemplar(e) for e in sorted(evidence.exemplars, key=_worst_first)[:MAX_EXEMPLARS]],
+        "links": {"status": about.status_url, "dashboard": about.dashboard_url},
+    }
+
+
+def _severity(verdict: Verdict) -> dict[str, float] | None:
+    if verdict.severity is None:
+        return None
+    return dict(zip(("lower", "estimate", "upper"), map(_short, verdict.severity), strict=True))
+
+
+def _signal(moved: MovedSignal) -> dict[str, Any]:
+    return {
+        "signal": moved.signal,
+        "learned": moved.learned,
+        "effect": _short(moved.effect),
+        "bound": _short(moved.bound),
+        "direction": moved.direction,
+        "histogram": list(moved.histogram),
+    }
+
+
+def _exemplar(exemplar: Exemplar) -> dict[str, Any]:
+    return {
+        "id": exemplar.id,
+        "event_time": rfc3339(exemplar.event_time_ms),
+        "p_value": _short(exemplar.p_value),
+    }
+
+
+def _worst_first(exemplar: Exemplar) -> tuple[float, int, str]:
+    return exemplar.p_value, exemplar.event_time_ms, exemplar.id
+
+
+def _short(number: float) -> float:
+    """Six significant digits: more than any of these numbers means, and free of the last bits' noise."""
+    return float(f"{float(number):.6g}")

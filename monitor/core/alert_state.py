@@ -1,0 +1,135 @@
+"""Life of an alert: inactive -> pending (`for`) -> firing -> (`keep firing for`) -> resolved, in event time.
+
+The same as Prometheus, with the closing of a bucket in the place of an evaluation: a breach must still hold in a bucket
+that starts `for_ms` after the first breached one, and a firing alert resolves in a calm bucket that starts
+`keep_firing_for_ms` after the first calm one. Nothing here looks at a clock, so a replay gives the same alerts with
+the same ids. `step` with the same bucket twice changes nothing the second time.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass, replace
+from hashlib import blake2b
+from typing import Any
+
+from monitor.core.types import Alert, AlertPhase, Verdict
+
+_VERSION = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Policy:
+    """What `step` needs beyond the alert itself: the same for all streams of a rule."""
+
+    monitor: str
+    bucket_len_ms: int
+    for_ms: int = 0
+    keep_firing_for_ms: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Transition:
+    """A change of phase. An alert id passes through each phase at most once, so `id` names the change for good."""
+
+    alert_id: str
+    rule: str
+    stream: str
+    previous: AlertPhase
+    phase: AlertPhase
+    at_ms: int
+    """End of the bucket that caused it: the first event time at which it could be known."""
+
+    @property
+    def id(self) -> str:
+        """Stable name of this change, for outboxes and receivers that drop repeats."""
+        return f"{self.alert_id}-{self.phase}"
+
+
+def alert_id(monitor: str, rule: str, stream: str, bucket_ms: int) -> str:
+    """16 hex digits: a pure function of what alerted and of the bucket it began in."""
+    # JSON keeps the parts apart: ("a", "bc") and ("ab", "c") must not meet.
+    text = json.dumps([monitor, rule, stream, bucket_ms])
+    return blake2b(text.encode(), digest_size=8).hexdigest()
+
+
+def step(alert: Alert, verdict: Verdict, bucket_ms: int, policy: Policy) -> tuple[Alert, Transition | None]:
+    """State after the bucket starting at `bucket_ms` has closed with this verdict, and the change of phase, if any.
+
+    A verdict of None (too little to judge) leaves everything as it is. The alert that comes back equals the one that
+    went in where there is nothing to store.
+    """
+    if verdict.breached is None:
+        return alert, None
+    after = (
+        _breached(alert, verdict, bucket_ms, policy) if verdict.breached else _calm(alert, verdict, bucket_ms, policy)
+    )
+    if after.phase is alert.phase and after.id == alert.id:
+        return after, None
+    changed = Transition(
+        alert_id=after.id or alert.id,
+        rule=alert.rule,
+        stream=alert.stream,
+        previous=alert.phase,
+        phase=after.phase,
+        at_ms=bucket_ms + policy.bucket_len_ms,
+    )
+    return after, changed
+
+
+def _breached(alert: Alert, verdict: Verdict, bucket_ms: int, policy: Policy) -> Alert:
+    if alert.phase is AlertPhase.FIRING:
+        return replace(alert, verdict=verdict, clear_since_ms=0)
+    if alert.phase is not AlertPhase.PENDING:
+        new_id = alert_id(policy.monitor, alert.rule, alert.stream, bucket_ms)
+        alert = Alert(alert.rule, alert.stream, AlertPhase.PENDING, new_id, since_ms=bucket_ms)
+    alert = replace(alert, verdict=verdict)
+    if bucket_ms - alert.since_ms >= policy.for_ms:
+        return replace(alert, phase=AlertPhase.FIRING, fired_ms=bucket_ms + policy.bucket_len_ms)
+    return alert
+
+
+def _calm(alert: Alert, verdict: Verdict, bucket_ms: int, policy: Policy) -> Alert:
+    if alert.phase is AlertPhase.PENDING:
+        return Alert(alert.rule, alert.stream)
+    if alert.phase is not AlertPhase.FIRING:
+        return alert
+    clear_since = alert.clear_since_ms or bucket_ms
+    alert = replace(alert, verdict=verdict, clear_since_ms=clear_since)
+    if bucket_ms - clear_since >= policy.keep_firing_for_ms:
+        return replace(alert, phase=AlertPhase.RESOLVED, resolved_ms=bucket_ms + policy.bucket_len_ms)
+    return alert
+
+
+def withdraw(alert: Alert, at_ms: int) -> tuple[Alert, Transition | None]:
+    """The alert when no rule watches its stream any more: firing it resolves at once, pending it is forgotten."""
+    if alert.phase is not AlertPhase.FIRING:
+        return Alert(alert.rule, alert.stream), None
+    verdict = alert.verdict and replace(alert.verdict, breached=False, summary="no rule watches this any more")
+    after = replace(alert, phase=AlertPhase.RESOLVED, verdict=verdict, resolved_ms=at_ms, untold=False)
+    return after, Transition(alert.id, alert.rule, alert.stream, alert.phase, after.phase, at_ms)
+
+
+# ------------------------------------------------------------------------------------------------ storage
+
+
+def to_json(alert: Alert) -> str:
+    """The alert as one line of JSON with a version; equal alerts give equal text."""
+    return json.dumps({"version": _VERSION, **asdict(alert)}, sort_keys=True, allow_nan=False)
+
+
+def from_json(text: str | bytes) -> Alert:
+    """Inverse of `to_json`.
+
+    Raises:
+        ValueError: not such a document, or of a version that this program does not know.
+    """
+    fields: dict[str, Any] = json.loads(text)
+    version = fields.pop("version", None)
+    if version != _VERSION:
+        raise ValueError(f"stored alert has version {version!r}; this program reads version {_VERSION}")
+    verdict = fields.pop("verdict")
+    if verdict is not None:
+        severity = verdict.pop("severity")
+        verdict = Verdict(**verdict, severity=None if severity is None else tuple(severity))
+    return Alert(**{**fields, "phase": AlertPhase(fields["phase"]), "verdict": verdict})

@@ -1,0 +1,298 @@
+"""Bucket vectors: everything known about one stream in one bucket, as counts that add up.
+
+A vector has S x 9 + 6 entries (uint32). The first S x 9 are a histogram of p-values per signal, in bins cut at LEVELS:
+bin 0 holds p > .5, bin 8 holds p <= .002. The last six are TAIL. Every entry is merged by addition, except the last,
+`longest_run`, which is merged by maximum; both are commutative and associative, so order, replicas and replays do
+not matter. Functions that read vectors take any leading shape: (V,) for one stream, (K, V) for many.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from monitor.core.types import Vector
+
+LEVELS = (0.5, 0.2, 0.1, 0.05, 0.02, 0.01, 0.005, 0.002)
+"""Cuts between the bins; cut l is passed by images with p <= LEVELS[l]."""
+
+BINS = len(LEVELS) + 1
+
+TAIL = ("images", "rejected", "late", "duplicates", "changes", "longest_run")
+"""`changes` counts images whose size or mode differs from the stream's previous one, `longest_run` is the longest
+run of identical images (1 = no repeat)."""
+
+IMAGES, REJECTED, LATE, DUPLICATES, CHANGES, LONGEST_RUN = range(-len(TAIL), 0)
+
+# A cut whose level holds fewer than five calibration images says little about its true rate: at k = 5 the 99.5 %
+# quantile of Beta(k, n + 1 - k) is 2.5 times the nominal level, at k = 2 already 4 times.
+MIN_REFERENCE = 5
+
+# LEVELS as 1 / integer: floor(.05 * 20) is exact in integers, while floor(.29 * 100) is 28 in floats.
+_DENOMINATORS = (2, 5, 10, 20, 50, 100, 200, 500)
+
+# p-values are multiples of 1 / (n + 1), so one that lies above a level 1/d does so by a factor of at least
+# 1 + 1/(n + 1). Half a millionth is ten times the rounding of float32 and right for n below two million.
+_TOLERANCE = 5e-7
+
+_EDGES = np.array(LEVELS[::-1]) * (1 + _TOLERANCE)
+_U32_MAX = np.iinfo(np.uint32).max
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Which entry of a vector is what, and what is known about each signal; hashable.
+
+    All tuples have one entry per signal: number of calibration images, whether the p-value counts both tails, whether
+    the signal comes from the learned detector (else it is an image property), and the variance inflation D of
+    dependent images (1 = independent).
+
+    Raises:
+        ValueError: lengths differ, a name occurs twice, no calibration images, or D < 1.
+    """
+
+    signals: tuple[str, ...]
+    calibration_sizes: tuple[int, ...]
+    two_sided: tuple[bool, ...]
+    learned: tuple[bool, ...]
+    dependence: tuple[float, ...]
+
+    def __post_init__(self) -> None:
+        lengths = {len(self.calibration_sizes), len(self.two_sided), len(self.learned), len(self.dependence)}
+        if lengths != {len(self.signals)}:
+            raise ValueError(f"layout: every tuple needs {len(self.signals)} entries, one per signal")
+        if len(set(self.signals)) != len(self.signals):
+            raise ValueError(f"layout: a signal name occurs twice in {self.signals}")
+        if any(n < 1 for n in self.calibration_sizes):
+            raise ValueError("layout: every signal needs at least one calibration image")
+        if any(not d >= 1 for d in self.dependence):
+            raise ValueError("layout: dependence must be at least 1 (1 = independent images)")
+
+    def to_json(self) -> str:
+        """As one line of JSON; `from_json` is the inverse."""
+        return json.dumps(asdict(self))
+
+    @classmethod
+    def from_json(cls, text: str) -> Layout:
+        """What `to_json` wrote; errors as the constructor."""
+        return cls(**{name: tuple(values) for name, values in json.loads(text).items()})
+
+    @property
+    def size(self) -> int:
+        """V, the number of entries of a vector."""
+        return len(self.signals) * BINS + len(TAIL)
+
+    def index(self, signal: str) -> int:
+        """Position of a signal; KeyError names the known ones."""
+        try:
+            return self.signals.index(signal)
+        except ValueError:
+            raise KeyError(f"no signal {signal!r} in this profile; it has {', '.join(self.signals)}") from None
+
+    def select(self, names: Iterable[str]) -> tuple[str, ...]:
+        """The signals named, each once; "*" stands for all, "learned" and "properties" for the two halves of them.
+
+        Raises:
+            KeyError: no such signal.
+        """
+        groups = {
+            "*": self.signals,
+            "learned": tuple(s for s, learned in zip(self.signals, self.learned, strict=True) if learned),
+            "properties": tuple(s for s, learned in zip(self.signals, self.learned, strict=True) if not learned),
+        }
+        chosen: dict[str, None] = {}  # a set that keeps the order
+        for name in names:
+            chosen.update(dict.fromkeys(groups.get(name) or (self.signals[self.index(name)],)))
+        return tuple(chosen)
+
+
+# ------------------------------------------------------------------------------------------------ writing
+
+
+def empty(layout: Layout) -> Vector:
+    """A (V,) vector of zeros: the neutral element of `add`."""
+    return np.zeros(layout.size, dtype=np.uint32)
+
+
+def bins(p_values: NDArray[np.floating[Any]]) -> NDArray[np.intp]:
+    """Bin of each p-value: the number of LEVELS that are not below it (p = .05 passes the 5 % cut).
+
+    Raises:
+        ValueError: a p-value is NaN or outside (0, 1].
+    """
+    p = np.asarray(p_values, dtype=np.float64)
+    if not ((p > 0) & (p <= 1 + _TOLERANCE)).all():
+        raise ValueError("p-values must lie in (0, 1] (got NaN or a number outside)")
+    return BINS - 1 - np.searchsorted(_EDGES, p, side="left")
+
+
+def fill(layout: Layout, p_values: NDArray[np.floating[Any]]) -> Vector:
+    """Vector of one stream's images: their histograms and their number; the rest of the tail is 0.
+
+    Args:
+        p_values: (N, S), signals in the order of the layout.
+
+    Raises:
+        ValueError: wrong number of signals, or a p-value that is NaN or outside (0, 1].
+    """
+    p_values = np.asarray(p_values)
+    vector: Vector = fill_groups(layout, p_values, np.zeros(len(p_values), dtype=np.intp), 1)[0]
+    return vector
+
+
+def fill_groups(
+    layout: Layout, p_values: NDArray[np.floating[Any]], group: NDArray[np.integer[Any]], groups: int
+) -> NDArray[np.uint32]:
+    """`fill` for many streams at once: row k counts the images with group == k.
+
+    Args:
+        p_values: (N, S), signals in the order of the layout.
+        group: (N,) numbers in [0, groups).
+        groups: K, the number of rows.
+
+    Returns: (K, V).
+
+    Raises:
+        ValueError: shapes do not match, a group outside its range, or a bad p-value.
+    """
+    p_values = np.asarray(p_values)
+    if p_values.ndim != 2 or p_values.shape[1] != len(layout.signals):
+        raise ValueError(f"p_values must be (N, {len(layout.signals)}), got {p_values.shape}")
+    group = np.asarray(group, dtype=np.intp)
+    if group.shape != p_values.shape[:1] or (group.size and (group.min() < 0 or group.max() >= groups)):
+        raise ValueError(f"group must be ({len(p_values)},) numbers in [0, {groups})")
+    column = np.arange(len(layout.signals)) * BINS + bins(p_values)
+    flat = np.bincount((group[:, None] * layout.size + column).ravel(), minlength=groups * layout.size)
+    vectors = flat.reshape(groups, layout.size).astype(np.uint32)
+    vectors[:, IMAGES] = np.bincount(group, minlength=groups)
+    return vectors
+
+
+def sum_vectors(vectors: Iterable[Vector] | NDArray[np.uint32]) -> Vector:
+    """Merge of one or more vectors: counts add, the longest run is the maximum. Saturates at 2**32 - 1.
+
+    Raises:
+        ValueError: there are none (an empty window is `empty(layout)`), or their sizes differ.
+    """
+    rows = vectors if isinstance(vectors, np.ndarray) else list(vectors)
+    if len(rows) == 0:
+        raise ValueError("nothing to sum; start from empty(layout)")
+    stacked = np.stack(rows) if isinstance(rows, list) else rows
+    total = np.minimum(stacked.sum(axis=0, dtype=np.uint64), _U32_MAX).astype(np.uint32)
+    total[..., LONGEST_RUN] = stacked[..., LONGEST_RUN].max(axis=0)
+    merged: Vector = total
+    return merged
+
+
+def add(a: Vector, b: Vector) -> Vector:
+    """Merge of two vectors; both stay as they are."""
+    return sum_vectors([a, b])
+
+
+# ------------------------------------------------------------------------------------------------ reading
+
+
+def images(vector: NDArray[np.uint32]) -> Any:
+    """Images counted: an int for (V,), an array (...,) for (..., V)."""
+    counted = vector[..., IMAGES]
+    return int(counted) if counted.ndim == 0 else counted
+
+
+def histogram(layout: Layout, vector: NDArray[np.uint32], signal: str) -> NDArray[np.uint32]:
+    """(..., 9) counts per bin of one signal, from p > .5 to p <= .002."""
+    start = layout.index(signal) * BINS
+    return vector[..., start : start + BINS]
+
+
+def exceedances(layout: Layout, vector: NDArray[np.uint32], signal: str) -> NDArray[np.int64]:
+    """(..., 8) images with p <= LEVELS[l] (nested: never growing with l)."""
+    counts = histogram(layout, vector, signal)[..., 1:].astype(np.int64)
+    return np.flip(np.cumsum(np.flip(counts, -1), axis=-1), -1)
+
+
+def cut_index(level: float) -> int:
+    """Position of a level in LEVELS; ValueError lists them."""
+    if level not in LEVELS:
+        raise ValueError(f"level must be one of {', '.join(map(str, LEVELS))} (got {level})")
+    return LEVELS.index(level)
+
+
+def ood_rate(layout: Layout, vector: NDArray[np.uint32], level: float, signal: str = "ood") -> Any:
+    """Share of images with p <= level; NaN where there are none. A float for (V,), else (...,)."""
+    passed = exceedances(layout, vector, signal)[..., cut_index(level)]
+    total = vector[..., IMAGES].astype(np.float64)
+    rate = np.divide(passed, total, out=np.full(total.shape, np.nan), where=total > 0)
+    return float(rate) if rate.ndim == 0 else rate
+
+
+# ------------------------------------------------------------------------------------------------ reference
+
+
+def reference_counts(layout: Layout, signal: str) -> NDArray[np.int64]:
+    """(8,) k_l: over calibration sets, normal images pass cut l with probability Beta(k_l, n + 1 - k_l).
+
+    One-sided k = floor(a (n + 1)); two-sided 2 floor(a (n + 1) / 2): half in each tail. The n + 1 gaps between
+    calibration scores are exchangeable, so any k of them have the same law.
+    """
+    i = layout.index(signal)
+    n1 = layout.calibration_sizes[i] + 1
+    if layout.two_sided[i]:
+        return np.array([2 * (n1 // (2 * d)) for d in _DENOMINATORS])
+    return np.array([n1 // d for d in _DENOMINATORS])
+
+
+def usable_cuts(layout: Layout, signal: str) -> NDArray[np.intp]:
+    """Cuts whose rate the calibration set pins down well enough to bet on (k_l >= 5); a prefix of 0..7."""
+    return np.flatnonzero(reference_counts(layout, signal) >= MIN_REFERENCE)
+
+
+@lru_cache(maxsize=1024)
+def _expected_masses(layout: Layout, signal: str) -> NDArray[np.float64]:
+    """(B,) nominal share of each bin; bins beyond the last usable cut are one."""
+    k = reference_counts(layout, signal)[usable_cuts(layout, signal)]
+    n1 = layout.calibration_sizes[layout.index(signal)] + 1
+    bounds = np.concatenate([[n1], k, [0]])
+    masses: NDArray[np.float64] = -np.diff(bounds) / n1
+    masses.flags.writeable = False
+    return masses
+
+
+def distance_from_uniform(layout: Layout, vector: NDArray[np.uint32], signal: str) -> Any:
+    """Total variation between the p-values' histogram and the one expected in distribution, less what chance gives.
+
+    Reads as the smallest share of images that must have changed to turn one histogram into the other. What chance
+    alone gives on average, from m images (m / D independent ones) and n calibration images, is subtracted, and the
+    result is never negative: 1/2 sum_b sqrt(2/pi q_b (1 - q_b) (D/m + 1/(n + 2))), the mean absolute deviation of a
+    normal approximation. 0 where there are no images. A float for (V,), else (...,).
+    """
+    i = layout.index(signal)
+    expected = _expected_masses(layout, signal)
+    counts = histogram(layout, vector, signal).astype(np.float64)
+    merged = np.concatenate(
+        [counts[..., : len(expected) - 1], counts[..., len(expected) - 1 :].sum(-1, keepdims=True)], axis=-1
+    )
+    total = np.maximum(merged.sum(-1), 1)
+    distance = 0.5 * np.abs(merged / total[..., None] - expected).sum(-1)
+    noise = layout.dependence[i] / total + 1 / (layout.calibration_sizes[i] + 2)
+    chance = 0.5 * np.sqrt(2 / np.pi * noise) * np.sqrt(expected * (1 - expected)).sum()
+    effect = np.where(merged.sum(-1) > 0, np.maximum(distance - chance, 0), 0)
+    return float(effect) if effect.ndim == 0 else effect
+
+
+# ------------------------------------------------------------------------------------------------ storage
+
+
+def pack(vector: Vector) -> bytes:
+    """Little-endian u32 entries: what `struct.unpack('<I4', ...)` reads in a Redis script."""
+    return vector.astype("<u4").tobytes()
+
+
+def unpack(packed: bytes) -> Vector:
+    """Inverse of `pack`; ValueError if the length is not a multiple of four."""
+    return np.frombuffer(packed, dtype="<u4").astype(np.uint32)

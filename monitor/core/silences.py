@@ -1,0 +1,93 @@
+"""Silences: who does not want to hear of what, from when to when. Pure; times are those of the wall clock."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from datetime import datetime
+from fnmatch import fnmatchcase
+from typing import Any
+
+from monitor.core.alert_document import rfc3339
+
+
+@dataclass(frozen=True, slots=True)
+class Silence:
+    """Hides the alerts that all of its matchers match, in [starts_ms, ends_ms).
+
+    matchers: name -> glob (case-sensitive). `stream` and `rule` are the alert's own, any other name is one of its
+    labels; an alert without the label has an empty value there.
+    """
+
+    id: str
+    matchers: Mapping[str, str]
+    starts_ms: int
+    ends_ms: int
+    author: str = ""
+    comment: str = ""
+
+    def active(self, now_ms: int) -> bool:
+        """Whether it is in force."""
+        return self.starts_ms <= now_ms < self.ends_ms
+
+    def matches(self, alert: Mapping[str, Any]) -> bool:
+        """Whether it is about this alert.
+
+        Args:
+            alert: `data` of an alert document.
+        """
+        values = {**alert["labels"], "stream": alert["stream"], "rule": alert["rule"]}
+        return all(fnmatchcase(str(values.get(name, "")), glob) for name, glob in self.matchers.items())
+
+
+def silenced(document: Mapping[str, Any], silences: Iterable[Silence], now_ms: int) -> Silence | None:
+    """The silence in force that hides this alert document (parsed), or None. A test alert is never hidden."""
+    if document["type"] == "alert.test":
+        return None
+    return next((s for s in silences if s.active(now_ms) and s.matches(document["data"])), None)
+
+
+def to_json(silence: Silence) -> str:
+    """One line of JSON: `{id, matchers, starts, ends, author, comment}`, times in RFC 3339."""
+    fields = {
+        "id": silence.id,
+        "matchers": dict(silence.matchers),
+        "starts": rfc3339(silence.starts_ms),
+        "ends": rfc3339(silence.ends_ms),
+        "author": silence.author,
+        "comment": silence.comment,
+    }
+    return json.dumps(fields, ensure_ascii=False, sort_keys=True)
+
+
+def from_json(text: str | bytes) -> Silence:
+    """Inverse of `to_json`.
+
+    Raises:
+        ValueError: not a silence; or one without matchers, which would hide everything: `{"stream": "*"}` says so.
+    """
+    try:
+        fields = json.loads(text)
+        matchers = {str(name): str(glob) for name, glob in fields["matchers"].items()}
+        starts_ms, ends_ms = _time_ms(fields["starts"]), _time_ms(fields["ends"])
+        silence = Silence(
+            str(fields["id"]),
+            matchers,
+            starts_ms,
+            ends_ms,
+            str(fields.get("author", "")),
+            str(fields.get("comment", "")),
+        )
+    except (KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"not a silence: {type(error).__name__}: {error}") from error
+    if not matchers:
+        raise ValueError("a silence needs a matcher; stream '*' hides everything")
+    return silence
+
+
+def _time_ms(text: str) -> int:
+    moment = datetime.fromisoformat(text)
+    if moment.tzinfo is None:
+        raise ValueError(f"time without an offset from UTC: {text}")
+    return round(moment.timestamp() * 1000)

@@ -1,0 +1,344 @@
+"""The words the monitor's parts speak to each other: frozen records and the two outer protocols.
+
+Times are integers in milliseconds since the epoch (`_ms`), durations are floats in seconds (`_s`), and a bucket is
+named by its start in milliseconds. `next_offset` is always the offset of the next record to read: what Kafka commits,
+what Redis stores and what a seek takes are the same number.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+Vector = NDArray[np.uint32]
+"""(V,) counts of one stream in one bucket; `monitor.core.buckets.Layout` says which entry is what."""
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class Partition:
+    """One ordered log: a Kafka partition or one Redis stream."""
+
+    topic: str
+    index: int
+
+    def __str__(self) -> str:
+        return f"{self.topic}:{self.index}"
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """One record as its log holds it; nothing is decoded yet."""
+
+    partition: Partition
+    offset: int
+    timestamp_ms: int
+    key: bytes | None
+    value: bytes | None
+    headers: tuple[tuple[str, bytes], ...] = ()
+
+    def header(self, name: str) -> bytes | None:
+        """The last header of that name (case-insensitive), or None."""
+        wanted = name.lower()
+        return next((value for key, value in reversed(self.headers) if key.lower() == wanted), None)
+
+    @property
+    def size(self) -> int:
+        """Bytes this record holds in memory: what the queue limits count."""
+        return len(self.value or b"") + len(self.key or b"") + sum(len(k) + len(v) for k, v in self.headers)
+
+
+@dataclass(frozen=True, slots=True)
+class RecordImage:
+    """One image of a record, still encoded (bytes) or raw ((H, W) or (H, W, C) uint8)."""
+
+    id: str
+    stream: str
+    event_time_ms: int
+    image: bytes | NDArray[np.uint8]
+
+
+@dataclass(frozen=True, slots=True)
+class DeadLetter:
+    """A record that could not be used, and why: `reason` is a short code, `error` the text for a person."""
+
+    record: Record
+    stream: str
+    reason: str
+    error: str
+
+
+# ------------------------------------------------------------------------------------------------ sources
+
+
+class SourceError(Exception):
+    """The client can no longer be trusted; close it and build a new one (recoverable)."""
+
+
+class UnreadableError(SourceError):
+    """The log holds bytes at `next_offset` of `partition` that no client can read: a new one will fail there again."""
+
+    def __init__(self, message: str, partition: Partition, next_offset: int) -> None:
+        super().__init__(message)
+        self.partition = partition
+        self.next_offset = next_offset
+
+
+class StoppedError(Exception):
+    """A partition must not be read on before a person has looked; all others go on. `rule` names the alert of it."""
+
+    def __init__(self, rule: str, message: str, token: str = "") -> None:
+        super().__init__(message)
+        self.rule = rule
+        self.token = token
+        """With which the partition was claimed."""
+
+
+class FatalSourceError(Exception):
+    """Nothing that this process can do will help: wrong credentials, topic missing, topic recreated."""
+
+
+@dataclass(frozen=True, slots=True)
+class Polled:
+    """What one `Source.poll` brought.
+
+    `assigned` partitions stay silent until `Source.start` is called for them. `revoked` ones are no longer ours:
+    what is in flight for them is dropped. `next_offsets` has an entry for every partition whose position moved,
+    also where no record came (transaction markers, compaction gaps).
+    """
+
+    records: Mapping[Partition, Sequence[Record]] = field(default_factory=dict)
+    next_offsets: Mapping[Partition, int] = field(default_factory=dict)
+    assigned: tuple[Partition, ...] = ()
+    revoked: tuple[Partition, ...] = ()
+
+
+class Source(Protocol):
+    """A partitioned log with consumer groups. One thread owns an instance and makes every call.
+
+    Every method may raise SourceError (rebuild the source) or FatalSourceError; see `dead_letter` for an exception.
+    """
+
+    @property
+    def generation(self) -> int:
+        """Grows with every assignment; fences a former owner of a partition."""
+
+    def poll(self, timeout_s: float) -> Polled:
+        """Wait up to `timeout_s` for records of started, not paused partitions. Must be called for ever."""
+
+    def start(self, partition: Partition, next_offset: int) -> None:
+        """Seek an assigned partition and let its records flow; also used to seek back."""
+
+    def pause(self, partitions: Sequence[Partition]) -> None:
+        """Hold back records of these partitions; membership of the group stays alive through poll()."""
+
+    def resume(self, partitions: Sequence[Partition]) -> None:
+        """Undo pause()."""
+
+    def partitions(self) -> tuple[Partition, ...]:
+        """All partitions of the topic, whoever owns them."""
+
+    def bounds(self, partition: Partition) -> tuple[int, int]:
+        """(first offset still in the log, offset after the last record)."""
+
+    def offset_at(self, partition: Partition, time_ms: int) -> int:
+        """Offset of the first record at or after that time; the end of the log where there is none."""
+
+    def committed(self, partition: Partition) -> int | None:
+        """The group's committed next offset; None where it never committed."""
+
+    def commit(self, next_offsets: Mapping[Partition, int]) -> None:
+        """Tell the group how far we are: information for lag tools, never what a restart goes by."""
+
+    def log_id(self, partition: Partition) -> str:
+        """Identity of the log: another one under the same name is a new log; "" where the broker cannot tell."""
+
+    def readable_from(self, partition: Partition, next_offset: int) -> int:
+        """First offset behind the one that UnreadableError named which is not part of the same damage."""
+
+    def dead_letter(self, letters: Sequence[DeadLetter]) -> None:
+        """Write these to the dead-letter log; returns when it has acknowledged them all.
+
+        The one call after whose SourceError this client is still good: write them again after a while.
+        """
+
+    def close(self) -> None:
+        """Leave the group and free everything; never raises."""
+
+
+# ------------------------------------------------------------------------------------------------ state
+
+
+@dataclass(frozen=True, slots=True)
+class Cursor:
+    """Where a partition stands in Redis."""
+
+    next_offset: int
+    high_ms: int
+    """Highest event time applied so far; the partition's watermark is this minus the lateness."""
+    token: str = ""
+    generation: int = 0
+    idle: bool = False
+    """Its owner has read to the end of the log and nothing came for the idle time-out."""
+    log_id: str = ""
+    """Identity of the log (Kafka topic id): a recreated topic starts a new one."""
+    rebuild_until: int = 0
+    """End of the log when lost state began to be rebuilt; up to there nobody is told what was known before."""
+    recent: bytes = b""
+    """Which of the last records were rejected; see `Recent.pack`."""
+
+
+class ApplyStatus(StrEnum):
+    """Answer of `Store.apply` for one partition."""
+
+    OK = "ok"
+    DUP = "dup"
+    """Already applied: the reply of an earlier call was lost."""
+    REWIND = "rewind"
+    """Redis stands before `expect` (it lost its last writes): seek back to `next_offset`."""
+    FENCED = "fenced"
+    """Another owner has claimed the partition."""
+    LOST = "lost"
+    """Redis has no cursor: it is empty or another server."""
+
+
+@dataclass(frozen=True, slots=True)
+class Applied:
+    """Outcome of one partition's apply; `next_offset` is where Redis stands (None when LOST)."""
+
+    status: ApplyStatus
+    next_offset: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class StreamFacts:
+    """What a stream carries from image to image; belongs to its partition and moves with the cursor."""
+
+    digest: bytes = b""
+    """Digest of the last image, for exact duplicates."""
+    run: int = 0
+    """Length of the current run of identical images (1 = no repeat)."""
+    shape: str = ""
+    """Size and mode of the last image, for example 640x480/RGB."""
+    event_time_ms: int = 0
+    """Highest event time of the stream in this partition."""
+    seen_ms: int = 0
+    """When its last record was applied, by the clock of the machine: what silence is measured from."""
+    typical: int = 0
+    """How many typical images were kept so far; the more, the longer until the next."""
+    typical_ms: int = 0
+    """Event time of the last of them."""
+
+
+@dataclass(frozen=True, slots=True)
+class Exemplar:
+    """An image worth showing, unusual or typical (`p_value`: `monitor.core.aggregate.unusual_p`, not the OOD score's).
+
+    The thumbnail is a small JPEG, or empty."""
+
+    id: str
+    stream: str
+    event_time_ms: int
+    bucket_ms: int
+    p_value: float
+    p_values: tuple[float, ...]
+    thumbnail: bytes
+    fingerprint: str = ""
+    """Of the profile that judged it: p-values of two profiles do not compare."""
+
+
+@dataclass(frozen=True, slots=True)
+class Totals:
+    """Counts of one stream since the state began."""
+
+    applied: int = 0
+    rejected: int = 0
+    late: int = 0
+    duplicates: int = 0
+    changes: int = 0
+    """Images whose size or mode differs from the one before."""
+
+    def __add__(self, other: Totals) -> Totals:
+        return Totals(
+            self.applied + other.applied,
+            self.rejected + other.rejected,
+            self.late + other.late,
+            self.duplicates + other.duplicates,
+            self.changes + other.changes,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Delta:
+    """Everything one partition's batch changes, applied whole or not at all."""
+
+    partition: Partition
+    token: str
+    expect: int
+    next_offset: int
+    high_ms: int
+    vectors: Mapping[tuple[str, int, str], Vector]
+    """(profile fingerprint, bucket start ms, stream) -> counts to add."""
+    facts: Mapping[str, StreamFacts] = field(default_factory=dict)
+    exemplars: Sequence[Exemplar] = ()
+    reasons: Mapping[tuple[str, str], int] = field(default_factory=dict)
+    """(stream, reason code) -> records rejected for it."""
+    typical: Sequence[Exemplar] = ()
+    """What these streams usually show."""
+    recent: bytes = b""
+    """Which of the last records were rejected; see `Recent.pack`."""
+
+
+# ------------------------------------------------------------------------------------------------ alerts
+
+
+class AlertPhase(StrEnum):
+    """Life of an alert, as in Prometheus."""
+
+    INACTIVE = "inactive"
+    PENDING = "pending"
+    FIRING = "firing"
+    RESOLVED = "resolved"
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """What a rule says about one stream when a bucket closes.
+
+    `breached` is None where there is too little to judge: the alert stays as it is. `value`, `bound` and `threshold`
+    are in the rule's own unit, which `summary` says in words. `severity` holds the share of drifted images:
+    (lower bound, estimate, upper bound), each in [0, 1], or None where the rule has no such notion.
+    """
+
+    breached: bool | None
+    value: float
+    bound: float
+    threshold: float
+    images: int
+    summary: str
+    severity: tuple[float, float, float] | None = None
+    cause: str = ""
+    """What tipped it, for example `layer3 above the 2 % cut`."""
+
+
+@dataclass(frozen=True, slots=True)
+class Alert:
+    """State of one rule on one stream. `id` is a pure function of monitor, rule, stream and the bucket it began in."""
+
+    rule: str
+    stream: str
+    phase: AlertPhase = AlertPhase.INACTIVE
+    id: str = ""
+    since_ms: int = 0
+    """Start of the bucket that first breached."""
+    fired_ms: int = 0
+    clear_since_ms: int = 0
+    """Start of the first calm bucket after the last breach; 0 while breached."""
+    resolved_ms: int = 0
+    verdict: Verdict | None = None
+    untold: bool = False
+    """It began to fire while lost counts were rebuilt, and nobody was told; see `Cursor.rebuild_until`."""

@@ -1,0 +1,243 @@
+"""Decoding in processes of their own: an image that kills or hangs its decoder costs one dead letter.
+
+One thread here per process. It sends a few records together and reads the answers one by one, so the record at which
+a process died or stood still is known. That one is tried again, first in a fresh process: an operator's kill or a busy
+machine is not the image's fault. The second time condemns it; the records behind it go on.
+"""
+
+from __future__ import annotations
+
+import os
+import pickle
+import queue
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections import deque
+from collections.abc import Iterable, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+from multiprocessing.connection import Connection
+
+import structlog
+
+from monitor.core.types import DeadLetter, Record
+from monitor.ingest.decode.records import Decoded, Decoder, stream_of
+from monitor.ingest.decode.worker import read_answer
+from monitor.telemetry import metrics
+
+log = structlog.get_logger(__name__)
+
+TASK_RECORDS, TASK_BYTES = 8, 1 << 20
+"""Sent together at most: few enough to share the work of one poll, many enough to pay for the message."""
+TRIES = 2
+START_TIMEOUT_S = 60.0
+STARTS = 3
+"""A process that never gets ready three times in a row will not the fourth time."""
+SLICE_S = 0.5
+"""Time-outs are counted in slices of waiting: a machine that was suspended for an hour has waited for one slice."""
+
+Decodes = list[Decoded] | DeadLetter
+
+
+class DecoderError(Exception):
+    """No decoder process comes up."""
+
+
+class _LostError(Exception):
+    """The process died or stood still; `reason` goes to the dead letter if it was the image's doing."""
+
+    def __init__(self, reason: str, message: str) -> None:
+        super().__init__(message)
+        self.reason = reason
+
+
+@dataclass(eq=False, slots=True)
+class _Job:
+    record: Record
+    future: Future[Decodes] = field(default_factory=Future)
+    tries: int = 0
+
+
+class DecoderPool:
+    """Decodes records in `workers` processes; `submit` may be called from any thread.
+
+    Args:
+        timeout_s: what one record may take.
+        memory_bytes: what one process may use for its data.
+    """
+
+    def __init__(self, decoder: Decoder, workers: int, timeout_s: float, memory_bytes: int) -> None:
+        self._naming, self._timeout_s = decoder.naming, timeout_s
+        self._setup = pickle.dumps((decoder, memory_bytes))
+        self._tasks: queue.SimpleQueue[list[_Job] | None] = queue.SimpleQueue()
+        self._closed = threading.Event()
+        self.answered_s = 0.0
+        """When a record was last decoded, or tried in vain, by the monotonic clock."""
+        self._threads = [threading.Thread(target=self._serve, name=f"decode-{i}", daemon=True) for i in range(workers)]
+        for thread in self._threads:
+            thread.start()
+
+    def submit(self, records: Sequence[Record]) -> list[Future[Decodes]]:
+        """One future per record: its images, or its dead letter; a DecoderError where no process comes up."""
+        jobs = [_Job(record) for record in records]
+        task: list[_Job] = []
+        size = 0
+        for job in jobs:
+            task.append(job)
+            size += job.record.size
+            if len(task) == TASK_RECORDS or size >= TASK_BYTES:
+                self._tasks.put(task)
+                task, size = [], 0
+        if task:
+            self._tasks.put(task)
+        return [job.future for job in jobs]
+
+    def close(self) -> None:
+        """End the processes; futures that are open are cancelled."""
+        self._closed.set()
+        for _ in self._threads:
+            self._tasks.put(None)
+        for thread in self._threads:
+            thread.join(timeout=2 * SLICE_S + 1.0)
+        while not self._tasks.empty():
+            _cancel(self._tasks.get() or ())
+
+    # ---------------------------------------------------------------- one thread and its process
+
+    def _serve(self) -> None:
+        process: _Process | None = None
+        try:
+            process = self._start()  # before the first record comes: it takes the better part of a second
+            while (task := self._tasks.get()) is not None and not self._closed.is_set():
+                waiting = deque(task)
+                while waiting and not self._closed.is_set():
+                    process = process or self._start()
+                    try:
+                        self._work(process, waiting)
+                    except _LostError as lost:
+                        process.end()
+                        process = None
+                        self._blame(waiting, lost)
+                _cancel(waiting)  # only where we were closed
+        except DecoderError as error:
+            log.exception("decode.no_process")
+            self._fail_all(error)
+        finally:
+            if process is not None:
+                process.end()
+
+    def _work(self, process: _Process, waiting: deque[_Job]) -> None:
+        process.send([job.record for job in waiting])
+        while waiting:
+            took_s, told = process.receive(self._timeout_s, self._closed)
+            job = waiting.popleft()
+            self.answered_s = time.monotonic()
+            metrics.STAGE_SECONDS.labels("decode").observe(took_s)
+            if isinstance(told, list):
+                job.future.set_result(told)
+            else:
+                self._reject(job, *told)
+
+    def _blame(self, waiting: deque[_Job], lost: _LostError) -> None:
+        metrics.DECODERS_REPLACED.labels(lost.reason).inc()
+        self.answered_s = time.monotonic()
+        job = waiting[0]
+        job.tries += 1
+        log.warning(
+            "decode.process_lost", reason=lost.reason, error=str(lost), tries=job.tries,
+            partition=str(job.record.partition), offset=job.record.offset,
+        )  # fmt: skip
+        if job.tries >= TRIES:
+            self._reject(waiting.popleft(), lost.reason, f"{lost} {TRIES} times")
+
+    def _reject(self, job: _Job, reason: str, error: str) -> None:
+        job.future.set_result(DeadLetter(job.record, stream_of(job.record, self._naming), reason, error))
+
+    def _start(self) -> _Process:
+        for _ in range(STARTS):
+            process = _Process(self._setup)
+            try:
+                process.await_ready(self._closed)
+            except _LostError as lost:
+                process.end()
+                log.warning("decode.start_failed", error=str(lost))
+            else:
+                return process
+            if self._closed.is_set():
+                break
+        raise DecoderError("decoder processes do not come up; see the log")
+
+    def _fail_all(self, error: DecoderError) -> None:
+        while (task := self._tasks.get()) is not None:
+            for job in task:
+                job.future.set_exception(error)
+
+
+def _cancel(jobs: Iterable[_Job]) -> None:
+    for job in jobs:
+        job.future.cancel()
+
+
+class _Process:
+    """One decoder process and our end of the line to it."""
+
+    def __init__(self, setup: bytes) -> None:
+        ours, theirs = socket.socketpair()
+        with theirs:
+            self._process = subprocess.Popen(  # noqa: S603 - our own interpreter and module
+                [sys.executable, "-m", "monitor.ingest.decode.worker", str(theirs.fileno()), str(os.getpid())],
+                pass_fds=[theirs.fileno()],
+                stdin=subprocess.DEVNULL,
+                # one picture at a time: threads of the numeric libraries would only take cores from its siblings
+                env={**os.environ, "OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"},
+                start_new_session=True,  # Ctrl-C is the daemon's to handle
+            )
+        self._connection = Connection(ours.detach())
+        self._setup = setup
+
+    def await_ready(self, closed: threading.Event) -> None:
+        self._write(self._setup)
+        if self._read(START_TIMEOUT_S, closed) != b"ready":
+            raise _LostError("crashed", "a decoder process began with something else than `ready`")
+
+    def send(self, records: list[Record]) -> None:
+        self._write(pickle.dumps(records, protocol=pickle.HIGHEST_PROTOCOL))
+
+    def receive(self, timeout_s: float, closed: threading.Event) -> tuple[float, list[Decoded] | tuple[str, str]]:
+        packed = self._read(timeout_s, closed)
+        try:
+            return read_answer(packed)
+        except (ValueError, TypeError, LookupError) as error:
+            raise _LostError("crashed", f"the decoder process answered nonsense: {error}") from error
+
+    def end(self) -> None:
+        self._connection.close()
+        self._process.kill()
+        self._process.wait()
+
+    def _write(self, message: bytes) -> None:
+        try:
+            self._connection.send_bytes(message)
+        except OSError as error:
+            raise self._lost() from error
+
+    def _read(self, timeout_s: float, closed: threading.Event) -> bytes:
+        waited_s = 0.0
+        try:
+            while not self._connection.poll(SLICE_S):
+                waited_s += SLICE_S
+                if closed.is_set() or waited_s >= timeout_s:
+                    raise _LostError("timeout", f"the decoder process stood still for {timeout_s:g} s")
+            return self._connection.recv_bytes()
+        except (EOFError, OSError) as error:
+            raise self._lost() from error
+
+    def _lost(self) -> _LostError:
+        try:
+            status = self._process.wait(1.0)
+        except subprocess.TimeoutExpired:
+            return _LostError("crashed", "the decoder process closed its line")
+        return _LostError("crashed", f"the decoder process ended with {status}")

@@ -1,0 +1,197 @@
+"""One record -> its images, or a DecodeError with a reason code. No broker, no Redis, no torch.
+
+A record's value is told by its `content-type` header, else by its first bytes: an encoded image (one image),
+`application/x-npy` (uint8 HW, HWC or NHWC) or `application/msgpack`
+(`{"images": [bytes, ...], "ids": [str, ...], "timestamps": [ms, ...]}`; the last two are optional). The images of a
+record are used together or not at all.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+import msgpack
+import numpy as np
+from numpy.lib import format as npy_format
+from numpy.typing import NDArray
+
+from detectors.images.prepare import ImageError, Prepared
+from monitor.config.schema import Decoding, StreamNaming
+from monitor.core.types import Record, RecordImage
+from monitor.ingest.scoring.profiles import Preparers
+
+MAX_NAME_CHARS = 200
+"""Stream names and ids become Redis fields, labels and page titles; longer ones are cut."""
+
+Image = bytes | NDArray[np.uint8]
+
+_NPY_HEADERS = {(1, 0): npy_format.read_array_header_1_0, (2, 0): npy_format.read_array_header_2_0}
+
+
+class DecodeError(Exception):
+    """A record that cannot be used; `reason` is a short code for metrics and dead letters."""
+
+    def __init__(self, reason: str, message: str) -> None:
+        super().__init__(message)
+        self.reason = reason
+
+    def __reduce__(self) -> tuple[type[DecodeError], tuple[str, str]]:
+        return type(self), (self.reason, str(self))
+
+
+@dataclass(frozen=True, slots=True)
+class Decoded:
+    """One image, placed in its stream and ready to be scored."""
+
+    id: str
+    stream: str
+    event_time_ms: int
+    prepared: Prepared
+
+
+@dataclass(frozen=True)
+class Decoder:
+    """Turns records into images by the configured names and limits; thread-safe and picklable."""
+
+    preparers: Preparers
+    naming: StreamNaming
+    limits: Decoding
+
+    def __call__(self, record: Record) -> list[Decoded]:
+        """Every image of the record.
+
+        Raises:
+            DecodeError: the record as a whole is unusable; the message names the image that is at fault.
+        """
+        decoded = []
+        for i, item in enumerate(expand(record, self.naming, self.limits)):
+            try:
+                prepared = self.preparers.of(item.stream)(item.image, item.id.encode())
+            except ImageError as error:
+                raise DecodeError(error.code, f"image {i}: {error}") from error
+            decoded.append(Decoded(item.id, item.stream, item.event_time_ms, prepared))
+        return decoded
+
+
+def expand(record: Record, naming: StreamNaming, limits: Decoding) -> list[RecordImage]:
+    """The images of a record, still encoded, with their ids, stream and event times.
+
+    Raises:
+        DecodeError: empty, too large, of an unknown type, or malformed.
+    """
+    value = record.value
+    if not value:
+        raise DecodeError("empty", "the record has no value")
+    if len(value) > limits.max_record_bytes:
+        raise DecodeError("bytes", f"{len(value)} bytes are more than decoding.max_record_bytes")
+    kind = _kind(record.header("content-type"), value)
+    given: dict[str, Sequence[Any]] = {}
+    if kind == "npy":
+        images = _npy(value)
+    elif kind == "msgpack":
+        images, given = _msgpack(value)
+    else:
+        images = [value]
+    if len(images) > limits.max_images_per_record:
+        raise DecodeError("images", f"{len(images)} images are more than decoding.max_images_per_record")
+    stream, event_time_ms = stream_of(record, naming), _event_time(record, naming)
+    base = f"{record.partition.topic}/{record.partition.index}/{record.offset}"
+    ids = given.get("ids") or ([base] if len(images) == 1 else [f"{base}/{i}" for i in range(len(images))])
+    times = given.get("timestamps") or [event_time_ms] * len(images)
+    return [RecordImage(str(ids[i])[:MAX_NAME_CHARS], stream, times[i], image) for i, image in enumerate(images)]
+
+
+def count_images(record: Record) -> int:
+    """How many images a record claims to hold, without unpacking them: what it may cost in memory. At least 1."""
+    value = record.value or b""
+    if not value:
+        return 1
+    kind = _kind(record.header("content-type"), value)
+    try:
+        if kind == "npy":
+            stream = io.BytesIO(value[:4096])
+            shape, _, _ = _NPY_HEADERS[npy_format.read_magic(stream)](stream)
+            return max(1, shape[0]) if len(shape) == 4 else 1
+        if kind == "msgpack":
+            unpacker = msgpack.Unpacker(max_buffer_size=len(value) + 1)
+            unpacker.feed(value)
+            for _ in range(unpacker.read_map_header()):
+                if unpacker.unpack() == "images":
+                    return max(1, int(unpacker.read_array_header()))
+                unpacker.skip()
+    except Exception:  # whatever it is, decoding will say so; it costs no image
+        return 1
+    return 1
+
+
+def stream_of(record: Record, naming: StreamNaming) -> str:
+    """The stream a record belongs to; `naming.name` where its key or header is missing."""
+    if naming.source == "constant":
+        return naming.name
+    raw = record.key if naming.source == "key" else record.header(naming.header)
+    return (raw or b"").decode("utf-8", "replace")[:MAX_NAME_CHARS] or naming.name
+
+
+def _kind(content_type: bytes | None, value: bytes) -> str:
+    told = (content_type or b"").split(b";")[0].strip().lower()
+    if told == b"application/x-npy" or value[:6] == b"\x93NUMPY":
+        return "npy"
+    # a msgpack map of 1 to 15 entries starts with 0x81..0x8f; PNG starts with 0x89, but goes on with its own name
+    is_map = 0x81 <= value[0] <= 0x8F and value[1:4] != b"PNG"
+    if told in {b"application/msgpack", b"application/x-msgpack"} or (not told and is_map):
+        return "msgpack"
+    return "image"
+
+
+def _npy(value: bytes) -> list[Image]:
+    # not np.load: it would open zip files too, and allocate what the header claims before it looks what there is
+    stream = io.BytesIO(value)
+    try:
+        read_header = _NPY_HEADERS[npy_format.read_magic(stream)]
+        shape, fortran_order, dtype = read_header(stream)
+        if dtype == np.uint8:
+            array = np.frombuffer(value, np.uint8, offset=stream.tell()).reshape(
+                shape, order="F" if fortran_order else "C"
+            )
+    except Exception as error:  # the header is a Python literal, and what its parsers raise is not documented
+        raise DecodeError("npy", f"not a readable npy array: {type(error).__name__}: {error}") from error
+    if dtype != np.uint8 or len(shape) not in {2, 3, 4}:
+        raise DecodeError("npy", "an npy record must be one uint8 array, HW, HWC or NHWC")
+    return list(array) if array.ndim == 4 else [array]
+
+
+def _msgpack(value: bytes) -> tuple[list[Image], dict[str, Sequence[Any]]]:
+    try:
+        body = msgpack.unpackb(value, strict_map_key=True)
+    except (ValueError, msgpack.UnpackException, msgpack.ExtraData) as error:
+        raise DecodeError("msgpack", f"not a readable msgpack map: {error}") from error
+    images = body.get("images") if isinstance(body, dict) else None
+    if not isinstance(images, list) or not images or not all(isinstance(image, bytes) for image in images):
+        raise DecodeError("msgpack", "`images` must be a list of one or more encoded images")
+    given = {name: body[name] for name in ("ids", "timestamps") if body.get(name) is not None}
+    for name, values in given.items():
+        wanted = int if name == "timestamps" else (str, int)
+        if (
+            not isinstance(values, list)
+            or len(values) != len(images)
+            or not all(isinstance(v, wanted) and not isinstance(v, bool) for v in values)
+        ):
+            raise DecodeError("msgpack", f"`{name}` must have one plain value per image")
+    return images, given
+
+
+def _event_time(record: Record, naming: StreamNaming) -> int:
+    raw = record.header(naming.event_time_header) if naming.event_time_header else None
+    if raw is None:
+        return record.timestamp_ms
+    text = raw.decode("utf-8", "replace").strip()
+    try:
+        return int(text) if text.lstrip("-").isdigit() else int(datetime.fromisoformat(text).timestamp() * 1000)
+    except (ValueError, OverflowError, OSError) as error:
+        raise DecodeError(
+            "event-time", f"header {naming.event_time_header}: {text[:60]!r} is neither milliseconds nor RFC 3339"
+        ) from error

@@ -1,0 +1,153 @@
+"""Which profile judges which stream: the one door through which the monitor loads a detector."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from detectors.images.prepare import Limits, Prepared, Preparer
+from monitor.config.schema import Decoding, Scoring
+from monitor.core.buckets import Layout
+from monitor.telemetry import metrics
+from monitor.telemetry.failpoints import failpoint
+
+MEMORY_WORDS = ("out of memory", "not enough memory", "allocate memory")
+
+
+class Scorer(Protocol):
+    """What the monitor uses of a profile (`detectors.Profile`): prepared images in, p-values out."""
+
+    fingerprint: str
+    preparer: Preparer
+    signals: Sequence[str]
+    learned: Sequence[bool]
+
+    def score(self, images: Sequence[Prepared]) -> Any:
+        """Scores whose `.values` and `.p_values` are (N, S), the latter in (0, 1]."""
+
+
+@dataclass(frozen=True)
+class Preparers:
+    """The part of the profiles that decoding needs; picklable, loads no torch."""
+
+    default: Preparer
+    overrides: tuple[tuple[str, Preparer], ...] = ()
+
+    def of(self, stream: str) -> Preparer:
+        """How images of that stream are prepared."""
+        return next((preparer for glob, preparer in self.overrides if fnmatchcase(stream, glob)), self.default)
+
+
+class Profiles:
+    """The default profile and those of the streams that have their own; the first matching override wins."""
+
+    def __init__(self, default: Any, overrides: Sequence[tuple[str, Any]], limits: Limits) -> None:
+        self._default, self._overrides = default, tuple(overrides)
+        self._of: dict[str, Any] = {}
+        self._limits = limits
+        self.layouts = {profile.fingerprint: layout_of(profile) for profile in self.all()}
+        """Fingerprint -> what the entries of its vectors mean."""
+
+    def all(self) -> list[Any]:
+        """Every profile once."""
+        found = {profile.fingerprint: profile for profile in (self._default, *(p for _, p in self._overrides))}
+        return list(found.values())
+
+    def of(self, stream: str) -> Any:
+        """The profile (a `Scorer`) that judges a stream."""
+        if stream not in self._of:
+            if len(self._of) > 100_000:  # names are the senders' to choose: the cache must not grow for ever
+                self._of.clear()
+            self._of[stream] = next((p for glob, p in self._overrides if fnmatchcase(stream, glob)), self._default)
+        return self._of[stream]
+
+    def device_memory(self) -> dict[tuple[str, str], int]:
+        """{(device, "used" or "total"): bytes} of the accelerators in use; empty on a CPU."""
+        from detectors.profile.device_memory import device_memory  # noqa: PLC0415 - as in `load_profiles`
+
+        devices = {str(profile.backbone.device): profile.backbone.device for profile in self.all()}
+        return {(name, kind): n for name, device in devices.items() for kind, n in device_memory(device).items()}
+
+    def preparers(self) -> Preparers:
+        """How images are prepared for each stream, under the configured limits."""
+
+        def preparer(profile: Any) -> Preparer:
+            own: Preparer = profile.preparer
+            return Preparer(own.input_px, self._limits, own.filter)
+
+        return Preparers(preparer(self._default), tuple((glob, preparer(p)) for glob, p in self._overrides))
+
+    def p_values(self, images: Sequence[tuple[str, Prepared]], batch_images: int) -> list[tuple[str, NDArray[Any]]]:
+        """(fingerprint, (S,) p-values) of each (stream, image), scored in batches of one profile each."""
+        found: list[tuple[str, NDArray[Any]]] = [("", np.empty(0))] * len(images)
+        groups: dict[str, list[int]] = {}
+        for i, (stream, _) in enumerate(images):
+            groups.setdefault(self.of(stream).fingerprint, []).append(i)
+        for fingerprint, members in groups.items():
+            profile = self.of(images[members[0]][0])
+            for start in range(0, len(members), batch_images):
+                batch = members[start : start + batch_images]
+                rows = _score_halving(profile, [images[i][1] for i in batch])
+                for i, row in zip(batch, rows, strict=True):
+                    found[i] = (fingerprint, row)
+        return found
+
+
+def _score_halving(profile: Any, images: Sequence[Prepared]) -> NDArray[Any]:
+    """(N, S) p-values; a batch for which the memory does not suffice is scored in halves.
+
+    Of a detector on a GPU it comes as torch's own error, on the CPU as a RuntimeError of its allocator.
+    """
+    try:
+        failpoint("score")
+        scores = profile.score(images)
+    except (MemoryError, RuntimeError) as error:
+        exhausted = isinstance(error, MemoryError) or any(word in str(error) for word in MEMORY_WORDS)
+        if not exhausted or len(images) < 2:
+            raise
+        metrics.HALVED.inc()
+        half = len(images) // 2
+        return np.concatenate([_score_halving(profile, images[:half]), _score_halving(profile, images[half:])])
+    for i in np.flatnonzero(profile.learned):
+        histogram = metrics.SCORES.labels(profile.fingerprint, profile.signals[i])
+        for value in scores.values[:, i].tolist():
+            histogram.observe(value)
+    rows: NDArray[Any] = scores.p_values
+    return rows
+
+
+def layout_of(profile: Any) -> Layout:
+    """What the entries of a profile's bucket vectors mean."""
+    return Layout(
+        signals=tuple(profile.signals),
+        calibration_sizes=tuple(int(n) for n in profile.calibration_sizes),
+        two_sided=tuple(bool(side) for side in profile.two_sided),
+        learned=tuple(bool(learned) for learned in profile.learned),
+        dependence=tuple(float(d) for d in profile.dependence),
+    )
+
+
+def load_profiles(scoring: Scoring, decoding: Decoding) -> Profiles:
+    """Load every profile that the configuration names.
+
+    Raises:
+        detectors.ProfileError: one cannot be loaded; the message names the file.
+    """
+    from detectors import load_profile  # noqa: PLC0415 - torch takes seconds, and only those who score need it
+
+    loaded: dict[Path, Any] = {}
+
+    def load(path: Path) -> Any:
+        if path not in loaded:
+            loaded[path] = load_profile(path, scoring.device)
+        return loaded[path]
+
+    limits = Limits(decoding.max_record_bytes, decoding.max_pixels, tuple(decoding.formats))
+    overrides = [(override.streams, load(override.path)) for override in scoring.profiles]
+    return Profiles(load(scoring.profile), overrides, limits)

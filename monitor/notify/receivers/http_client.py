@@ -1,0 +1,149 @@
+"""One HTTP POST to a receiver and what its answer means. The only file here that knows the HTTP client."""
+
+from __future__ import annotations
+
+import logging
+import re
+import ssl
+import time
+from collections.abc import Callable, Mapping
+from email.utils import parsedate_to_datetime
+from functools import cache
+from importlib.metadata import version
+
+import httpx
+
+from monitor.notify.receivers.protocol import Delivered, Outcome, ReceiverConfigError, Refused, Retry
+
+GONE = 410
+MAX_RETRY_AFTER_S = 3_600.0
+"""A receiver may ask for a rest of an hour at most; an alert is not worth much much later."""
+EXPLANATION_BYTES = 200
+JSON_HEADERS = {"content-type": "application/json"}
+
+# The client's own log lines hold full URLs, and some URLs here are secrets.
+for _name in ("httpx", "httpcore"):
+    logging.getLogger(_name).setLevel(logging.WARNING)
+
+
+def wall_ms() -> int:
+    """Milliseconds since the epoch."""
+    return time.time_ns() // 1_000_000
+
+
+class Endpoint:
+    """A URL that takes POSTs. Safe to share between threads.
+
+    2xx is delivered. 3xx is refused: following one would carry a signed alert to whoever answers. So are the statuses
+    in `final`. Everything else is tried again: 5xx, 429, time-outs and errors of the connection because they pass;
+    other 4xx (401 after a key was changed, 404 while the receiver is being deployed, 413 before a proxy was told)
+    because someone can repair them within the three days of the schedule and then nothing is lost.
+
+    Args:
+        key: the setting that `url` comes from, for errors.
+        final: statuses after which the same request can never succeed.
+        explain: put the start of the answer's body into the reason; only where it cannot echo secrets.
+
+    Raises:
+        ReceiverConfigError: the URL or a header cannot be used.
+    """
+
+    def __init__(
+        self,
+        key: str,
+        url: str,
+        timeout_s: float,
+        headers: Mapping[str, str] | None = None,
+        final: frozenset[int] = frozenset({GONE}),
+        explain: bool = False,
+        now_ms: Callable[[], int] = wall_ms,
+    ) -> None:
+        self._url = _checked(key, url)
+        self._headers = dict(headers or {})
+        for name, value in self._headers.items():
+            if not re.fullmatch(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+", name) or not re.fullmatch(r"[\x20-\x7e\t]*", value):
+                raise ReceiverConfigError(f"{key}: header {name!r} has a name or value that HTTP does not allow")
+        self._final = final
+        self._explain = explain
+        self._now_ms = now_ms
+        self._client = httpx.Client(
+            timeout=timeout_s,
+            verify=_trusted(),
+            follow_redirects=False,
+            headers={"user-agent": f"layerwatch/{version('layerwatch')}"},
+        )
+
+    @property
+    def where(self) -> str:
+        """Host and port: all of the URL that may be logged."""
+        port = f":{self._url.port}" if self._url.port else ""
+        return f"{self._url.host}{port}"
+
+    def post(self, body: str, headers: Mapping[str, str] | None = None) -> Outcome:
+        """Send once."""
+        all_headers = {**JSON_HEADERS, **self._headers, **(headers or {})}
+        try:
+            # streamed: the status is all that counts, a receiver cannot hold us with an endless body
+            with self._client.stream("POST", self._url, content=body.encode(), headers=all_headers) as response:
+                return self._outcome(response)
+        except (httpx.ConnectError, httpx.TimeoutException, httpx.ReadError, httpx.WriteError) as error:
+            return Retry(f"{self.where}: {type(error).__name__}: {' '.join(str(error).split())}".rstrip(": "))
+        except httpx.HTTPError as error:
+            # by name alone: texts of protocol errors can quote headers
+            return Retry(f"{self.where}: {type(error).__name__}")
+
+    def close(self) -> None:
+        """Free the connections."""
+        self._client.close()
+
+    def _outcome(self, response: httpx.Response) -> Outcome:
+        status = response.status_code
+        if response.is_success:
+            return Delivered()
+        reason = f"{self.where}: answered {status}"
+        if response.is_redirect or 300 <= status < 400:
+            return Refused(f"{reason}; redirects are not followed, configure the final URL")
+        if self._explain:
+            reason = f"{reason} {_start_of(response)}".rstrip()
+        if status in self._final:
+            return Refused(reason)
+        return Retry(reason, retry_after_s(response.headers.get("retry-after", ""), self._now_ms()))
+
+
+def retry_after_s(header: str, now_ms: int) -> float | None:
+    """Seconds that a Retry-After header (seconds or HTTP date) asks for, at most MAX_RETRY_AFTER_S; None: nothing."""
+    header = header.strip()
+    if header.isascii() and header.isdigit():
+        asked = float(header[:9])
+    else:
+        try:
+            asked = parsedate_to_datetime(header).timestamp() - now_ms / 1000
+        except ValueError:
+            return None
+    return min(max(asked, 0.0), MAX_RETRY_AFTER_S)
+
+
+@cache
+def _trusted() -> ssl.SSLContext:
+    """The authorities that the client trusts; reading them takes some 50 ms, so once for all receivers."""
+    return httpx.create_ssl_context()
+
+
+def _start_of(response: httpx.Response) -> str:
+    text = b""
+    for chunk in response.iter_bytes(EXPLANATION_BYTES):
+        text += chunk
+        if len(text) >= EXPLANATION_BYTES:
+            break
+    return " ".join(text[:EXPLANATION_BYTES].decode("utf-8", "replace").split())
+
+
+def _checked(key: str, url: str) -> httpx.URL:
+    try:
+        parsed = httpx.URL(url)
+    except (httpx.InvalidURL, TypeError):
+        parsed = httpx.URL("")
+    # the client would escape white space in a host
+    if parsed.scheme not in {"http", "https"} or not parsed.host or re.search(r"\s", url):
+        raise ReceiverConfigError(f"{key}: must be a URL with http:// or https:// and a host")
+    return parsed

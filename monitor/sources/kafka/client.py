@@ -1,0 +1,270 @@
+"""Options, connections and errors of kafka-python's clients: what the source and the producers share."""
+
+from __future__ import annotations
+
+import socket
+import ssl
+import traceback
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from typing import Any
+
+from kafka import KafkaConsumer, KafkaProducer, errors
+from kafka.net.compat import KafkaNetClient
+from kafka.net.manager import KafkaConnectionManager
+from kafka.net.sasl.oauth import AbstractTokenProvider
+from kafka.net.selector import NetworkSelector
+
+from monitor.config.schema import Kafka, KafkaTls
+from monitor.core.types import FatalSourceError, SourceError
+
+MAX_BOOTSTRAP_S = 10.0
+"""A daemon tries again for ever; what it must not do is to sit here deaf to its own end."""
+MAX_RECONNECT_MS = 3000
+
+_REFUSED = (
+    errors.SaslAuthenticationFailedError,
+    errors.UnsupportedSaslMechanismError,
+    errors.IllegalSaslStateError,
+    ssl.SSLCertVerificationError,
+)
+"""A server that answered and will say no again."""
+
+_FATAL = (
+    *_REFUSED,
+    errors.AuthorizationError,
+    errors.SecurityDisabledError,
+    errors.InvalidTopicError,
+    errors.InvalidGroupIdError,
+    errors.InvalidSessionTimeoutError,
+    errors.InconsistentGroupProtocolError,
+    errors.KafkaConfigurationError,
+    errors.UnsupportedVersionError,
+)
+
+
+@contextmanager
+def translated(what: str, passed: type[Exception] = SourceError) -> Iterator[None]:
+    """Turn what the client raises, except `passed`, into SourceError or FatalSourceError: during `what` it happened."""
+    try:
+        yield
+    except (SourceError, FatalSourceError, passed):
+        raise
+    except _FATAL as error:
+        raise FatalSourceError(f"kafka: {what}: {describe(error)}") from error
+    # Any other exception leaves the client in an unknown state, whatever its type.
+    except Exception as error:
+        raise SourceError(f"kafka: {what}: {describe(error)}") from error
+
+
+def describe(error: BaseException) -> str:
+    """One line: the error's type and text."""
+    name, text = type(error).__name__, " ".join(str(error).split())
+    if text.startswith(("[Error ", name)):  # kafka-python's own texts name the error already
+        return text
+    return f"{name}: {text}" if text else name
+
+
+def client_options(config: Kafka) -> dict[str, Any]:
+    """What every client of the cluster is built with: addresses, encryption, authentication.
+
+    Raises:
+        FatalSourceError: a certificate, key or CRL cannot be read.
+    """
+    options: dict[str, Any] = {
+        "bootstrap_servers": list(config.bootstrap_servers),
+        "client_id": config.client_id,
+        "request_timeout_ms": _ms(config.request_timeout_s),
+        "bootstrap_timeout_ms": _ms(min(config.request_timeout_s, MAX_BOOTSTRAP_S)),
+        # kafka-python's own 30 s would be added to every restart of a broker
+        "reconnect_backoff_max_ms": MAX_RECONNECT_MS,
+        "allow_auto_create_topics": False,
+        "metrics_enabled": False,
+    }
+    if config.tls:
+        options["ssl_context"] = tls_context(config.tls)
+    if config.tls or config.sasl:
+        options["security_protocol"] = ("SASL_" if config.sasl else "") + ("SSL" if config.tls else "PLAINTEXT")
+    if config.sasl:
+        options |= _sasl_options(config)
+    return options
+
+
+def with_passthrough(config: Kafka, options: dict[str, Any], client: type, fixed: frozenset[str]) -> dict[str, Any]:
+    """Lay `kafka.client` over the options, as far as `client` knows the keys.
+
+    Raises:
+        FatalSourceError: a key that no client has, or one on which the exact counts rest.
+    """
+    known = set(KafkaConsumer.DEFAULT_CONFIG) | set(KafkaProducer.DEFAULT_CONFIG)
+    if unknown := set(config.client) - known:
+        raise FatalSourceError(f"kafka.client.{min(unknown)}: kafka-python has no such option")
+    if taken := set(config.client) & (fixed | {"kafka_client"}):
+        raise FatalSourceError(f"kafka.client.{min(taken)}: cannot be changed, the exact counts rest on it")
+    return options | {key: value for key, value in config.client.items() if key in client.DEFAULT_CONFIG}  # type: ignore[attr-defined]
+
+
+def connect(client: Callable[..., Any], options: dict[str, Any]) -> Any:
+    """Build a KafkaConsumer or KafkaProducer; whatever it started is ended where it does not come up.
+
+    Raises:
+        SourceError: no server answers within `bootstrap_timeout_ms`; the message has the last failure.
+        FatalSourceError: every server refused us, or an option has a value of the wrong kind.
+    """
+    nets: list[_NetClient] = []
+
+    def net_client(**configs: Any) -> _NetClient:
+        nets.append(_NetClient(**configs))
+        return nets[-1]
+
+    try:
+        return client(**options, kafka_client=net_client)
+    except Exception as error:
+        for net in nets:  # left alone, its thread would try to connect for ever
+            with suppress(Exception):
+                net.close()
+        failure = nets[0].manager.last_failure if nets else None
+        servers = ", ".join(options["bootstrap_servers"])
+        told = f"kafka: connecting to {servers}: {describe(failure or error)}"
+        if isinstance(failure or error, _FATAL):
+            raise FatalSourceError(told) from error
+        if isinstance(error, TypeError | ValueError):
+            raise FatalSourceError(f"kafka.client: {describe(error)}") from error
+        raise SourceError(told) from error
+
+
+class _Manager(KafkaConnectionManager):  # type: ignore[misc]
+    """Remembers why connections fail, which kafka-python only logs, and gives up early where trying again is vain."""
+
+    def __init__(self, net: Any, **configs: Any) -> None:
+        self.last_failure: BaseException | None = None
+        self._refusals: dict[Any, BaseException] = {}
+        self._final: dict[Any, BaseException] = {}
+        super().__init__(net, **configs)
+
+    def get_connection(self, node_id: Any, **options: Any) -> Any:
+        known = self._conns.get(node_id)
+        connection = super().get_connection(node_id, **options)
+        if connection is not known:
+            connection.init_future.add_errback(lambda error: self._note(node_id, error))
+            connection.init_future.add_callback(lambda _: self._welcome(node_id))
+        return connection
+
+    def maybe_raise_auth_failure(self, node_id: Any) -> None:
+        if node_id in self._final:
+            raise self._final[node_id]
+        super().maybe_raise_auth_failure(node_id)
+
+    async def _build_transport(self, node: Any, timeout_at: float | None = None) -> Any:
+        try:
+            transport = await super()._build_transport(node, timeout_at=timeout_at)
+        except Exception as error:
+            _close_sockets(error)
+            raise
+        receive = transport._sock_recv
+
+        def receive_all() -> tuple[bytes, BaseException | None]:
+            """kafka-python throws away what came right before the end of a connection: for one, why we are refused."""
+            received, failure = receive()
+            return (received, None) if received else (received, failure)
+
+        transport._sock_recv = receive_all
+        return transport
+
+    def _note(self, node_id: Any, error: BaseException) -> None:
+        # kafka-python wraps what a TLS handshake raised; the cause says whether trying again can help
+        cause = error.__context__ if isinstance(error.__context__, ssl.SSLError) else error
+        self.last_failure = cause
+        if not isinstance(cause, _REFUSED):
+            return
+        self._refusals[node_id] = cause
+        # At first one server that lets us in is enough. Later a refusal means that our credentials were withdrawn: a
+        # client that went on would be silent and never read again.
+        first = {broker.node_id for broker in self.cluster.bootstrap_brokers()}
+        if node_id not in first or first <= set(self._refusals):
+            self._final.update(self._refusals)
+
+    def _welcome(self, node_id: Any) -> None:
+        self._refusals.pop(node_id, None)
+        self._final.pop(node_id, None)
+
+
+def _close_sockets(error: BaseException) -> None:
+    """Close what did not connect: kafka-python leaves it in the frames of its exceptions to the garbage collector.
+
+    With a broker away for a day that would be thousands of descriptors.
+    """
+    waiting, seen = [error], set()
+    while waiting:
+        failed = waiting.pop()
+        if id(failed) in seen:
+            continue
+        seen.add(id(failed))
+        for frame, _ in traceback.walk_tb(failed.__traceback__):
+            waiting += frame.f_locals.get("exceptions", ())  # one for each address of the host
+            for left in (frame.f_locals.get("sock"), getattr(frame.f_locals.get("transport"), "_sock", None)):
+                if isinstance(left, socket.socket):
+                    left.close()
+
+
+class _NetClient(KafkaNetClient):  # type: ignore[misc]
+    """kafka-python's network client with our connection manager."""
+
+    def __init__(self, **configs: Any) -> None:
+        net = NetworkSelector(**configs)
+        self.manager = _Manager(net, **configs)
+        super().__init__(net=net, manager=self.manager, **configs)
+
+
+def tls_context(tls: KafkaTls) -> ssl.SSLContext:
+    """A verifying client context; without a `ca_file` the system's authorities are trusted."""
+    try:
+        context = ssl.create_default_context(cafile=str(tls.ca_file) if tls.ca_file else None)
+        context.check_hostname = tls.check_hostname
+        if tls.cert_file:
+            password = tls.key_password.get_secret_value() if tls.key_password else None
+            context.load_cert_chain(tls.cert_file, tls.key_file, password)
+        if tls.crl_file:
+            context.load_verify_locations(tls.crl_file)
+            context.verify_flags |= ssl.VERIFY_CRL_CHECK_LEAF
+        if tls.ciphers:
+            context.set_ciphers(tls.ciphers)
+    except OSError as error:  # ssl.SSLError is one
+        files = ", ".join(str(path) for path in (tls.ca_file, tls.cert_file, tls.key_file, tls.crl_file) if path)
+        raise FatalSourceError(f"kafka.tls: {describe(error)} (of {files or 'no file'})") from error
+    return context
+
+
+def _sasl_options(config: Kafka) -> dict[str, Any]:
+    sasl = config.sasl
+    assert sasl is not None  # noqa: S101 - the caller has looked
+    options: dict[str, Any] = {"sasl_mechanism": sasl.mechanism}
+    if sasl.mechanism == "OAUTHBEARER":
+        if sasl.oauth_token is None:
+            raise FatalSourceError("kafka.sasl.oauth_token: is required for OAUTHBEARER")
+        options["sasl_oauth_token_provider"] = _StaticToken(sasl.oauth_token.get_secret_value())
+    elif sasl.mechanism == "GSSAPI":
+        options["sasl_kerberos_service_name"] = sasl.kerberos_service_name
+        options["sasl_kerberos_domain_name"] = sasl.kerberos_domain_name
+        options["sasl_kerberos_name"] = sasl.kerberos_name
+    else:
+        if sasl.username is None or sasl.password is None:
+            raise FatalSourceError(f"kafka.sasl: username and password are required for {sasl.mechanism}")
+        options["sasl_plain_username"] = sasl.username
+        options["sasl_plain_password"] = sasl.password.get_secret_value()
+    return options
+
+
+class _StaticToken(AbstractTokenProvider):  # type: ignore[misc]
+    """The configured token; a rotated one is read when the process starts again."""
+
+    def __init__(self, token: str) -> None:
+        super().__init__()
+        self._token = token
+
+    def token(self) -> str:
+        return self._token
+
+
+def _ms(seconds: float) -> int:
+    return round(seconds * 1000)

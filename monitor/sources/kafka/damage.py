@@ -1,0 +1,103 @@
+"""How far damage in a Kafka log reaches: the offsets of the one record batch that cannot be read.
+
+A batch is checked and unpacked whole, so a damaged one costs all its records and none of its neighbours'. Where it
+ends stands in its own header, which may be what is damaged; so the end is looked for by reading: a fetch from any
+offset inside begins with that same batch and fails in it, a fetch from beyond does not.
+"""
+
+from __future__ import annotations
+
+import time
+import traceback
+from typing import Any
+
+from kafka import KafkaConsumer, TopicPartition, errors
+
+from monitor.config.schema import Kafka
+from monitor.core.types import Partition, SourceError
+from monitor.sources.kafka.client import client_options, connect, translated, with_passthrough
+
+PROBE_S = 10.0
+"""For one look into the log; an answer takes milliseconds."""
+
+
+def is_damage(error: Exception) -> bool:
+    """Whether this came of what the log holds, not of the way there: a checksum, a codec, a parser at its wits' end."""
+    if isinstance(error, errors.CorruptRecordError | errors.UnsupportedCodecError):
+        return True
+    return not isinstance(error, errors.KafkaError | OSError) and batch_start(error) is not None
+
+
+def batch_start(error: BaseException) -> int | None:
+    """Base offset of the batch that was being unpacked when this was raised; None where it was something else."""
+    for frame, _ in traceback.walk_tb(error.__traceback__):
+        if frame.f_code.co_name == "_unpack_records" and (batch := frame.f_locals.get("batch")) is not None:
+            return int(batch.base_offset)
+    return None
+
+
+class Probe:
+    """Looks into one partition without a group. Close it."""
+
+    def __init__(self, config: Kafka, partition: Partition, fixed: frozenset[str]) -> None:
+        self._config, self._fixed = config, fixed
+        self._at = TopicPartition(partition.topic, partition.index)
+        self._consumer: KafkaConsumer | None = None
+
+    def damage_end(self, next_offset: int, end: int) -> int:
+        """First offset after `next_offset` that is not in the batch which fails there; `end` of the log at most.
+
+        Raises:
+            SourceError: no answer; try again.
+        """
+        failing = self._failing_batch(next_offset)
+        if failing is None:  # it can be read now: another replica of the partition leads
+            return next_offset
+        inside, step = next_offset, 1
+        while inside + step < end and self._failing_batch(inside + step) == failing:
+            inside, step = inside + step, 2 * step
+        beyond = min(inside + step, end)
+        while beyond - inside > 1:
+            middle = (inside + beyond) // 2
+            if self._failing_batch(middle) == failing:
+                inside = middle
+            else:
+                beyond = middle
+        return beyond
+
+    def close(self) -> None:
+        """Free the connection."""
+        consumer, self._consumer = self._consumer, None
+        if consumer is not None:
+            consumer.close(autocommit=False)
+
+    def _failing_batch(self, offset: int) -> int | None:
+        """Base offset of the batch that a fetch from there fails in (-1: not known); None where it can be read."""
+        with translated("looking for the end of the damage"):
+            consumer = self._consumer = self._consumer or self._open()
+            consumer.seek(self._at, offset)
+            deadline = time.monotonic() + PROBE_S
+            while time.monotonic() < deadline:
+                try:
+                    batches = consumer.poll(timeout_ms=200, max_records=1)
+                except Exception as error:
+                    self.close()  # never polled again
+                    if not is_damage(error):
+                        raise
+                    start = batch_start(error)
+                    return -1 if start is None else start
+                if batches or consumer.position(self._at, timeout_ms=0) != offset:
+                    return None
+        raise SourceError(f"kafka: no answer at {offset} of {self._at.topic}:{self._at.partition}")
+
+    def _open(self) -> Any:
+        options = client_options(self._config) | {
+            "group_id": None,
+            "enable_auto_commit": False,
+            "auto_offset_reset": "none",
+            "isolation_level": "read_committed",
+            "check_crcs": True,
+        }
+        consumer = connect(KafkaConsumer, with_passthrough(self._config, options, KafkaConsumer, self._fixed))
+        consumer.assign([self._at])
+        return consumer

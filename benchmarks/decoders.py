@@ -21,11 +21,11 @@ import numpy as np
 from PIL import Image, ImageFilter
 
 from detectors.images.prepare import Limits, Preparer
-from monitor.config.schema import Decoding, StreamNaming
 from monitor.core.types import Partition, Record
 from monitor.ingest.decode.pool import DecoderPool
 from monitor.ingest.decode.records import Decoder
 from monitor.ingest.scoring.profiles import Preparers
+from monitor.ingest.settings import DecodingSettings, StreamNaming
 
 SIZES = {"64 x 64": (64, 64, 2000), "640 x 480": (640, 480, 300), "1920 x 1080": (1920, 1080, 60)}
 INPUT_PX = 224
@@ -56,7 +56,7 @@ def main() -> None:
     arguments.add_argument("--repeats", type=int, default=5)
     arguments.add_argument("-o", "--output", type=Path, default=Path("results/decoders.json"))
     args = arguments.parse_args()
-    decoder = Decoder(Preparers(Preparer(INPUT_PX, Limits())), StreamNaming(), Decoding())
+    decoder = Decoder(Preparers(Preparer(INPUT_PX, Limits())), StreamNaming(), DecodingSettings())
     processes = DecoderPool(decoder, args.workers, 20.0, 2 * 2**30)
     rows = {}
     with ThreadPoolExecutor(args.workers) as threads:

@@ -11,14 +11,15 @@ import numpy as np
 from pydantic import SecretStr
 
 from detectors.images import properties
-from monitor.config.schema import Redis, Web
 from monitor.core import alert_state as alerts
 from monitor.core.buckets import BINS, IMAGES, LEVELS, Layout
 from monitor.core.types import Alert, AlertPhase, Delta, Partition, StreamFacts
 from monitor.fleet.overview import Overview
 from monitor.store import Store, open_store
 from monitor.store.private_server import PrivateRedis
+from monitor.store.settings import RedisSettings
 from monitor.web import WebServer, build_app
+from monitor.web.settings import WebSettings
 
 LEARNED = ("ood", "layer1", "layer2", "layer3", "layer4")
 SIGNALS = (*LEARNED, *properties.NAMES)
@@ -75,13 +76,13 @@ def main() -> None:
     parser.add_argument("--partitions", type=int, default=12)
     args = parser.parse_args()
     with PrivateRedis() as redis:
-        store = open_store(Redis(url=SecretStr(redis.url)), "bench")
+        store = open_store(RedisSettings(url=SecretStr(redis.url)), "bench")
         started = time.perf_counter()
         fill(store, args.streams, args.buckets, args.partitions)
         print(f"{args.streams} streams, {args.buckets} buckets, filled in {time.perf_counter() - started:.0f} s")
         alone = Overview(store, BUCKET_MS, reach_ms=60_000)
         print(f"layerwatch streams (reads the last minute): {timed(alone.snapshot, 1)[0]:.0f} ms")
-        server = WebServer(build_app(store, "bench", Web(port=0), BUCKET_MS, lambda: ""), "127.0.0.1", 0)
+        server = WebServer(build_app(store, "bench", WebSettings(port=0), BUCKET_MS, lambda: ""), "127.0.0.1", 0)
         started = time.perf_counter()
         server.start()
         client = httpx.Client(base_url=server.address, timeout=60)

@@ -45,11 +45,13 @@ from detectors import FitOptions, Profile, fit_profile, load_profile
 from detectors.methods.dlsr import WIDE
 from detectors.profile.backbone import BackboneSpec
 from detectors.profile.host_memory import keep_freed_memory
-from monitor.config.schema import Config, Kafka, Redis
+from monitor.config.schema import Config
 from monitor.demo.story import reference
 from monitor.sources import open_producer
+from monitor.sources.kafka.settings import KafkaSettings
 from monitor.store import Store, open_store
 from monitor.store.private_server import PrivateRedis
+from monitor.store.settings import RedisSettings
 from tests.kafka.broker import Broker, Cluster
 
 BATCH = 64
@@ -197,7 +199,7 @@ def _daemon(broker: Cluster, redis: PrivateRedis, folder: Path, jpegs: list[byte
     }
     config.write_text(yaml.safe_dump(settings))
     process = subprocess.Popen([sys.executable, "-m", "monitor", "run", "-c", str(config)])
-    store = open_store(Redis(url=SecretStr(redis.url)), monitor)
+    store = open_store(RedisSettings(url=SecretStr(redis.url)), monitor)
     try:
         first = _watch(store, process, 1)
         last = _watch(store, process, images)
@@ -209,7 +211,7 @@ def _daemon(broker: Cluster, redis: PrivateRedis, folder: Path, jpegs: list[byte
 
 
 def _produce(kafka: dict[str, Any], topic: str, jpegs: list[bytes], images: int) -> None:
-    producer = open_producer(Config(kafka=Kafka(**kafka)))
+    producer = open_producer(Config(kafka=KafkaSettings(**kafka)))
     now_ms = time.time_ns() // 1_000_000 - images * 10
     for i in range(images):
         producer.send(topic, jpegs[i % len(jpegs)], f"line-{i % 4}".encode(), (), now_ms + i * 10)

@@ -8,7 +8,7 @@ import sys
 from collections.abc import Sequence
 
 from detectors.profile.host_memory import keep_freed_memory
-from monitor.config.schema import EXIT_CONFIG, ConfigError
+from monitor.config.errors import EXIT_CONFIG, ConfigError
 from monitor.telemetry.logs import configure_logs
 
 

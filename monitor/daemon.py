@@ -18,8 +18,8 @@ from importlib.metadata import version
 
 import structlog
 
-from monitor.config.schema import EXIT_SOFTWARE, EXIT_UNAVAILABLE, Config
-from monitor.core.types import FatalSourceError
+from monitor.config.errors import EXIT_SOFTWARE, EXIT_UNAVAILABLE
+from monitor.config.schema import Config
 from monitor.evaluate.evaluator import Evaluator
 from monitor.fleet.exporter import FleetMetrics
 from monitor.ingest.consumer import Reader
@@ -33,6 +33,7 @@ from monitor.notify import Dispatcher, Receiver, build_receiver
 from monitor.notify.self_alerts import OwnAlerts
 from monitor.rules.ruleset import BoundRule
 from monitor.sources import open_producer, open_source
+from monitor.sources.protocol import FatalSourceError
 from monitor.store import StoreError, open_store
 from monitor.telemetry import metrics
 from monitor.web import WebServer, build_app

@@ -18,7 +18,8 @@ from pathlib import Path
 from typing import Any
 
 from monitor.__main__ import _parser as build_parser
-from monitor.config import schema as config
+from monitor.config.schema import Config
+from monitor.core.settings import Section
 from monitor.telemetry import metrics
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -123,7 +124,7 @@ def _sentence(text: str) -> str:
 
 def config_page() -> str:
     """Every key with type, default and meaning."""
-    schema = config.Config.model_json_schema()
+    schema = Config.model_json_schema()
     said = _field_docstrings()
     comments = _comments((ROOT / "config.yaml").read_text())
     text = MADE + CONFIG_HEAD
@@ -172,8 +173,9 @@ def _row(
 
 
 def _about(model: str) -> str:
-    text = inspect.cleandoc(getattr(config, model).__doc__ or "")
-    inherited = any(getattr(base, "__doc__", None) == getattr(config, model).__doc__ for base in config.Section.__mro__)
+    said = _sections()[model].__doc__
+    text = inspect.cleandoc(said or "")
+    inherited = any(getattr(base, "__doc__", None) == said for base in Section.__mro__)
     return "" if inherited or not text else f"{text}\n\n"
 
 
@@ -226,15 +228,23 @@ def _one_type(field: Schema, schema: Schema) -> str:
 
 def _field_docstrings() -> dict[str, str]:
     """{Model.key: the text under the field}; fields of base classes are found under each model."""
-    own: dict[str, dict[str, str]] = {}
-    for node in ast.parse(inspect.getsource(config)).body:
-        if isinstance(node, ast.ClassDef):
-            own[node.name] = dict(_documented(node))
-    found = {}
-    for name, model in vars(config).items():
-        if inspect.isclass(model) and issubclass(model, config.Section):
-            for base in reversed(model.__mro__):
-                found |= {f"{name}.{key}": text for key, text in own.get(base.__name__, {}).items()}
+    found: dict[str, str] = {}
+    for name, model in _sections().items():
+        for base in reversed(model.__mro__):
+            if issubclass(base, Section):
+                node = ast.parse(inspect.getsource(base)).body[0]
+                assert isinstance(node, ast.ClassDef)
+                found |= {f"{name}.{key}": text for key, text in _documented(node)}
+    return found
+
+
+def _sections() -> dict[str, type[Section]]:
+    """{class name: class} of every section of the configuration, whichever room defines it."""
+    waiting, found = [Section], {}
+    while waiting:
+        for model in waiting.pop().__subclasses__():
+            found[model.__name__] = model
+            waiting.append(model)
     return found
 
 

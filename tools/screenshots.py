@@ -20,7 +20,7 @@ from playwright.sync_api import Browser, sync_playwright
 from pydantic import SecretStr
 
 from detectors.profile.fit import FitOptions, fit_profile
-from monitor.config.schema import Config, Redis
+from monitor.config.schema import Config
 from monitor.core import alert_state as alerts
 from monitor.core.aggregate import Counting, Judged, Rates, tally
 from monitor.core.types import Delta, Partition, StreamFacts
@@ -33,6 +33,7 @@ from monitor.ingest.wiring import presentation_of
 from monitor.rules.ruleset import bind_rules
 from monitor.store import Store, open_store
 from monitor.store.private_server import PrivateRedis
+from monitor.store.settings import RedisSettings
 from monitor.web import WebServer, build_app
 
 FOLDER = Path(__file__).parent.parent / "docs" / "images"
@@ -139,7 +140,7 @@ def main() -> None:
     folder.mkdir(parents=True, exist_ok=True)
     settings = Config.model_validate(SETTINGS)
     with PrivateRedis() as redis, sync_playwright() as playwright:
-        store = open_store(Redis(url=SecretStr(redis.url)), settings.monitor)
+        store = open_store(RedisSettings(url=SecretStr(redis.url)), settings.monitor)
         play(store, settings)
         app = build_app(store, settings.monitor, settings.web, 10_000, lambda: "", settings.rules)
         server = WebServer(app, "127.0.0.1", 0)

@@ -13,10 +13,10 @@ from pathlib import Path
 
 import numpy as np
 
-from monitor.config.schema import load_config
-from monitor.core.types import SourceError
+from monitor.config.loading import load_config
 from monitor.demo.story import CALM_S, DRIFT_S, reference, shots, take
 from monitor.sources import open_producer
+from monitor.sources.protocol import SourceError
 
 REFERENCE_IMAGES = 1000
 ROUND_S = CALM_S + DRIFT_S + 180

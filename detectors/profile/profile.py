@@ -19,6 +19,7 @@ from safetensors.torch import load_file, save
 from torch import Tensor
 
 from detectors.images import properties
+from detectors.images.prepare import Limits, Prepared, Preparer
 from detectors.methods.registry import Detector, JointDetector, LayerDetector, create
 from detectors.profile.backbone import Backbone, BackboneError, BackboneSpec
 from detectors.profile.calibration import Calibration, jitter

@@ -16,7 +16,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from monitor.config.schema import EXIT_UNAVAILABLE, load_config
+from monitor.config.errors import EXIT_UNAVAILABLE
+from monitor.config.loading import load_config
 from monitor.core import alert_state as alerts
 from monitor.core import silences
 from monitor.core.alert_document import rfc3339, test_document

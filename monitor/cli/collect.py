@@ -13,9 +13,10 @@ from numpy.typing import NDArray
 
 from detectors.images.reading import InputError, read_images
 from monitor.cli.run import add_config_option
-from monitor.config.schema import Config, load_config
-from monitor.core.types import FatalSourceError, SourceError
+from monitor.config.loading import load_config
+from monitor.config.schema import Config
 from monitor.ingest.decode.records import DecodeError, expand, stream_of
+from monitor.sources.protocol import FatalSourceError, SourceError
 
 UNITS_S = {"s": 1, "m": 60, "h": 3600, "d": 86_400}
 

@@ -11,9 +11,11 @@ from pathlib import Path
 from typing import Any
 
 from detectors.images.reading import InputError, read_images
-from monitor.config.schema import EXIT_UNAVAILABLE, Config, load_config
-from monitor.core.types import FatalSourceError, SourceError
+from monitor.config.errors import EXIT_UNAVAILABLE
+from monitor.config.loading import load_config
+from monitor.config.schema import Config
 from monitor.sources import Producer, open_producer
+from monitor.sources.protocol import FatalSourceError, SourceError
 
 CONTENT_TYPES = {
     ".jpg": b"image/jpeg",

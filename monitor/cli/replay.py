@@ -19,14 +19,17 @@ from typing import Any
 from pydantic import SecretStr
 
 from monitor.cli.run import add_config_option
-from monitor.config.schema import EXIT_UNAVAILABLE, Config, ConfigError, load_config
+from monitor.config.errors import EXIT_UNAVAILABLE, ConfigError
+from monitor.config.loading import load_config
+from monitor.config.schema import Config
 from monitor.core.aggregate import Counting, Judged, Outcome, tally
-from monitor.core.types import DeadLetter, Delta, FatalSourceError, Partition, Record, SourceError, StreamFacts
+from monitor.core.types import DeadLetter, Delta, Partition, Record, StreamFacts
 from monitor.evaluate.evaluator import Evaluator
 from monitor.ingest.decode.records import DecodeError, Decoder, stream_of
 from monitor.ingest.scoring.profiles import Profiles, load_profiles
 from monitor.rules import Silence
 from monitor.rules.ruleset import bind_rules
+from monitor.sources.protocol import FatalSourceError, SourceError
 from monitor.sources.read_back import read_back
 from monitor.store import Store, open_store
 

@@ -12,7 +12,9 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from monitor.config.schema import EXIT_UNAVAILABLE, Config, ConfigError, load_config
+from monitor.config.errors import EXIT_UNAVAILABLE, ConfigError
+from monitor.config.loading import load_config
+from monitor.config.schema import Config
 
 
 def add_commands(commands: Any) -> None:

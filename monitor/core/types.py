@@ -1,4 +1,4 @@
-"""The words the monitor's parts speak to each other: frozen records and the two outer protocols.
+"""The words the monitor's parts speak to each other: frozen records.
 
 Times are integers in milliseconds since the epoch (`_ms`), durations are floats in seconds (`_s`), and a bucket is
 named by its start in milliseconds. `next_offset` is always the offset of the next record to read: what Kafka commits,
@@ -10,7 +10,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -70,104 +69,6 @@ class DeadLetter:
     stream: str
     reason: str
     error: str
-
-
-# ------------------------------------------------------------------------------------------------ sources
-
-
-class SourceError(Exception):
-    """The client can no longer be trusted; close it and build a new one (recoverable)."""
-
-
-class UnreadableError(SourceError):
-    """The log holds bytes at `next_offset` of `partition` that no client can read: a new one will fail there again."""
-
-    def __init__(self, message: str, partition: Partition, next_offset: int) -> None:
-        super().__init__(message)
-        self.partition = partition
-        self.next_offset = next_offset
-
-
-class StoppedError(Exception):
-    """A partition must not be read on before a person has looked; all others go on. `rule` names the alert of it."""
-
-    def __init__(self, rule: str, message: str, token: str = "") -> None:
-        super().__init__(message)
-        self.rule = rule
-        self.token = token
-        """With which the partition was claimed."""
-
-
-class FatalSourceError(Exception):
-    """Nothing that this process can do will help: wrong credentials, topic missing, topic recreated."""
-
-
-@dataclass(frozen=True, slots=True)
-class Polled:
-    """What one `Source.poll` brought.
-
-    `assigned` partitions stay silent until `Source.start` is called for them. `revoked` ones are no longer ours:
-    what is in flight for them is dropped. `next_offsets` has an entry for every partition whose position moved,
-    also where no record came (transaction markers, compaction gaps).
-    """
-
-    records: Mapping[Partition, Sequence[Record]] = field(default_factory=dict)
-    next_offsets: Mapping[Partition, int] = field(default_factory=dict)
-    assigned: tuple[Partition, ...] = ()
-    revoked: tuple[Partition, ...] = ()
-
-
-class Source(Protocol):
-    """A partitioned log with consumer groups. One thread owns an instance and makes every call.
-
-    Every method may raise SourceError (rebuild the source) or FatalSourceError; see `dead_letter` for an exception.
-    """
-
-    @property
-    def generation(self) -> int:
-        """Grows with every assignment; fences a former owner of a partition."""
-
-    def poll(self, timeout_s: float) -> Polled:
-        """Wait up to `timeout_s` for records of started, not paused partitions. Must be called for ever."""
-
-    def start(self, partition: Partition, next_offset: int) -> None:
-        """Seek an assigned partition and let its records flow; also used to seek back."""
-
-    def pause(self, partitions: Sequence[Partition]) -> None:
-        """Hold back records of these partitions; membership of the group stays alive through poll()."""
-
-    def resume(self, partitions: Sequence[Partition]) -> None:
-        """Undo pause()."""
-
-    def partitions(self) -> tuple[Partition, ...]:
-        """All partitions of the topic, whoever owns them."""
-
-    def bounds(self, partition: Partition) -> tuple[int, int]:
-        """(first offset still in the log, offset after the last record)."""
-
-    def offset_at(self, partition: Partition, time_ms: int) -> int:
-        """Offset of the first record at or after that time; the end of the log where there is none."""
-
-    def committed(self, partition: Partition) -> int | None:
-        """The group's committed next offset; None where it never committed."""
-
-    def commit(self, next_offsets: Mapping[Partition, int]) -> None:
-        """Tell the group how far we are: information for lag tools, never what a restart goes by."""
-
-    def log_id(self, partition: Partition) -> str:
-        """Identity of the log: another one under the same name is a new log; "" where the broker cannot tell."""
-
-    def readable_from(self, partition: Partition, next_offset: int) -> int:
-        """First offset behind the one that UnreadableError named which is not part of the same damage."""
-
-    def dead_letter(self, letters: Sequence[DeadLetter]) -> None:
-        """Write these to the dead-letter log; returns when it has acknowledged them all.
-
-        The one call after whose SourceError this client is still good: write them again after a while.
-        """
-
-    def close(self) -> None:
-        """Leave the group and free everything; never raises."""
 
 
 # ------------------------------------------------------------------------------------------------ state

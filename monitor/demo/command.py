@@ -16,7 +16,6 @@ from typing import Any
 import numpy as np
 
 from monitor.config.schema import Config
-from monitor.core.types import FatalSourceError, SourceError
 from monitor.demo.console import PlainScreen, Screen
 from monitor.demo.play import Play, Stage
 from monitor.demo.process import DaemonProcess, DemoError, quiet_threads
@@ -24,6 +23,7 @@ from monitor.demo.receiver import AlertReceiver
 from monitor.demo.story import LONGEST_S, STREAMS, reference
 from monitor.demo.verdict import WINDOW_S, Ledger
 from monitor.sources import open_producer
+from monitor.sources.protocol import FatalSourceError, SourceError
 from monitor.store.private_server import PrivateRedis, PrivateRedisError
 
 SEED = 7

@@ -23,12 +23,23 @@ from typing import Literal
 import structlog
 
 from monitor.core.reject_window import Recent
-from monitor.core.types import Cursor, Partition, Source, SourceError, StoppedError, StreamFacts
+from monitor.core.types import Cursor, Partition, StreamFacts
 from monitor.notify.self_alerts import GAP, TOPIC, OwnAlerts
+from monitor.sources.protocol import Source, SourceError
 from monitor.store import ClaimStatus, Store
 from monitor.telemetry import metrics
 
 log = structlog.get_logger(__name__)
+
+
+class StoppedError(Exception):
+    """A partition must not be read on before a person has looked; all others go on. `rule` names the alert of it."""
+
+    def __init__(self, rule: str, message: str, token: str = "") -> None:
+        super().__init__(message)
+        self.rule = rule
+        self.token = token
+        """With which the partition was claimed."""
 
 
 @dataclass(eq=False, slots=True)

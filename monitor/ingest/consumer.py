@@ -11,28 +11,15 @@ import structlog
 from monitor.core.aggregate import Counting, Tally
 from monitor.core.buckets import IMAGES
 from monitor.core.reject_window import Recent
-from monitor.core.types import (
-    Applied,
-    ApplyStatus,
-    DeadLetter,
-    Delta,
-    FatalSourceError,
-    Partition,
-    Polled,
-    Record,
-    Source,
-    SourceError,
-    StoppedError,
-    UnreadableError,
-    Vector,
-)
-from monitor.ingest.assignment import Reading, take_over
+from monitor.core.types import Applied, ApplyStatus, DeadLetter, Delta, Partition, Record, Vector
+from monitor.ingest.assignment import Reading, StoppedError, take_over
 from monitor.ingest.batch import BACKOFF_S, Batch, count
 from monitor.ingest.image_log import Verdicts
 from monitor.ingest.maintenance import Health, ReaderSettings, Upkeep, now_ms
 from monitor.ingest.scoring.pipeline import Pipeline, Work
 from monitor.ingest.sinks import Outlets
 from monitor.notify.self_alerts import DEAD_LETTERS, TOPIC, UNREADABLE, OwnAlerts
+from monitor.sources.protocol import FatalSourceError, Polled, Source, SourceError, UnreadableError
 from monitor.store import Store, StoreError
 from monitor.telemetry import metrics
 from monitor.telemetry.failpoints import failpoint

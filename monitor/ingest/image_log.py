@@ -12,14 +12,17 @@ import json
 import os
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import Any, BinaryIO, Protocol
+from typing import TYPE_CHECKING, Any, BinaryIO, Protocol
 
-from monitor.config.schema import Config
 from monitor.core.aggregate import Judged
 from monitor.core.alert_document import rfc3339
 from monitor.core.buckets import Layout
-from monitor.core.types import SourceError
 from monitor.sources import Producer, open_producer
+from monitor.sources.protocol import SourceError
+
+if TYPE_CHECKING:
+    from monitor.config.schema import Config
+
 
 SCHEMA = "layerwatch.verdict/1"
 OOD_LEVEL = 0.05

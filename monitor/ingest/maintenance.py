@@ -9,10 +9,11 @@ from dataclasses import dataclass, field
 import structlog
 
 from monitor.core.reject_window import Recent
-from monitor.core.types import Partition, Source, SourceError
+from monitor.core.types import Partition
 from monitor.ingest.assignment import Reading, StartPolicy
 from monitor.ingest.image_log import SUBJECT
 from monitor.notify.self_alerts import DEAD_LETTERS, GAP, STREAMS, TOPIC, UNREADABLE, VERDICTS, OwnAlerts
+from monitor.sources.protocol import Source, SourceError
 from monitor.store import Store
 from monitor.telemetry import metrics
 from monitor.telemetry.failpoints import failpoint

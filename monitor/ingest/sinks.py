@@ -7,11 +7,11 @@ from collections.abc import Callable
 
 import structlog
 
-from monitor.core.types import FatalSourceError, Source, SourceError
 from monitor.ingest.batch import Batch
 from monitor.ingest.image_log import SUBJECT, Verdicts
 from monitor.ingest.maintenance import Health, now_ms
 from monitor.notify.self_alerts import DEAD_LETTERS, VERDICTS, OwnAlerts
+from monitor.sources.protocol import FatalSourceError, Source, SourceError
 from monitor.telemetry import metrics
 from monitor.telemetry.failpoints import failpoint
 

@@ -7,13 +7,15 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from monitor.config import schema as config
+from monitor.config.errors import ConfigError
+from monitor.config.schema import Config
 from monitor.core.alert_state import Policy
 from monitor.core.buckets import Layout
 from monitor.core.types import Vector, Verdict
 from monitor.core.windows import Windows
 from monitor.rules import Frozen, Rate, Rejected, Shift, Silence, WindowRule, sequential
 from monitor.rules.sequential import Sequential
+from monitor.rules.settings import AnyRule, FrozenRule, RateRule, RejectedRule, SequentialRule, ShiftRule, SilenceRule
 
 EVIDENCE_MS = 300_000
 """How far back the evidence of a rule without a window reaches: five minutes hold enough images to see what moved."""
@@ -23,7 +25,7 @@ EVIDENCE_MS = 300_000
 class BoundRule:
     """A configured rule with what judges for it. `window_ms` is 0 where it looks at the closed bucket alone."""
 
-    settings: config.AnyRule
+    settings: AnyRule
     judge: WindowRule | Sequential | Silence
     window_ms: int
     policy: Policy
@@ -39,7 +41,7 @@ class BoundRule:
         return self.window_ms or EVIDENCE_MS
 
 
-def bind_rules(settings: config.Config) -> tuple[BoundRule, ...]:
+def bind_rules(settings: Config) -> tuple[BoundRule, ...]:
     """Every rule of the configuration.
 
     Raises:
@@ -59,23 +61,23 @@ def bind_rules(settings: config.Config) -> tuple[BoundRule, ...]:
         except ValueError as error:
             wrong.append(f"rules.{i} ({rule.name}): {error}")
     if wrong:
-        raise config.ConfigError(wrong)
+        raise ConfigError(wrong)
     return tuple(bound)
 
 
-def _judge(rule: config.AnyRule, bucket_s: int) -> WindowRule | Sequential | Silence:
+def _judge(rule: AnyRule, bucket_s: int) -> WindowRule | Sequential | Silence:
     match rule:
-        case config.RateRule():
+        case RateRule():
             return Rate(rule.signal, rule.level, rule.threshold, rule.min_images, rule.confidence)
-        case config.ShiftRule():
+        case ShiftRule():
             return Shift(rule.signals, rule.effect, rule.min_images, rule.confidence)
-        case config.RejectedRule():
+        case RejectedRule():
             return Rejected(rule.threshold, rule.min_images, rule.confidence)
-        case config.FrozenRule():
+        case FrozenRule():
             return Frozen(rule.run)
-        case config.SilenceRule():
+        case SilenceRule():
             return Silence(rule.after_s)
-        case config.SequentialRule():
+        case SequentialRule():
             period_s = (rule.false_alarm_days or 7) * sequential.DAY_S
             return Sequential(
                 signals=rule.signals,

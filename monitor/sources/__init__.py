@@ -1,4 +1,4 @@
-"""Where records come from and go to: one module per broker, behind `monitor.core.types.Source` and `Producer`.
+"""Where records come from and go to: one module per broker, behind `monitor.sources.protocol.Source` and `Producer`.
 
 Nothing else knows a broker.
 """
@@ -6,10 +6,12 @@ Nothing else knows a broker.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
-from monitor.config.schema import Config
-from monitor.core.types import Source
+from monitor.sources.protocol import Source
+
+if TYPE_CHECKING:
+    from monitor.config.schema import Config
 
 
 class Producer(Protocol):

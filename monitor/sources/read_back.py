@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
-from monitor.config.schema import Config
 from monitor.core.types import Partition, Record
 from monitor.sources import open_source
+
+if TYPE_CHECKING:
+    from monitor.config.schema import Config
+
 
 POLL_S = 0.5
 

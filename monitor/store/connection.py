@@ -29,7 +29,7 @@ from redis.exceptions import (
 from redis.retry import Retry
 from redis.sentinel import MasterNotFoundError, Sentinel
 
-from monitor.config import schema as config
+from monitor.store.settings import RedisSettings
 from monitor.telemetry import metrics
 
 log = structlog.get_logger(__name__)
@@ -193,7 +193,7 @@ def _raise_first(replies: Sequence[Any]) -> None:
 # ------------------------------------------------------------------------------------------------ set-up
 
 
-def connect(settings: config.Redis) -> Connection:
+def connect(settings: RedisSettings) -> Connection:
     """Build the client, wait until it answers (see SETUP_ATTEMPTS), and refuse a server that cannot hold the state.
 
     Raises:
@@ -216,7 +216,7 @@ def connect(settings: config.Redis) -> Connection:
     return connection
 
 
-def _client(settings: config.Redis) -> Any:
+def _client(settings: RedisSettings) -> Any:
     options: dict[str, Any] = {
         "socket_timeout": settings.timeout_s,
         "socket_connect_timeout": settings.timeout_s,
@@ -238,7 +238,7 @@ def _client(settings: config.Redis) -> Any:
     return Redis.from_url(url, **options)
 
 
-def _sentinel_client(settings: config.Redis, url: str, options: Mapping[str, Any]) -> Any:
+def _sentinel_client(settings: RedisSettings, url: str, options: Mapping[str, Any]) -> Any:
     """User, password, database and certificates come from the URL; its host is not used."""
     split = [name.rpartition(":") if ":" in name else (name, "", "26379") for name in settings.sentinels]
     hosts = [(host, int(port)) for host, _, port in split]

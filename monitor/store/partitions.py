@@ -12,17 +12,7 @@ from urllib.parse import quote
 import msgpack
 import numpy as np
 
-from monitor.core.types import (
-    Applied,
-    ApplyStatus,
-    Cursor,
-    Delta,
-    Exemplar,
-    Partition,
-    StreamFacts,
-    Totals,
-    Vector,
-)
+from monitor.core.types import Applied, ApplyStatus, Cursor, Delta, Exemplar, Partition, StreamFacts, Totals, Vector
 from monitor.store.connection import Call, Connection, pairs
 
 OTHER_STREAM = "(other)"

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from monitor.config import schema as config
 from monitor.store.alerts import AlertState
 from monitor.store.connection import Connection, ResponseError, connect
 from monitor.store.outbox import Outbox
 from monitor.store.partitions import Limits, PartitionState
+from monitor.store.settings import RedisSettings
 
 
 class Store(PartitionState, AlertState, Outbox):
@@ -48,7 +48,7 @@ class Store(PartitionState, AlertState, Outbox):
         self._connection.close()
 
 
-def open_store(settings: config.Redis, monitor: str, limits: Limits | None = None) -> Store:
+def open_store(settings: RedisSettings, monitor: str, limits: Limits | None = None) -> Store:
     """Connect, check the server, and return the state of that monitor.
 
     Raises:

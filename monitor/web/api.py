@@ -10,10 +10,10 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import BaseRoute, Route
 
-from monitor.config.schema import Rule
 from monitor.core.alert_document import rfc3339
 from monitor.fleet.overview import Overview
 from monitor.fleet.stream_view import view_stream
+from monitor.rules.settings import RuleSettings
 from monitor.store import Store, StoreError
 from monitor.web import health, silencing
 from monitor.web.guard import Credentials, from_our_pages
@@ -31,7 +31,7 @@ class Api:
         self,
         store: Store,
         overview: Overview,
-        rules: Sequence[Rule],
+        rules: Sequence[RuleSettings],
         credentials: Credentials,
         why_unready: Callable[[], str],
     ) -> None:

@@ -13,8 +13,8 @@ from starlette.responses import FileResponse, HTMLResponse, PlainTextResponse, R
 from starlette.routing import Mount, Route
 from starlette.staticfiles import StaticFiles
 
-from monitor.config.schema import Rule, Web
 from monitor.fleet.overview import Overview
+from monitor.rules.settings import RuleSettings
 from monitor.store import Store, StoreError
 from monitor.telemetry import metrics
 from monitor.web import health, silencing
@@ -22,16 +22,17 @@ from monitor.web.api import Api, read_body
 from monitor.web.events import Events
 from monitor.web.guard import Credentials, Guard, Prefix, from_our_pages, user_of
 from monitor.web.pages import Pages, Visitor
+from monitor.web.settings import WebSettings
 from monitor.web.silencing import RequestError
 
 
 def build_app(
     store: Store,
     monitor: str,
-    settings: Web,
+    settings: WebSettings,
     lateness_ms: int,
     why_unready: Callable[[], str],
-    rules: Sequence[Rule] = (),
+    rules: Sequence[RuleSettings] = (),
 ) -> Starlette:
     """The daemon's pages; `WebServer` serves them.
 

@@ -14,7 +14,7 @@ from urllib.parse import urlsplit
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.responses import PlainTextResponse
 
-from monitor.config.schema import Web
+from monitor.web.settings import WebSettings
 
 Scope = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
@@ -49,7 +49,7 @@ class Credentials:
     A browser cannot send a bearer token of its own: the token is taken as a password too, with any user name.
     """
 
-    def __init__(self, settings: Web) -> None:
+    def __init__(self, settings: WebSettings) -> None:
         self._token = settings.token.get_secret_value() if settings.token else ""
         self._username = settings.username or ""
         self._password = settings.password.get_secret_value() if settings.password else ""

@@ -14,11 +14,11 @@ from urllib.parse import urlencode
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from monitor.config.schema import Rule
 from monitor.core.alert_document import rfc3339, stream_path
 from monitor.core.types import AlertPhase
 from monitor.fleet.overview import Overview, Snapshot, StreamRow
 from monitor.fleet.stream_view import Glance, glance, picture_address, view_stream
+from monitor.rules.settings import RuleSettings
 from monitor.store import Store
 from monitor.web import drawing, silencing, words
 from monitor.web.health import Health
@@ -66,7 +66,9 @@ class Pages:
         base: path below which a proxy puts the pages, as /layerwatch; empty without one.
     """
 
-    def __init__(self, store: Store, overview: Overview, monitor: str, rules: Sequence[Rule], base: str = "") -> None:
+    def __init__(
+        self, store: Store, overview: Overview, monitor: str, rules: Sequence[RuleSettings], base: str = ""
+    ) -> None:
         self._store, self._overview, self._monitor = store, overview, monitor
         self._teller = Teller(rules)
         self._templates = _environment(base)

@@ -7,11 +7,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from monitor.config.schema import Rule
 from monitor.core.alert_document import rfc3339
 from monitor.core.silences import Silence
 from monitor.core.types import Alert, AlertPhase
 from monitor.fleet.overview import UNDER_WAY, Snapshot
+from monitor.rules.settings import RuleSettings
 from monitor.web import words
 
 
@@ -82,7 +82,7 @@ class OwnTrouble:
 class Teller:
     """Knows the configured rules: their kinds and labels say what an alert is about."""
 
-    def __init__(self, rules: Sequence[Rule]) -> None:
+    def __init__(self, rules: Sequence[RuleSettings]) -> None:
         self._kinds: Mapping[str, str] = {rule.name: str(getattr(rule, "kind", "")) for rule in rules}
         self._labels = {rule.name: rule.labels for rule in rules}
 

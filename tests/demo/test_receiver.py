@@ -11,8 +11,8 @@ import httpx
 import pytest
 from pydantic import SecretStr
 
-from monitor.config.schema import WebhookReceiver
 from monitor.demo.receiver import MAX_BODY_BYTES, AlertReceiver
+from monitor.notify.receivers.settings import WebhookSettings
 from monitor.notify.receivers.webhook import WebhookSender
 from tests.demo.documents import episode
 
@@ -24,7 +24,7 @@ def receiver() -> Iterator[AlertReceiver]:
 
 
 def deliver(receiver: AlertReceiver, secret: str, times: int = 1) -> None:
-    settings = WebhookReceiver(name="demo", type="webhook", url=receiver.url, secret=SecretStr(secret))
+    settings = WebhookSettings(name="demo", type="webhook", url=receiver.url, secret=SecretStr(secret))
     sender = WebhookSender(settings)
     for attempt in range(times):
         sender.send(json.dumps(episode("line-2", 130)[0]), attempt)

@@ -18,7 +18,8 @@ from packaging.requirements import Requirement
 from pydantic import SecretStr
 from redis import Redis as Client
 
-from monitor.config.schema import Config, load_config
+from monitor.config.loading import load_config
+from monitor.config.schema import Config
 from monitor.store.private_server import PrivateRedis
 from tests.e2e.running import wait_for
 

@@ -20,14 +20,16 @@ import pytest
 from kafka import KafkaConsumer
 from pydantic import SecretStr
 
-from monitor.config.schema import Config, Kafka, Redis
+from monitor.config.schema import Config
 from monitor.core.alert_state import from_json
 from monitor.core.buckets import CHANGES, DUPLICATES, IMAGES, LONGEST_RUN, unpack
 from monitor.core.event_time import bucket_of
 from monitor.core.types import Alert, Partition, Totals, Vector
 from monitor.sources import open_producer
+from monitor.sources.kafka.settings import KafkaSettings
 from monitor.store import Store, open_store
 from monitor.store.private_server import PrivateRedis
+from monitor.store.settings import RedisSettings
 from tests.e2e.running import config_file, layerwatch, wait_for
 from tests.faults.rig import Daemon, Zygote
 from tests.kafka.broker import Cluster
@@ -86,7 +88,7 @@ def _fill(servers: str, topic: str) -> None:
     """
     normal = [encoded(image) for _, image in pictures(11, 150)]
     strange = [encoded(image) for _, image in pictures(12, 60, stripes=True)]
-    producer = open_producer(Config(kafka=Kafka(bootstrap_servers=(servers,))))
+    producer = open_producer(Config(kafka=KafkaSettings(bootstrap_servers=(servers,))))
     turns = [stream for stream in STREAMS for _ in range(SENT[stream] + BAD[stream])]
     turns = [turns[i] for i in np.random.default_rng(3).permutation(len(turns))]
     bad = {stream: set(range(7, 7 + 20 * BAD[stream], 20)) for stream in STREAMS}
@@ -134,7 +136,7 @@ def _settings(topic: Topic, redis_url: str, group: str, profile: Path) -> dict[s
 
 
 def _store(redis_url: str) -> Store:
-    return open_store(Redis(url=SecretStr(redis_url)), "exact")
+    return open_store(RedisSettings(url=SecretStr(redis_url)), "exact")
 
 
 def _done(store: Store) -> int:

@@ -12,10 +12,12 @@ from typing import Any
 import pytest
 from pydantic import SecretStr
 
-from monitor.config.schema import Config, Kafka, Redis
+from monitor.config.schema import Config
 from monitor.sources import open_producer
+from monitor.sources.kafka.settings import KafkaSettings
 from monitor.store import open_store
 from monitor.store.private_server import PrivateRedis
+from monitor.store.settings import RedisSettings
 from tests.e2e.running import config_file, wait_for
 from tests.faults.rig import Daemon, Hook, Zygote
 from tests.kafka.broker import Cluster
@@ -33,7 +35,7 @@ class Cameras:
 
     def __init__(self, servers: str, topic: str) -> None:
         self.on: tuple[str, ...] = ()
-        self._producer = open_producer(Config(kafka=Kafka(bootstrap_servers=(servers,))))
+        self._producer = open_producer(Config(kafka=KafkaSettings(bootstrap_servers=(servers,))))
         self._topic, self._ended = topic, threading.Event()
         self._thread = threading.Thread(target=self._send)
         self._thread.start()
@@ -101,7 +103,7 @@ def test_a_stop_of_one_stream_of_all_and_a_flood_of_streams_are_told_once_each_a
 
     daemon = Daemon(zygote, config, config.with_suffix(".log"))
     try:
-        with contextlib.closing(open_store(Redis(url=SecretStr(redis_server.url)), "silence")) as store:
+        with contextlib.closing(open_store(RedisSettings(url=SecretStr(redis_server.url)), "silence")) as store:
             cameras.on = ("cam-a", "cam-b")
             wait_for("both streams", lambda: len(store.totals(store.known_partitions())) == 2)
         cameras.on = ("cam-a",)
@@ -120,7 +122,7 @@ def test_a_stop_of_one_stream_of_all_and_a_flood_of_streams_are_told_once_each_a
         cameras.on = ("cam-a", "cam-b", *(f"flood-{i}" for i in range(20)))
         wait_for("too many streams", lambda: daemon.check() or hook.own("layerwatch-streams"))
         assert daemon.terminate() == 0
-        with contextlib.closing(open_store(Redis(url=SecretStr(redis_server.url)), "silence")) as store:
+        with contextlib.closing(open_store(RedisSettings(url=SecretStr(redis_server.url)), "silence")) as store:
             assert set(store.totals(store.known_partitions())) == {"cam-a", "cam-b", "(other)"}
     finally:
         daemon.kill()

@@ -22,11 +22,11 @@ import httpx
 import yaml
 from kafka import KafkaConsumer, KafkaProducer, TopicPartition
 
-from monitor.config.schema import Redis
 from monitor.core.alert_state import from_json
 from monitor.core.types import AlertPhase, Partition, Record
 from monitor.sources.kafka.client import connect
 from monitor.store import StoreError, open_store
+from monitor.store.settings import RedisSettings
 from monitor.telemetry.failpoints import VARIABLE
 from tests.faults.recount import Rates, Recount, recount
 from tests.kafka.broker import Cluster
@@ -270,7 +270,7 @@ class Rig:
         for section, values in (settings or {}).items():
             old = self.settings.get(section)
             self.settings[section] = {**old, **values} if isinstance(old, dict) else values
-        self.store = open_store(Redis.model_validate({**self.settings["redis"], "url": redis_url}), MONITOR)
+        self.store = open_store(RedisSettings.model_validate({**self.settings["redis"], "url": redis_url}), MONITOR)
 
     # ---------------------------------------------------------------- acting
 

@@ -11,10 +11,10 @@ from typing import Any
 import pytest
 from pydantic import SecretStr
 
-from monitor.config.schema import Redis
 from monitor.core.buckets import Layout, cut_index, exceedances
 from monitor.core.types import Partition
 from monitor.sources.redis_streams.log import log_key, open_connection, parse_record
+from monitor.store.settings import RedisSettings
 from tests.faults.rig import Rig, read_log, wait_for
 
 pytestmark = [pytest.mark.kafka, pytest.mark.timeout(400)]
@@ -33,7 +33,7 @@ def read_verdicts(rig: Rig) -> list[dict[str, Any]]:
             json.loads(r.value or b"") for i in range(2) for r in read_log(rig.cluster, Partition(sink["target"], i))
         ]
     partition = Partition(sink["target"], 0)
-    connection = open_connection(Redis(url=SecretStr(rig.settings["redis"]["url"])))
+    connection = open_connection(RedisSettings(url=SecretStr(rig.settings["redis"]["url"])))
     entries = connection.client.xrange(log_key(partition))
     connection.close()
     return [json.loads(parse_record(partition, entry, fields).value or b"") for entry, fields in entries]

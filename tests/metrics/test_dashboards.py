@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 import yaml
 
-from monitor.config.schema import load_config
+from monitor.config.loading import load_config
 from monitor.sources import open_producer
 from monitor.store.private_server import PrivateRedis
 from monitor.telemetry import metrics

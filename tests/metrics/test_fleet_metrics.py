@@ -13,7 +13,6 @@ from prometheus_client.core import Metric
 from pydantic import SecretStr
 from scipy.stats import betabinom
 
-from monitor.config.schema import Redis
 from monitor.core import alert_state as alerts
 from monitor.core.buckets import BINS, Layout
 from monitor.core.types import Alert, AlertPhase, Delta, Partition, Vector, Verdict
@@ -21,6 +20,7 @@ from monitor.fleet.counts import FleetCounts, cumulative
 from monitor.fleet.exporter import OTHER, FleetMetrics
 from monitor.store import Store, open_store
 from monitor.store.private_server import PrivateRedis
+from monitor.store.settings import RedisSettings
 from monitor.telemetry import metrics
 
 P = Partition("images", 0)
@@ -62,7 +62,7 @@ class Fleet:
 @pytest.fixture
 def fleet(redis_server: PrivateRedis) -> Iterator[Fleet]:
     name = f"fleet-{next(_monitors)}"
-    store = open_store(Redis(url=SecretStr(redis_server.url)), name)
+    store = open_store(RedisSettings(url=SecretStr(redis_server.url)), name)
     store.register_partitions([P])
     store.put_layouts({"fp": LAYOUT.to_json()})
     store.claim(P, 1, "a")

@@ -8,8 +8,11 @@ import pytest
 import yaml
 from pydantic import BaseModel
 
-from monitor.config.schema import Config, ConfigError, FrozenRule, load_config
+from monitor.config.errors import ConfigError
+from monitor.config.loading import load_config
+from monitor.config.schema import Config
 from monitor.rules.ruleset import bind_rules
+from monitor.rules.settings import FrozenRule
 
 DEFAULT = Path(__file__).parents[2] / "config.yaml"
 

@@ -12,12 +12,12 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from detectors.images.prepare import Preparer
-from monitor.config.schema import Decoding, StreamNaming
 from monitor.core.types import Partition, Record
 from monitor.ingest.decode.records import DecodeError, Decoder, expand
 from monitor.ingest.scoring.profiles import Preparers
+from monitor.ingest.settings import DecodingSettings, StreamNaming
 
-DECODER = Decoder(Preparers(Preparer(32)), StreamNaming(event_time_header="at"), Decoding())
+DECODER = Decoder(Preparers(Preparer(32)), StreamNaming(event_time_header="at"), DecodingSettings())
 
 
 def record(value: bytes | None, **headers: bytes) -> Record:
@@ -76,7 +76,7 @@ def test_unusable_values_have_a_reason(value: bytes | None, reason: str) -> None
 )
 def test_no_bytes_raise_anything_but_a_decode_error(value: bytes, kind: bytes) -> None:
     try:
-        images = expand(record(value, content_type=kind), StreamNaming(), Decoding())
+        images = expand(record(value, content_type=kind), StreamNaming(), DecodingSettings())
     except DecodeError:
         return
     assert images

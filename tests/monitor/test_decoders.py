@@ -9,17 +9,17 @@ import numpy as np
 import pytest
 
 from detectors.images.prepare import Limits, Preparer
-from monitor.config.schema import Decoding, StreamNaming
 from monitor.core.types import DeadLetter, Partition, Record
 from monitor.ingest.decode.pool import DecoderPool
 from monitor.ingest.decode.records import Decoder
 from monitor.ingest.scoring.profiles import Preparers
+from monitor.ingest.settings import DecodingSettings, StreamNaming
 from monitor.telemetry import failpoints
 from tests.pictures import encoded, pictures
 
 PARTITION = Partition("images", 0)
 PICTURES = [encoded(image) for _, image in pictures(3, 12)]
-DECODER = Decoder(Preparers(Preparer(64, Limits())), StreamNaming(), Decoding())
+DECODER = Decoder(Preparers(Preparer(64, Limits())), StreamNaming(), DecodingSettings())
 
 
 def records(values: list[bytes]) -> list[Record]:

@@ -8,14 +8,16 @@ from pathlib import Path
 import jsonschema
 from pydantic import SecretStr
 
-from monitor.config.schema import Config, RateRule, Redis
+from monitor.config.schema import Config
 from monitor.core import alert_state as alerts
 from monitor.core.types import Alert, AlertPhase, Verdict
 from monitor.evaluate.evaluator import Evaluator
 from monitor.ingest.wiring import presentation_of
 from monitor.rules.ruleset import bind_rules
+from monitor.rules.settings import RateRule
 from monitor.store import open_store
 from monitor.store.private_server import PrivateRedis
+from monitor.store.settings import RedisSettings
 
 SCHEMA = json.loads((Path(__file__).parents[2] / "docs" / "alert.schema.json").read_text())
 BUCKET_MS = 1_750_000_000_000
@@ -28,7 +30,7 @@ def active(rule: str, stream: str, phase: AlertPhase) -> Alert:
 
 
 def test_alerts_that_no_rule_watches_any_more_are_ended_and_told(redis_server: PrivateRedis) -> None:
-    store = open_store(Redis(url=SecretStr(redis_server.url)), "evaluator")
+    store = open_store(RedisSettings(url=SecretStr(redis_server.url)), "evaluator")
     watched = active("ood", "cam-1", AlertPhase.FIRING)
     before = [
         watched,

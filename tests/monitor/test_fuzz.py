@@ -19,17 +19,20 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from detectors.images.prepare import Limits, Preparer
-from monitor.config.schema import Config, ConfigError, Decoding, StreamNaming, load_config
+from monitor.config.errors import ConfigError
+from monitor.config.loading import load_config
+from monitor.config.schema import Config
 from monitor.core.types import Partition, Record
 from monitor.ingest.decode.records import DecodeError, Decoder
 from monitor.ingest.scoring.profiles import Preparers
+from monitor.ingest.settings import DecodingSettings, StreamNaming
 from tests.pictures import encoded, pictures
 
 EXECUTIONS = int(os.environ.get("LAYERWATCH_FUZZ", "300"))
 often = settings(max_examples=EXECUTIONS, deadline=None, suppress_health_check=list(HealthCheck), database=None)
 pytestmark = pytest.mark.timeout(3600)
 
-LIMITS = Decoding(max_pixels=100_000, max_record_bytes=200_000, max_images_per_record=16)
+LIMITS = DecodingSettings(max_pixels=100_000, max_record_bytes=200_000, max_images_per_record=16)
 DECODER = Decoder(Preparers(Preparer(32, Limits(200_000, 100_000))), StreamNaming(event_time_header="t"), LIMITS)
 IMAGE = next(iter(pictures(5, 1)))[1]
 

@@ -9,12 +9,12 @@ import msgpack
 import numpy as np
 import pytest
 
-from monitor.config.schema import Decoding, Scoring, StreamNaming
 from monitor.core.types import Partition, Record
 from monitor.ingest.decode.pool import DecoderPool
 from monitor.ingest.decode.records import Decoder, count_images
 from monitor.ingest.scoring.pipeline import Pipeline, Work
 from monitor.ingest.scoring.profiles import load_profiles
+from monitor.ingest.settings import DecodingSettings, ScoringSettings, StreamNaming
 from tests.faults.rig import wait_for
 from tests.pictures import encoded, pictures
 
@@ -53,8 +53,8 @@ def test_the_images_of_a_record_are_counted_before_they_are_unpacked(value: byte
 
 
 def test_decoding_holds_no_more_than_its_limit(profile_folder: Path) -> None:
-    decoding = Decoding(workers=1)
-    profiles = load_profiles(Scoring(profile=profile_folder, device="cpu"), decoding)
+    decoding = DecodingSettings(workers=1)
+    profiles = load_profiles(ScoringSettings(profile=profile_folder, device="cpu"), decoding)
     decoder = Decoder(profiles.preparers(), StreamNaming(), decoding)
     input_bytes = profiles.preparers().default.input_px ** 2 * 3
     limit = 50 * input_bytes

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from monitor.config.schema import Decoding, Scoring
 from monitor.ingest.scoring.profiles import load_profiles
+from monitor.ingest.settings import DecodingSettings, ScoringSettings
 from monitor.telemetry import metrics
 from tests.pictures import pictures
 
 
 def test_every_image_is_in_the_histogram_of_every_learned_score(profile_folder: Path) -> None:
-    profiles = load_profiles(Scoring(profile=profile_folder, device="cpu"), Decoding())
+    profiles = load_profiles(ScoringSettings(profile=profile_folder, device="cpu"), DecodingSettings())
     profile = profiles.of("cam")
     before = counted(profile.fingerprint)
     strange = [profile.prepare(image) for _, image in pictures(5, 10, stripes=True)]

@@ -15,8 +15,7 @@ from pathlib import Path
 import pytest
 from pydantic import SecretStr
 
-from monitor.config.schema import Config, Redis, RedisStream, Scoring
-from monitor.config.schema import Verdicts as Settings
+from monitor.config.schema import Config
 from monitor.core.types import Applied, Delta, Partition
 from monitor.ingest.consumer import Reader
 from monitor.ingest.decode.pool import DecoderPool
@@ -25,11 +24,14 @@ from monitor.ingest.image_log import open_verdicts
 from monitor.ingest.maintenance import ReaderSettings
 from monitor.ingest.scoring.pipeline import Pipeline
 from monitor.ingest.scoring.profiles import load_profiles
+from monitor.ingest.settings import ScoringSettings, VerdictSettings
 from monitor.ingest.wiring import counting_of, limits_of, publish_profiles
 from monitor.notify.self_alerts import OwnAlerts
 from monitor.sources import open_producer, open_source
+from monitor.sources.redis_streams.settings import RedisStreamSettings
 from monitor.store import Store, StoreError, open_store
 from monitor.store.private_server import PrivateRedis
+from monitor.store.settings import RedisSettings
 from monitor.telemetry import metrics
 from tests.e2e.running import wait_for
 from tests.pictures import encoded, pictures
@@ -70,10 +72,10 @@ def make(redis_server: PrivateRedis, profile_folder: Path, tmp_path: Path) -> It
         settings = Config(
             monitor=name,
             source="redis-stream",
-            redis=Redis(url=SecretStr(redis_server.url)),
-            redis_stream=RedisStream(topics=(name,), partitions=2, dead_letter_topic=f"{name}.dead"),
-            scoring=Scoring(profile=profile_folder, device="cpu", batch_images=8),
-            verdicts=Settings.model_validate({"type": "jsonl", "target": str(path), **verdicts}),
+            redis=RedisSettings(url=SecretStr(redis_server.url)),
+            redis_stream=RedisStreamSettings(topics=(name,), partitions=2, dead_letter_topic=f"{name}.dead"),
+            scoring=ScoringSettings(profile=profile_folder, device="cpu", batch_images=8),
+            verdicts=VerdictSettings.model_validate({"type": "jsonl", "target": str(path), **verdicts}),
         )
         producer = open_producer(settings)
         for i, (_, image) in enumerate(pictures(5, IMAGES)):

@@ -13,14 +13,18 @@ import pytest
 from pydantic import SecretStr
 
 from detectors.images.prepare import Prepared
-from monitor.config.schema import Config, Kafka, Redis, RedisStream
-from monitor.config.schema import Verdicts as Settings
+from monitor.config.schema import Config
 from monitor.core.aggregate import Judged
 from monitor.core.buckets import Layout
-from monitor.core.types import Record, SourceError
+from monitor.core.types import Record
 from monitor.ingest.image_log import FileLines, Verdicts, open_verdicts
+from monitor.ingest.settings import VerdictSettings
 from monitor.sources import open_source
+from monitor.sources.kafka.settings import KafkaSettings
+from monitor.sources.protocol import SourceError
+from monitor.sources.redis_streams.settings import RedisStreamSettings
 from monitor.store.private_server import PrivateRedis
+from monitor.store.settings import RedisSettings
 from tests.e2e.running import wait_for
 from tests.kafka.broker import Cluster
 
@@ -87,7 +91,7 @@ def test_without_a_type_there_is_no_sink() -> None:
 
 def test_a_file_holds_what_passes_the_filter_in_order(tmp_path: Path) -> None:
     path = tmp_path / "new-folder" / "verdicts.jsonl"
-    write_three(opened(Config(verdicts=Settings(type="jsonl", target=str(path), max_p_value=0.2))))
+    write_three(opened(Config(verdicts=VerdictSettings(type="jsonl", target=str(path), max_p_value=0.2))))
     check_rows([json.loads(line) for line in path.read_text().splitlines()])
 
 
@@ -110,7 +114,7 @@ def test_nothing_is_in_the_file_before_it_is_flushed_and_a_torn_line_is_mended(t
 
 def test_a_rotated_file_is_begun_anew(tmp_path: Path) -> None:
     path = tmp_path / "verdicts.jsonl"
-    sink = opened(Config(verdicts=Settings(type="jsonl", target=str(path))))
+    sink = opened(Config(verdicts=VerdictSettings(type="jsonl", target=str(path))))
     write(sink, judged(0, 0.5))
     os.rename(path, tmp_path / "verdicts.jsonl.1")
     write(sink, judged(1, 0.5))
@@ -121,7 +125,7 @@ def test_a_rotated_file_is_begun_anew(tmp_path: Path) -> None:
 def test_a_file_that_cannot_be_written_is_an_error_that_another_try_can_mend(tmp_path: Path) -> None:
     folder = tmp_path / "in-the-way"
     folder.write_text("a file where a folder should be")
-    sink = opened(Config(verdicts=Settings(type="jsonl", target=str(folder / "verdicts.jsonl"))))
+    sink = opened(Config(verdicts=VerdictSettings(type="jsonl", target=str(folder / "verdicts.jsonl"))))
     with pytest.raises(SourceError, match="cannot write"):
         write(sink, judged(0, 0.5))
     folder.unlink()
@@ -133,9 +137,9 @@ def test_a_file_that_cannot_be_written_is_an_error_that_another_try_can_mend(tmp
 def test_a_redis_stream_gets_them_keyed_by_stream(redis_server: PrivateRedis) -> None:
     settings = Config(
         source="redis-stream",
-        redis=Redis(url=SecretStr(redis_server.url)),
-        redis_stream=RedisStream(topics=("verdicts-out",)),
-        verdicts=Settings(type="redis-stream", target="verdicts-out", max_p_value=0.2),
+        redis=RedisSettings(url=SecretStr(redis_server.url)),
+        redis_stream=RedisStreamSettings(topics=("verdicts-out",)),
+        verdicts=VerdictSettings(type="redis-stream", target="verdicts-out", max_p_value=0.2),
     )
     write_three(opened(settings))
     records = read_topic(settings, 2)
@@ -147,12 +151,12 @@ def test_a_redis_stream_gets_them_keyed_by_stream(redis_server: PrivateRedis) ->
 @pytest.mark.kafka
 def test_a_kafka_topic_gets_them_also_where_images_come_from_elsewhere(kafka_broker: Cluster) -> None:
     topic = kafka_broker.create_topic("verdicts", 2)
-    kafka = Kafka(
+    kafka = KafkaSettings(
         bootstrap_servers=(kafka_broker.bootstrap_servers,),
         topics=(topic,),
         group_id=topic,
         dead_letter_topic=kafka_broker.create_topic("verdicts-dead-letters"),
     )
-    sink = Settings(type="kafka", target=topic, max_p_value=0.2)
+    sink = VerdictSettings(type="kafka", target=topic, max_p_value=0.2)
     write_three(opened(Config(source="redis-stream", kafka=kafka, verdicts=sink)))
     check_rows([json.loads(record.value or b"") for record in read_topic(Config(kafka=kafka), 2)])

@@ -15,11 +15,12 @@ import pytest
 import yaml
 from pydantic import SecretStr
 
-from monitor.config.schema import AlertmanagerReceiver, Redis
 from monitor.core.types import AlertPhase
 from monitor.notify import Delivered, Dispatcher, Resending, Timing, build_receiver
+from monitor.notify.receivers.settings import AlertmanagerSettings
 from monitor.store import Store, open_store
 from monitor.store.private_server import PrivateRedis
+from monitor.store.settings import RedisSettings
 from tests.notify.parts import Server, decide, eventually, firing
 
 BINARY = shutil.which("prometheus-alertmanager") or shutil.which("alertmanager")
@@ -98,7 +99,7 @@ def _ready(alertmanager: Alertmanager) -> bool:
 
 @pytest.fixture
 def receiver(alertmanager: Alertmanager) -> Iterator[Resending]:
-    settings = AlertmanagerReceiver(name="am", type="alertmanager", urls=(alertmanager.url,), resend_s=RESEND_S)
+    settings = AlertmanagerSettings(name="am", type="alertmanager", urls=(alertmanager.url,), resend_s=RESEND_S)
     built = build_receiver(settings, "layerwatch", _no_producer)
     assert isinstance(built, Resending)
     yield built
@@ -111,7 +112,7 @@ def _no_producer() -> Any:
 
 @pytest.fixture
 def store(redis_server: PrivateRedis) -> Iterator[Store]:
-    opened = open_store(Redis(url=SecretStr(redis_server.url)), "real-alertmanager")
+    opened = open_store(RedisSettings(url=SecretStr(redis_server.url)), "real-alertmanager")
     yield opened
     opened.close()
 

@@ -14,10 +14,10 @@ from pydantic import SecretStr
 
 from monitor.cli.alerts import add_command, duration_s
 from monitor.cli.alerts_actions import KEPT_AFTER_END_MS
-from monitor.config.schema import Redis
 from monitor.core import silences
 from monitor.store import Store, open_store
 from monitor.store.private_server import PrivateRedis
+from monitor.store.settings import RedisSettings
 from tests.notify.parts import T0_MS, decide
 
 Run = Callable[..., int]
@@ -31,7 +31,7 @@ def monitor() -> str:
 
 @pytest.fixture
 def store(redis_server: PrivateRedis, monitor: str) -> Iterator[Store]:
-    opened = open_store(Redis(url=SecretStr(redis_server.url)), monitor)
+    opened = open_store(RedisSettings(url=SecretStr(redis_server.url)), monitor)
     yield opened
     opened.close()
 

@@ -15,7 +15,6 @@ import pytest
 from pydantic import SecretStr
 from structlog.testing import capture_logs
 
-from monitor.config.schema import AlertmanagerReceiver, PagerDutyReceiver, Redis, WebhookReceiver
 from monitor.core.alert_document import test_document as a_test_document
 from monitor.core.silences import Silence, to_json
 from monitor.core.types import AlertPhase
@@ -26,9 +25,11 @@ from monitor.notify.delivery.still_firing import UNMUTE_REST_MS
 from monitor.notify.delivery.worker import Worker
 from monitor.notify.receivers.alertmanager import AlertmanagerSender
 from monitor.notify.receivers.pagerduty import PagerDutySender
+from monitor.notify.receivers.settings import AlertmanagerSettings, PagerDutySettings, WebhookSettings
 from monitor.notify.receivers.webhook import WebhookSender
 from monitor.store import Store, open_store
 from monitor.store.private_server import PrivateRedis
+from monitor.store.settings import RedisSettings
 from tests.notify.parts import T0_MS, Answer, Clock, Server, decide, eventually
 
 RESOLVED = AlertPhase.RESOLVED
@@ -51,7 +52,7 @@ class Bench:
         return self.stack.enter_context(Server())
 
     def webhook(self, server: Server, name: str = "hook", **settings: Any) -> WebhookSender:
-        made = WebhookSender(WebhookReceiver(name=name, type="webhook", url=server.url, **settings))
+        made = WebhookSender(WebhookSettings(name=name, type="webhook", url=server.url, **settings))
         self.stack.callback(made.close)
         return made
 
@@ -79,7 +80,7 @@ class Bench:
 @pytest.fixture
 def bench(redis_server: PrivateRedis) -> Iterator[Bench]:
     with ExitStack() as stack:
-        store = open_store(Redis(url=SecretStr(redis_server.url)), f"notify-{next(_monitors)}")
+        store = open_store(RedisSettings(url=SecretStr(redis_server.url)), f"notify-{next(_monitors)}")
         stack.callback(store.close)
         yield Bench(store, redis_server.url, stack)
 
@@ -390,7 +391,7 @@ def test_a_receiver_that_is_no_longer_configured_is_forgotten(bench: Bench) -> N
 def test_a_redis_that_goes_away_is_said_once_and_delivery_goes_on_after(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("monitor.notify.delivery.dispatcher.STORE_BACKOFF_S", (0.05, 0.1))
     with ExitStack() as stack, PrivateRedis(options=["--appendonly", "yes"]) as redis:
-        store = open_store(Redis(url=SecretStr(redis.url)), "away")
+        store = open_store(RedisSettings(url=SecretStr(redis.url)), "away")
         stack.callback(store.close)
         bench = Bench(store, redis.url, stack)
         server = bench.server()
@@ -487,7 +488,7 @@ def test_an_alert_that_outlives_its_silence_is_told_then(bench: Bench) -> None:
 def test_the_end_of_an_alert_that_was_told_is_told_in_spite_of_a_silence(bench: Bench) -> None:
     """Or its incident would stay open for ever."""
     server = bench.server()
-    receiver = PagerDutySender(PagerDutyReceiver(name="pd", type="pagerduty", routing_key="k", url=server.url))
+    receiver = PagerDutySender(PagerDutySettings(name="pd", type="pagerduty", routing_key="k", url=server.url))
     bench.stack.callback(receiver.close)
     decide(bench.store)
     bench.worker(receiver).round()
@@ -499,7 +500,7 @@ def test_the_end_of_an_alert_that_was_told_is_told_in_spite_of_a_silence(bench: 
 
 def test_a_silence_acknowledges_the_incident_that_was_told_once(bench: Bench) -> None:
     server = bench.server()
-    receiver = PagerDutySender(PagerDutyReceiver(name="pd", type="pagerduty", routing_key="k", url=server.url))
+    receiver = PagerDutySender(PagerDutySettings(name="pd", type="pagerduty", routing_key="k", url=server.url))
     bench.stack.callback(receiver.close)
     decide(bench.store)
     worker = bench.worker(receiver)
@@ -538,7 +539,7 @@ def test_a_silence_that_cannot_be_read_hides_nothing_and_is_said_once(bench: Ben
 @pytest.fixture
 def alertmanager(bench: Bench) -> tuple[Server, AlertmanagerSender]:
     server = bench.server()
-    settings = AlertmanagerReceiver(name="am", type="alertmanager", urls=(server.url,), resend_s=60)
+    settings = AlertmanagerSettings(name="am", type="alertmanager", urls=(server.url,), resend_s=60)
     receiver = AlertmanagerSender(settings, bench.clock)
     bench.stack.callback(receiver.close)
     return server, receiver

@@ -15,12 +15,14 @@ from kafka import KafkaConsumer
 from pydantic import TypeAdapter
 from standardwebhooks import Webhook, WebhookVerificationError
 
-from monitor.config.schema import AnyReceiver, Config, Kafka
+from monitor.config.schema import Config
 from monitor.core.alert_document import test_document as a_test_document
-from monitor.core.types import FatalSourceError, SourceError
 from monitor.notify import Delivered, Outcome, Receiver, ReceiverConfigError, Refused, Resending, Retry, build_receiver
 from monitor.notify.receivers.http_client import MAX_RETRY_AFTER_S, retry_after_s
+from monitor.notify.receivers.settings import AnyReceiverSettings
 from monitor.sources import Producer, open_producer
+from monitor.sources.kafka.settings import KafkaSettings
+from monitor.sources.protocol import FatalSourceError, SourceError
 from tests.kafka.broker import Cluster
 from tests.notify.parts import T0_MS, Answer, Clock, Server, eventually, firing, resolved
 
@@ -58,7 +60,7 @@ def no_producer() -> Topic:
 
 
 def build(kind: str, settings: dict[str, Any], topic: Producer | None = None) -> Receiver:
-    receiver: AnyReceiver = TypeAdapter(AnyReceiver).validate_python(
+    receiver: AnyReceiverSettings = TypeAdapter(AnyReceiverSettings).validate_python(
         {"name": "out", "type": kind, "timeout_s": 0.5, **settings}
     )
     return build_receiver(receiver, "layerwatch", (lambda: topic) if topic else no_producer)  # type: ignore[return-value,arg-type]
@@ -442,7 +444,7 @@ def test_a_record_that_is_not_acknowledged_is_tried_again(error: Exception) -> N
 
 @pytest.mark.kafka
 def test_a_real_broker_gets_the_record_and_a_missing_topic_is_tried_again(kafka_broker: Cluster) -> None:
-    settings = Config(kafka=Kafka(bootstrap_servers=(kafka_broker.bootstrap_servers,), request_timeout_s=5.0))
+    settings = Config(kafka=KafkaSettings(bootstrap_servers=(kafka_broker.bootstrap_servers,), request_timeout_s=5.0))
     receiver = build("kafka", {"topic": "notify-alerts"}, open_producer(settings))
     assert isinstance(receiver.send(firing(), 1), Retry)
     kafka_broker.create_topic("notify-alerts")

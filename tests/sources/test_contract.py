@@ -6,7 +6,8 @@ import time
 
 import pytest
 
-from monitor.core.types import DeadLetter, Partition, Record, SourceError
+from monitor.core.types import DeadLetter, Partition, Record
+from monitor.sources.protocol import SourceError
 from tests.sources.worlds import World, flat, follow_until, read
 
 

@@ -11,10 +11,11 @@ import pytest
 from kafka import KafkaProducer, TopicPartition
 from kafka.admin import KafkaAdminClient
 
-from monitor.config.schema import Kafka
-from monitor.core.types import DeadLetter, FatalSourceError, Partition, Record, SourceError
+from monitor.core.types import DeadLetter, Partition, Record
 from monitor.sources.kafka.producer import KafkaRecordProducer
+from monitor.sources.kafka.settings import KafkaSettings
 from monitor.sources.kafka.source import KafkaSource
+from monitor.sources.protocol import FatalSourceError, SourceError
 from tests.kafka.broker import Cluster
 from tests.sources.worlds import KafkaWorld, follow_until, read
 
@@ -32,8 +33,8 @@ def letter(world: KafkaWorld, offset: int, value: bytes, headers: tuple[tuple[st
     return DeadLetter(Record(Partition(world.topic, 0), offset, 0, b"k", value, headers), "cam", "corrupt", "no")
 
 
-def changed(world: KafkaWorld, **options: object) -> Kafka:
-    return Kafka.model_validate(world.config.kafka.model_dump() | options)
+def changed(world: KafkaWorld, **options: object) -> KafkaSettings:
+    return KafkaSettings.model_validate(world.config.kafka.model_dump() | options)
 
 
 @pytest.mark.parametrize("key", ["topics", "dead_letter_topic"])
@@ -48,7 +49,7 @@ def test_a_missing_topic_is_named(world: KafkaWorld, key: str, monkeypatch: pyte
 def test_an_absent_broker_is_told_in_bounded_time_and_leaves_nothing_behind() -> None:
     before = set(threading.enumerate())
     began = time.monotonic()
-    config = Kafka(bootstrap_servers=("localhost:1",), client={"bootstrap_timeout_ms": 400})
+    config = KafkaSettings(bootstrap_servers=("localhost:1",), client={"bootstrap_timeout_ms": 400})
     with pytest.raises(SourceError, match=r"connecting to localhost:1: .*ECONNREFUSED"):
         KafkaSource(config)
     producer = KafkaRecordProducer(config)

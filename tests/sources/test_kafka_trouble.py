@@ -8,9 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from monitor.config.schema import Kafka
-from monitor.core.types import FatalSourceError, Partition, SourceError, UnreadableError
+from monitor.core.types import Partition
+from monitor.sources.kafka.settings import KafkaSettings
 from monitor.sources.kafka.source import KafkaSource
+from monitor.sources.protocol import FatalSourceError, SourceError, UnreadableError
 from tests.kafka.broker import LOGIN, Broker
 from tests.sources.worlds import KafkaWorld, flat, follow_until, read
 
@@ -24,9 +25,9 @@ def world(breakable_broker: Broker) -> Iterator[KafkaWorld]:
     made.leave()
 
 
-def through(world: KafkaWorld, address: str, **options: object) -> Kafka:
+def through(world: KafkaWorld, address: str, **options: object) -> KafkaSettings:
     tree = world.config.kafka.model_dump() | {"bootstrap_servers": address, "request_timeout_s": 3}
-    return Kafka.model_validate(tree | options)
+    return KafkaSettings.model_validate(tree | options)
 
 
 def test_the_right_password_works_and_a_wrong_one_is_fatal_at_once(breakable_broker: Broker, world: KafkaWorld) -> None:

@@ -12,8 +12,8 @@ import pytest
 import yaml
 
 from monitor.cli.produce import add_command
-from monitor.core.types import Source
 from monitor.sources import open_producer
+from monitor.sources.protocol import Source
 from tests.pictures import draw, encoded
 from tests.sources.worlds import World, read
 

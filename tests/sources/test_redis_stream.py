@@ -8,11 +8,12 @@ from collections.abc import Iterator
 import pytest
 from pydantic import SecretStr
 
-from monitor.config.schema import Redis
-from monitor.core.types import FatalSourceError, Partition, Polled, SourceError
+from monitor.core.types import Partition
 from monitor.sources import open_producer, open_source
+from monitor.sources.protocol import FatalSourceError, Polled, SourceError
 from monitor.sources.redis_streams.log import log_key
 from monitor.store.private_server import PrivateRedis
+from monitor.store.settings import RedisSettings
 from tests.sources.worlds import RedisWorld, follow_until, read
 
 
@@ -114,7 +115,7 @@ def test_refused_credentials_are_fatal_and_a_user_with_its_password_works(server
     world = RedisWorld(server)
     world.connection.client.execute_command("ACL", "SETUSER", "lw", "on", ">right", "~*", "&*", "+@all")
     for password in ("wrong", "right"):
-        redis = Redis(url=SecretStr(server.url.replace("redis://", f"redis://lw:{password}@")))
+        redis = RedisSettings(url=SecretStr(server.url.replace("redis://", f"redis://lw:{password}@")))
         config = world.config.model_copy(update={"redis": redis})
         if password == "wrong":
             with pytest.raises(FatalSourceError, match="refuses our credentials"):

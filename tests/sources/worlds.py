@@ -11,13 +11,17 @@ from typing import Any
 from kafka import KafkaConsumer, KafkaProducer, TopicPartition
 from pydantic import SecretStr
 
-from monitor.config.schema import Config, Kafka, Redis, RedisStream
-from monitor.core.types import Partition, Polled, Record, Source
+from monitor.config.schema import Config
+from monitor.core.types import Partition, Record
 from monitor.sources import open_source
 from monitor.sources.kafka.client import connect
+from monitor.sources.kafka.settings import KafkaSettings
+from monitor.sources.protocol import Polled, Source
 from monitor.sources.redis_streams.log import append_call, open_connection
+from monitor.sources.redis_streams.settings import RedisStreamSettings
 from monitor.sources.redis_streams.source import RedisStreamSource
 from monitor.store.private_server import PrivateRedis
+from monitor.store.settings import RedisSettings
 from tests.kafka.broker import Cluster
 
 DEADLINE_S = 20.0
@@ -84,7 +88,7 @@ class KafkaWorld(World):
         }
         cluster.create_topic(name, 2)
         cluster.create_topic(f"{name}.dead-letter", configs=letters_configs)
-        super().__init__(Config(kafka=Kafka.model_validate(kafka | options)), name, f"{name}.dead-letter")
+        super().__init__(Config(kafka=KafkaSettings.model_validate(kafka | options)), name, f"{name}.dead-letter")
         # by way of our connect(): a bare client leaves sockets behind where a test stops the broker
         options = {"bootstrap_servers": [cluster.bootstrap_servers], "linger_ms": 5, "reconnect_backoff_max_ms": 500}
         self.producer = connect(KafkaProducer, options)
@@ -119,8 +123,8 @@ class RedisWorld(World):
         config = Config(
             monitor=name,
             source="redis-stream",
-            redis=Redis(url=SecretStr(server.url)),
-            redis_stream=RedisStream.model_validate(stream | options),
+            redis=RedisSettings(url=SecretStr(server.url)),
+            redis_stream=RedisStreamSettings.model_validate(stream | options),
         )
         super().__init__(config, name, f"{name}.dead-letter")
         self.connection = open_connection(config.redis)
@@ -140,7 +144,7 @@ class RedisWorld(World):
         )
 
     def letters(self) -> list[Record]:
-        letters = RedisStream(topics=(self.letters_topic,), partitions=1, lease_s=0.5)
+        letters = RedisStreamSettings(topics=(self.letters_topic,), partitions=1, lease_s=0.5)
         source = RedisStreamSource(letters, self.config.redis, uuid.uuid4().hex)
         follow_until(source, lambda owned: len(owned) == 1)
         source.start(Partition(self.letters_topic, 0), 0)

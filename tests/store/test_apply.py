@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 from pydantic import SecretStr
 
-from monitor.config.schema import Redis
 from monitor.core.types import ApplyStatus, Delta, Exemplar, Partition, Totals
 from monitor.store import OTHER_STREAM, ClaimStatus, Limits, Store, open_store
 from monitor.store.private_server import PrivateRedis
+from monitor.store.settings import RedisSettings
 
 P = Partition("images", 0)
 VECTOR = np.array([*range(9), 36, 2, 0, 1, 0, 3], dtype=np.uint32)  # one signal; 36 images, 2 rejected, longest run 3
@@ -23,7 +23,7 @@ DELTA = Delta(P, "a", 10, 20, 5_000, {("fp", 0, "cam-1"): VECTOR})
 @pytest.fixture
 def store() -> Iterator[Store]:
     with PrivateRedis() as server:
-        opened = open_store(Redis(url=SecretStr(server.url)), "test")
+        opened = open_store(RedisSettings(url=SecretStr(server.url)), "test")
         yield opened
         opened.close()
 
@@ -99,7 +99,7 @@ def test_of_two_evaluators_only_one_decides(store: Store) -> None:
 
 
 def test_rejections_are_counted_by_reason_and_streams_beyond_the_limit_together(redis_server: PrivateRedis) -> None:
-    store = open_store(Redis(url=SecretStr(redis_server.url)), "reasons", Limits(max_streams=1))
+    store = open_store(RedisSettings(url=SecretStr(redis_server.url)), "reasons", Limits(max_streams=1))
     begin(store)
     vectors = {("fp", 0, "cam-1"): VECTOR, ("fp", 0, "cam-2"): VECTOR}
     reasons = {("cam-1", "format"): 2, ("cam-2", "truncated"): 1}

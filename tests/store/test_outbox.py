@@ -7,19 +7,19 @@ from collections.abc import Iterator
 
 import pytest
 from pydantic import SecretStr
-from redis import Redis as Client
+from redis import RedisSettings as Client
 
-from monitor.config.schema import Redis
 from monitor.store import Store, open_store
 from monitor.store import alerts as alert_state
 from monitor.store.private_server import PrivateRedis
+from monitor.store.settings import RedisSettings
 
 _monitors = itertools.count()
 
 
 @pytest.fixture
 def store(redis_server: PrivateRedis) -> Iterator[Store]:
-    opened = open_store(Redis(url=SecretStr(redis_server.url)), f"outbox-{next(_monitors)}")
+    opened = open_store(RedisSettings(url=SecretStr(redis_server.url)), f"outbox-{next(_monitors)}")
     yield opened
     opened.close()
 
@@ -67,7 +67,7 @@ def test_retry_state_belongs_to_one_receiver_and_outlives_the_connection(
     decide(store, "a")
     (entry,) = store.fetch("one", 0)
     store.postpone("one", entry.id, 3, 7_000)
-    again = open_store(Redis(url=SecretStr(redis_server.url)), store._outbox_prefix[4:-8])
+    again = open_store(RedisSettings(url=SecretStr(redis_server.url)), store._outbox_prefix[4:-8])
     assert [(e.attempts, e.not_before_ms) for e in again.fetch("one", 0)] == [(3, 7_000)]
     assert [(e.attempts, e.not_before_ms) for e in again.fetch("two", 0)] == [(0, 0)]
     again.close()

@@ -10,11 +10,11 @@ import jsonschema
 import pytest
 from pydantic import SecretStr
 
-from monitor.config.schema import Redis
 from monitor.core.types import Partition
 from monitor.notify.self_alerts import DEAD_LETTERS, GAP, OwnAlerts
 from monitor.store import Store, open_store
 from monitor.store.private_server import PrivateRedis
+from monitor.store.settings import RedisSettings
 
 SCHEMA = json.loads((Path(__file__).parents[2] / "docs" / "alert.schema.json").read_text())
 NOW_MS = 1_800_000_000_000
@@ -22,7 +22,7 @@ NOW_MS = 1_800_000_000_000
 
 @pytest.fixture
 def store(redis_server: PrivateRedis) -> Iterator[Store]:
-    opened = open_store(Redis(url=SecretStr(redis_server.url)), "own-alerts")
+    opened = open_store(RedisSettings(url=SecretStr(redis_server.url)), "own-alerts")
     opened._connection.client.flushall()
     yield opened
     opened.close()

@@ -10,16 +10,16 @@ import pytest
 from playwright.sync_api import Browser, sync_playwright
 from pydantic import SecretStr
 
-from monitor.config.schema import Redis
 from monitor.store import open_store
 from monitor.store.private_server import PrivateRedis
+from monitor.store.settings import RedisSettings
 from tests.web.fleet import Fleet, build, served
 
 
 @pytest.fixture(scope="session")
 def fleet(redis_server: PrivateRedis) -> Iterator[Fleet]:
     """Tests that write to it put it back."""
-    store = open_store(Redis(url=SecretStr(redis_server.url)), "pages")
+    store = open_store(RedisSettings(url=SecretStr(redis_server.url)), "pages")
     yield build(store)
     store.close()
 

@@ -9,13 +9,14 @@ from dataclasses import dataclass
 import numpy as np
 
 from detectors.images.prepare import Preparer
-from monitor.config.schema import RateRule, Web
 from monitor.core import alert_state as alerts
 from monitor.core.buckets import REJECTED, Layout, fill
 from monitor.core.types import Alert, AlertPhase, Delta, Exemplar, Partition, StreamFacts, Verdict
 from monitor.ingest.scoring.thumbnails import thumbnail
+from monitor.rules.settings import RateRule
 from monitor.store import Store
 from monitor.web import WebServer, build_app
+from monitor.web.settings import WebSettings
 from tests.pictures import draw
 
 LAYOUT = Layout(
@@ -116,7 +117,7 @@ def build(store: Store) -> Fleet:
 
 
 @contextmanager
-def served(store: Store, settings: Web = Web(port=0), unready: str = "") -> Iterator[str]:  # noqa: B008 - frozen
+def served(store: Store, settings: WebSettings = WebSettings(port=0), unready: str = "") -> Iterator[str]:  # noqa: B008 - frozen
     """A running server over that state; gives its address."""
     server = WebServer(build_app(store, "pages", settings, BUCKET_MS, lambda: unready, RULES), "127.0.0.1", 0)
     server.start()

@@ -8,8 +8,8 @@ import httpx
 import pytest
 from pydantic import SecretStr
 
-from monitor.config.schema import Web
 from monitor.web import silencing
+from monitor.web.settings import WebSettings
 from tests.web.fleet import HOSTILE, Fleet, served
 
 TOKEN = "open-sesame"
@@ -31,7 +31,7 @@ PATHS = (
 @pytest.fixture(scope="module")
 def locked(fleet: Fleet) -> Iterator[str]:
     """A server with a token and a password."""
-    settings = Web(port=0, token=SecretStr(TOKEN), username="ops", password=SecretStr("pass:word"))
+    settings = WebSettings(port=0, token=SecretStr(TOKEN), username="ops", password=SecretStr("pass:word"))
     with served(fleet.store, settings) as address:
         yield address
 

@@ -14,8 +14,8 @@ import pytest
 from pydantic import SecretStr
 
 from monitor.__main__ import main
-from monitor.config.schema import Web
 from monitor.store.private_server import PrivateRedis
+from monitor.web.settings import WebSettings
 from tests.web.fleet import HOSTILE, STREAMS, Fleet, firing, served
 
 OPENAPI = Path(__file__).parents[2] / "monitor" / "web" / "static" / "openapi.json"
@@ -25,7 +25,7 @@ DOCUMENT = json.loads(OPENAPI.read_text())
 @pytest.fixture(scope="module")
 def api(fleet: Fleet) -> Iterator[httpx.Client]:
     """With the right to write."""
-    with served(fleet.store, Web(port=0, token=SecretStr("secret"))) as address:
+    with served(fleet.store, WebSettings(port=0, token=SecretStr("secret"))) as address:
         base = f"{address}/api/v1"
         with httpx.Client(base_url=base, headers={"Authorization": "Bearer secret"}) as client:
             yield client

@@ -9,10 +9,11 @@ from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import Browser, Page, expect
 from pydantic import SecretStr
 
-from monitor.config.schema import Redis, Web
 from monitor.core.types import Alert
 from monitor.store import open_store
 from monitor.store.private_server import PrivateRedis
+from monitor.store.settings import RedisSettings
+from monitor.web.settings import WebSettings
 from tests.web.fleet import BUCKETS, HOSTILE, Fleet, build, firing, served
 
 PATHS = ("/", "/?q=cam", "/streams/calm", "/alerts", "/profile", "/health", "/nothing")
@@ -49,7 +50,7 @@ def test_no_page_breaks_a_rule_of_accessibility_or_scrolls_sideways(
     )
     page = context.new_page()
     complaints = listen(page)
-    with served(fleet.store, Web(port=0, token=SecretStr("secret"))) as address:
+    with served(fleet.store, WebSettings(port=0, token=SecretStr("secret"))) as address:
         page.goto(address)
         hostile = page.get_by_role("rowheader").get_by_role("link", name="alert(").get_attribute("href")
         for path in (*PATHS, hostile):
@@ -75,7 +76,7 @@ def test_a_drift_appears_and_goes_without_a_reload(site: str, fleet: Fleet, page
 
 
 def test_new_counts_appear_and_what_was_opened_stays_open(redis_server: PrivateRedis, page: Page) -> None:
-    store = open_store(Redis(url=SecretStr(redis_server.url)), "growing")
+    store = open_store(RedisSettings(url=SecretStr(redis_server.url)), "growing")
     growing = build(store)
     with served(store) as address:
         page.goto(f"{address}/streams/calm")
@@ -140,7 +141,7 @@ def test_a_silence_is_made_and_ended_by_hand(fleet: Fleet, browser: Browser) -> 
     context = browser.new_context(http_credentials={"username": "ops", "password": "secret"})
     page = context.new_page()
     complaints = listen(page)
-    with served(fleet.store, Web(port=0, token=SecretStr("secret"))) as address:
+    with served(fleet.store, WebSettings(port=0, token=SecretStr("secret"))) as address:
         page.goto(f"{address}/alerts")
         page.get_by_role("link", name="Silence <script>").click()
         expect(page.get_by_label("Stream")).to_have_value(HOSTILE)
@@ -161,7 +162,7 @@ def test_everything_works_below_a_path_of_a_proxy(fleet: Fleet, browser: Browser
     page = context.new_page()
     complaints = listen(page)
     outside: list[str] = []
-    settings = Web(port=0, token=SecretStr("secret"), external_url="https://ops.example/layerwatch/")
+    settings = WebSettings(port=0, token=SecretStr("secret"), external_url="https://ops.example/layerwatch/")
     with served(fleet.store, settings) as address:
         page.on("request", lambda r: None if r.url.startswith(f"{address}/layerwatch/") else outside.append(r.url))
         page.goto(f"{address}/layerwatch/")

@@ -7,11 +7,11 @@ from collections.abc import Iterator
 import pytest
 from pydantic import SecretStr
 
-from monitor.config.schema import Redis
 from monitor.fleet.history import REACH_MS, History
 from monitor.fleet.overview import Overview, stream_rows
 from monitor.store import Store, open_store
 from monitor.store.private_server import PrivateRedis
+from monitor.store.settings import RedisSettings
 from tests.web.fleet import BUCKETS, HOSTILE, LOGS, NOW_MS, STREAMS, Fleet, bucket_ms, build
 
 LATENESS_MS = 10_000
@@ -27,7 +27,7 @@ def own_redis() -> Iterator[PrivateRedis]:
 @pytest.fixture
 def own(own_redis: PrivateRedis) -> Iterator[Fleet]:
     """A fleet of the test's own."""
-    store = open_store(Redis(url=SecretStr(own_redis.url)), "own")
+    store = open_store(RedisSettings(url=SecretStr(own_redis.url)), "own")
     store._connection.client.flushall()
     yield build(store)
     store.close()

@@ -13,12 +13,13 @@ import pytest
 from pydantic import SecretStr
 
 import detectors
-from monitor.config.schema import Redis, Web
 from monitor.core.buckets import fill
 from monitor.core.types import AlertPhase, Delta, StreamFacts
 from monitor.ingest.scoring.profiles import layout_of
 from monitor.store import open_store
 from monitor.store.private_server import PrivateRedis
+from monitor.store.settings import RedisSettings
+from monitor.web.settings import WebSettings
 from tests.web.fleet import HOSTILE, LAYOUT, LOGS, STREAMS, Fleet, bucket_ms, firing, served
 
 LINK = re.compile(r'<th scope="row"><a href="([^"]+)">')
@@ -119,7 +120,7 @@ def test_all_pages_are_whole_html_with_safe_headers(site: str) -> None:
 @pytest.mark.parametrize("stripped", [True, False], ids=["by the proxy", "by us"])
 def test_links_stay_below_the_path_of_a_proxy_that_strips_it_or_does_not(fleet: Fleet, stripped: bool) -> None:
     token = {"Authorization": "Bearer secret"}
-    settings = Web(port=0, token=SecretStr("secret"), external_url="https://ops.example/layerwatch")
+    settings = WebSettings(port=0, token=SecretStr("secret"), external_url="https://ops.example/layerwatch")
     with served(fleet.store, settings) as address, httpx.Client(headers=token) as client:
         base = address if stripped else f"{address}/layerwatch"
         for path in ("/", "/streams/calm", "/streams/?name=..", "/alerts", "/profile", "/health", "/nothing"):
@@ -144,7 +145,7 @@ def test_health_names_what_is_wrong(fleet: Fleet) -> None:
 
 def test_the_model_card_of_a_real_profile_is_shown(redis_server: PrivateRedis, profile_folder: Path) -> None:
     profile = detectors.load_profile(profile_folder)
-    store = open_store(Redis(url=SecretStr(redis_server.url)), "cards")
+    store = open_store(RedisSettings(url=SecretStr(redis_server.url)), "cards")
     store.put_layouts({profile.fingerprint: layout_of(profile).to_json()})
     with served(store) as address:
         assert "has not been published" in httpx.get(f"{address}/profile").text
@@ -159,7 +160,7 @@ def test_the_model_card_of_a_real_profile_is_shown(redis_server: PrivateRedis, p
 
 
 def test_each_profile_names_the_streams_that_it_judges_now(redis_server: PrivateRedis) -> None:
-    store = open_store(Redis(url=SecretStr(redis_server.url)), "two-profiles")
+    store = open_store(RedisSettings(url=SecretStr(redis_server.url)), "two-profiles")
     store.register_partitions([LOGS[0]])
     store.put_layouts({"one": LAYOUT.to_json(), "two": LAYOUT.to_json(), "unused": LAYOUT.to_json()})
     store.start(LOGS[0], 1, "t", 0)

@@ -20,9 +20,9 @@ from numpy.lib import format as npy_format
 from numpy.typing import NDArray
 
 from detectors.images.prepare import ImageError, Prepared
-from monitor.config.schema import Decoding, StreamNaming
 from monitor.core.types import Record, RecordImage
 from monitor.ingest.scoring.profiles import Preparers
+from monitor.ingest.settings import DecodingSettings, StreamNaming
 
 MAX_NAME_CHARS = 200
 """Stream names and ids become Redis fields, labels and page titles; longer ones are cut."""
@@ -59,7 +59,7 @@ class Decoder:
 
     preparers: Preparers
     naming: StreamNaming
-    limits: Decoding
+    limits: DecodingSettings
 
     def __call__(self, record: Record) -> list[Decoded]:
         """Every image of the record.
@@ -77,7 +77,7 @@ class Decoder:
         return decoded
 
 
-def expand(record: Record, naming: StreamNaming, limits: Decoding) -> list[RecordImage]:
+def expand(record: Record, naming: StreamNaming, limits: DecodingSettings) -> list[RecordImage]:
     """The images of a record, still encoded, with their ids, stream and event times.
 
     Raises:

@@ -12,8 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from detectors.images.prepare import Limits, Prepared, Preparer
-from monitor.config.schema import Decoding, Scoring
 from monitor.core.buckets import Layout
+from monitor.ingest.settings import DecodingSettings, ScoringSettings
 from monitor.telemetry import metrics
 from monitor.telemetry.failpoints import failpoint
 
@@ -133,7 +133,7 @@ def layout_of(profile: Any) -> Layout:
     )
 
 
-def load_profiles(scoring: Scoring, decoding: Decoding) -> Profiles:
+def load_profiles(scoring: ScoringSettings, decoding: DecodingSettings) -> Profiles:
     """Load every profile that the configuration names.
 
     Raises:

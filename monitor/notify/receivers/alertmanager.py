@@ -10,11 +10,11 @@ from typing import Any
 
 import structlog
 
-from monitor.config.schema import AlertmanagerReceiver
 from monitor.core.alert_document import rfc3339
 from monitor.notify.receivers.http_client import GONE, Endpoint, wall_ms
 from monitor.notify.receivers.notice import RESOLVED, Notice, parse_notice, time_ms
 from monitor.notify.receivers.protocol import Delivered, Outcome, Retry
+from monitor.notify.receivers.settings import AlertmanagerSettings
 
 log = structlog.get_logger(__name__)
 
@@ -35,7 +35,7 @@ class AlertmanagerSender:
         ReceiverConfigError: a URL or header cannot be used.
     """
 
-    def __init__(self, settings: AlertmanagerReceiver, now_ms: Callable[[], int] = wall_ms) -> None:
+    def __init__(self, settings: AlertmanagerSettings, now_ms: Callable[[], int] = wall_ms) -> None:
         self.name = settings.name
         self.send_resolved = settings.send_resolved
         self.resend_s = settings.resend_s
@@ -111,7 +111,7 @@ def _labels(notice: Notice) -> dict[str, str]:
     return {"alertname": notice.rule, **configured, **ours}
 
 
-def _authorization(settings: AlertmanagerReceiver) -> dict[str, str]:
+def _authorization(settings: AlertmanagerSettings) -> dict[str, str]:
     if settings.bearer_token:
         return {"authorization": f"Bearer {settings.bearer_token.get_secret_value()}"}
     if settings.username is not None:

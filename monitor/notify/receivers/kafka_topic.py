@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import threading
 
-from monitor.config.schema import KafkaReceiver
-from monitor.core.types import FatalSourceError, SourceError
 from monitor.notify.receivers.notice import Notice, parse_notice, time_ms
 from monitor.notify.receivers.protocol import Delivered, Outcome, Retry
+from monitor.notify.receivers.settings import KafkaTopicSettings
 from monitor.sources import Producer
+from monitor.sources.protocol import FatalSourceError, SourceError
 
 CLOSE_TIMEOUT_S = 1.0
 
@@ -21,7 +21,7 @@ class KafkaTopicSender:
         producer: for this receiver alone, which also closes it: producers belong to one thread.
     """
 
-    def __init__(self, settings: KafkaReceiver, monitor: str, producer: Producer) -> None:
+    def __init__(self, settings: KafkaTopicSettings, monitor: str, producer: Producer) -> None:
         self.name = settings.name
         self.send_resolved = settings.send_resolved
         self._topic = settings.topic

@@ -5,10 +5,10 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from monitor.config.schema import PagerDutyReceiver
 from monitor.notify.receivers.http_client import GONE, Endpoint
 from monitor.notify.receivers.notice import RESOLVED, TEST, Notice, parse_notice
 from monitor.notify.receivers.protocol import Outcome
+from monitor.notify.receivers.settings import PagerDutySettings
 
 FINAL = frozenset({400, GONE})
 """400: the event or the key is wrong, and the service says that it must not be sent again."""
@@ -32,7 +32,7 @@ class PagerDutySender:
         ReceiverConfigError: the URL cannot be used.
     """
 
-    def __init__(self, settings: PagerDutyReceiver) -> None:
+    def __init__(self, settings: PagerDutySettings) -> None:
         self.name = settings.name
         self.send_resolved = settings.send_resolved
         self._routing_key = settings.routing_key.get_secret_value()

@@ -4,24 +4,24 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from monitor.config.schema import (
-    AlertmanagerReceiver,
-    AnyReceiver,
-    KafkaReceiver,
-    PagerDutyReceiver,
-    SlackReceiver,
-    WebhookReceiver,
-)
 from monitor.notify.receivers.alertmanager import AlertmanagerSender
 from monitor.notify.receivers.kafka_topic import KafkaTopicSender
 from monitor.notify.receivers.pagerduty import PagerDutySender
 from monitor.notify.receivers.protocol import Receiver
+from monitor.notify.receivers.settings import (
+    AlertmanagerSettings,
+    AnyReceiverSettings,
+    KafkaTopicSettings,
+    PagerDutySettings,
+    SlackSettings,
+    WebhookSettings,
+)
 from monitor.notify.receivers.slack import SlackSender
 from monitor.notify.receivers.webhook import WebhookSender
 from monitor.sources import Producer
 
 
-def build_receiver(settings: AnyReceiver, monitor: str, open_producer: Callable[[], Producer]) -> Receiver:
+def build_receiver(settings: AnyReceiverSettings, monitor: str, open_producer: Callable[[], Producer]) -> Receiver:
     """The receiver of these settings; connects to nothing.
 
     Args:
@@ -31,13 +31,13 @@ def build_receiver(settings: AnyReceiver, monitor: str, open_producer: Callable[
         ReceiverConfigError: a URL, header or secret cannot be used; the message names the key.
     """
     match settings:
-        case WebhookReceiver():
+        case WebhookSettings():
             return WebhookSender(settings)
-        case AlertmanagerReceiver():
+        case AlertmanagerSettings():
             return AlertmanagerSender(settings)
-        case SlackReceiver():
+        case SlackSettings():
             return SlackSender(settings)
-        case PagerDutyReceiver():
+        case PagerDutySettings():
             return PagerDutySender(settings)
-        case KafkaReceiver():
+        case KafkaTopicSettings():
             return KafkaTopicSender(settings, monitor, open_producer())

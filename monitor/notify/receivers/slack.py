@@ -5,10 +5,10 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from monitor.config.schema import SlackReceiver
 from monitor.notify.receivers.http_client import GONE, Endpoint
 from monitor.notify.receivers.notice import FIRING, RESOLVED, Notice, parse_notice
 from monitor.notify.receivers.protocol import Outcome
+from monitor.notify.receivers.settings import SlackSettings
 
 FINAL = frozenset({400, 403, 404, GONE})
 """Slack's words for a broken message, a forbidden one, and a webhook or channel that is no more."""
@@ -28,7 +28,7 @@ class SlackSender:
         ReceiverConfigError: the URL cannot be used.
     """
 
-    def __init__(self, settings: SlackReceiver) -> None:
+    def __init__(self, settings: SlackSettings) -> None:
         self.name = settings.name
         self.send_resolved = settings.send_resolved
         url = settings.url.get_secret_value()

@@ -9,10 +9,10 @@ from datetime import UTC, datetime
 
 from standardwebhooks import Webhook
 
-from monitor.config.schema import WebhookReceiver
 from monitor.notify.receivers.http_client import Endpoint
 from monitor.notify.receivers.notice import parse_notice
 from monitor.notify.receivers.protocol import Outcome, ReceiverConfigError
+from monitor.notify.receivers.settings import WebhookSettings
 
 
 class WebhookSender:
@@ -22,7 +22,7 @@ class WebhookSender:
         ReceiverConfigError: the URL, a header or the secret cannot be used.
     """
 
-    def __init__(self, settings: WebhookReceiver) -> None:
+    def __init__(self, settings: WebhookSettings) -> None:
         self.name = settings.name
         self.send_resolved = settings.send_resolved
         headers = {name: value.get_secret_value() for name, value in settings.headers.items()}

@@ -15,8 +15,8 @@ from kafka.net.manager import KafkaConnectionManager
 from kafka.net.sasl.oauth import AbstractTokenProvider
 from kafka.net.selector import NetworkSelector
 
-from monitor.config.schema import Kafka, KafkaTls
-from monitor.core.types import FatalSourceError, SourceError
+from monitor.sources.kafka.settings import KafkaSettings, KafkaTlsSettings
+from monitor.sources.protocol import FatalSourceError, SourceError
 
 MAX_BOOTSTRAP_S = 10.0
 """A daemon tries again for ever; what it must not do is to sit here deaf to its own end."""
@@ -65,7 +65,7 @@ def describe(error: BaseException) -> str:
     return f"{name}: {text}" if text else name
 
 
-def client_options(config: Kafka) -> dict[str, Any]:
+def client_options(config: KafkaSettings) -> dict[str, Any]:
     """What every client of the cluster is built with: addresses, encryption, authentication.
 
     Raises:
@@ -90,7 +90,9 @@ def client_options(config: Kafka) -> dict[str, Any]:
     return options
 
 
-def with_passthrough(config: Kafka, options: dict[str, Any], client: type, fixed: frozenset[str]) -> dict[str, Any]:
+def with_passthrough(
+    config: KafkaSettings, options: dict[str, Any], client: type, fixed: frozenset[str]
+) -> dict[str, Any]:
     """Lay `kafka.client` over the options, as far as `client` knows the keys.
 
     Raises:
@@ -216,7 +218,7 @@ class _NetClient(KafkaNetClient):  # type: ignore[misc]
         super().__init__(net=net, manager=self.manager, **configs)
 
 
-def tls_context(tls: KafkaTls) -> ssl.SSLContext:
+def tls_context(tls: KafkaTlsSettings) -> ssl.SSLContext:
     """A verifying client context; without a `ca_file` the system's authorities are trusted."""
     try:
         context = ssl.create_default_context(cafile=str(tls.ca_file) if tls.ca_file else None)
@@ -235,7 +237,7 @@ def tls_context(tls: KafkaTls) -> ssl.SSLContext:
     return context
 
 
-def _sasl_options(config: Kafka) -> dict[str, Any]:
+def _sasl_options(config: KafkaSettings) -> dict[str, Any]:
     sasl = config.sasl
     assert sasl is not None  # noqa: S101 - the caller has looked
     options: dict[str, Any] = {"sasl_mechanism": sasl.mechanism}

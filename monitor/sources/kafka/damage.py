@@ -13,9 +13,10 @@ from typing import Any
 
 from kafka import KafkaConsumer, TopicPartition, errors
 
-from monitor.config.schema import Kafka
-from monitor.core.types import Partition, SourceError
+from monitor.core.types import Partition
 from monitor.sources.kafka.client import client_options, connect, translated, with_passthrough
+from monitor.sources.kafka.settings import KafkaSettings
+from monitor.sources.protocol import SourceError
 
 PROBE_S = 10.0
 """For one look into the log; an answer takes milliseconds."""
@@ -39,7 +40,7 @@ def batch_start(error: BaseException) -> int | None:
 class Probe:
     """Looks into one partition without a group. Close it."""
 
-    def __init__(self, config: Kafka, partition: Partition, fixed: frozenset[str]) -> None:
+    def __init__(self, config: KafkaSettings, partition: Partition, fixed: frozenset[str]) -> None:
         self._config, self._fixed = config, fixed
         self._at = TopicPartition(partition.topic, partition.index)
         self._consumer: KafkaConsumer | None = None

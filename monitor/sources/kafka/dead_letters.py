@@ -8,9 +8,9 @@ from typing import Any
 import structlog
 from kafka import errors
 
-from monitor.config.schema import Kafka
 from monitor.core.types import DeadLetter
 from monitor.sources.kafka.producer import KafkaRecordProducer
+from monitor.sources.kafka.settings import KafkaSettings
 from monitor.sources.letters import letter_headers, letter_id, story_headers
 
 log = structlog.get_logger(__name__)
@@ -23,7 +23,7 @@ class KafkaDeadLetters:
     key again and a compacted topic keeps one of each. The original key travels in a header.
     """
 
-    def __init__(self, config: Kafka) -> None:
+    def __init__(self, config: KafkaSettings) -> None:
         self._topic = config.dead_letter_topic
         self._producer = KafkaRecordProducer(config)
 

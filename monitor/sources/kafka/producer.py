@@ -9,9 +9,9 @@ from typing import Any
 import structlog
 from kafka import KafkaProducer, errors
 
-from monitor.config.schema import Kafka
-from monitor.core.types import FatalSourceError, SourceError
 from monitor.sources.kafka.client import client_options, connect, describe, translated, with_passthrough
+from monitor.sources.kafka.settings import KafkaSettings
+from monitor.sources.protocol import FatalSourceError, SourceError
 
 log = structlog.get_logger(__name__)
 
@@ -31,7 +31,7 @@ class KafkaRecordProducer:
     Connects on first use, and anew after a failure: an idempotent producer that failed has lost its sequence.
     """
 
-    def __init__(self, config: Kafka) -> None:
+    def __init__(self, config: KafkaSettings) -> None:
         self._config = config
         self._producer: KafkaProducer | None = None
         self._topics: set[str] = set()

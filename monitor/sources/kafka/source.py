@@ -20,11 +20,12 @@ from kafka import ConsumerRebalanceListener, KafkaConsumer, TopicPartition
 from kafka.coordinator.assignors.cooperative_sticky import CooperativeStickyAssignor
 from kafka.structs import OffsetAndMetadata
 
-from monitor.config.schema import Kafka
-from monitor.core.types import DeadLetter, FatalSourceError, Partition, Polled, Record, SourceError, UnreadableError
+from monitor.core.types import DeadLetter, Partition, Record
 from monitor.sources.kafka.client import client_options, connect, describe, translated, with_passthrough
 from monitor.sources.kafka.damage import Probe, is_damage
 from monitor.sources.kafka.dead_letters import KafkaDeadLetters
+from monitor.sources.kafka.settings import KafkaSettings
+from monitor.sources.protocol import FatalSourceError, Polled, SourceError, UnreadableError
 
 log = structlog.get_logger(__name__)
 
@@ -53,7 +54,7 @@ FIXED = frozenset(
 
 
 class KafkaSource:
-    """`monitor.core.types.Source` on a Kafka cluster.
+    """`monitor.sources.protocol.Source` on a Kafka cluster.
 
     Args:
         config: the `kafka` section.
@@ -63,7 +64,7 @@ class KafkaSource:
         FatalSourceError: refused credentials or certificates, a missing topic, a wrong option.
     """
 
-    def __init__(self, config: Kafka) -> None:
+    def __init__(self, config: KafkaSettings) -> None:
         self._config = config
         self._timeout_ms = round(config.request_timeout_s * 1000)
         self._changes = _Changes()
@@ -350,7 +351,7 @@ class _Changes(ConsumerRebalanceListener):  # type: ignore[misc]
             return True
 
 
-def _join(config: Kafka) -> KafkaConsumer:
+def _join(config: KafkaSettings) -> KafkaConsumer:
     options = client_options(config) | {
         "group_id": config.group_id,
         "session_timeout_ms": round(config.session_timeout_s * 1000),

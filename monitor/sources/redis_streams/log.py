@@ -16,9 +16,11 @@ from urllib.parse import quote
 import msgpack
 from redis.exceptions import AuthenticationError, NoPermissionError, RedisError
 
-from monitor.config.schema import Redis, RedisStream
-from monitor.core.types import FatalSourceError, Partition, Record, SourceError
+from monitor.core.types import Partition, Record
+from monitor.sources.protocol import FatalSourceError, SourceError
+from monitor.sources.redis_streams.settings import RedisStreamSettings
 from monitor.store.connection import Call, Connection, StoreConfigError, StoreError, Value, connect
+from monitor.store.settings import RedisSettings
 
 BATCH_RECORDS = 100
 BATCH_BYTES = 2**20
@@ -38,7 +40,7 @@ def translated() -> Iterator[None]:
         raise SourceError(f"redis stream: {error}") from error
 
 
-def open_connection(server: Redis) -> Connection:
+def open_connection(server: RedisSettings) -> Connection:
     """The same client as the state's: single server, Sentinel or Cluster, TLS, ACL user.
 
     Raises:
@@ -93,7 +95,7 @@ class RedisRecordProducer:
     Connects on first use, and anew after a failure.
     """
 
-    def __init__(self, config: RedisStream, server: Redis) -> None:
+    def __init__(self, config: RedisStreamSettings, server: RedisSettings) -> None:
         self._config = config
         self._server = server
         self._connection: Connection | None = None

@@ -13,9 +13,9 @@ from collections.abc import Mapping, Sequence
 import structlog
 from redis.exceptions import RedisError
 
-from monitor.config.schema import Redis, RedisStream
-from monitor.core.types import DeadLetter, Partition, Polled, Record, SourceError
+from monitor.core.types import DeadLetter, Partition, Record
 from monitor.sources.letters import letter_headers, letter_id
+from monitor.sources.protocol import Polled, SourceError
 from monitor.sources.redis_streams.log import (
     append_call,
     log_key,
@@ -25,7 +25,9 @@ from monitor.sources.redis_streams.log import (
     position_of,
     translated,
 )
+from monitor.sources.redis_streams.settings import RedisStreamSettings
 from monitor.store.connection import Call, Connection, StoreError
+from monitor.store.settings import RedisSettings
 
 log = structlog.get_logger(__name__)
 
@@ -39,7 +41,7 @@ IDLE_WAIT_S = 0.02
 
 
 class RedisStreamSource:
-    """`monitor.core.types.Source` on Redis Streams.
+    """`monitor.sources.protocol.Source` on Redis Streams.
 
     Args:
         config: the `redis_stream` section.
@@ -51,7 +53,7 @@ class RedisStreamSource:
         FatalSourceError: it refuses us.
     """
 
-    def __init__(self, config: RedisStream, server: Redis, group: str = "layerwatch") -> None:
+    def __init__(self, config: RedisStreamSettings, server: RedisSettings, group: str = "layerwatch") -> None:
         self._config = config
         self._group = group
         self._lease_ms = round(config.lease_s * 1000)

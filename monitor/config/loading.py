@@ -1,0 +1,105 @@
+"""Reads the configuration once, at the start.
+
+The file comes first, then environment variables over it (`LAYERWATCH__KAFKA__BOOTSTRAP_SERVERS=a:9092,b:9092`, parts
+joined by two underscores, values read as YAML). Unknown keys are errors: a typing mistake must not silently become a
+default.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import ValidationError
+
+from monitor.config.errors import ConfigError
+from monitor.config.schema import Config
+from monitor.core.settings import READ_SECRET
+
+ENV_PREFIX = "LAYERWATCH__"
+
+
+def read_secret(value: Mapping[str, object]) -> str:
+    """The secret that `{env: NAME}` or `{file: PATH}` names.
+
+    Raises:
+        ValueError: it is neither, the variable is not set, or the file cannot be read.
+    """
+    if set(value) == {"env"}:
+        name = str(value["env"])
+        if name not in os.environ:
+            raise ValueError(f"environment variable {name} is not set")
+        return os.environ[name]
+    if set(value) == {"file"}:
+        try:
+            return Path(str(value["file"])).read_text(encoding="utf-8").strip()
+        except OSError as error:
+            raise ValueError(f"cannot read {value['file']}: {error.strerror}") from error
+    raise ValueError("must be a string, {env: NAME} or {file: PATH}")
+
+
+def load_config(path: Path | None, environ: Mapping[str, str] = os.environ) -> Config:
+    """Read the file (None: defaults only) and the environment over it.
+
+    Raises:
+        ConfigError: one line per wrong key.
+    """
+    where = str(path) if path else "defaults"
+    tree: Any = {}
+    if path:
+        try:
+            tree = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+        except OSError as error:
+            raise ConfigError([f"{where}: {error.strerror}"]) from error
+        except (yaml.YAMLError, UnicodeDecodeError) as error:
+            raise ConfigError([f"{where}: not valid YAML: {' '.join(str(error).split())}"]) from error
+        if not isinstance(tree, dict):
+            raise ConfigError([f"{where}: must be a mapping of sections (got {type(tree).__name__})"])
+    from_environment = _overlay(tree, environ)
+    try:
+        return Config.model_validate(tree, context={READ_SECRET: read_secret})
+    except ValidationError as error:
+        # a key may hold anything, line breaks too, and one error is one line
+        lines = [_line(where, from_environment, item) for item in error.errors()]
+        raise ConfigError([" ".join(line.split()) for line in lines]) from error
+
+
+def _overlay(tree: dict[str, Any], environ: Mapping[str, str]) -> dict[str, str]:
+    """Write the environment's values into `tree`; returns dotted key -> variable, to name it in errors."""
+    named: dict[str, str] = {}
+    for variable in sorted(environ):
+        if not variable.startswith(ENV_PREFIX):
+            continue
+        *sections, key = variable.removeprefix(ENV_PREFIX).lower().split("__")
+        node = tree
+        for section in sections:
+            child = node.get(section)
+            if not isinstance(child, dict):
+                child = {}
+            # a copy, so that an anchor shared in the file is not changed in two places
+            node[section] = dict(child)
+            node = node[section]
+        try:
+            node[key] = yaml.safe_load(environ[variable])
+        except yaml.YAMLError:
+            node[key] = environ[variable]
+        named[".".join([*sections, key])] = variable
+    return named
+
+
+def _line(where: str, from_environment: Mapping[str, str], item: Any) -> str:
+    """`config.yaml: buckets.seconds: must be greater than 0 (got -5)`; never shows a secret's value."""
+    key = ".".join(str(part) for part in item["loc"])
+    origin = from_environment.get(key, where)
+    message = str(item["msg"]).removeprefix("Value error, ")
+    if item["type"] == "extra_forbidden":
+        return f"{origin}: {key}: unknown key"
+    message = message.replace("Input should be", "must be").replace("Field required", "is required")
+    message = message.replace("a valid tuple", "a list")
+    shown = item.get("input")
+    secret = any(word in key for word in ("secret", "password", "token", "key", "url"))
+    got = f" (got {shown!r})" if isinstance(shown, int | float | str) and not secret else ""
+    return f"{origin}: {key + ': ' if key else ''}{message}{got}"

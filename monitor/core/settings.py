@@ -1,0 +1,44 @@
+"""What every section of the configuration is made of. Each room keeps its own sections beside its code."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Annotated
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, SecretStr, ValidationInfo
+
+
+def _split_commas(value: object) -> object:
+    """Let an environment variable give a list as `a,b`."""
+    return [part.strip() for part in value.split(",") if part.strip()] if isinstance(value, str) else value
+
+
+READ_SECRET = "read_secret"  # noqa: S105 - a key, not a secret
+"""Key of the validation context: the function that reads a secret kept outside the file."""
+
+
+def _secret(value: object, info: ValidationInfo) -> object:
+    """Accept `{env: NAME}` and `{file: PATH}` besides a plain string, so that no secret has to stand in the file."""
+    if not isinstance(value, Mapping):
+        return value
+    if not info.context or READ_SECRET not in info.context:
+        raise ValueError("must be a string here: only loading a file reads secrets from elsewhere")
+    return info.context[READ_SECRET](value)
+
+
+Secret = Annotated[SecretStr, BeforeValidator(_secret)]
+
+
+Names = Annotated[tuple[str, ...], BeforeValidator(_split_commas)]
+
+
+Share = Annotated[float, Field(gt=0, lt=1)]
+
+
+Glob = Annotated[str, Field(min_length=1)]
+
+
+class Section(BaseModel):
+    """Frozen, and closed to keys that it does not know."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")

@@ -1,0 +1,51 @@
+"""The `kafka` section of the configuration."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import Field, PositiveFloat, PositiveInt
+
+from monitor.core.settings import Names, Secret, Section
+
+
+class KafkaSaslSettings(Section):
+    """Authentication of the Kafka client; field names are kafka-python's without their prefix."""
+
+    mechanism: Literal["PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512", "OAUTHBEARER", "GSSAPI"]
+    username: str | None = None
+    password: Secret | None = None
+    kerberos_service_name: str = "kafka"
+    kerberos_domain_name: str | None = None
+    kerberos_name: str | None = None
+    oauth_token: Secret | None = None
+
+
+class KafkaTlsSettings(Section):
+    """Transport encryption of the Kafka client."""
+
+    ca_file: Path | None = None
+    cert_file: Path | None = None
+    key_file: Path | None = None
+    key_password: Secret | None = None
+    crl_file: Path | None = None
+    ciphers: str | None = None
+    check_hostname: bool = True
+
+
+class KafkaSettings(Section):
+    bootstrap_servers: Names = ("localhost:9092",)
+    topics: Names = ("images",)
+    group_id: str = "layerwatch"
+    client_id: str = "layerwatch"
+    dead_letter_topic: str = "images.dead-letter"
+    start: Literal["earliest", "latest"] = "earliest"
+    tls: KafkaTlsSettings | None = None
+    sasl: KafkaSaslSettings | None = None
+    session_timeout_s: PositiveFloat = 45.0
+    max_poll_records: PositiveInt = 500
+    fetch_max_bytes: PositiveInt = 50 * 2**20
+    request_timeout_s: PositiveFloat = 40.0
+    client: dict[str, Any] = Field(default_factory=dict)
+    """Any further option of kafka-python's clients by its own name."""

@@ -1,4 +1,5 @@
-"""The daemon: what runs in which thread, and how it ends. An image's way is `Reader.run`, an alert's `Evaluator.look`.
+"""The daemon: what runs in which thread, and how it ends. An image's way is `Consumer.run`, an alert's
+`Evaluator.look`.
 
 source ─► reader ─► pipeline (decode, score) ─► reader ─► Redis      one thread polls and applies
                                                            │
@@ -22,15 +23,15 @@ from monitor.config.errors import EXIT_SOFTWARE, EXIT_UNAVAILABLE
 from monitor.config.schema import Config
 from monitor.evaluate.evaluator import Evaluator
 from monitor.fleet.exporter import FleetMetrics
-from monitor.ingest.consumer import Reader
+from monitor.ingest.consumer import Consumer
 from monitor.ingest.decode.pool import DecoderPool
 from monitor.ingest.decode.records import Decoder
-from monitor.ingest.image_log import open_verdicts
+from monitor.ingest.image_log import open_image_log
 from monitor.ingest.scoring.pipeline import Pipeline, PipelineError
 from monitor.ingest.scoring.profiles import Profiles
 from monitor.ingest.wiring import counting_of, limits_of, presentation_of, publish_profiles, reader_settings_of
 from monitor.notify import Dispatcher, Receiver, build_receiver
-from monitor.notify.self_alerts import OwnAlerts
+from monitor.notify.self_alerts import SelfAlerts
 from monitor.rules.ruleset import BoundRule
 from monitor.sources import open_producer, open_source
 from monitor.sources.protocol import FatalSourceError
@@ -73,14 +74,14 @@ class Daemon:
             settings.scoring.batch_age_s,
             settings.pipeline.queue_bytes,
         )
-        self._verdicts = open_verdicts(settings, profiles.layouts)
-        self._reader = Reader(
+        self._verdicts = open_image_log(settings, profiles.layouts)
+        self._reader = Consumer(
             lambda: open_source(settings),
             self._store,
             self._pipeline,
             counting_of(settings, profiles),
             reader_settings_of(settings, rules),
-            OwnAlerts(self._store, settings.monitor, heard=bool(settings.receivers)),
+            SelfAlerts(self._store, settings.monitor, heard=bool(settings.receivers)),
             publish,
             self._verdicts,
         )

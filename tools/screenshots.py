@@ -22,7 +22,7 @@ from pydantic import SecretStr
 from detectors.profile.fit import FitOptions, fit_profile
 from monitor.config.schema import Config
 from monitor.core import alert_state as alerts
-from monitor.core.aggregate import Counting, Judged, Rates, tally
+from monitor.core.aggregate import Counting, Judged, Rates, aggregate
 from monitor.core.types import Delta, Partition, StreamFacts
 from monitor.demo.scene import FOREIGN_KIND, KINDS, draw, jpeg, light_at
 from monitor.demo.story import reference
@@ -94,7 +94,7 @@ def play(store: Store, settings: Config) -> None:
             [Judged(f"{stream}/{t:06}.jpg", stream, begin_ms + 1000 * t, profile.fingerprint, row, image)]
             for (t, stream, _), row, image in zip(taken, profile.score(prepared).p_values, prepared, strict=True)
         ]
-        counted = tally(judged, high_ms, facts, time.time_ns() // 1_000_000, how)
+        counted = aggregate(judged, high_ms, facts, time.time_ns() // 1_000_000, how)
         facts, high_ms = {**facts, **counted.facts}, counted.high_ms
         delta = Delta(
             LOG,

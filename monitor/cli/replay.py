@@ -22,7 +22,7 @@ from monitor.cli.run import add_config_option
 from monitor.config.errors import EXIT_UNAVAILABLE, ConfigError
 from monitor.config.loading import load_config
 from monitor.config.schema import Config
-from monitor.core.aggregate import Counting, Judged, Outcome, tally
+from monitor.core.aggregate import Counting, Judged, Outcome, aggregate
 from monitor.core.types import DeadLetter, Delta, Partition, Record, StreamFacts
 from monitor.evaluate.evaluator import Evaluator
 from monitor.ingest.decode.records import DecodeError, Decoder, stream_of
@@ -97,7 +97,7 @@ def _count_all(
                 store.start(partition, 1, OWNER, mine[0].offset)
                 store.register_partitions([partition])
             outcomes = _outcomes(decoder, profiles, mine, settings.scoring.batch_images)
-            counted = tally(outcomes, highs[partition], facts[partition], FOR_EVER_MS, counting)
+            counted = aggregate(outcomes, highs[partition], facts[partition], FOR_EVER_MS, counting)
             after = mine[-1].offset + 1
             high_ms = counted.high_ms or 0
             store.apply([Delta(partition, OWNER, where[partition], after, high_ms, counted.vectors, counted.facts)])

@@ -59,7 +59,7 @@ class Rates:
 
 
 @dataclass(frozen=True, slots=True)
-class Tally:
+class Aggregate:
     """What a run of records adds to its partition."""
 
     vectors: Mapping[tuple[str, int, str], Vector]
@@ -100,9 +100,9 @@ class Counting:
     thumbnail: Callable[[Prepared], bytes] = lambda _: b""
 
 
-def tally(
+def aggregate(
     outcomes: Sequence[Outcome], high_ms: int | None, facts: Mapping[str, StreamFacts], now_ms: int, how: Counting
-) -> Tally:
+) -> Aggregate:
     """Count records in the order of their log.
 
     Args:
@@ -147,7 +147,7 @@ def tally(
             count.longest_run = max(count.longest_run, after.run)
             if p_value <= EXEMPLAR_P:
                 unusual.append(found)
-    return Tally(
+    return Aggregate(
         vectors=_vectors(counts, how.layouts),
         facts=carried,
         high_ms=clock.high_ms,

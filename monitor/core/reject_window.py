@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 
 
 @dataclass(frozen=True, slots=True)
-class Recent:
+class RejectWindow:
     """Whether each of the last `window` records was rejected; judged once there are so many.
 
     Args:
@@ -18,7 +18,7 @@ class Recent:
     max_share: float = 1.0
     bad: tuple[bool, ...] = ()
 
-    def after(self, bad: Sequence[bool]) -> Recent:
+    def after(self, bad: Sequence[bool]) -> RejectWindow:
         """With these records behind the others."""
         return replace(self, bad=(*self.bad, *bad)[-self.window :]) if self.window else self
 
@@ -39,7 +39,7 @@ class Recent:
         bits = int("1" + "".join("01"[bad] for bad in self.bad), 2)  # the leading 1 keeps the zeros behind it
         return bits.to_bytes(len(self.bad) // 8 + 1, "big")
 
-    def unpack(self, packed: bytes) -> Recent:
+    def unpack(self, packed: bytes) -> RejectWindow:
         """What a former owner left, as far back as we judge."""
         bits = bin(int.from_bytes(packed, "big"))[3:]
         return replace(self, bad=()).after([bit == "1" for bit in bits])

@@ -90,7 +90,7 @@ class Cursor:
     rebuild_until: int = 0
     """End of the log when lost state began to be rebuilt; up to there nobody is told what was known before."""
     recent: bytes = b""
-    """Which of the last records were rejected; see `Recent.pack`."""
+    """Which of the last records were rejected; see `RejectWindow.pack`."""
 
 
 class ApplyStatus(StrEnum):
@@ -191,7 +191,7 @@ class Delta:
     typical: Sequence[Exemplar] = ()
     """What these streams usually show."""
     recent: bytes = b""
-    """Which of the last records were rejected; see `Recent.pack`."""
+    """Which of the last records were rejected; see `RejectWindow.pack`."""
 
 
 # ------------------------------------------------------------------------------------------------ alerts

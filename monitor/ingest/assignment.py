@@ -22,9 +22,9 @@ from typing import Literal
 
 import structlog
 
-from monitor.core.reject_window import Recent
+from monitor.core.reject_window import RejectWindow
 from monitor.core.types import Cursor, Partition, StreamFacts
-from monitor.notify.self_alerts import GAP, TOPIC, OwnAlerts
+from monitor.notify.self_alerts import GAP, TOPIC, SelfAlerts
 from monitor.sources.protocol import Source, SourceError
 from monitor.store import ClaimStatus, Store
 from monitor.telemetry import metrics
@@ -43,7 +43,7 @@ class StoppedError(Exception):
 
 
 @dataclass(eq=False, slots=True)
-class Reading:
+class OwnedPartition:
     """A partition that this process reads; stands where Redis stands, and moves only after an apply."""
 
     partition: Partition
@@ -54,7 +54,7 @@ class Reading:
     active_s: float = 0.0
     """Monotonic time of the last record or start."""
     idle: bool = False
-    recent: Recent = field(default_factory=Recent)
+    recent: RejectWindow = field(default_factory=RejectWindow)
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,10 +73,10 @@ def take_over(
     source: Source,
     partition: Partition,
     policy: StartPolicy,
-    recent: Recent,
-    alerts: OwnAlerts,
+    recent: RejectWindow,
+    alerts: SelfAlerts,
     now_ms: int,
-) -> Reading:
+) -> OwnedPartition:
     """Claim an assigned partition and say where to read on; the caller starts the source there.
 
     Raises:
@@ -96,7 +96,9 @@ def take_over(
     cursor = _checked(store, source, partition, claim.cursor, policy, alerts, log_id, now_ms)
     log.info("partition.taken", partition=str(partition), next_offset=cursor.next_offset, generation=generation)
     facts: Mapping[str, StreamFacts] = store.facts(partition)
-    reading = Reading(partition, token, cursor.next_offset, cursor.high_ms or None, dict(facts), time.monotonic())
+    reading = OwnedPartition(
+        partition, token, cursor.next_offset, cursor.high_ms or None, dict(facts), time.monotonic()
+    )
     reading.recent = recent.unpack(cursor.recent)
     return reading
 
@@ -120,7 +122,7 @@ def _checked(
     partition: Partition,
     cursor: Cursor,
     policy: StartPolicy,
-    alerts: OwnAlerts,
+    alerts: SelfAlerts,
     log_id: str,
     now_ms: int,
 ) -> Cursor:

@@ -7,11 +7,11 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from monitor.core.aggregate import Counting, Tally, tally
-from monitor.core.reject_window import Recent
+from monitor.core.aggregate import Aggregate, Counting, aggregate
+from monitor.core.reject_window import RejectWindow
 from monitor.core.types import DeadLetter, Delta, Partition
-from monitor.ingest.assignment import Reading
-from monitor.ingest.image_log import Line, Verdicts
+from monitor.ingest.assignment import OwnedPartition
+from monitor.ingest.image_log import ImageLog, Line
 from monitor.ingest.scoring.pipeline import Work
 
 BACKOFF_S = (0.1, 0.2, 0.5, 1.0, 2.0, 5.0)
@@ -21,10 +21,10 @@ BACKOFF_S = (0.1, 0.2, 0.5, 1.0, 2.0, 5.0)
 class Batch:
     """Kept until Redis has answered, so that the same call can be made again; lists go by partition."""
 
-    readings: list[Reading] = field(default_factory=list)
+    owned: list[OwnedPartition] = field(default_factory=list)
     deltas: list[Delta] = field(default_factory=list)
-    tallies: list[Tally] = field(default_factory=list)
-    recents: list[Recent] = field(default_factory=list)
+    aggregates: list[Aggregate] = field(default_factory=list)
+    recents: list[RejectWindow] = field(default_factory=list)
     """What the last records of each are once it is applied."""
     letters: list[DeadLetter] = field(default_factory=list)
     """Of all partitions; to be acknowledged before anything is applied."""
@@ -43,24 +43,24 @@ class Batch:
 
 def count(
     works: Sequence[Work],
-    readings: Mapping[Partition, Reading],
+    owned: Mapping[Partition, OwnedPartition],
     counting: Counting,
-    verdicts: Verdicts | None,
+    verdicts: ImageLog | None,
     now_ms: int,
 ) -> Batch | None:
     """The batch of these works, in the order of their logs; None where none of them is of a current reading."""
     mine: dict[Partition, list[Work]] = {}
     for work in works:
         reading = work.owner
-        if isinstance(reading, Reading) and readings.get(reading.partition) is reading:
+        if isinstance(reading, OwnedPartition) and owned.get(reading.partition) is reading:
             mine.setdefault(reading.partition, []).append(work)
     batch = Batch()
     for partition, members in mine.items():
-        reading = readings[partition]
+        reading = owned[partition]
         outcomes = [outcome for work in members for outcome in work.outcomes]
-        counted = tally(outcomes, reading.high_ms, reading.facts, now_ms, counting)
-        batch.readings.append(reading)
-        batch.tallies.append(counted)
+        counted = aggregate(outcomes, reading.high_ms, reading.facts, now_ms, counting)
+        batch.owned.append(reading)
+        batch.aggregates.append(counted)
         batch.letters += [outcome for outcome in outcomes if isinstance(outcome, DeadLetter)]
         if verdicts is not None:
             batch.verdicts += verdicts.lines(

@@ -1,4 +1,4 @@
-"""The thread that owns the source and the cursors: poll, hand over, take back, apply. See `Reader.run`."""
+"""The thread that owns the source and the cursors: poll, hand over, take back, apply. See `Consumer.run`."""
 
 from __future__ import annotations
 
@@ -8,17 +8,17 @@ from collections.abc import Callable, Mapping
 
 import structlog
 
-from monitor.core.aggregate import Counting, Tally
+from monitor.core.aggregate import Aggregate, Counting
 from monitor.core.buckets import IMAGES
-from monitor.core.reject_window import Recent
+from monitor.core.reject_window import RejectWindow
 from monitor.core.types import Applied, ApplyStatus, DeadLetter, Delta, Partition, Record, Vector
-from monitor.ingest.assignment import Reading, StoppedError, take_over
+from monitor.ingest.assignment import OwnedPartition, StoppedError, take_over
 from monitor.ingest.batch import BACKOFF_S, Batch, count
-from monitor.ingest.image_log import Verdicts
-from monitor.ingest.maintenance import Health, ReaderSettings, Upkeep, now_ms
+from monitor.ingest.image_log import ImageLog
+from monitor.ingest.maintenance import ConsumerSettings, Health, Maintenance, now_ms
 from monitor.ingest.scoring.pipeline import Pipeline, Work
-from monitor.ingest.sinks import Outlets
-from monitor.notify.self_alerts import DEAD_LETTERS, TOPIC, UNREADABLE, OwnAlerts
+from monitor.ingest.sinks import Sinks
+from monitor.notify.self_alerts import DEAD_LETTERS, TOPIC, UNREADABLE, SelfAlerts
 from monitor.sources.protocol import FatalSourceError, Polled, Source, SourceError, UnreadableError
 from monitor.store import Store, StoreError
 from monitor.telemetry import metrics
@@ -32,13 +32,13 @@ BUSY_POLL_S = 0.01
 """Poll time-out while scored work may be ready to apply at any moment."""
 
 
-class Reader:
+class Consumer:
     """Reads the source for ever; `run` returns after `stop`, and raises what cannot be mended here.
 
     Args:
         open_source: joins the group; called again after every SourceError.
         settings: limits.
-        counting: what `tally` needs.
+        counting: what `aggregate` needs.
         publish: writes to Redis what others must know of our profiles; again wherever it may be lost.
         verdicts: where per-image verdicts go; closed by whoever opened it.
     """
@@ -49,15 +49,15 @@ class Reader:
         store: Store,
         pipeline: Pipeline,
         counting: Counting,
-        settings: ReaderSettings,
-        alerts: OwnAlerts,
+        settings: ConsumerSettings,
+        alerts: SelfAlerts,
         publish: Callable[[], None],
-        verdicts: Verdicts | None = None,
+        verdicts: ImageLog | None = None,
     ) -> None:
         self._open_source, self._store, self._pipeline = open_source, store, pipeline
         self._counting, self._settings, self._alerts = counting, settings, alerts
         self._verdicts = verdicts
-        self._readings: dict[Partition, Reading] = {}
+        self._owned: dict[Partition, OwnedPartition] = {}
         self._unclaimed: dict[Partition, float] = {}  # -> monotonic time of the next try
         self._unreadable: dict[Partition, UnreadableError] = {}
         self._ready: list[Work] = []  # has nothing to decode
@@ -68,8 +68,8 @@ class Reader:
         self._failures = 0
         self._ever_joined = False
         self.health = Health()
-        self._outlets = Outlets(verdicts, alerts, self.health)
-        self._upkeep = Upkeep(store, alerts, publish, settings, self._readings, self.health)
+        self._sinks = Sinks(verdicts, alerts, self.health)
+        self._maintenance = Maintenance(store, alerts, publish, settings, self._owned, self.health)
 
     def stop(self) -> None:
         """Let `run` finish what is in hand and return."""
@@ -110,7 +110,7 @@ class Reader:
         if self._source is None:
             self._source = self._open_source()
             self._paused = False
-            self._upkeep.register_soon()
+            self._maintenance.register_soon()
         return self._source
 
     def _rejoin(self, error: SourceError) -> None:
@@ -126,7 +126,7 @@ class Reader:
         self._failures += 1
 
     def _leave(self) -> None:
-        self._readings.clear()
+        self._owned.clear()
         self._unclaimed.clear()
         self._ready.clear()
         self._batch = None
@@ -140,15 +140,15 @@ class Reader:
         self.health.joined = self._ever_joined = True
         metrics.LAST_POLL.set_to_current_time()
         for partition in polled.revoked:
-            self._readings.pop(partition, None)
+            self._owned.pop(partition, None)
             self._unclaimed.pop(partition, None)
         for partition in polled.assigned:
-            self._readings.pop(partition, None)
+            self._owned.pop(partition, None)
             self._unclaimed[partition] = 0.0
         due = [p for p, not_before_s in self._unclaimed.items() if not_before_s <= time.monotonic()]
         for partition in due:
             self._claim(source, partition)
-        metrics.PARTITIONS_OWNED.set(len(self._readings))
+        metrics.PARTITIONS_OWNED.set(len(self._owned))
 
     def _claim(self, source: Source, partition: Partition) -> None:
         if partition in self.health.stopped:
@@ -169,13 +169,13 @@ class Reader:
             self._stop_partition(source, partition, stop)
             return
         del self._unclaimed[partition]
-        self._readings[partition] = reading
+        self._owned[partition] = reading
         source.start(partition, begin)
         if self._paused:
             source.pause([partition])
-        self._upkeep.commit_soon()
+        self._maintenance.commit_soon()
 
-    def _beyond_damage(self, source: Source, reading: Reading) -> int:
+    def _beyond_damage(self, source: Source, reading: OwnedPartition) -> int:
         """Where to read on: the cursor, or behind what no client can read, whose offsets become dead letters.
 
         Raises:
@@ -206,7 +206,7 @@ class Reader:
 
     def _stop_partition(self, source: Source, partition: Partition, stop: StoppedError) -> None:
         """Read it no further until this process starts anew; the others go on, and their buckets close."""
-        self._readings.pop(partition, None)
+        self._owned.pop(partition, None)
         self.health.stopped[partition] = str(stop)
         metrics.PARTITIONS_STOPPED.set(len(self.health.stopped))
         source.pause([partition])
@@ -224,7 +224,7 @@ class Reader:
 
     def _submit(self, polled: Polled) -> None:
         for partition, next_offset in polled.next_offsets.items():
-            reading = self._readings.get(partition)
+            reading = self._owned.get(partition)
             if reading is not None:
                 reading.active_s = time.monotonic()
                 self._pipeline.submit(Work(reading, polled.records.get(partition, ()), next_offset))
@@ -234,15 +234,15 @@ class Reader:
         """Apply what is scored. The cursor moves only here, after dead letters and verdicts are acknowledged."""
         if self._batch is None:
             works, self._ready = [*self._ready, *self._pipeline.take()], []
-            self._batch = count(works, self._readings, self._counting, self._verdicts, now_ms())
+            self._batch = count(works, self._owned, self._counting, self._verdicts, now_ms())
         batch = self._batch
         if batch is None or time.monotonic() < batch.not_before_s:
             self._note_idle_hands()
             return
-        if all(self._readings.get(reading.partition) is not reading for reading in batch.readings):
+        if all(self._owned.get(reading.partition) is not reading for reading in batch.owned):
             self._batch = None  # it went to others, who read it again
             return
-        if not self._outlets.write(source, batch):
+        if not self._sinks.write(source, batch):
             return
         failpoint("before_apply")
         started = time.perf_counter()
@@ -260,10 +260,12 @@ class Reader:
         self._failures = 0
         self._batch = None
         for i, outcome in enumerate(applied):
-            if self._take_answer(source, batch.readings[i], batch.deltas[i], batch.tallies[i], outcome):
-                self._judge_share(source, batch.readings[i], batch.recents[i])
+            if self._take_answer(source, batch.owned[i], batch.deltas[i], batch.aggregates[i], outcome):
+                self._judge_share(source, batch.owned[i], batch.recents[i])
 
-    def _take_answer(self, source: Source, reading: Reading, delta: Delta, counted: Tally, outcome: Applied) -> bool:
+    def _take_answer(
+        self, source: Source, reading: OwnedPartition, delta: Delta, counted: Aggregate, outcome: Applied
+    ) -> bool:
         """Whether it is applied; else the partition is taken over again, or the client given up."""
         metrics.APPLIES.labels(str(outcome.status)).inc()
         if outcome.status in {ApplyStatus.OK, ApplyStatus.DUP}:
@@ -274,9 +276,9 @@ class Reader:
             _count_metrics(counted, delta.vectors)
             return True
         log.warning("apply.refused", partition=str(delta.partition), status=str(outcome.status), expect=delta.expect)
-        if self._readings.get(delta.partition) is not reading:
+        if self._owned.get(delta.partition) is not reading:
             return False
-        del self._readings[delta.partition]
+        del self._owned[delta.partition]
         if outcome.status is ApplyStatus.FENCED:
             raise SourceError(f"{delta.partition}: another owner has claimed it")
         # REWIND or LOST: Redis is the truth. Taking the partition over again seeks to where it stands; what is in
@@ -285,12 +287,12 @@ class Reader:
         return False
 
     def _take_again(self, source: Source, partition: Partition) -> None:
-        self._readings.pop(partition, None)
+        self._owned.pop(partition, None)
         self._unclaimed[partition] = 0.0
-        self._upkeep.register_soon()
+        self._maintenance.register_soon()
         self._claim(source, partition)
 
-    def _judge_share(self, source: Source, reading: Reading, recent: Recent) -> None:
+    def _judge_share(self, source: Source, reading: OwnedPartition, recent: RejectWindow) -> None:
         """Stop a partition of which too much is bad: its producer is broken, and we would only move its records."""
         reading.recent = recent
         if recent.exceeded:
@@ -303,10 +305,10 @@ class Reader:
     def _balance(self, source: Source) -> None:
         held = self._pipeline.bytes_in_hand
         if not self._paused and (held > self._settings.queue_bytes or self._stuck()):
-            source.pause(list(self._readings))
+            source.pause(list(self._owned))
             self._paused = True
         elif self._paused and held < self._settings.queue_bytes / 2 and not self._stuck():
-            source.resume(list(self._readings))
+            source.resume(list(self._owned))
             self._paused = False
         metrics.PAUSED.set(self._paused)
 
@@ -315,7 +317,7 @@ class Reader:
 
     def _tend(self, source: Source) -> None:
         try:
-            lost = self._upkeep.tend(source, in_hand=self._in_hand, paused=self._paused)
+            lost = self._maintenance.tend(source, in_hand=self._in_hand, paused=self._paused)
             if self._batch is None:  # what is being applied notices it by itself
                 for partition in lost:
                     self._take_again(source, partition)
@@ -346,9 +348,9 @@ class Reader:
         source = self._source
         try:
             if source is not None:
-                source.pause(list(self._readings))
+                source.pause(list(self._owned))
                 self._finish_in_hand(deadline_s)
-                self._upkeep.commit(source)
+                self._maintenance.commit(source)
         except SourceError as error:
             log.warning("drain.source_failed", error=str(error))
         except StoreError as error:
@@ -371,6 +373,6 @@ class Reader:
             self._pipeline.ready.wait(0.02)
 
 
-def _count_metrics(counted: Tally, vectors: Mapping[tuple[str, int, str], Vector]) -> None:
+def _count_metrics(counted: Aggregate, vectors: Mapping[tuple[str, int, str], Vector]) -> None:
     metrics.FUTURE_RECORDS.inc(counted.future)
     metrics.IMAGES_APPLIED.inc(sum(int(vector[IMAGES]) for vector in vectors.values()))

@@ -53,7 +53,7 @@ class Lines(Protocol):
         """Free everything; never raises."""
 
 
-class Verdicts:
+class ImageLog:
     """Makes lines of what passes the filter, and writes them; belongs to the reader's thread.
 
     Args:
@@ -196,7 +196,7 @@ def _drop_torn_line(file: BinaryIO) -> None:
     file.seek(0, os.SEEK_END)
 
 
-def open_verdicts(settings: Config, layouts: Mapping[str, Layout]) -> Verdicts | None:
+def open_image_log(settings: Config, layouts: Mapping[str, Layout]) -> ImageLog | None:
     """The configured sink; None where there is none. It connects on first use."""
     sink = settings.verdicts
     lines: Lines
@@ -208,4 +208,4 @@ def open_verdicts(settings: Config, layouts: Mapping[str, Layout]) -> Verdicts |
         # the sink's broker need not be the source's: each has its own section
         broker = settings.model_copy(update={"source": sink.type})
         lines = TopicLines(lambda: open_producer(broker), sink.target)
-    return Verdicts(lines, layouts, sink.max_p_value)
+    return ImageLog(lines, layouts, sink.max_p_value)

@@ -8,11 +8,11 @@ from dataclasses import dataclass, field
 
 import structlog
 
-from monitor.core.reject_window import Recent
+from monitor.core.reject_window import RejectWindow
 from monitor.core.types import Partition
-from monitor.ingest.assignment import Reading, StartPolicy
+from monitor.ingest.assignment import OwnedPartition, StartPolicy
 from monitor.ingest.image_log import SUBJECT
-from monitor.notify.self_alerts import DEAD_LETTERS, GAP, STREAMS, TOPIC, UNREADABLE, VERDICTS, OwnAlerts
+from monitor.notify.self_alerts import DEAD_LETTERS, GAP, STREAMS, TOPIC, UNREADABLE, VERDICTS, SelfAlerts
 from monitor.sources.protocol import Source, SourceError
 from monitor.store import Store
 from monitor.telemetry import metrics
@@ -33,14 +33,14 @@ VERIFY_S = 5.0
 
 
 @dataclass(frozen=True, slots=True)
-class ReaderSettings:
+class ConsumerSettings:
     """Limits of the reader; see the configuration."""
 
     poll_s: float = 0.2
     queue_bytes: int = 256 * 2**20
     idle_timeout_s: float = 30.0
     stall_s: float = 120.0
-    recent: Recent = field(default_factory=Recent)
+    recent: RejectWindow = field(default_factory=RejectWindow)
     """How the share of bad records is judged."""
     unnamed_stream: str = "default"
     """Where records count that nothing is known of but their offset."""
@@ -62,20 +62,20 @@ class Health:
     """Partitions that are not read on until a person has looked, and why."""
 
 
-class Upkeep:
-    """Owned by the reader's thread; `readings` and `health` are the reader's own."""
+class Maintenance:
+    """Owned by the reader's thread; `owned` and `health` are the reader's own."""
 
     def __init__(
         self,
         store: Store,
-        alerts: OwnAlerts,
+        alerts: SelfAlerts,
         publish: Callable[[], None],
-        settings: ReaderSettings,
-        readings: Mapping[Partition, Reading],
+        settings: ConsumerSettings,
+        owned: Mapping[Partition, OwnedPartition],
         health: Health,
     ) -> None:
         self._store, self._alerts, self._publish, self._settings = store, alerts, publish, settings
-        self._readings, self._health = readings, health
+        self._owned, self._health = owned, health
         self._told_streams = False
         self._registered_s = self._verified_s = self._committed_s = self._idle_checked_s = self._lag_s = 0.0
 
@@ -119,7 +119,7 @@ class Upkeep:
 
     def commit(self, source: Source) -> None:
         """Tell the group how far we are, never ahead of what survives in Redis."""
-        offsets = {p: reading.next_offset for p, reading in self._readings.items()}
+        offsets = {p: reading.next_offset for p, reading in self._owned.items()}
         failpoint("before_commit")
         if offsets and self._store.settle_on_disk():
             source.commit(offsets)
@@ -132,22 +132,22 @@ class Upkeep:
         self._store.register_partitions(source.partitions())
         self._publish()
         self._alerts.end(now_ms(), ["source"], TOPIC)
-        over = self._store.streams_over_limit(self._readings)
+        over = self._store.streams_over_limit(self._owned)
         metrics.STREAMS_OVER_LIMIT.set(over)
         if over and not self._told_streams:
             text = f"{over} images came from streams beyond stream.max_streams and are counted as (other)"
             self._alerts.tell(STREAMS, "streams", now_ms(), text)
             self._told_streams = True
         if self._health.letters_ok:
-            self._alerts.end(now_ms(), sorted({p.topic for p in self._readings}), DEAD_LETTERS)
+            self._alerts.end(now_ms(), sorted({p.topic for p in self._owned}), DEAD_LETTERS)
         if self._health.verdicts_ok:
             self._alerts.end(now_ms(), [SUBJECT], VERDICTS)
         self._health.redis_ok = True
 
     def _lost(self) -> list[Partition]:
         lost = []
-        for partition, cursor in self._store.cursors(self._readings).items():
-            reading = self._readings[partition]
+        for partition, cursor in self._store.cursors(self._owned).items():
+            reading = self._owned[partition]
             if cursor is None or cursor.token != reading.token or cursor.next_offset < reading.next_offset:
                 log.warning("partition.cursor_lost", partition=str(partition), expect=reading.next_offset)
                 lost.append(partition)
@@ -155,7 +155,7 @@ class Upkeep:
 
     def _mark_idle(self, source: Source, now_s: float) -> None:
         """Tell the evaluator which partitions are read to the end and quiet: they hold no bucket open."""
-        for partition, reading in self._readings.items():
+        for partition, reading in self._owned.items():
             if reading.idle or now_s - reading.active_s < self._settings.idle_timeout_s:
                 continue
             if source.bounds(partition)[1] <= reading.next_offset:
@@ -164,7 +164,7 @@ class Upkeep:
     def _measure_lag(self, source: Source, now_s: float, in_hand: bool) -> None:
         metrics.LAG_RECORDS.clear()  # of partitions that went to another replica
         caught_up, calm = [], []
-        for partition, reading in self._readings.items():
+        for partition, reading in self._owned.items():
             lag = source.bounds(partition)[1] - reading.next_offset
             metrics.LAG_RECORDS.labels(partition.topic, partition.index).set(max(0, lag))
             if lag <= 0:

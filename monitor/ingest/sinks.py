@@ -8,9 +8,9 @@ from collections.abc import Callable
 import structlog
 
 from monitor.ingest.batch import Batch
-from monitor.ingest.image_log import SUBJECT, Verdicts
+from monitor.ingest.image_log import SUBJECT, ImageLog
 from monitor.ingest.maintenance import Health, now_ms
-from monitor.notify.self_alerts import DEAD_LETTERS, VERDICTS, OwnAlerts
+from monitor.notify.self_alerts import DEAD_LETTERS, VERDICTS, SelfAlerts
 from monitor.sources.protocol import FatalSourceError, Source, SourceError
 from monitor.telemetry import metrics
 from monitor.telemetry.failpoints import failpoint
@@ -21,14 +21,14 @@ ALERT_TRIES = 3
 """Failed tries after which people hear of it."""
 
 
-class Outlets:
+class Sinks:
     """Owned by the reader's thread; `health` is the reader's own.
 
     Args:
         verdicts: None where nobody wants them.
     """
 
-    def __init__(self, verdicts: Verdicts | None, alerts: OwnAlerts, health: Health) -> None:
+    def __init__(self, verdicts: ImageLog | None, alerts: SelfAlerts, health: Health) -> None:
         self._verdicts, self._alerts, self._health = verdicts, alerts, health
 
     def write(self, source: Source, batch: Batch) -> bool:

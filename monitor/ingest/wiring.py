@@ -7,10 +7,10 @@ import json
 from detectors.images.prepare import Prepared
 from monitor.config.schema import Config
 from monitor.core.aggregate import Counting, Rates
-from monitor.core.reject_window import Recent
+from monitor.core.reject_window import RejectWindow
 from monitor.evaluate.presentation import Presentation
 from monitor.ingest.assignment import StartPolicy
-from monitor.ingest.maintenance import ReaderSettings
+from monitor.ingest.maintenance import ConsumerSettings
 from monitor.ingest.scoring.profiles import Profiles
 from monitor.ingest.scoring.thumbnails import thumbnail
 from monitor.rules.ruleset import BoundRule
@@ -72,17 +72,17 @@ def counting_of(settings: Config, profiles: Profiles) -> Counting:
     )
 
 
-def reader_settings_of(settings: Config, rules: tuple[BoundRule, ...]) -> ReaderSettings:
+def reader_settings_of(settings: Config, rules: tuple[BoundRule, ...]) -> ConsumerSettings:
     """Limits and policies of the reader."""
     source = settings.kafka if settings.source == "kafka" else settings.redis_stream
     letters = settings.dead_letters
     longest_ms = max([rule.window_ms for rule in rules], default=0)
-    return ReaderSettings(
+    return ConsumerSettings(
         poll_s=settings.pipeline.poll_s,
         queue_bytes=settings.pipeline.queue_bytes,
         idle_timeout_s=settings.buckets.idle_timeout_s,
         stall_s=settings.pipeline.stall_s,
-        recent=Recent(letters.window, letters.max_share) if letters.max_share < 1 else Recent(),
+        recent=RejectWindow(letters.window, letters.max_share) if letters.max_share < 1 else RejectWindow(),
         unnamed_stream=settings.stream.name,
         policy=StartPolicy(
             start=source.start,

@@ -30,7 +30,7 @@ STREAMS = "layerwatch-streams"
 """More streams than `stream.max_streams`: those beyond are counted together."""
 
 
-class OwnAlerts:
+class SelfAlerts:
     """Tells of troubles, and of their end; a trouble that is known already is not told again.
 
     Args:

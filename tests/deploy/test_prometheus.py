@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from monitor.notify import self_alerts as own_alerts
+from monitor.notify import self_alerts
 from monitor.notify.delivery.delivery_alert import DELIVERY_RULE
 
 DEPLOY = Path(__file__).parents[2] / "deploy"
@@ -61,7 +61,7 @@ def test_every_alert_has_its_entry_in_the_runbook() -> None:
         assert isinstance(annotations, dict)
         assert annotations["runbook_url"] == f"RUNBOOK.md#{name.lower()}"
         assert name.lower() in found
-    own = {value for value in vars(own_alerts).values() if isinstance(value, str) and value.startswith("layerwatch-")}
+    own = {value for value in vars(self_alerts).values() if isinstance(value, str) and value.startswith("layerwatch-")}
     assert len(own) >= 4
     assert {*own, DELIVERY_RULE} <= found
 

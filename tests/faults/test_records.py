@@ -41,7 +41,7 @@ CASES: dict[str, tuple[Callable[[], bytes], str, str]] = {
 """Name -> (the record, what lets it act, the reason in its dead letter)."""
 
 
-QUICK = {"poison", "bomb"}  # what hangs costs its time-out four times; tests/monitor/test_decoders.py has one
+QUICK = {"poison", "bomb"}  # what hangs costs its time-out four times; tests/ingest/test_decoder_pool.py has one
 
 
 @pytest.mark.parametrize("name", [pytest.param(n, marks=() if n in QUICK else pytest.mark.faults) for n in CASES])

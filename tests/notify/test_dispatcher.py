@@ -19,7 +19,7 @@ from monitor.core.alert_document import test_document as a_test_document
 from monitor.core.silences import Silence, to_json
 from monitor.core.types import AlertPhase
 from monitor.notify import STANDARD_WEBHOOKS_S, Dispatcher, Receiver, Timing
-from monitor.notify.delivery.context import Around
+from monitor.notify.delivery.context import DeliveryContext
 from monitor.notify.delivery.delivery_alert import DELIVERY_RULE
 from monitor.notify.delivery.still_firing import UNMUTE_REST_MS
 from monitor.notify.delivery.worker import Worker
@@ -58,7 +58,7 @@ class Bench:
 
     def worker(self, receiver: Receiver) -> Worker:
         """What one thread of a dispatcher does, step by step; each call is a new process's."""
-        around = Around(self.store, "layerwatch", self.timing, self.clock, self.over.is_set, self.observe)
+        around = DeliveryContext(self.store, "layerwatch", self.timing, self.clock, self.over.is_set, self.observe)
         return Worker(receiver, around)
 
     def dispatcher(self, *receivers: Receiver, **more: Any) -> Dispatcher:

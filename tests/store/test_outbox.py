@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import pytest
 from pydantic import SecretStr
-from redis import RedisSettings as Client
+from redis import Redis as Client
 
 from monitor.store import Store, open_store
 from monitor.store import alerts as alert_state

@@ -22,7 +22,7 @@ def unobserved(receiver: str, outcome: str, seconds: float) -> None:
 
 
 @dataclass(frozen=True, slots=True)
-class Around:
+class DeliveryContext:
     """The store, the clock, and whether to go on."""
 
     store: Store

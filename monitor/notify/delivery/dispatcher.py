@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 
 import structlog
 
-from monitor.notify.delivery.context import Around, Observe, unobserved
+from monitor.notify.delivery.context import DeliveryContext, Observe, unobserved
 from monitor.notify.delivery.delivery_alert import recovered_document
 from monitor.notify.delivery.schedule import Timing
 from monitor.notify.delivery.worker import Worker
@@ -54,7 +54,7 @@ class Dispatcher:
         self._holds_lease = holds_lease
         self._timing = timing
         self._now_ms = now_ms
-        around = Around(store, monitor, timing, now_ms, self._over, observe)
+        around = DeliveryContext(store, monitor, timing, now_ms, self._over, observe)
         self._workers = [Worker(receiver, around) for receiver in receivers]
         self._threads: list[threading.Thread] = []
         self._preparing = threading.Lock()

@@ -9,7 +9,7 @@ import structlog
 
 from monitor.core import alert_state as alerts
 from monitor.core.types import AlertPhase
-from monitor.notify.delivery.context import Around
+from monitor.notify.delivery.context import DeliveryContext
 from monitor.notify.receivers.notice import parse_notice
 from monitor.notify.receivers.protocol import Acknowledging, Delivered, Outcome, Receiver, Resending
 
@@ -29,7 +29,7 @@ class StillFiring:
     acknowledged where the receiver calls people until somebody does.
     """
 
-    def __init__(self, receiver: Receiver, around: Around) -> None:
+    def __init__(self, receiver: Receiver, around: DeliveryContext) -> None:
         self._receiver = receiver
         self._around = around
         self._store = around.store

@@ -16,7 +16,7 @@ import traceback
 import structlog
 
 from monitor.core.silences import Silence
-from monitor.notify.delivery.context import Around
+from monitor.notify.delivery.context import DeliveryContext
 from monitor.notify.delivery.delivery_alert import DELIVERY_RULE, failing_document, recovered_document
 from monitor.notify.delivery.still_firing import MUTED, StillFiring
 from monitor.notify.receivers.notice import FIRING, RESOLVED, Notice, NoticeError, parse_notice
@@ -30,7 +30,7 @@ log = structlog.get_logger(__name__)
 class Worker:
     """Serves one receiver; one thread calls `round` until it is over."""
 
-    def __init__(self, receiver: Receiver, around: Around) -> None:
+    def __init__(self, receiver: Receiver, around: DeliveryContext) -> None:
         self.receiver = receiver
         self._name = receiver.name
         self._around = around

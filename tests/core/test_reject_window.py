@@ -5,21 +5,21 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from monitor.core.reject_window import Recent
+from monitor.core.reject_window import RejectWindow
 
 logs = st.lists(st.lists(st.booleans(), max_size=30), max_size=12)
 
 
 @given(logs, st.integers(1, 40))
 def test_an_owner_goes_on_where_the_former_one_stood(batches: list[list[bool]], window: int) -> None:
-    whole = Recent(window, 0.999).after([bad for batch in batches for bad in batch])
-    passed = Recent(window, 0.999)
+    whole = RejectWindow(window, 0.999).after([bad for batch in batches for bad in batch])
+    passed = RejectWindow(window, 0.999)
     for batch in batches:
         now = passed.after(batch)
         if now.exceeded:
             assert now.pack() == b""
             return
-        passed = Recent(window, 0.999).unpack(now.pack())
+        passed = RejectWindow(window, 0.999).unpack(now.pack())
         assert passed == now
     assert passed == whole
 
@@ -27,11 +27,13 @@ def test_an_owner_goes_on_where_the_former_one_stood(batches: list[list[bool]], 
 @given(st.lists(st.booleans(), max_size=60), st.integers(1, 40), st.sampled_from([0.25, 0.5, 0.9]))
 def test_more_than_the_share_of_a_full_window_is_too_much(bad: list[bool], window: int, share: float) -> None:
     last = bad[-window:]
-    assert Recent(window, share).after(bad).exceeded == (len(last) == window and last.count(True) > share * window)
+    assert RejectWindow(window, share).after(bad).exceeded == (
+        len(last) == window and last.count(True) > share * window
+    )
 
 
 def test_a_shorter_window_judges_by_the_newest_that_were_kept() -> None:
-    packed = Recent(8, 0.5).after([False] * 5 + [True] * 3).pack()
-    assert Recent(4, 0.5).unpack(packed).bad == (False, True, True, True)
-    assert not Recent(8, 0.5).unpack(b"").bad
-    assert Recent().after([True] * 9).pack() == b""
+    packed = RejectWindow(8, 0.5).after([False] * 5 + [True] * 3).pack()
+    assert RejectWindow(4, 0.5).unpack(packed).bad == (False, True, True, True)
+    assert not RejectWindow(8, 0.5).unpack(b"").bad
+    assert RejectWindow().after([True] * 9).pack() == b""

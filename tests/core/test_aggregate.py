@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from detectors.images.prepare import Prepared, Preparer
-from monitor.core.aggregate import Counting, Judged, Rates, Tally, tally
+from monitor.core.aggregate import Aggregate, Counting, Judged, Rates, aggregate
 from monitor.core.buckets import Layout
 from monitor.core.types import StreamFacts
 
@@ -30,8 +30,8 @@ def judged(prepared: Prepared, second: int, p_value: float, stream: str = "cam")
     return [Judged(f"{stream}/{second}", stream, at_ms, "fp", np.array([p_value]), prepared)]
 
 
-def counted(records: list[list[Judged]], facts: dict[str, StreamFacts], how: Counting = HOW) -> Tally:
-    return tally(records, None, facts, START_MS + 10**9, how)
+def counted(records: list[list[Judged]], facts: dict[str, StreamFacts], how: Counting = HOW) -> Aggregate:
+    return aggregate(records, None, facts, START_MS + 10**9, how)
 
 
 def test_the_worst_images_are_those_of_either_kind(prepared: Prepared) -> None:

@@ -17,7 +17,7 @@ from monitor.config.schema import Config
 from monitor.core.aggregate import Judged
 from monitor.core.buckets import Layout
 from monitor.core.types import Record
-from monitor.ingest.image_log import FileLines, Verdicts, open_verdicts
+from monitor.ingest.image_log import FileLines, ImageLog, open_image_log
 from monitor.ingest.settings import VerdictSettings
 from monitor.sources import open_source
 from monitor.sources.kafka.settings import KafkaSettings
@@ -36,8 +36,8 @@ def judged(i: int, p_value: float, stream: str = "cam-1") -> Judged:
     return Judged(f"images/0/{i}", stream, 1_760_000_000_000 + i, "fp", np.array([p_value, 0.5]), NOT_LOOKED_AT)
 
 
-def opened(settings: Config) -> Verdicts:
-    sink = open_verdicts(settings, {"fp": LAYOUT})
+def opened(settings: Config) -> ImageLog:
+    sink = open_image_log(settings, {"fp": LAYOUT})
     assert sink is not None
     return sink
 
@@ -76,17 +76,17 @@ def check_rows(rows: list[Mapping[str, Any]]) -> None:
     assert rows[1]["ood"] is False
 
 
-def write(sink: Verdicts, *images: Judged) -> None:
+def write(sink: ImageLog, *images: Judged) -> None:
     sink.write(sink.lines(images))
 
 
-def write_three(sink: Verdicts) -> None:
+def write_three(sink: ImageLog) -> None:
     write(sink, judged(0, 0.01), judged(1, 0.7), judged(2, 0.2))
     sink.close()
 
 
 def test_without_a_type_there_is_no_sink() -> None:
-    assert open_verdicts(Config(), {}) is None
+    assert open_image_log(Config(), {}) is None
 
 
 def test_a_file_holds_what_passes_the_filter_in_order(tmp_path: Path) -> None:

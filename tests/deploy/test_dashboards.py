@@ -20,7 +20,7 @@ from monitor.sources import open_producer
 from monitor.store.private_server import PrivateRedis
 from monitor.telemetry import metrics
 from tests.e2e.running import RunningDaemon, free_port, wait_for
-from tests.metrics.prometheus import Prometheus
+from tests.fleet.prometheus import Prometheus
 from tests.pictures import encoded, pictures
 
 pytestmark = pytest.mark.timeout(300)

@@ -17,16 +17,16 @@ from pydantic import SecretStr
 
 from monitor.config.schema import Config
 from monitor.core.types import Applied, Delta, Partition
-from monitor.ingest.consumer import Reader
+from monitor.ingest.consumer import Consumer
 from monitor.ingest.decode.pool import DecoderPool
 from monitor.ingest.decode.records import Decoder
-from monitor.ingest.image_log import open_verdicts
-from monitor.ingest.maintenance import ReaderSettings
+from monitor.ingest.image_log import open_image_log
+from monitor.ingest.maintenance import ConsumerSettings
 from monitor.ingest.scoring.pipeline import Pipeline
 from monitor.ingest.scoring.profiles import load_profiles
 from monitor.ingest.settings import ScoringSettings, VerdictSettings
 from monitor.ingest.wiring import counting_of, limits_of, publish_profiles
-from monitor.notify.self_alerts import OwnAlerts
+from monitor.notify.self_alerts import SelfAlerts
 from monitor.sources import open_producer, open_source
 from monitor.sources.redis_streams.settings import RedisStreamSettings
 from monitor.store import Store, StoreError, open_store
@@ -44,7 +44,7 @@ BAD = (7, 30)
 class Running:
     """A reader at work on a topic of two partitions that holds IMAGES records, two of which are no pictures."""
 
-    reader: Reader
+    reader: Consumer
     store: Store
     partitions: list[Partition]
     path: Path
@@ -88,15 +88,15 @@ def make(redis_server: PrivateRedis, profile_folder: Path, tmp_path: Path) -> It
         profiles = load_profiles(settings.scoring, settings.decoding)
         decoders = DecoderPool(Decoder(profiles.preparers(), settings.stream, settings.decoding), 1, 20.0, 2**30)
         pipeline = Pipeline(decoders, profiles, 8, 0.01, 2**28)
-        sink = open_verdicts(settings, profiles.layouts)
+        sink = open_image_log(settings, profiles.layouts)
         assert sink is not None
-        reader = Reader(
+        reader = Consumer(
             lambda: open_source(settings),
             store,
             pipeline,
             counting_of(settings, profiles),
-            ReaderSettings(),
-            OwnAlerts(store, name, heard=True),
+            ConsumerSettings(),
+            SelfAlerts(store, name, heard=True),
             partial(publish_profiles, store, profiles),
             sink,
         )

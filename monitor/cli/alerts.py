@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import argparse
-import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from monitor.cli.run import add_config_option
-
-UNITS_S = {"s": 1, "m": 60, "h": 3600, "d": 86_400, "w": 7 * 86_400}
+from monitor.cli.times import DURATION_HELP, parse_duration
 
 
 def add_command(commands: Any) -> None:
@@ -30,7 +28,9 @@ def add_command(commands: Any) -> None:
     silence.add_argument("--stream", metavar="GLOB", help="streams; '*' is all")
     silence.add_argument("--rule", metavar="GLOB", help="rules; '*' is all")
     silence.add_argument("--label", metavar="NAME=GLOB", action="append", default=[], help="a label of the rule")
-    silence.add_argument("--for", dest="duration", required=True, type=duration_s, help="how long: 30m, 2h, 1d12h")
+    silence.add_argument(
+        "--for", dest="duration", required=True, type=parse_duration, help=f"how long: {DURATION_HELP}"
+    )
     silence.add_argument("--author", default=None, help="who (default: the user's name)")
     silence.add_argument("--comment", default="", help="why")
     silence.set_defaults(handler=_handler("silence"))
@@ -39,19 +39,6 @@ def add_command(commands: Any) -> None:
     expire.set_defaults(handler=_handler("expire"))
     test = actions.add_parser("send-test", parents=[common], help="send a test alert to every receiver")
     test.set_defaults(handler=_handler("send-test"))
-
-
-def duration_s(text: str) -> int:
-    """`30m`, `2h`, `1d12h` in seconds.
-
-    Raises:
-        argparse.ArgumentTypeError: not such a text, or nothing at all.
-    """
-    parts = re.findall(r"(\d+)([smhdw])", text)
-    seconds = sum(int(number) * UNITS_S[unit] for number, unit in parts)
-    if "".join(number + unit for number, unit in parts) != text or not seconds:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a duration such as 30m, 2h or 1d12h")
-    return seconds
 
 
 def _handler(action: str) -> Callable[[argparse.Namespace], int]:

@@ -89,7 +89,7 @@ def _silence(args: argparse.Namespace, store: Store, monitor: str) -> int:
     now_ms = _now_ms()
     author = args.author if args.author is not None else _user()
     silence = silences.Silence(
-        uuid.uuid4().hex[:12], matchers, now_ms, now_ms + 1000 * args.duration, author, args.comment
+        uuid.uuid4().hex[:12], matchers, now_ms, now_ms + round(1000 * args.duration), author, args.comment
     )
     store.put_silence(silence.id, silences.to_json(silence))
     for old in _silences(store):

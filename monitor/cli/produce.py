@@ -6,11 +6,11 @@ import argparse
 import sys
 import time
 from collections.abc import Iterable, Iterator
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from detectors.images.reading import InputError, read_images
+from monitor.cli.times import TIME_HELP, parse_time
 from monitor.config.errors import EXIT_UNAVAILABLE
 from monitor.config.loading import load_config
 from monitor.config.schema import Config
@@ -33,9 +33,9 @@ def add_command(commands: Any) -> None:
     produce.add_argument("--rate", type=_rate, help="images per second (default: as fast as the broker takes them)")
     produce.add_argument(
         "--start-time",
-        type=_time_ms,
+        type=parse_time,
         metavar="TIME",
-        help="timestamp of the first image (RFC 3339, or ms since the epoch); each next one is 1/rate s later, "
+        help=f"timestamp of the first image ({TIME_HELP}); each next one is 1/rate s later, "
         "1 s without --rate, and nothing is waited for (default: now)",
     )
     produce.add_argument("--topic", help="default: the first topic of the configuration")
@@ -119,14 +119,3 @@ def _rate(text: str) -> float:
     if not 0 < rate < float("inf"):
         raise argparse.ArgumentTypeError(f"must be greater than 0 (got {text})")
     return rate
-
-
-def _time_ms(text: str) -> int:
-    if text.isdecimal():
-        return int(text)
-    try:
-        moment = datetime.fromisoformat(text)
-    except ValueError as error:
-        raise argparse.ArgumentTypeError(f"is neither RFC 3339 nor ms since the epoch (got {text})") from error
-    # a time without a zone would mean another moment on every machine
-    return round((moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp() * 1000)

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from pydantic import SecretStr
 
-from monitor.cli.alerts import add_command, duration_s
+from monitor.cli.alerts import add_command
 from monitor.cli.alerts_actions import KEPT_AFTER_END_MS
 from monitor.core import silences
 from monitor.store import Store, open_store
@@ -132,17 +132,6 @@ def test_a_test_alert_reaches_the_outbox(store: Store, run: Run, capsys: pytest.
     document = json.loads(entry.document)
     assert document["type"] == "alert.test"
     assert json.loads(capsys.readouterr().out) == {"sent": document["id"]}
-
-
-@pytest.mark.parametrize(("text", "seconds"), [("90s", 90), ("30m", 1800), ("2h", 7200), ("1d12h", 129_600)])
-def test_durations_are_read(text: str, seconds: int) -> None:
-    assert duration_s(text) == seconds
-
-
-@pytest.mark.parametrize("text", ["", "2", "h", "2 h", "-2h", "0m", "2hx"])
-def test_what_is_no_duration_is_refused(text: str) -> None:
-    with pytest.raises(argparse.ArgumentTypeError, match="is not a duration"):
-        duration_s(text)
 
 
 @pytest.mark.parametrize(

@@ -503,7 +503,7 @@ def operations() -> dict[str, Any]:
         ),
         lines(
             "Deliveries",
-            "Tries by receiver and outcome.",
+            "Attempts by receiver and outcome.",
             [
                 (
                     f"sum by (receiver, outcome) {mine(f'increase(layerwatch_deliveries_total{RATE})')}",

@@ -1,8 +1,7 @@
-"""Places where a process can be told to die, hang or fail: how the tests reach every line between poll and receipt.
+"""Failpoints: places where a test makes a process die, hang or fail, at every step between poll and delivery.
 
-`LAYERWATCH_FAILPOINTS=after_apply:kill,score:hang@3,decode:kill~XYZ` acts at the first pass of one place, at the third
-of another, and at a record that holds the text XYZ.
-Unset, a failpoint is one look at an empty mapping.
+`LAYERWATCH_FAILPOINTS=after_apply:kill,score:hang@3,decode:kill~XYZ` acts on the first pass of one place, on the third
+pass of another, and on a record that contains the text XYZ. Unset, a failpoint costs one look at an empty mapping.
 """
 
 from __future__ import annotations
@@ -15,22 +14,22 @@ import time
 VARIABLE = "LAYERWATCH_FAILPOINTS"
 
 PLACES = {
-    "claimed": "the partition is ours in Redis; nothing is read yet",
-    "polled": "records are read; nothing is done with them",
+    "claimed": "the partition is claimed in Redis; nothing is read yet",
+    "polled": "records are read, not yet decoded",
     "decode": "in a decoder process: about to decode a record",
     "score": "images are decoded; about to score them",
     "before_letters": "scored; the dead letters are not written",
     "after_letters": "the dead letters are acknowledged; no verdict is written",
     "before_apply": "dead letters and verdicts are acknowledged; nothing is applied",
-    "after_apply": "applied; our own cursor does not know it",
-    "before_commit": "about to tell the group how far we are",
-    "after_commit": "told",
+    "after_apply": "applied in Redis; the cursor in memory is not advanced",
+    "before_commit": "about to commit the offsets to the consumer group",
+    "after_commit": "the offsets are committed",
     "after_seal": "a bucket is sealed, not judged",
     "before_decide": "judged, not written",
-    "after_decide": "decided; our own memory does not know it",
+    "after_decide": "decided in Redis; the state in memory is not updated",
     "before_send": "about to send an alert to a receiver",
-    "after_send": "the receiver has answered 2xx; not settled",
-    "after_settle": "settled",
+    "after_send": "the receiver answered 2xx; the entry is not settled",
+    "after_settle": "the entry is settled",
 }
 """Name -> what has happened there, and what has not."""
 
@@ -42,15 +41,15 @@ _lock = threading.Lock()
 
 
 def failpoint(place: str, passing: bytes | None = None) -> None:
-    """Do what the environment says for this place and what passes it; nothing where it says nothing."""
+    """Act as armed for this place and this passing record; do nothing where the place is not armed."""
     if _armed:
         _pass(place, passing or b"")
 
 
 def arm(text: str) -> None:
-    """Take `place:action[@pass][~text]`, comma-separated.
+    """Arm `place:action[@pass][~text]`, comma-separated; what was armed before is dropped.
 
-    Without `@` the first pass acts, with `@*` every one; with `~` only what holds that text counts as a pass.
+    Without `@` the first pass acts, with `@*` every pass; with `~` only records that contain the text count as passes.
 
     Raises:
         ValueError: unknown place or action.
@@ -59,8 +58,8 @@ def arm(text: str) -> None:
     _passes.clear()
     for part in filter(None, (part.strip() for part in text.split(","))):
         place, _, rest = part.partition(":")
-        told, _, text = rest.partition("~")
-        action, _, when = told.partition("@")
+        trigger, _, text = rest.partition("~")
+        action, _, when = trigger.partition("@")
         if place not in PLACES or action not in ACTIONS:
             raise ValueError(
                 f"{VARIABLE}: {part!r} is not place:action[@pass][~text] with one of {', '.join(PLACES)} "

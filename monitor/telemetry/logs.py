@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import logging
 import sys
-from typing import IO, Any, Literal
+from typing import IO, Literal
 
 import structlog
+from structlog.typing import Processor
 
 
-class _Unbroken:
-    """A stream whose writes cannot fail: a full disk or a closed pipe costs log lines, never the daemon."""
+class _UnfailingStream:
+    """A stream whose writes never raise: a full disk or a closed pipe loses log lines and does not stop the daemon."""
 
     def __init__(self, stream: IO[str]) -> None:
         self._stream = stream
@@ -29,14 +30,14 @@ class _Unbroken:
 
 
 def configure_logs(level: Literal["debug", "info", "warning", "error"], style: Literal["json", "console"]) -> None:
-    """Send our events and those of the libraries to stderr in one style."""
-    shared: list[Any] = [
+    """Write the events of Layerwatch and of its libraries to stderr in one style."""
+    shared: list[Processor] = [
         structlog.contextvars.merge_contextvars,
         structlog.processors.add_log_level,
         structlog.processors.TimeStamper(fmt="iso", utc=True),
         structlog.processors.format_exc_info,
     ]
-    renderer: Any = (
+    renderer: Processor = (
         structlog.processors.JSONRenderer()
         if style == "json"
         else structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty())
@@ -45,10 +46,10 @@ def configure_logs(level: Literal["debug", "info", "warning", "error"], style: L
     structlog.configure(
         processors=[*shared, renderer],
         wrapper_class=structlog.make_filtering_bound_logger(number),
-        logger_factory=structlog.WriteLoggerFactory(file=_Unbroken(sys.stderr)),  # type: ignore[arg-type]
+        logger_factory=structlog.WriteLoggerFactory(file=_UnfailingStream(sys.stderr)),  # type: ignore[arg-type]
         cache_logger_on_first_use=True,
     )
-    handler = logging.StreamHandler(_Unbroken(sys.stderr))
+    handler = logging.StreamHandler(_UnfailingStream(sys.stderr))
     handler.setFormatter(
         structlog.stdlib.ProcessorFormatter(
             processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, renderer], foreign_pre_chain=shared
@@ -56,5 +57,5 @@ def configure_logs(level: Literal["debug", "info", "warning", "error"], style: L
     )
     root = logging.getLogger()
     root.handlers = [handler]
-    # at DEBUG the Kafka client would write the SASL password
-    root.setLevel(max(number, logging.WARNING))  # libraries: only what somebody should look at
+    # libraries log warnings and above only; at DEBUG the Kafka client would write the SASL password
+    root.setLevel(max(number, logging.WARNING))

@@ -1,11 +1,12 @@
 """Every Prometheus metric, with unit and meaning, in one place; `docs/metrics.md` is made from it. Labels are bounded.
 
-What a process counts itself stands first; each replica exports it, and sums over replicas are right. What is read from
-Redis (FLEET) is the same for all replicas: only the holder of the evaluator's lease exports it, see `fleet_metrics`.
+What a process counts itself stands first: each replica exports it, and sums over replicas are right. What is read from
+Redis (FLEET) is the same for all replicas: only the holder of the evaluator's lease exports it, see `fleet.exporter`.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -25,142 +26,116 @@ disable_created_metrics()  # type: ignore[no-untyped-call]  # a second series fo
 REGISTRY = CollectorRegistry()
 ProcessCollector(registry=REGISTRY)
 
+
+def _counter(name: str, meaning: str, *labels: str) -> Counter:
+    return Counter(name, meaning, labels, registry=REGISTRY)
+
+
+def _gauge(name: str, meaning: str, *labels: str) -> Gauge:
+    return Gauge(name, meaning, labels, registry=REGISTRY)
+
+
 STAGE_BUCKETS_S = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10)
 """From one small JPEG to a stuck Redis."""
 SCORE_BUCKETS = (0.5, 1, 2, 4, 8, 12, 16, 24, 32, 48, 64, 96, 128, 256, 512, 1024, 4096)
 """Fine where dlsr's normal images lie (.1 to 30 of one layer, 3 to 70 of the joined score), coarse beyond."""
 
-BUILD = Gauge(
+
+def _histogram(name: str, meaning: str, *labels: str, buckets: Sequence[float] = STAGE_BUCKETS_S) -> Histogram:
+    return Histogram(name, meaning, labels, buckets=buckets, registry=REGISTRY)
+
+
+BUILD = _gauge(
     "layerwatch_build_info",
     "1, labelled with the version that runs, the monitor it is part of and its status page",
-    ["version", "monitor", "status_page"],
-    registry=REGISTRY,
+    "version",
+    "monitor",
+    "status_page",
 )
-PROFILE = Gauge(
-    "layerwatch_profile_info", "1 for every loaded profile", ["fingerprint", "detector", "backbone"], registry=REGISTRY
-)
+PROFILE = _gauge("layerwatch_profile_info", "1 for every loaded profile", "fingerprint", "detector", "backbone")
 
 # ------------------------------------------------------------------------------------------------ this process
 
-IMAGES_APPLIED = Counter("layerwatch_images_applied_total", "Images counted by this process", registry=REGISTRY)
-RECORDS_REJECTED = Counter(
-    "layerwatch_records_rejected_total", "Records dead-lettered, by reason", ["reason"], registry=REGISTRY
+IMAGES_APPLIED = _counter("layerwatch_images_applied_total", "Images counted by this process")
+RECORDS_REJECTED = _counter("layerwatch_records_rejected_total", "Records dead-lettered, by reason", "reason")
+FUTURE_RECORDS = _counter("layerwatch_future_timestamps_total", "Images whose timestamp was too far ahead of the clock")
+APPLIES = _counter("layerwatch_applies_total", "Applied batches by status", "status")
+STAGE_SECONDS = _histogram(
+    "layerwatch_stage_seconds", "Duration of one decode (a record), score (a batch) or apply (a round trip)", "stage"
 )
-FUTURE_RECORDS = Counter(
-    "layerwatch_future_timestamps_total", "Images whose timestamp was too far ahead of the clock", registry=REGISTRY
-)
-APPLIES = Counter("layerwatch_applies_total", "Applied batches by status", ["status"], registry=REGISTRY)
-STAGE_SECONDS = Histogram(
-    "layerwatch_stage_seconds",
-    "Duration of one decode (a record), score (a batch) or apply (a round trip)",
-    ["stage"],
-    buckets=STAGE_BUCKETS_S,
-    registry=REGISTRY,
-)
-SCORES = Histogram(
+SCORES = _histogram(
     "layerwatch_score",
     "Images by the raw score of each learned signal; higher is more unusual, normal is what the profile was fitted on",
-    ["profile", "signal"],
+    "profile",
+    "signal",
     buckets=SCORE_BUCKETS,
-    registry=REGISTRY,
 )
-BATCH_IMAGES = Histogram(
-    "layerwatch_batch_images",
-    "Images scored together",
-    buckets=(1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024),
-    registry=REGISTRY,
+BATCH_IMAGES = _histogram(
+    "layerwatch_batch_images", "Images scored together", buckets=(1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
 )
-HALVED = Counter("layerwatch_batches_halved_total", "Batches halved for want of memory", registry=REGISTRY)
-DEVICE_MEMORY = Gauge(
+HALVED = _counter("layerwatch_batches_halved_total", "Batches halved because memory ran out")
+DEVICE_MEMORY = _gauge(
     "layerwatch_device_memory_bytes",
     "Memory of the accelerator that scoring runs on: `used` by this process, `total` of the device; none on a CPU",
-    ["device", "kind"],
-    registry=REGISTRY,
+    "device",
+    "kind",
 )
-QUEUE_BYTES = Gauge("layerwatch_queue_bytes", "Bytes of records between poll and apply", registry=REGISTRY)
-QUEUE_LIMIT_BYTES = Gauge(
-    "layerwatch_queue_limit_bytes", "Where polling pauses (pipeline.queue_bytes)", registry=REGISTRY
+QUEUE_BYTES = _gauge("layerwatch_queue_bytes", "Bytes of records between poll and apply")
+QUEUE_LIMIT_BYTES = _gauge("layerwatch_queue_limit_bytes", "Where polling pauses (pipeline.queue_bytes)")
+PAUSED = _gauge("layerwatch_paused", "1 while polling is paused because the queue is full")
+PARTITIONS_OWNED = _gauge("layerwatch_partitions_owned", "Partitions that this process owns and reads")
+LAG_RECORDS = _gauge("layerwatch_lag_records", "Records behind the end of the log", "topic", "partition")
+LAST_POLL = _gauge("layerwatch_last_poll_timestamp_seconds", "When the source was last polled")
+LAST_APPLY = _gauge("layerwatch_last_apply_timestamp_seconds", "When counts were last applied")
+SOURCE_REBUILDS = _counter("layerwatch_source_rebuilds_total", "Source clients closed after an error and built again")
+DECODERS_REPLACED = _counter(
+    "layerwatch_decoders_replaced_total", "Decoder processes replaced because they died or timed out", "reason"
 )
-PAUSED = Gauge("layerwatch_paused", "1 while polling is paused because the queue is full", registry=REGISTRY)
-PARTITIONS_OWNED = Gauge("layerwatch_partitions_owned", "Partitions that this process reads", registry=REGISTRY)
-LAG_RECORDS = Gauge(
-    "layerwatch_lag_records", "Records behind the end of the log", ["topic", "partition"], registry=REGISTRY
+PARTITIONS_STOPPED = _gauge(
+    "layerwatch_partitions_stopped", "Partitions of this process that are stopped until a person acts"
 )
-LAST_POLL = Gauge("layerwatch_last_poll_timestamp_seconds", "When the source was last polled", registry=REGISTRY)
-LAST_APPLY = Gauge("layerwatch_last_apply_timestamp_seconds", "When counts were last applied", registry=REGISTRY)
-SOURCE_REBUILDS = Counter("layerwatch_source_rebuilds_total", "Clients given up and built anew", registry=REGISTRY)
-DECODERS_REPLACED = Counter(
-    "layerwatch_decoders_replaced_total", "Decoder processes that died or stood still", ["reason"], registry=REGISTRY
+DEAD_LETTER_ERRORS = _counter(
+    "layerwatch_dead_letter_errors_total", "Failed attempts to write dead letters; reading waits"
 )
-PARTITIONS_STOPPED = Gauge(
-    "layerwatch_partitions_stopped", "Partitions of this process that a person must look at", registry=REGISTRY
-)
-DEAD_LETTER_ERRORS = Counter(
-    "layerwatch_dead_letter_errors_total", "Failed tries to write dead letters; reading waits", registry=REGISTRY
-)
-STATE_LOST = Counter(
-    "layerwatch_state_lost_total", "Partitions whose counts Redis had lost and that were rebuilt", registry=REGISTRY
-)
-GAPS = Counter("layerwatch_gap_records_total", "Records that retention removed unread", registry=REGISTRY)
-STREAMS_OVER_LIMIT = Gauge(
+STATE_LOST = _counter("layerwatch_state_lost_total", "Partitions whose counts Redis had lost and that were rebuilt")
+GAPS = _counter("layerwatch_gap_records_total", "Records that retention removed unread")
+STREAMS_OVER_LIMIT = _gauge(
     "layerwatch_images_beyond_stream_limit",
     "Images of streams beyond stream.max_streams, counted together, in the partitions read here",
-    registry=REGISTRY,
 )
-REDIS_ERRORS = Counter("layerwatch_redis_errors_total", "Calls that Redis did not answer", registry=REGISTRY)
-REDIS_REFUSALS = Counter(
+REDIS_ERRORS = _counter("layerwatch_redis_errors_total", "Calls that Redis did not answer")
+REDIS_REFUSALS = _counter(
     "layerwatch_redis_refusals_total",
     "Calls that Redis answered by refusing to work, by its error code (OOM, READONLY, MISCONF, ...)",
-    ["code"],
-    registry=REGISTRY,
+    "code",
 )
-REDIS_SECONDS = Histogram(
+REDIS_SECONDS = _histogram(
     "layerwatch_redis_seconds",
     "Duration of one round trip to Redis, by the script it runs; `read` for plain commands",
-    ["call"],
-    buckets=STAGE_BUCKETS_S,
-    registry=REGISTRY,
+    "call",
 )
-VERDICTS_WRITTEN = Counter(
-    "layerwatch_verdicts_written_total", "Lines acknowledged by the sink of per-image verdicts", registry=REGISTRY
-)
-VERDICT_ERRORS = Counter(
-    "layerwatch_verdict_errors_total", "Failed tries to write per-image verdicts; reading waits", registry=REGISTRY
+VERDICTS_WRITTEN = _counter("layerwatch_verdicts_written_total", "Lines acknowledged by the sink of per-image verdicts")
+VERDICT_ERRORS = _counter(
+    "layerwatch_verdict_errors_total", "Failed attempts to write per-image verdicts; reading waits"
 )
 
 # ------------------------------------------------------------------------------------------------ evaluation
 
-LEASE = Gauge("layerwatch_evaluator_lease", "1 where this process evaluates and delivers", registry=REGISTRY)
-MUTED = Gauge(
-    "layerwatch_muted", "1 while new alerts are held back because lost counts are being rebuilt", registry=REGISTRY
-)
-WATERMARK = Gauge(
-    "layerwatch_watermark_timestamp_seconds", "Event time up to which every partition has been read", registry=REGISTRY
-)
-BUCKETS_CLOSED = Counter("layerwatch_buckets_closed_total", "Buckets closed and judged here", registry=REGISTRY)
-EVALUATION_SECONDS = Histogram(
-    "layerwatch_evaluation_seconds", "Time to judge one closed bucket", buckets=STAGE_BUCKETS_S, registry=REGISTRY
-)
-TRANSITIONS = Counter(
-    "layerwatch_alert_transitions_total", "Changes of an alert's phase, by rule", ["rule", "phase"], registry=REGISTRY
-)
-DELIVERIES = Counter(
-    "layerwatch_deliveries_total", "Tries to deliver an alert", ["receiver", "outcome"], registry=REGISTRY
-)
-DELIVERY_SECONDS = Histogram(
-    "layerwatch_delivery_seconds",
-    "Duration of one try to deliver",
-    ["receiver"],
-    buckets=STAGE_BUCKETS_S,
-    registry=REGISTRY,
-)
+LEASE = _gauge("layerwatch_evaluator_lease", "1 where this process evaluates and delivers")
+MUTED = _gauge("layerwatch_muted", "1 while new alerts are held back because lost counts are being rebuilt")
+WATERMARK = _gauge("layerwatch_watermark_timestamp_seconds", "Event time up to which every partition has been read")
+BUCKETS_CLOSED = _counter("layerwatch_buckets_closed_total", "Buckets closed and judged here")
+EVALUATION_SECONDS = _histogram("layerwatch_evaluation_seconds", "Time to judge one closed bucket")
+TRANSITIONS = _counter("layerwatch_alert_transitions_total", "Changes of an alert's phase, by rule", "rule", "phase")
+DELIVERIES = _counter("layerwatch_deliveries_total", "Attempts to deliver an alert", "receiver", "outcome")
+DELIVERY_SECONDS = _histogram("layerwatch_delivery_seconds", "Duration of one attempt to deliver", "receiver")
 
 # ------------------------------------------------------------------------------------------------ the fleet
 
 
 @dataclass(frozen=True, slots=True)
 class FleetMetric:
-    """A metric of the whole monitor, read from Redis; each has the label `monitor` besides its own."""
+    """A metric of the whole monitor, computed from Redis at each read; it has the label `monitor` besides its own."""
 
     name: str
     kind: Literal["gauge", "counter", "histogram"]
@@ -178,7 +153,7 @@ def _fleet(name: str, kind: Literal["gauge", "counter", "histogram"], meaning: s
 
 
 STREAMS = _fleet("layerwatch_streams", "gauge", "Streams known")
-PARTITIONS = _fleet("layerwatch_partitions", "gauge", "Partitions known, whoever reads them")
+PARTITIONS = _fleet("layerwatch_partitions", "gauge", "Partitions known, whichever process reads them")
 BUCKET_LAG = _fleet(
     "layerwatch_bucket_lag_seconds",
     "gauge",
@@ -232,10 +207,13 @@ ALERT_SINCE = _fleet(
 OWN_ALERT = _fleet(
     "layerwatch_own_alert_active", "gauge", "1 for every open alert about the monitor itself", "rule", "subject"
 )
-OUTBOX_ENTRIES = _fleet("layerwatch_outbox_entries", "gauge", "Alerts a receiver still has to get", "receiver")
+OUTBOX_ENTRIES = _fleet("layerwatch_outbox_entries", "gauge", "Alerts not yet delivered to a receiver", "receiver")
 OUTBOX_AGE = _fleet("layerwatch_outbox_age_seconds", "gauge", "Age of the oldest of them; 0 without any", "receiver")
 DEAD_ALERTS = _fleet(
-    "layerwatch_dead_alerts", "gauge", "Alerts a receiver never got, as far as they are kept (1,000)", "receiver"
+    "layerwatch_dead_alerts",
+    "gauge",
+    "Alerts that were never delivered to a receiver, as far as they are kept (1,000)",
+    "receiver",
 )
 OUTBOX_DROPPED = _fleet(
     "layerwatch_outbox_dropped_total", "counter", "Alerts cut off at the end of a full outbox (10,000)"

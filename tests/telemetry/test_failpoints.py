@@ -1,4 +1,4 @@
-"""Failpoints do what they are told, where they are told, and else nothing."""
+"""Failpoints act as armed, where they are armed, and nowhere else."""
 
 from __future__ import annotations
 

@@ -31,9 +31,11 @@ from detectors.evaluation.metrics import auroc, fpr_at_tpr
 from detectors.images.prepare import Limits, decode, resize
 from detectors.images.reading import read_images
 from detectors.methods import dlsr
+from detectors.methods.detector import Detector, FitContext, Turned
 from detectors.methods.dlsr import DLSR
-from detectors.methods.registry import REGISTRY, Detector, create
-from detectors.profile.backbone import Backbone, BackboneSpec
+from detectors.methods.registry import REGISTRY, create
+from detectors.profile.backbone import Backbone
+from detectors.profile.spec import BackboneSpec
 
 OOD = (
     "cifar100",
@@ -162,7 +164,7 @@ def run(features: Features, ablation: bool) -> dict[str, Any]:
         started = time.monotonic()
         detector = create(name, features.backbone.layers)
         if isinstance(detector, DLSR):
-            detector.fit(learned, turned=turned)
+            detector.train(learned, turning(turned))
         elif name.startswith("dlsr-") and SHARED_STATE in fitted:
             detector.restore(fitted[SHARED_STATE].state())
         else:
@@ -180,6 +182,11 @@ def run(features: Features, ablation: bool) -> dict[str, Any]:
     return document
 
 
+def turning(turned: Sequence[Tensor]) -> FitContext:
+    """For a fit whose first images are those that were turned."""
+    return FitContext(turned=lambda: Turned(torch.arange(len(turned[0])), turned))
+
+
 def crossed(features: Features) -> dict[str, Any]:
     """Mean AUROC by ID set: the default, its network at every level, and the baselines."""
     sets = {image_set: features.of(image_set) for image_set in ("cifar10_test", *OOD)}
@@ -192,10 +199,10 @@ def crossed(features: Features) -> dict[str, Any]:
         turned = [features.turned(id_set, order[: cut // 8], turns) for turns in (1, 2)]
         learned, fresh = (sets[id_set][torch.from_numpy(part)] for part in (order[:cut], order[cut:]))
         others = [tensor for name, tensor in sets.items() if name != id_set]
-        default = DLSR(features.backbone.layers).fit(learned, turned=turned)
+        default = DLSR(features.backbone.layers).train(learned, turning(turned))
         detectors: dict[str, Detector] = {"dlsr": default}
         for level in (*dlsr.LEVELS, dlsr.DEFAULT_LEVEL):
-            detectors[f"a = {level}"] = DLSR(features.backbone.layers, level).fit(learned, turned=turned)
+            detectors[f"a = {level}"] = DLSR(features.backbone.layers, level).fit(learned[len(turned[0]) :])
         for name in ("mahalanobis", "mahalanobis-layers", "knn", "pca"):
             detectors[name] = create(name, features.backbone.layers).fit(learned)
         means = {name: _mean_auroc(detector, fresh, others) for name, detector in detectors.items()}

@@ -43,8 +43,8 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 
 from detectors import FitOptions, Profile, fit_profile, load_profile
 from detectors.methods.dlsr import WIDE
-from detectors.profile.backbone import BackboneSpec
 from detectors.profile.host_memory import keep_freed_memory
+from detectors.profile.spec import BackboneSpec
 from monitor.config.schema import Config
 from monitor.demo.story import reference
 from monitor.sources import open_producer

@@ -1,51 +1,44 @@
 """What normal looks like: a plain library that fits, calibrates and scores images for being out of distribution.
 
-Names are imported on first use: decoder workers need `detectors.images.prepare` without paying for torch.
+    import detectors
+
+    profile = detectors.fit_profile(images)              # (name, image) pairs of normal images
+    profile.save("profile")
+    profile = detectors.load_profile("profile")
+    profile.score([new_image]).p_values                  # one column per entry of profile.signals
+
+Names are imported on first use: decoder workers need `detectors.images.prepare` without the seconds that torch takes.
 """
 
 from __future__ import annotations
 
 import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from detectors.images.prepare import ImageError, Limits, Prepared, Preparer
-    from detectors.methods.registry import Detector, create
+    from detectors.methods.detector import Detector
+    from detectors.methods.registry import create, register
     from detectors.profile.fit import FitOptions, fit_profile
     from detectors.profile.profile import Profile, ProfileError, Scores, load_profile
+    from detectors.profile.spec import BackboneSpec
 
 _HOMES = {
-    "Detector": "methods.registry",
-    "FitOptions": "profile.fit",
-    "ImageError": "images.prepare",
-    "Limits": "images.prepare",
-    "Prepared": "images.prepare",
-    "Preparer": "images.prepare",
-    "Profile": "profile.profile",
-    "ProfileError": "profile.profile",
-    "Scores": "profile.profile",
-    "create": "methods.registry",
-    "fit_profile": "profile.fit",
-    "load_profile": "profile.profile",
+    "images.prepare": ("ImageError", "Limits", "Prepared", "Preparer"),
+    "methods.detector": ("Detector",),
+    "methods.registry": ("create", "register"),
+    "profile.fit": ("FitOptions", "fit_profile"),
+    "profile.profile": ("Profile", "ProfileError", "Scores", "load_profile"),
+    "profile.spec": ("BackboneSpec",),
 }
-
 __all__ = [
-    "Detector",
-    "FitOptions",
-    "ImageError",
-    "Limits",
-    "Prepared",
-    "Preparer",
-    "Profile",
-    "ProfileError",
-    "Scores",
-    "create",
-    "fit_profile",
-    "load_profile",
-]
+    "BackboneSpec", "Detector", "FitOptions", "ImageError", "Limits", "Prepared", "Preparer", "Profile", "ProfileError",
+    "Scores", "create", "fit_profile", "load_profile", "register",
+]  # fmt: skip
 
 
-def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
-        raise AttributeError(f"module 'detectors' has no attribute {name!r}")
-    return getattr(importlib.import_module(f"detectors.{_HOMES[name]}"), name)
+def __getattr__(name: str) -> object:
+    for home, names in _HOMES.items():
+        if name in names:
+            return getattr(importlib.import_module(f"detectors.{home}"), name)
+    raise AttributeError(f"module 'detectors' has no attribute {name!r}")

@@ -30,7 +30,8 @@ from torch.nn import functional
 
 from detectors.images.prepare import ImageError, Limits, decode, resize
 from detectors.images.reading import read_images
-from detectors.profile.backbone import Backbone, BackboneSpec, choose_device
+from detectors.profile.backbone import Backbone, choose_device
+from detectors.profile.spec import BackboneSpec
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 STAGE_WEIGHTS = (0.3, 0.5, 0.7, 1.5, 2.0)

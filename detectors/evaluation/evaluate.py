@@ -20,7 +20,9 @@ from torch import Tensor
 
 from detectors.evaluation.metrics import measure
 from detectors.images.prepare import ImageError, Prepared
-from detectors.methods.registry import REGISTRY, Detector, LayerDetector, create
+from detectors.methods.detector import Detector, LayerDetector
+from detectors.methods.dlsr_paper import Published
+from detectors.methods.registry import REGISTRY, create
 from detectors.profile.profile import Profile
 
 BATCH = 64
@@ -148,15 +150,16 @@ def _others(profile: Profile, names: Sequence[str], progress: Callable[[str], No
     reference = profile.reference()
     if reference is None:
         raise EvaluationError("the profile has no reference.safetensors, from which the other detectors would learn")
-    published: Detector | None = None
+    published: Published | None = None
     for name in names:
         progress(f"learning {name}")
         detector = create(name, profile.backbone.layers)
-        if name.startswith("dlsr-"):
-            published = published or create("dlsr-mse", profile.backbone.layers).fit(reference)
+        if isinstance(detector, Published) and published:
             detector.restore(published.state())
         else:
             detector.fit(reference)
+        if isinstance(detector, Published):
+            published = detector
         yield name, detector
 
 
@@ -168,7 +171,7 @@ def _score(detector: Detector, features: Tensor) -> NDArray[np.float64]:
 def _layers(detector: Detector, sets: Mapping[str, ImageSet]) -> dict[str, list[dict[str, Any]]]:
     if not isinstance(detector, LayerDetector):
         return {}
-    scores = {name: detector.layer_scores(s.features).double().numpy() for name, s in sets.items()}
+    scores = {name: detector.score_and_layers(s.features)[1].double().numpy() for name, s in sets.items()}
     count = scores[ID].shape[1]
     return {
         name: [dict(measure(scores[ID][:, i], of[:, i], resamples=0)) for i in range(count)]

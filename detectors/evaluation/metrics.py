@@ -18,6 +18,9 @@ def auroc(id_scores: Floats, ood_scores: Floats) -> float:
 
     Raises:
         ValueError: either array is empty or holds NaN.
+
+    >>> auroc(np.array([1.0, 2.0, 3.0, 4.0]), np.array([3.0, 5.0]))
+    0.8125
     """
     _check(id_scores, ood_scores)
     ordered = np.sort(id_scores)
@@ -33,6 +36,9 @@ def fpr_at_tpr(id_scores: Floats, ood_scores: Floats, tpr: float = 0.95) -> floa
 
     Raises:
         ValueError: either array is empty or holds NaN.
+
+    >>> fpr_at_tpr(np.array([0.0, 1.0, 2.0, 3.0]), np.array([2.0, 4.0]), tpr=0.75)
+    0.5
     """
     _check(id_scores, ood_scores)
     kept = min(len(id_scores), max(1, int(np.ceil(tpr * len(id_scores) - 1e-9))))
@@ -47,6 +53,9 @@ def aupr(id_scores: Floats, ood_scores: Floats) -> float:
 
     Raises:
         ValueError: either array is empty or holds NaN.
+
+    >>> aupr(np.array([0.0, 1.0, 2.0, 3.0]), np.array([2.0, 4.0]))
+    0.75
     """
     _check(id_scores, ood_scores)
     scores = np.concatenate([id_scores, ood_scores])

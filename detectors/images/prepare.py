@@ -13,22 +13,25 @@ import io
 import struct
 import zlib
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import xxhash
 from numpy.typing import NDArray
-from PIL import Image, JpegImagePlugin, PngImagePlugin, WebPImagePlugin
+from PIL import Image, ImageFile, JpegImagePlugin, PngImagePlugin, WebPImagePlugin
 
 from detectors.images import properties
 
+AnyImage = bytes | Path | NDArray[np.uint8]
+"""An encoded image, its file, or uint8 pixels (H, W), (H, W, 1), (H, W, 3) or (H, W, 4)."""
 Filter = Literal["bilinear", "bicubic", "lanczos"]
 _FILTERS = {
     "bilinear": Image.Resampling.BILINEAR,
     "bicubic": Image.Resampling.BICUBIC,
     "lanczos": Image.Resampling.LANCZOS,
 }
-_PLUGINS: dict[str, Any] = {
+_PLUGINS: dict[str, type[ImageFile.ImageFile]] = {
     "JPEG": JpegImagePlugin.JpegImageFile,
     "PNG": PngImagePlugin.PngImageFile,
     "WEBP": WebPImagePlugin.WebPImageFile,
@@ -46,8 +49,16 @@ _ORIENTATION_TAG = 0x0112
 
 
 class ImageError(ValueError):
-    """An image that cannot be used. `code` is the short reason: empty, bytes, format, pixels, truncated, corrupt,
-    shape or dtype."""
+    """An image cannot be used.
+
+    `code` is the short reason: empty, bytes, format, pixels, truncated, corrupt, shape or dtype.
+
+    >>> try:
+    ...     Preparer(input_px=96)(b"GIF89a")
+    ... except ImageError as error:
+    ...     error.code
+    'format'
+    """
 
     def __init__(self, code: str, message: str) -> None:
         super().__init__(message)
@@ -59,7 +70,12 @@ class ImageError(ValueError):
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """What an encoded image may cost before it is refused; checked before any pixel is decoded."""
+    """The largest and the kinds of images that are accepted; checked before any pixel is decoded.
+
+    >>> Preparer(96, Limits(max_pixels=100))(np.zeros((20, 20), np.uint8))
+    Traceback (most recent call last):
+    detectors.images.prepare.ImageError: 20 x 20 pixels are more than the limit of 100
+    """
 
     max_bytes: int = 32 * 2**20
     max_pixels: int = 50_000_000
@@ -90,22 +106,30 @@ class Prepared:
 
 @dataclass(frozen=True)
 class Preparer:
-    """Turns encoded bytes or arrays into `Prepared`; picklable and thread-safe."""
+    """Turns encoded bytes or arrays into `Prepared`; picklable and thread-safe.
+
+    >>> prepared = Preparer(input_px=96)(np.zeros((48, 64, 3), np.uint8))
+    >>> prepared.pixels.shape, prepared.width, prepared.height, prepared.mode
+    ((96, 96, 3), 64, 48, 'RGB')
+    """
 
     input_px: int
     limits: Limits = field(default_factory=Limits)
     filter: Filter = "bilinear"
 
-    def __call__(self, image: bytes | NDArray[np.uint8], key: bytes | None = None) -> Prepared:
+    def __call__(self, image: AnyImage, key: bytes | None = None) -> Prepared:
         """Decode, measure and resize one image.
 
         Args:
-            image: JPEG, PNG or WebP bytes, or uint8 pixels (H, W), (H, W, 1), (H, W, 3) or (H, W, 4).
+            image: JPEG, PNG or WebP bytes, the path of such a file, or uint8 pixels (H, W) or (H, W, 1 | 3 | 4).
             key: identity that breaks ties between equal scores, such as the record's id; the digest by default.
 
         Raises:
             ImageError: the image cannot be used; its `code` says why.
+            OSError: the file cannot be read.
         """
+        if isinstance(image, Path):
+            image = image.read_bytes()
         if isinstance(image, np.ndarray):
             pixels, mode = from_array(image, self.limits)
             n_bytes = image.nbytes

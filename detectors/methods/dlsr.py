@@ -14,16 +14,15 @@ Why no noise: docs/explanation/score.md. Why Fisher: over maxima, top-k means, l
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Self
 
 import torch
 from torch import Tensor
 
 from detectors.methods import spaces, training
+from detectors.methods.detector import FitContext, NotFittedError, Turned, nested, under
 from detectors.methods.diffusion import LFDN, diffuse
-from detectors.methods.registry import NotFittedError
-from detectors.methods.training import Progress
 
 LEVELS = (0.3, 0.03)
 """Levels a that a fit chooses from: the high one serves the ImageNet backbone, the low one the distilled net. Only two,
@@ -39,9 +38,9 @@ WIDE, NARROW, WIDE_FROM = 512, 256, 2000
 class DLSR:
     """Noise-free one-step reconstruction errors per layer and space, ranked on held-out ID features and joined.
 
-    layers: channel count of each layer. level: a of the scoring step; None chooses it at fit. width, blocks: of the
-    LFDN; width None chooses it by the number of images. After fit(), `level` is the level in use and `report` says how
-    it was chosen and how training went.
+    layers: channels of each layer. level: a of the scoring step; None chooses it at fit. width, blocks: of the LFDN;
+    width None chooses it by the number of images. After fit(), `level` is the level in use and `report` says how it
+    was chosen and how training went.
     """
 
     def __init__(
@@ -59,19 +58,23 @@ class DLSR:
         self._spaces = spaces.Spaces(layers)
         self._held = torch.empty(0)
 
-    def fit(self, features: Tensor, progress: Progress | None = None, turned: Sequence[Tensor] = ()) -> Self:
+    def fit(self, features: Tensor) -> Self:
+        """`train` without turned images: the level is DEFAULT_LEVEL unless given."""
+        return self.train(features, FitContext())
+
+    def train(self, features: Tensor, context: FitContext) -> Self:
         """Train on four fifths of (N, D) float32 ID features and rank errors on the rest; seeded.
 
-        turned: features of the first M images, each image turned: one (M, D) tensor per angle. These M are kept out of
-        training, and the level is the one that best tells them from their turned selves (see `choose_level`).
+        Where no level was given, the images that `context` turns are kept out of training, and the level is the one
+        that best tells them from their turned copies (see `choose_level`).
 
         Raises:
             ValueError: fewer than MIN_IMAGES features.
         """
         if len(features) < MIN_IMAGES:
             raise ValueError(f"DLSR needs at least {MIN_IMAGES} images to fit (got {len(features)})")
-        aside = len(turned[0]) if turned else 0
-        upright, rest = features[:aside].float(), features[aside:].float()
+        turned = context.turned() if self.level is None else None
+        upright, rest = _set_apart(features.float(), turned)
         rest = rest[torch.randperm(len(rest), generator=torch.Generator().manual_seed(self.seed))]
         cut = int(len(rest) * HELD_SHARE)
         held, train = rest[:cut], rest[cut:]
@@ -79,9 +82,8 @@ class DLSR:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self.seed)
             self._network = self._build(self._width or (WIDE if len(train) >= WIDE_FROM else NARROW))
-        trained = training.train(
-            self._network, self._spaces(train), self._spaces(held), self.seed, progress or (lambda _: None)
-        )
+        views = self._spaces(train), self._spaces(held)
+        trained = training.train(self._network, *views, self.seed, context.progress)
         self.report = {"steps": trained.steps, "held_out_error": round(trained.error, 4)}
         if self.level is None:
             self.level = self._choose_level(held, upright, turned)
@@ -93,33 +95,28 @@ class DLSR:
         """(N, D) -> (N,) float64 Fisher statistic; higher = more OOD."""
         return self.score_and_layers(features)[0]
 
-    def layer_scores(self, features: Tensor) -> Tensor:
-        """(N, D) -> (N, L) float64 Fisher statistic of each layer over the spaces; their sum is the score."""
-        return self.score_and_layers(features)[1]
-
     def score_and_layers(self, features: Tensor) -> tuple[Tensor, Tensor]:
-        """(N, D) -> ((N,), (N, L)) from one pass through the network."""
+        """(N, D) -> (N,) the score and (N, L) float64 its parts by layer, which add up to it."""
         if self.level is None:
-            raise NotFittedError("DLSR has no network; call fit() before score()")
+            raise NotFittedError(self)
         per_layer = layer_statistics(self.errors(features.float(), self.level), self._held)
         return per_layer.sum(dim=1), per_layer
 
     def state(self) -> dict[str, Tensor]:
         """Everything fit() learned."""
         if self._network is None:
-            raise NotFittedError("DLSR has no network; call fit() before state()")
-        network = {f"network.{name}": tensor.detach() for name, tensor in self._network.state_dict().items()}
-        views = {f"spaces.{name}": tensor for name, tensor in self._spaces.state().items()}
+            raise NotFittedError(self)
         level = torch.tensor(self.level, dtype=torch.float64)
-        both = {**network, **views, "held": self._held, "level": level}
-        return {name: tensor.cpu().contiguous() for name, tensor in both.items()}
+        network, views = nested("network.", self._network.state_dict()), nested("spaces.", self._spaces.state())
+        learned = {**network, **views, "held": self._held, "level": level}
+        return {name: tensor.detach().cpu().contiguous() for name, tensor in learned.items()}
 
     def restore(self, state: Mapping[str, Tensor]) -> Self:
-        """Take up what state() gave."""
+        """Continue from what state() returned."""
         self._network = self._build(state["network.outward.weight"].shape[1])
-        self._network.load_state_dict(_under("network.", state))
+        self._network.load_state_dict(under("network.", state))
         self._network.eval().requires_grad_(False)
-        self._spaces.restore(_under("spaces.", state))
+        self._spaces.restore(under("spaces.", state))
         self._held, self.level = state["held"], float(state["level"])
         return self
 
@@ -133,7 +130,7 @@ class DLSR:
         noise_draws: average over so many noisy inputs instead of the one without noise (for the ablation only).
         """
         if self._network is None:
-            raise NotFittedError("DLSR has no network; call fit() before score()")
+            raise NotFittedError(self)
         clean = self._spaces(features)
         a = torch.tensor([level])
         if noise_draws:
@@ -146,14 +143,13 @@ class DLSR:
         errors = [part.sum(dim=2) for part in torch.split(squared, list(self.layers), dim=2)]
         return torch.stack(errors, dim=2).transpose(0, 1)
 
-    def _choose_level(self, held: Tensor, upright: Tensor, turned: Sequence[Tensor]) -> float:
-        """`choose_level` on upright images and their turned selves; both are new to the network."""
+    def _choose_level(self, held: Tensor, upright: Tensor, turned: Turned | None) -> float:
+        """`choose_level` on upright images and their turned copies; both are new to the network."""
         placed: dict[float, Tensor] = {}
-        for level in LEVELS if turned else ():
+        parts = (upright, *turned.features) if turned else ()
+        for level in LEVELS if parts else ():
             ranks = sorted_columns(self.errors(held, level))
-            straight, *rotated = (
-                layer_statistics(self.errors(part, level), ranks).sum(dim=1) for part in (upright, *turned)
-            )
+            straight, *rotated = (layer_statistics(self.errors(part, level), ranks).sum(dim=1) for part in parts)
             placed[level] = torch.stack([placements(straight, scores) for scores in rotated]).mean(dim=0)
         self.report["turned_auroc"] = {str(level): round(float(values.mean()), 4) for level, values in placed.items()}
         return choose_level(placed)
@@ -199,5 +195,10 @@ def choose_level(placed: Mapping[float, Tensor]) -> float:
     return best if float(placed[best].mean()) > 0.5 + 3.0 * error else DEFAULT_LEVEL
 
 
-def _under(prefix: str, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    return {name.removeprefix(prefix): tensor for name, tensor in state.items() if name.startswith(prefix)}
+def _set_apart(features: Tensor, turned: Turned | None) -> tuple[Tensor, Tensor]:
+    """The rows that are turned, in that order, and all others."""
+    others = torch.ones(len(features), dtype=torch.bool)
+    if turned is None:
+        return features[:0], features
+    others[turned.rows] = False
+    return features[turned.rows], features[others]

@@ -20,47 +20,51 @@ run or with the batch cannot be calibrated.
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Mapping
-from typing import Any, Self
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Self
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
+from detectors.methods.detector import FitContext, NotFittedError, Progress, nested, under
 from detectors.methods.diffusion import PublishedLFDN, diffuse, paper_levels
-from detectors.methods.registry import NotFittedError
 
 T = 100
+LEVELS = paper_levels(T).float()
 STEP = 5
 """Where z_t is taken: the best of 5, 50, 90 and 99 for `mfsim` by its mean over three backbones (AUROC .777, .753,
 .722, .717; benchmarks/ood_accuracy.py), and near the first steps, which the authors' code runs."""
-PRESET: dict[str, Any] = {"width": 1440, "blocks": 16, "epochs": 150, "batch": 128, "learning_rate": 1e-4}
+PRESET: dict[str, int | float] = {"width": 1440, "blocks": 16, "epochs": 150, "batch": 128, "learning_rate": 1e-4}
 """The paper's training: AdamW at a constant rate. Meant for a GPU: 16 blocks of 1440 are 66 million weights."""
 
 
+@dataclass(eq=False)
 class Published:
-    """The network, its training and its one noisy step; the subclasses say the score."""
+    """The network, its training and its one noisy step; the subclasses say the score.
 
-    def __init__(
-        self,
-        layers: tuple[int, ...],
-        width: int = 512,
-        blocks: int = 2,
-        epochs: int = 20,
-        batch: int = 256,
-        learning_rate: float = 1e-3,
-        step: int = STEP,
-        seed: int = 0,
-    ) -> None:
-        """The default size and training fit a CPU; PRESET holds the paper's."""
-        self.layers, self.step, self.seed = layers, step, seed
-        self._shape = (sum(layers), width, blocks)
-        self._epochs, self._batch, self._rate = epochs, batch, learning_rate
-        self._levels = paper_levels(T).float()
-        self._networks: dict[str, PublishedLFDN] = {}
-        self._noise = torch.empty(0)
+    layers: channels of each layer. width, blocks: of the network. epochs, batch, learning_rate: of the training. step:
+    t of the scoring step. The default size and training fit a CPU; PRESET holds the paper's.
+    """
 
-    def fit(self, features: Tensor, progress: Callable[[float], None] | None = None) -> Self:
+    layers: tuple[int, ...]
+    width: int = 512
+    blocks: int = 2
+    epochs: int = 20
+    batch: int = 256
+    learning_rate: float = 1e-3
+    step: int = STEP
+    seed: int = 0
+    report: dict[str, object] = field(default_factory=dict, init=False)
+    _networks: dict[str, PublishedLFDN] = field(default_factory=dict, init=False, repr=False)
+    _noise: Tensor = field(default_factory=lambda: torch.empty(0), init=False, repr=False)
+
+    def fit(self, features: Tensor) -> Self:
+        """`train` without a report of progress."""
+        return self.train(features, FitContext())
+
+    def train(self, features: Tensor, context: FitContext) -> Self:
         """Train on (N, D) float32 ID features; seeded.
 
         Raises:
@@ -72,16 +76,16 @@ class Published:
         clean = standardise(features.float(), self.layers)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self.seed)
-            network = PublishedLFDN(*self._shape)
-        self._networks = self._train(network, clean, generator, progress or (lambda _: None))
+            network = self._build()
+        self._networks = self._train(network, clean, generator, context.progress)
         self._noise = torch.randn(1, clean.shape[1], generator=generator)
         return self
 
     def reconstruct(self, clean: Tensor, weights: str = "final") -> Tensor:
         """z~ of (N, D) standardised features by one noisy step; `weights` is `first` or `final`."""
         if not self._networks:
-            raise NotFittedError("DLSR has no network; call fit() before score()")
-        noisy = diffuse(clean, self._levels[self.step : self.step + 1], self._noise)
+            raise NotFittedError(self)
+        noisy = diffuse(clean, LEVELS[self.step : self.step + 1], self._noise)
         with torch.inference_mode():
             answer: Tensor = self._networks[weights](noisy, torch.tensor([self.step]))
         return answer
@@ -89,34 +93,32 @@ class Published:
     def state(self) -> dict[str, Tensor]:
         """Both sets of weights and the noise: the three scores share one state."""
         if not self._networks:
-            raise NotFittedError("DLSR has no network; call fit() before state()")
-        weights = {
-            f"{name}.{key}": tensor.detach().contiguous()
-            for name, network in self._networks.items()
-            for key, tensor in network.state_dict().items()
-        }
-        return {**weights, "noise": self._noise}
+            raise NotFittedError(self)
+        first, final = (nested(f"{name}.", self._networks[name].state_dict()) for name in ("first", "final"))
+        return {name: tensor.detach().contiguous() for name, tensor in {**first, **final, "noise": self._noise}.items()}
 
     def restore(self, state: Mapping[str, Tensor]) -> Self:
-        """Take up what state() gave."""
+        """Continue from what state() returned."""
         for name in ("first", "final"):
-            network = PublishedLFDN(*self._shape)
-            prefix = f"{name}."
-            network.load_state_dict({k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)})
+            network = self._build()
+            network.load_state_dict(under(f"{name}.", state))
             self._networks[name] = _freeze(network)
         self._noise = state["noise"]
         return self
 
+    def _build(self) -> PublishedLFDN:
+        return PublishedLFDN(sum(self.layers), self.width, self.blocks)
+
     def _train(
-        self, network: PublishedLFDN, clean: Tensor, generator: torch.Generator, progress: Callable[[float], None]
+        self, network: PublishedLFDN, clean: Tensor, generator: torch.Generator, progress: Progress
     ) -> dict[str, PublishedLFDN]:
-        optimizer = torch.optim.AdamW(network.parameters(), lr=self._rate, weight_decay=0.02, fused=True)
+        optimizer = torch.optim.AdamW(network.parameters(), lr=self.learning_rate, weight_decay=0.02, fused=True)
         average, first, step = copy.deepcopy(network), None, 0
-        for epoch in range(self._epochs):
-            for rows in torch.split(torch.randperm(len(clean), generator=generator), self._batch):
+        for epoch in range(self.epochs):
+            for rows in torch.split(torch.randperm(len(clean), generator=generator), self.batch):
                 times = torch.randint(T, (len(rows),), generator=generator)
                 noise = torch.randn(len(rows), clean.shape[1], generator=generator)
-                noisy = diffuse(clean[rows], self._levels[times], noise)
+                noisy = diffuse(clean[rows], LEVELS[times], noise)
                 loss = functional.mse_loss(network(noisy, times), clean[rows])
                 optimizer.zero_grad()
                 torch.autograd.backward(loss)
@@ -125,7 +127,8 @@ class Published:
                 _follow(average, network, min(0.999, (1 + step) / (10 + step)))
             # The regret is measured against the weights themselves: their average still holds the random start.
             first = first or copy.deepcopy(network)
-            progress((epoch + 1) / self._epochs)
+            progress((epoch + 1) / self.epochs)
+        self.report = {"steps": step}
         return {"first": _freeze(first or network), "final": _freeze(average)}
 
 
@@ -134,12 +137,14 @@ class PaperMSE(Published):
 
     def score(self, features: Tensor) -> Tensor:
         """(N, D) -> (N,) float32; higher = more OOD."""
-        return self.layer_scores(features).sum(dim=1)
+        return self.score_and_layers(features)[0]
 
-    def layer_scores(self, features: Tensor) -> Tensor:
-        """(N, D) -> (N, L) float32 squared error of each layer."""
+    def score_and_layers(self, features: Tensor) -> tuple[Tensor, Tensor]:
+        """(N, D) -> (N,) the score and (N, L) float32 the squared error of each layer."""
         clean = standardise(features.float(), self.layers)
-        return _sums((clean - self.reconstruct(clean)).square(), self.layers)
+        errors = torch.split((clean - self.reconstruct(clean)).square(), list(self.layers), dim=1)
+        per_layer = torch.stack([part.sum(dim=1) for part in errors], dim=1)
+        return per_layer.sum(dim=1), per_layer
 
 
 class PaperLR(Published):
@@ -157,14 +162,14 @@ class PaperMFsim(Published):
 
     def score(self, features: Tensor) -> Tensor:
         """(N, D) -> (N,) float32 in [-1, 1]; higher = more OOD."""
-        scores = self.layer_scores(features)
-        return (scores[:, 1:] if len(self.layers) > 1 else scores).mean(dim=1)
+        return self.score_and_layers(features)[0]
 
-    def layer_scores(self, features: Tensor) -> Tensor:
-        """(N, D) -> (N, L) float32 minus the cosine of each layer."""
+    def score_and_layers(self, features: Tensor) -> tuple[Tensor, Tensor]:
+        """(N, D) -> (N,) the score and (N, L) float32 minus the cosine of each layer."""
         clean = standardise(features.float(), self.layers)
         pairs = zip(*(torch.split(z, list(self.layers), dim=1) for z in (clean, self.reconstruct(clean))), strict=True)
-        return torch.stack([-functional.cosine_similarity(z, again, dim=1) for z, again in pairs], dim=1)
+        per_layer = torch.stack([-functional.cosine_similarity(z, again, dim=1) for z, again in pairs], dim=1)
+        return (per_layer[:, 1:] if len(self.layers) > 1 else per_layer).mean(dim=1), per_layer
 
 
 def standardise(features: Tensor, layers: tuple[int, ...]) -> Tensor:
@@ -173,10 +178,6 @@ def standardise(features: Tensor, layers: tuple[int, ...]) -> Tensor:
     # Not Tensor.std: it warns where there are no rows.
     deviations = [(part.square().sum(1, keepdim=True) / max(part.shape[1] - 1, 1)).sqrt() for part in centred]
     return torch.cat([part / (deviation + 1e-5) for part, deviation in zip(centred, deviations, strict=True)], dim=1)
-
-
-def _sums(values: Tensor, layers: tuple[int, ...]) -> Tensor:
-    return torch.stack([part.sum(dim=1) for part in torch.split(values, list(layers), dim=1)], dim=1)
 
 
 @torch.no_grad()

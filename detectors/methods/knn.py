@@ -12,14 +12,13 @@ layer counts alike.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from typing import Self
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
-from detectors.methods.registry import NotFittedError
+from detectors.methods.detector import LearnedTensors
 
 K = 10
 """Small, as the reference has no labels and modes may be rare; the ranking hardly changes between 5 and 50."""
@@ -28,12 +27,12 @@ MAX_BANK = 20_000
 _CHUNK = 1024
 
 
-class KNN:
+class KNN(LearnedTensors):
     """k-th neighbour distance on per-layer normalised features, in float32."""
 
     def __init__(self, layers: tuple[int, ...], k: int = K) -> None:
-        self.layers, self.k = layers, k
-        self._bank = torch.empty(0)
+        super().__init__(layers)
+        self.k = k
 
     def fit(self, features: Tensor) -> Self:
         """Keep (N, D) ID features as the bank.
@@ -44,34 +43,21 @@ class KNN:
         if len(features) < self.k:
             raise ValueError(f"KNN needs at least k = {self.k} images to fit (got {len(features)})")
         step = -(-len(features) // MAX_BANK)
-        self._bank = self._normalise(features[::step])
+        self.learned = {"bank": self._normalise(features[::step])}
         return self
 
     def score(self, features: Tensor) -> Tensor:
         """(N, D) -> (N,) float32 distance in [0, 2]; higher = more OOD."""
-        if not self._bank.numel():
-            raise NotFittedError("KNN has no reference features; call fit() before score()")
-        parts = [self._distance(part) for part in torch.split(self._normalise(features), _CHUNK)]
+        bank = self.learned["bank"]
+        parts = [self._distance(part, bank) for part in torch.split(self._normalise(features), _CHUNK)]
         return torch.cat(parts) if parts else torch.empty(0)
 
-    def state(self) -> dict[str, Tensor]:
-        """The bank."""
-        if not self._bank.numel():
-            raise NotFittedError("KNN has no reference features; call fit() before state()")
-        return {"bank": self._bank.contiguous()}
-
-    def restore(self, state: Mapping[str, Tensor]) -> Self:
-        """Take up what state() gave."""
-        self._bank = state["bank"]
-        return self
-
-    def _distance(self, queries: Tensor) -> Tensor:
+    def _distance(self, queries: Tensor, bank: Tensor) -> Tensor:
         # Both sides have length one: ||a - b||^2 = 2 - 2 a.b, one matrix product.
-        nearest: Tensor = (queries @ self._bank.T).topk(self.k, dim=1).values
+        nearest: Tensor = (queries @ bank.T).topk(self.k, dim=1).values
         squared: Tensor = (2.0 - 2.0 * nearest[:, -1]).clamp(min=0.0)
-        distance: Tensor = squared.sqrt()
-        return distance
+        return squared.sqrt()
 
     def _normalise(self, features: Tensor) -> Tensor:
-        parts = torch.split(features.float(), list(self.layers), dim=1)
-        return torch.cat([functional.normalize(part, dim=1) for part in parts], dim=1) / math.sqrt(len(self.layers))
+        parts = [functional.normalize(part, dim=1) for part in self.split(features.float())]
+        return torch.cat(parts, dim=1) / math.sqrt(len(self.layers))

@@ -20,80 +20,51 @@ from typing import Self
 import torch
 from torch import Tensor
 
-from detectors.methods.registry import NotFittedError
+from detectors.methods.detector import LearnedTensors
 
 
-class Mahalanobis:
+class Mahalanobis(LearnedTensors):
     """Squared distance over all layers together, in float64."""
-
-    def __init__(self, layers: tuple[int, ...]) -> None:
-        self.layers = layers
-        self._mean, self._whiten = torch.empty(0), torch.empty(0)
 
     def fit(self, features: Tensor) -> Self:
         """Mean and shrunk covariance of (N, D) ID features, N >= 2."""
-        self._mean, self._whiten = gaussian(features)
+        mean, whiten = gaussian(features)
+        self.learned = {"mean": mean, "whiten": whiten}
         return self
 
     def score(self, features: Tensor) -> Tensor:
         """(N, D) -> (N,) float64 squared distances; higher = more OOD."""
-        return squared_distance(features, self._mean, self._whiten)
-
-    def state(self) -> dict[str, Tensor]:
-        """Mean and whitening matrix."""
-        _fitted(self._mean)
-        return {"mean": self._mean.contiguous(), "whiten": self._whiten.contiguous()}
-
-    def restore(self, state: Mapping[str, Tensor]) -> Self:
-        """Take up what state() gave."""
-        self._mean, self._whiten = state["mean"], state["whiten"]
-        return self
+        return squared_distance(features, self.learned["mean"], self.learned["whiten"])
 
 
-class MahalanobisLayers:
+class MahalanobisLayers(LearnedTensors):
     """One distance per layer; the score is their sum, each divided by its mean over the reference.
 
     The division makes a layer of 16 channels count as much as one of 576: a squared distance grows with the width.
     """
 
-    def __init__(self, layers: tuple[int, ...]) -> None:
-        self.layers = layers
-        self._parts: list[tuple[Tensor, Tensor]] = []
-        self._scale = torch.empty(0)
-
     def fit(self, features: Tensor) -> Self:
         """Mean and shrunk covariance of each layer of (N, D) ID features, N >= 2."""
-        self._parts = [gaussian(part) for part in self._split(features)]
-        self._scale = torch.ones(len(self.layers), dtype=torch.float64)
-        self._scale = self.layer_scores(features).mean(dim=0).clamp(min=1e-12)
+        learned = {}
+        for i, part in enumerate(self.split(features)):
+            learned[f"mean{i}"], learned[f"whiten{i}"] = gaussian(part)
+        learned["scale"] = self._distances(features, learned).mean(dim=0).clamp(min=1e-12)
+        self.learned = learned
         return self
 
     def score(self, features: Tensor) -> Tensor:
         """(N, D) -> (N,) float64; higher = more OOD."""
-        return self.layer_scores(features).sum(dim=1)
+        return self.score_and_layers(features)[0]
 
-    def layer_scores(self, features: Tensor) -> Tensor:
-        """(N, D) -> (N, L) float64 squared distances in units of their mean over the reference."""
-        _fitted(self._scale)
-        parts = zip(self._split(features), self._parts, strict=True)
-        distances = [squared_distance(part, mean, whiten) for part, (mean, whiten) in parts]
-        return torch.stack(distances, dim=1) / self._scale
+    def score_and_layers(self, features: Tensor) -> tuple[Tensor, Tensor]:
+        """(N, D) -> sums (N,) and per layer (N, L) float64 squared distances, in units of their reference means."""
+        layers = self._distances(features, self.learned) / self.learned["scale"]
+        return layers.sum(dim=1), layers
 
-    def state(self) -> dict[str, Tensor]:
-        """Mean and whitening matrix of each layer, and the scales."""
-        _fitted(self._scale)
-        means = {f"mean{i}": mean.contiguous() for i, (mean, _) in enumerate(self._parts)}
-        whitens = {f"whiten{i}": whiten.contiguous() for i, (_, whiten) in enumerate(self._parts)}
-        return {**means, **whitens, "scale": self._scale.contiguous()}
-
-    def restore(self, state: Mapping[str, Tensor]) -> Self:
-        """Take up what state() gave."""
-        self._parts = [(state[f"mean{i}"], state[f"whiten{i}"]) for i in range(len(self.layers))]
-        self._scale = state["scale"]
-        return self
-
-    def _split(self, features: Tensor) -> tuple[Tensor, ...]:
-        return torch.split(features, list(self.layers), dim=1)
+    def _distances(self, features: Tensor, learned: Mapping[str, Tensor]) -> Tensor:
+        parts = enumerate(self.split(features))
+        columns = [squared_distance(part, learned[f"mean{i}"], learned[f"whiten{i}"]) for i, part in parts]
+        return torch.stack(columns, dim=1)
 
 
 def gaussian(features: Tensor) -> tuple[Tensor, Tensor]:
@@ -126,10 +97,4 @@ def shrink(centred: Tensor, covariance: Tensor) -> Tensor:
 
 def squared_distance(features: Tensor, mean: Tensor, whiten: Tensor) -> Tensor:
     """(N, D), (D,), (D, D) -> (N,) float64 ||(z - mu) W||^2."""
-    _fitted(mean)
     return ((features.double() - mean) @ whiten).square().sum(dim=1)
-
-
-def _fitted(learned: Tensor) -> None:
-    if not learned.numel():
-        raise NotFittedError("Mahalanobis has no mean; call fit() before score()")

@@ -1,70 +1,63 @@
-"""The one protocol that every detector follows, and the table of all of them.
-
-A detector sees features only: (N, D) float32 pooled backbone features as `detectors.profile.backbone` gives them, the
-layers side by side, not standardised in any way. What a method wants of them (per-image standardisation, whitening,
-norms) is part of the method.
-"""
+"""The table of all detectors. No torch here: the command line lists the names before anything heavy is loaded."""
 
 from __future__ import annotations
 
 import importlib
-from collections.abc import Mapping
-from typing import Any, Protocol, Self, cast, runtime_checkable
+from typing import TYPE_CHECKING, Any
 
-from torch import Tensor
+if TYPE_CHECKING:  # torch takes seconds
+    from detectors.methods.detector import Detector
 
-from detectors.methods.names import REGISTRY
+REGISTRY: dict[str, str | type[Detector]] = {
+    "dlsr": "detectors.methods.dlsr:DLSR",
+    "dlsr-mse": "detectors.methods.dlsr_paper:PaperMSE",
+    "dlsr-lr": "detectors.methods.dlsr_paper:PaperLR",
+    "dlsr-mfsim": "detectors.methods.dlsr_paper:PaperMFsim",
+    "mahalanobis": "detectors.methods.mahalanobis:Mahalanobis",
+    "mahalanobis-layers": "detectors.methods.mahalanobis:MahalanobisLayers",
+    "knn": "detectors.methods.knn:KNN",
+    "pca": "detectors.methods.pca:PCAResidual",
+}
+"""Name on the command line and in profiles -> class, or `module:class` to import on first use."""
 
-__all__ = ["REGISTRY", "Detector", "JointDetector", "LayerDetector", "NotFittedError", "create"]
 
+def register(name: str, method: str | type[Detector]) -> None:
+    """Add a detector under a new name, for `create`, `fit_profile`, `evaluate` and profiles that are loaded later.
 
-class NotFittedError(RuntimeError):
-    """A detector was asked to score before it was fitted or restored."""
+    Args:
+        name: unlike every registered name; profiles store it.
+        method: the class, or `module:class`; called with `layers=` and the options of the fit.
 
-
-class Detector(Protocol):
-    """Learns from ID features; scores any features, higher = more OOD.
-
-    The constructor takes the widths of the layers first: `Method(layers=(24, 40, 96), ...options)`. A score depends
-    on its own row alone. `restore(state())` on an instance built alike gives the same scores bit for bit.
+    Raises:
+        ValueError: the name is taken.
     """
-
-    def fit(self, features: Tensor) -> Self:
-        """Learn from (N, D) float32 ID features."""
-
-    def score(self, features: Tensor) -> Tensor:
-        """(N, D) float32 -> (N,) scores, float32 or float64; (0, D) gives (0,)."""
-
-    def state(self) -> dict[str, Tensor]:
-        """Everything fit() learned, as contiguous tensors that safetensors can hold."""
-
-    def restore(self, state: Mapping[str, Tensor]) -> Self:
-        """Take up what state() gave."""
-
-
-@runtime_checkable
-class LayerDetector(Protocol):
-    """A detector that can also say which layer objects."""
-
-    def layer_scores(self, features: Tensor) -> Tensor:
-        """(N, D) float32 -> (N, L) one score per layer, higher = more OOD."""
-
-
-@runtime_checkable
-class JointDetector(Protocol):
-    """A layer detector that gives both kinds of scores from one pass."""
-
-    def score_and_layers(self, features: Tensor) -> tuple[Tensor, Tensor]:
-        """(N, D) float32 -> ((N,), (N, L)): what score() and layer_scores() give."""
+    if name in REGISTRY:
+        raise ValueError(f"a detector named {name!r} is already registered: {REGISTRY[name]}")
+    REGISTRY[name] = method
 
 
 def create(name: str, layers: tuple[int, ...], **options: Any) -> Detector:
     """An unfitted detector for features whose layers have these widths.
 
+    Args:
+        name: of the registry.
+        layers: channels of each layer; they add up to D.
+        options: what the method's class takes besides the layers.
+
     Raises:
         ValueError: no detector of that name.
+
+    >>> import torch
+    >>> normal = torch.randn(200, 6, generator=torch.Generator().manual_seed(0))
+    >>> detector = create("knn", layers=(2, 4), k=5).fit(normal)
+    >>> detector.score(torch.stack([normal[0], -normal[0]])).argmax().item()
+    1
     """
     if name not in REGISTRY:
         raise ValueError(f"unknown detector {name!r}; choose from {', '.join(REGISTRY)}")
-    module, _, attribute = REGISTRY[name].partition(":")
-    return cast(Detector, getattr(importlib.import_module(module), attribute)(layers=layers, **options))
+    method = REGISTRY[name]
+    if isinstance(method, str):
+        module, _, attribute = method.partition(":")
+        method = getattr(importlib.import_module(module), attribute)
+    detector: Detector = method(layers=layers, **options)  # type: ignore[call-arg]
+    return detector

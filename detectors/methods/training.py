@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from detectors.methods.detector import Progress
 from detectors.methods.diffusion import LFDN, diffuse, training_level
-
-Progress = Callable[[float], None]
-"""Called with the share of the work that is done, in [0, 1]."""
 
 BATCH = 256
 GROUP = 8
@@ -26,7 +23,7 @@ PATIENCE = 2
 
 @dataclass(frozen=True)
 class Trained:
-    """What a training came to: steps taken and the best held-out error per value, in units of the features."""
+    """Result of a training: steps taken, and the lowest held-out error per value in units of the features."""
 
     steps: int
     error: float

@@ -8,11 +8,10 @@ score one to three AUROC points.
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, cast, get_args
 
 import numpy as np
 import timm
@@ -21,72 +20,17 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from timm.data.config import resolve_model_data_config
-from torch import Tensor, nn
+from torch import Tensor
 
 from detectors.images.prepare import Filter
-from detectors.methods.names import Precision
+from detectors.profile.spec import EMBEDDED, BackboneError, BackboneSpec
 
-EMBEDDED = Path(__file__).parent.parent / "weights" / "embedded.safetensors"
-
-
-_FILTERS = {"bilinear": "bilinear", "bicubic": "bicubic", "lanczos": "lanczos"}
-
-
-class BackboneError(ValueError):
-    """A backbone cannot be built as asked; the message says what to change."""
-
-
-@dataclass(frozen=True)
-class BackboneSpec:
-    """Which network, with which weights, sees pictures how.
-
-    weights: embedded, hub (timm's own download or `pretrained_cfg_overlay` in args), random (seeded), or the path of a
-    .safetensors or .pth file. layers: indices into timm's `feature_info`, or strides: the layers with these reductions;
-    both empty choose all but stride 2 (ViTs: four blocks, evenly spaced). mean, std: per channel, of pixels in [0, 1].
-    input_px: side of the square input. What is None comes from timm's data config. args: for `timm.create_model`.
-    precision: of the forward pass, by torch's autocast; features are pooled in float32 either way. bfloat16 is faster
-    on GPUs and on CPUs with matrix units, slower elsewhere.
-    """
-
-    model: str
-    weights: str
-    layers: tuple[int, ...] = ()
-    mean: tuple[float, float, float] | None = None
-    std: tuple[float, float, float] | None = None
-    input_px: int | None = None
-    filter: Filter | None = None
-    args: Mapping[str, Any] = field(default_factory=dict)
-    strides: tuple[int, ...] = ()
-    precision: Precision = "float32"
-
-    @classmethod
-    def embedded(cls) -> BackboneSpec:
-        """The backbone that ships in the package and needs no network."""
-        facts = json.loads(EMBEDDED.with_suffix(".json").read_text())
-        return cls(
-            model=facts["model"],
-            weights="embedded",
-            layers=tuple(facts["layers"]),
-            mean=tuple(facts["mean"]),
-            std=tuple(facts["std"]),
-            input_px=facts["input_px"],
-            filter=facts["filter"],
-            args=facts["args"],
-        )
-
-    @classmethod
-    def from_json(cls, facts: Mapping[str, Any]) -> BackboneSpec:
-        """What to_json() wrote."""
-        lists = {name: tuple(facts[name]) for name in ("layers", "mean", "std", "strides")}
-        return cls(**{**facts, **lists})
-
-    def to_json(self) -> dict[str, Any]:
-        """As plain values."""
-        return asdict(self)
+Network = Any
+"""A timm network built with `features_only`: an nn.Module with attributes that timm does not declare."""
 
 
 class Backbone:
-    """A frozen network on a device. `spec` is complete (nothing left to defaults); `layers` holds the widths."""
+    """A frozen network on a device. `spec` is complete (nothing left to defaults); `layers` holds their channels."""
 
     def __init__(self, spec: BackboneSpec, device: str = "auto") -> None:
         """Build the network and load its weights.
@@ -97,42 +41,33 @@ class Backbone:
         self.device = choose_device(device)
         weights = EMBEDDED if spec.weights == "embedded" else Path(spec.weights)
         state = None if spec.weights in {"hub", "random"} else _read_weights(weights)
-        network, indices = _build(spec, pretrained=spec.weights == "hub")
+        network, indices = _build(spec)
         if state is not None:
             _load(network, state, weights)
         config = cast(Any, resolve_model_data_config)(network)
-        self.spec = BackboneSpec(
-            model=spec.model,
-            weights=spec.weights,
+        self.input_px = spec.input_px or int(spec.args.get("img_size", config["input_size"][-1]))
+        known = config["interpolation"] in get_args(Filter)
+        self.filter: Filter = spec.filter or cast(Filter, config["interpolation"] if known else "bicubic")
+        mean, std = spec.mean or tuple(config["mean"]), spec.std or tuple(config["std"])
+        self.spec = replace(
+            spec,
             layers=indices,
-            mean=spec.mean or tuple(config["mean"]),
-            std=spec.std or tuple(config["std"]),
-            input_px=spec.input_px or int(spec.args.get("img_size", config["input_size"][-1])),
-            filter=spec.filter or cast(Filter, _FILTERS.get(config["interpolation"], "bicubic")),
+            strides=(),
+            mean=mean,
+            std=std,
+            input_px=self.input_px,
+            filter=self.filter,
             args=dict(spec.args),
-            precision=spec.precision,
         )
-        self.layers: tuple[int, ...] = tuple(cast(Any, network).feature_info.channels())
+        self.layers: tuple[int, ...] = tuple(network.feature_info.channels())
         self.digest = _digest(network)
-        frozen = cast(Any, network.eval().requires_grad_(False))
-        self._network = frozen.to(self.device, memory_format=torch.channels_last)
-        mean, std = torch.tensor(cast(Any, self.spec.mean)), torch.tensor(cast(Any, self.spec.std))
         # Channels-last throughout: 2.7 times as fast as NCHW for depthwise convolutions on a CPU.
-        self._scale = (1.0 / (255.0 * std)).view(1, 3, 1, 1).to(self.device)
-        self._shift = (-mean / std).view(1, 3, 1, 1).to(self.device)
-        # Swin and its kin give (N, H, W, C) maps, all others (N, C, H, W).
+        self._network = network.eval().requires_grad_(False).to(self.device, memory_format=torch.channels_last)
+        self._scale = (1.0 / (255.0 * torch.tensor(std))).view(1, 3, 1, 1).to(self.device)
+        self._shift = (-torch.tensor(mean) / torch.tensor(std)).view(1, 3, 1, 1).to(self.device)
+        # Swin and its relatives give (N, H, W, C) maps, all others (N, C, H, W).
         self._space = (1, 2) if str(getattr(network, "output_fmt", "NCHW")).endswith("NHWC") else (2, 3)
         self._try()
-
-    @property
-    def input_px(self) -> int:
-        """Side of the square input."""
-        return cast(int, self.spec.input_px)
-
-    @property
-    def filter(self) -> Filter:
-        """The resize filter."""
-        return cast(Filter, self.spec.filter)
 
     def _try(self) -> None:
         try:
@@ -162,40 +97,41 @@ def choose_device(device: str) -> torch.device:
     return torch.device(("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device)
 
 
-def _build(spec: BackboneSpec, pretrained: bool) -> tuple[nn.Module, tuple[int, ...]]:
+def _build(spec: BackboneSpec) -> tuple[Network, tuple[int, ...]]:
     """The network and the indices of its layers."""
-
-    def create(**more: Any) -> Any:
-        try:
-            with torch.random.fork_rng(devices=[]):
-                torch.manual_seed(0)  # `random` weights must be the same when the profile is loaded
-                return timm.create_model(spec.model, features_only=True, pretrained=pretrained, **spec.args, **more)
-        except Exception as error:  # timm raises whatever the model's constructor does
-            known = "" if timm.is_model(spec.model) else "; see timm.list_models() for the names"
-            raise BackboneError(
-                f"backbone {spec.model!r}: timm cannot build it with features_only=True: {error}{known}"
-            ) from error
-
-    indices = spec.layers
-    if not indices:
-        network = create()
-        reductions = [int(r) for r in network.feature_info.reduction()]
-        if spec.strides:
-            indices = _by_stride(spec, reductions)
-        elif len(set(reductions)) == 1:
-            # timm shows only the last blocks by default; the whole model lies under `.model`.
-            depth = len(getattr(network.model, "blocks", reductions)) if hasattr(network, "model") else len(reductions)
-            indices = tuple(sorted({max(0, round(depth * (i + 1) / 4) - 1) for i in range(4)}))
-        else:
-            indices = tuple(i for i, reduction in enumerate(reductions) if reduction > 2)
+    indices = spec.layers or _default_layers(spec, _create(spec))
     try:
-        network = create(out_indices=indices)
+        network = _create(spec, out_indices=indices)
         found = len(network.feature_info.channels())
     except (BackboneError, IndexError, KeyError) as error:
         raise BackboneError(f"backbone {spec.model!r}: layers {list(indices)} are out of range: {error}") from error
     if found != len(indices):
         raise BackboneError(f"backbone {spec.model!r}: layers {list(indices)} are out of range")
     return network, tuple(indices)
+
+
+def _create(spec: BackboneSpec, **more: Any) -> Network:
+    args = {**spec.args, **more, "features_only": True, "pretrained": spec.weights == "hub"}
+    try:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)  # `random` weights must be the same when the profile is loaded
+            return timm.create_model(spec.model, **args)
+    except Exception as error:  # timm raises whatever the model's constructor does
+        known = "" if timm.is_model(spec.model) else "; see timm.list_models() for the names"
+        raise BackboneError(
+            f"backbone {spec.model!r}: timm cannot build it with features_only=True: {error}{known}"
+        ) from error
+
+
+def _default_layers(spec: BackboneSpec, network: Network) -> tuple[int, ...]:
+    reductions = [int(r) for r in network.feature_info.reduction()]
+    if spec.strides:
+        return _by_stride(spec, reductions)
+    if len(set(reductions)) > 1:
+        return tuple(i for i, reduction in enumerate(reductions) if reduction > 2)
+    # timm shows only the last blocks by default; the whole model lies under `.model`.
+    depth = len(getattr(network.model, "blocks", reductions)) if hasattr(network, "model") else len(reductions)
+    return tuple(sorted({max(0, round(depth * (i + 1) / 4) - 1) for i in range(4)}))
 
 
 def _by_stride(spec: BackboneSpec, reductions: list[int]) -> tuple[int, ...]:
@@ -218,7 +154,7 @@ def _read_weights(path: Path) -> dict[str, Tensor]:
     return cast(dict[str, Tensor], state.get("state_dict", state))
 
 
-def _load(network: nn.Module, state: Mapping[str, Tensor], path: Path) -> None:
+def _load(network: Network, state: Mapping[str, Tensor], path: Path) -> None:
     own = network.state_dict()
     # FeatureGetterNet (ViTs) keeps the whole model under `model.`.
     prefix = "model." if own and all(name.startswith("model.") for name in own) else ""
@@ -239,7 +175,7 @@ def _flat(name: str) -> str:
     return name.replace(".", "_")
 
 
-def _digest(network: nn.Module) -> str:
+def _digest(network: Network) -> str:
     digest = hashlib.blake2b(digest_size=16)
     for name, tensor in sorted(network.state_dict().items()):
         if "num_batches_tracked" not in name:

@@ -36,6 +36,11 @@ class Calibration:
     """Calibration scores of one signal, in order.
 
     values: (n,) ascending. jitters: (n,), ascending where values are equal. two_sided: both tails count.
+
+    >>> keys = jitter([b"%d" % i for i in range(4)])
+    >>> calibration = Calibration.of(np.array([1.0, 2.0, 3.0, 4.0]), keys, two_sided=False)
+    >>> calibration.p_values(np.array([0.0, 2.5, 9.0]), jitter([b"a", b"b", b"c"])).tolist()
+    [1.0, 0.6, 0.2]
     """
 
     values: Floats
@@ -86,14 +91,6 @@ class Calibration:
             smaller = tied & (self.jitters[np.minimum(middle, self.size - 1)] < jitters)
             low, high = np.where(smaller, middle + 1, low), np.where(tied & ~smaller, middle, high)
         return low.astype(np.float64)
-
-
-def exceedances(level: float, size: int, two_sided: bool) -> int:
-    """How many of `size` calibration images have p <= level when ranked among the others."""
-    # 1e-9: .05 * 100 must count as 5, not as 4.999...
-    if two_sided:
-        return 2 * int(level * (size + 1) / 2 + 1e-9)
-    return int(level * (size + 1) + 1e-9)
 
 
 def dependence(p_values: Floats, level: float = 0.05) -> float:

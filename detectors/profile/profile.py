@@ -19,15 +19,17 @@ from safetensors.torch import load_file, save
 from torch import Tensor
 
 from detectors.images import properties
-from detectors.images.prepare import Limits, Prepared, Preparer
-from detectors.methods.registry import Detector, JointDetector, LayerDetector, create
-from detectors.profile.backbone import Backbone, BackboneError, BackboneSpec
-from detectors.profile.calibration import Calibration, jitter
+from detectors.images.prepare import AnyImage, ImageError, Limits, Prepared, Preparer
+from detectors.methods.detector import Detector, LayerDetector, nested, under
+from detectors.methods.registry import create
+from detectors.profile.backbone import Backbone
+from detectors.profile.calibration import Calibration, Floats, dependence, jitter
+from detectors.profile.spec import BackboneSpec
 
 VERSION = 2
 MANIFEST, TENSORS, REFERENCE = "profile.json", "profile.safetensors", "reference.safetensors"
 MAX_REFERENCE = 20_000
-"""Reference features that a profile keeps (half precision) for `evaluate` to teach the other detectors; serving never
+"""Reference features that a profile keeps (half precision), for `evaluate` to fit other detectors on; serving never
 reads them, and the file may be deleted."""
 
 
@@ -39,16 +41,17 @@ class ProfileError(ValueError):
 class Scores:
     """values: (N, S) float64, higher = more unusual for learned signals. p_values: (N, S) float64 in (0, 1]."""
 
-    values: NDArray[np.float64]
-    p_values: NDArray[np.float64]
+    values: Floats
+    p_values: Floats
 
 
 class Profile:
-    """Backbone, detector and calibration of one reference set.
+    """Backbone, detector and calibration of one reference set; `fit_profile` and `load_profile` make one.
 
     signals: ("ood", "layer1", ..., then the property names); every other per-signal tuple follows its order.
     learned: True for ood and layers. two_sided: both tails count. dependence: D >= 1, the variance inflation of counts
-    by correlated frames (1.0 unless fitted on ordered frames). calibration_sizes: images behind each signal's p-value.
+    by correlated frames (1.0 unless fitted on ordered frames). manifest: the JSON document that is saved. fingerprint:
+    16 hex digits over everything that decides a p-value.
     """
 
     def __init__(
@@ -79,30 +82,34 @@ class Profile:
         """Calibration images behind each signal."""
         return tuple(calibration.size for calibration in self.calibrations)
 
-    def prepare(self, image: bytes | NDArray[np.uint8], key: bytes | None = None) -> Prepared:
-        """Decode, measure and resize one image (thread-safe, no torch).
+    def prepare(self, image: AnyImage, key: bytes | None = None) -> Prepared:
+        """Decode, measure and resize one image (thread-safe, no torch); see `Preparer`.
 
         Raises:
             ImageError: the image cannot be used.
         """
         return self.preparer(image, key)
 
-    def calibrate(self, features: Tensor, measured: NDArray[np.float64], keys: Sequence[bytes]) -> Self:
-        """Calibrate every signal on held-out ID images: (n, D) features, (n, P) properties, n keys."""
-        values = self._values(features, measured)
-        jitters = jitter(keys)
-        self.calibrations = tuple(
-            Calibration.of(values[:, i], jitters, two_sided) for i, two_sided in enumerate(self.two_sided)
-        )
+    def calibrate(self, features: Tensor, measured: Floats, keys: Sequence[bytes], ordered: bool = False) -> Self:
+        """Calibrate every signal on held-out ID images: (n, D) features, (n, P) properties, n keys.
+
+        ordered: the images are frames in time order, and the dependence of their counts is estimated.
+        """
+        values, jitters = self._values(features, measured), jitter(keys)
+        columns = zip(values.T, self.two_sided, strict=True)
+        self.calibrations = tuple(Calibration.of(column, jitters, two_sided) for column, two_sided in columns)
+        self.dependence = (1.0,) * len(self.signals)
+        if ordered:
+            self.dependence = tuple(round(dependence(column), 3) for column in self._p_values(values, keys).T)
         self.fingerprint = self._fingerprint()
         return self
 
     def keep_reference(self, features: Tensor) -> None:
-        """Keep (N, D) features the detector learned from, thinned evenly to MAX_REFERENCE rows."""
+        """Keep (N, D) features that the detector learned from, thinned evenly to MAX_REFERENCE rows."""
         self._reference = features[:: -(-len(features) // MAX_REFERENCE)]
 
     def reference(self) -> Tensor | None:
-        """(N, D) float32 features the detector learned from; None where the profile has none."""
+        """(N, D) float32 features that the detector learned from; None where the profile has none."""
         if isinstance(self._reference, Path):
             self._reference = load_file(self._reference)["features"] if self._reference.exists() else None
         return None if self._reference is None else self._reference.float()
@@ -111,18 +118,31 @@ class Profile:
         """(N, D) float32 features of prepared images, on the CPU."""
         return self._features(np.stack([image.pixels for image in images]))
 
-    def score(self, images: Sequence[Prepared]) -> Scores:
-        """Score prepared images; an image's result does not depend on the others. No images give (0, S) arrays."""
-        if not images:
+    def score(self, images: Sequence[Prepared | AnyImage] | NDArray[np.uint8]) -> Scores:
+        """Score images; an image's result does not depend on the others. No images give (0, S) arrays.
+
+        Args:
+            images: prepared images, or whatever `prepare` takes, or one (N, H, W, C) array.
+
+        Raises:
+            ImageError: an image cannot be used, or a single array is not a batch.
+        """
+        if isinstance(images, np.ndarray) and images.ndim != 4:
+            raise ImageError("shape", f"a batch is (N, H, W, C), not {images.shape}; give one image as [image]")
+        if len(images) == 0:
             empty = np.zeros((0, len(self.signals)))
             return Scores(empty, empty.copy())
-        features = self.features(images)
-        values = self._values(features, np.stack([image.properties for image in images]))
-        return Scores(values, self._p_values(values, [image.key for image in images]))
+        prepared = [image if isinstance(image, Prepared) else self.prepare(image) for image in images]
+        values = self._values(self.features(prepared), np.stack([image.properties for image in prepared]))
+        return Scores(values, self._p_values(values, [image.key for image in prepared]))
 
-    def p_values(self, features: Tensor, measured: NDArray[np.float64], keys: Sequence[bytes]) -> NDArray[np.float64]:
-        """(N, S) p-values of (N, D) features, (N, P) properties and N keys."""
-        return self._p_values(self._values(features, measured), keys)
+    def device_memory(self) -> dict[str, int]:
+        """Bytes `used` (held by this process) and `total` of the profile's CUDA device; empty on a CPU."""
+        device = self.backbone.device
+        if device.type != "cuda":
+            return {}
+        # reserved, not allocated: what torch keeps cached is as lost to others as what it uses
+        return {"used": torch.cuda.memory_reserved(device), "total": torch.cuda.mem_get_info(device)[1]}
 
     def save(self, path: str | Path) -> None:
         """Write the profile as a directory of safetensors and JSON."""
@@ -137,10 +157,19 @@ class Profile:
 
     @classmethod
     def load(cls, path: str | Path, device: str = "auto") -> Profile:
-        """Read a profile directory.
+        """Read a profile directory; `detectors.load_profile` is this function.
+
+        Args:
+            path: of the directory.
+            device: as torch names it; `auto` is CUDA where there is one, else the CPU.
 
         Raises:
-            ProfileError: missing or truncated file, unknown version, or another backbone than the profile names.
+            ProfileError: missing or truncated file, unknown version or detector, or another backbone than the profile
+                names.
+
+        >>> Profile.load("no-such-profile")
+        Traceback (most recent call last):
+        detectors.profile.profile.ProfileError: no-such-profile/profile.json: No such file or directory; ...
         """
         folder = Path(path)
         document = _read_manifest(folder / MANIFEST)
@@ -148,35 +177,31 @@ class Profile:
             tensors = load_file(folder / TENSORS)
         except (OSError, SafetensorError) as error:
             raise ProfileError(f"{folder / TENSORS}: cannot be read: {error}") from error
+        name, options = document["detector"], document.get("detector_options", {})
         try:
             backbone = Backbone(BackboneSpec.from_json(document["backbone"]), device)
-        except BackboneError as error:
+            detector = create(name, backbone.layers, **options)
+        except ValueError as error:
             raise ProfileError(f"{folder / MANIFEST}: {error}") from error
         if backbone.digest != document["backbone_digest"]:
             raise ProfileError(
                 f"{folder}: was fitted with other weights of {document['backbone']['model']} "
                 f"({document['backbone_digest']}, these are {backbone.digest})"
             )
-        name = document["detector"]
-        facts = {k: v for k, v in document.items() if k != "detector"}
-        options = document.get("detector_options", {})
-        detector = create(name, backbone.layers, **options).restore(_under("detector.", tensors))
-        profile = cls(backbone, name, detector, facts, _limits(document))
-        profile._take(document, tensors)
+        limits = Limits(**{**document["limits"], "formats": tuple(document["limits"]["formats"])})
+        profile = cls(backbone, name, detector.restore(under("detector.", tensors)), document, limits)
+        if list(profile.signals) != document["signals"]:
+            raise ProfileError(f"{folder}: its signals {document['signals']} are not those of this program; fit again")
+        profile.dependence = tuple(document["dependence"])
+        # safetensors has unsigned 64-bit integers only lately: the bits of the jitters travel as signed ones
+        values, jitters = (tensors[f"calibration.{part}"].numpy() for part in ("values", "jitters"))
+        parts = zip(values, jitters.view(np.uint64), profile.two_sided, strict=True)
+        profile.calibrations = tuple(Calibration(*part) for part in parts)
+        profile.fingerprint = profile._fingerprint()
         profile._reference = folder / REFERENCE
         if profile.fingerprint != document["fingerprint"]:
             raise ProfileError(f"{folder}: its tensors are not those its manifest was written for")
         return profile
-
-    def _take(self, document: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
-        if list(self.signals) != document["signals"]:
-            raise ProfileError(f"profile signals {document['signals']} are not those of this program; fit it again")
-        self.dependence = tuple(document["dependence"])
-        jitters, values = tensors["calibration.jitters"].numpy(), tensors["calibration.values"].numpy()
-        self.calibrations = tuple(
-            Calibration(values[i], jitters[i].view(np.uint64), side) for i, side in enumerate(self.two_sided)
-        )
-        self.fingerprint = self._fingerprint()
 
     def _features(self, pixels: NDArray[np.uint8]) -> Tensor:
         """(N, S, S, 3) -> (N, D) on the CPU; halves the batch when the device is out of memory."""
@@ -188,35 +213,28 @@ class Profile:
             half = len(pixels) // 2
             return torch.cat([self._features(pixels[:half]), self._features(pixels[half:])])
 
-    def _values(self, features: Tensor, measured: NDArray[np.float64]) -> NDArray[np.float64]:
+    def _values(self, features: Tensor, measured: Floats) -> Floats:
         """(N, S): OOD score, layer scores, properties."""
-        if isinstance(self.detector, JointDetector):  # both from one pass through the network
-            columns = [part.double() for part in self.detector.score_and_layers(features)]
-        elif isinstance(self.detector, LayerDetector):
-            columns = [self.detector.score(features).double(), self.detector.layer_scores(features).double()]
+        if isinstance(self.detector, LayerDetector):
+            score, layers = self.detector.score_and_layers(features)
+            learned = torch.cat([score[:, None], layers], dim=1)
         else:
-            columns = [self.detector.score(features).double()]
-        learned = torch.cat([part.view(len(part), -1) for part in columns], dim=1)
-        return np.concatenate([learned.numpy(), measured], axis=1)
+            learned = self.detector.score(features)[:, None]
+        return np.concatenate([learned.double().numpy(), measured], axis=1)
 
-    def _p_values(self, values: NDArray[np.float64], keys: Sequence[bytes]) -> NDArray[np.float64]:
+    def _p_values(self, values: Floats, keys: Sequence[bytes]) -> Floats:
         jitters = jitter(keys)
-        columns = [c.p_values(values[:, i], jitters) for i, c in enumerate(self.calibrations)]
-        return np.stack(columns, axis=1)
+        columns = zip(self.calibrations, values.T, strict=True)
+        return np.stack([calibration.p_values(column, jitters) for calibration, column in columns], axis=1)
 
     def _tensors(self) -> dict[str, Tensor]:
         values = np.stack([c.values for c in self.calibrations])
-        # safetensors has unsigned 64-bit only lately; the bits travel as signed ones
         jitters = np.stack([c.jitters for c in self.calibrations]).view(np.int64)
-        detector = {f"detector.{name}": tensor for name, tensor in self.detector.state().items()}
-        return {
-            **detector,
-            "calibration.values": torch.from_numpy(values),
-            "calibration.jitters": torch.from_numpy(jitters),
-        }
+        calibration = {"values": torch.from_numpy(values), "jitters": torch.from_numpy(jitters)}
+        return {**nested("detector.", self.detector.state()), **nested("calibration.", calibration)}
 
     def _own_facts(self) -> dict[str, Any]:
-        """What the manifest says of this object; it overrides what a loaded manifest said."""
+        """What the manifest says about this object; overrides what a loaded manifest said."""
         return {
             "version": VERSION,
             "fingerprint": self.fingerprint,
@@ -240,7 +258,6 @@ class Profile:
         }
 
     def _fingerprint(self) -> str:
-        """16 hex digits over everything that decides a p-value."""
         digest = hashlib.blake2b(self.backbone.digest.encode(), digest_size=8)
         for name, tensor in sorted(self._tensors().items()):
             digest.update(name.encode())
@@ -248,14 +265,7 @@ class Profile:
         return digest.hexdigest()
 
 
-def _limits(document: Mapping[str, Any]) -> Limits:
-    facts = dict(document["limits"])
-    return Limits(**{**facts, "formats": tuple(facts["formats"])})
-
-
-def load_profile(path: str | Path, device: str = "auto") -> Profile:
-    """`Profile.load`."""
-    return Profile.load(path, device)
+load_profile = Profile.load
 
 
 def _read_manifest(path: Path) -> dict[str, Any]:
@@ -268,7 +278,3 @@ def _read_manifest(path: Path) -> dict[str, Any]:
     if document.get("version") != VERSION:
         raise ProfileError(f"{path}: version {document.get('version')!r}; this program reads version {VERSION}")
     return document
-
-
-def _under(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}

@@ -17,10 +17,10 @@ from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeEl
 
 from detectors.images.prepare import ImageError
 from detectors.images.reading import InputError, read_images
-from detectors.methods.names import NAMES, PRECISIONS, PRESETS
+from detectors.methods.registry import REGISTRY
+from detectors.profile.spec import PRECISIONS, BackboneError, BackboneSpec
 
 if TYPE_CHECKING:
-    from detectors.profile.backbone import BackboneSpec
     from detectors.profile.profile import Profile
 
 IMAGES = "folders, tar files or image files"
@@ -46,7 +46,7 @@ def add_commands(commands: Any) -> None:
     evaluate.add_argument("profile")
     evaluate.add_argument("--id", nargs="+", required=True, metavar="IMAGES", help=IMAGES)
     evaluate.add_argument("--ood", nargs="+", required=True, action="extend", metavar="NAME=IMAGES")
-    evaluate.add_argument("--detectors", nargs="+", default=["all"], metavar="NAME", help=f"all, {', '.join(NAMES)}")
+    evaluate.add_argument("--detectors", nargs="+", default=["all"], metavar="NAME", help=f"all, {', '.join(REGISTRY)}")
     evaluate.add_argument("--device", default="auto")
     evaluate.add_argument("--json", action="store_true")
     evaluate.add_argument("--html", metavar="FILE", help="write a self-contained report")
@@ -61,8 +61,10 @@ def add_commands(commands: Any) -> None:
 def _add_fit(fit: argparse.ArgumentParser) -> None:
     fit.add_argument("images", nargs="*", help=IMAGES)
     fit.add_argument("-o", "--output", required=True, help="folder of the profile")
-    fit.add_argument("--detector", choices=NAMES, help="dlsr unless a preset says otherwise")
-    fit.add_argument("--preset", choices=PRESETS, help="dlsr-paper: backbone, layers, size and training as published")
+    fit.add_argument("--detector", choices=tuple(REGISTRY), help="dlsr unless a preset says otherwise")
+    fit.add_argument(
+        "--preset", choices=("dlsr-paper",), help="dlsr-paper: backbone, layers, size and training as published"
+    )
     fit.add_argument("--backbone", metavar="NAME", help="a timm model; the embedded one by default")
     fit.add_argument("--weights", help="embedded, hub (timm's own), random, or a .safetensors or .pth file")
     fit.add_argument("--layers", help="indices (1,2,3) or strides (/4,/8,/16) of the feature layers")
@@ -86,8 +88,11 @@ def _read(args: argparse.Namespace) -> Iterator[tuple[str, bytes]]:
 
 
 def _fit(args: argparse.Namespace) -> int:
-    from detectors.profile.backbone import BackboneError  # noqa: PLC0415 - torch takes seconds
-    from detectors.profile.fit import FitOptions, TooFewImagesError, fit_profile  # noqa: PLC0415
+    from detectors.profile.fit import (  # noqa: PLC0415 - torch takes seconds
+        FitOptions,
+        TooFewImagesError,
+        fit_profile,
+    )
 
     console = Console(stderr=True)
     try:
@@ -123,8 +128,6 @@ def _detector(args: argparse.Namespace) -> tuple[str, dict[str, Any]]:
 
 
 def _backbone(args: argparse.Namespace) -> BackboneSpec | None:
-    from detectors.profile.backbone import BackboneSpec  # noqa: PLC0415
-
     published = args.preset == "dlsr-paper"
     given = (args.weights, args.layers, args.mean, args.std, args.image_size)
     if args.backbone is None and not published:

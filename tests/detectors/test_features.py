@@ -14,9 +14,10 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from detectors.images.prepare import Preparer
-from detectors.profile.backbone import Backbone, BackboneError, BackboneSpec
+from detectors.profile.backbone import Backbone
 from detectors.profile.fit import FitOptions, fit_profile
 from detectors.profile.profile import load_profile
+from detectors.profile.spec import BackboneError, BackboneSpec
 from tests.pictures import encoded, pictures
 
 

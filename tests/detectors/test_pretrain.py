@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from detectors.profile.backbone import Backbone, BackboneSpec
+from detectors.profile.backbone import Backbone
+from detectors.profile.spec import BackboneSpec
 from tests.pictures import encoded, pictures
 from tools import pretrain_backbone
 

@@ -60,8 +60,9 @@ def test_no_images_give_empty_scores(profile: Profile) -> None:
 LARGE_FIT = """
 import resource
 import numpy as np
-from detectors.profile.backbone import Backbone, BackboneSpec
+from detectors.profile.backbone import Backbone
 from detectors.profile.fit import FitOptions, fit_profile
+from detectors.profile.spec import BackboneSpec
 from tests.pictures import pictures
 
 spec = BackboneSpec.embedded()

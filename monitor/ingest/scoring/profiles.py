@@ -69,10 +69,8 @@ class Profiles:
 
     def device_memory(self) -> dict[tuple[str, str], int]:
         """{(device, "used" or "total"): bytes} of the accelerators in use; empty on a CPU."""
-        from detectors.profile.device_memory import device_memory  # noqa: PLC0415 - as in `load_profiles`
-
-        devices = {str(profile.backbone.device): profile.backbone.device for profile in self.all()}
-        return {(name, kind): n for name, device in devices.items() for kind, n in device_memory(device).items()}
+        found = [(str(profile.backbone.device), profile.device_memory()) for profile in self.all()]
+        return {(device, kind): n for device, memory in found for kind, n in memory.items()}
 
     def preparers(self) -> Preparers:
         """How images are prepared for each stream, under the configured limits."""

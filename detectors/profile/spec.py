@@ -1,0 +1,60 @@
+"""Which backbone sees images, and how. No torch here: the command line builds a specification before anything heavy."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+from detectors.images.prepare import Filter
+
+EMBEDDED = Path(__file__).parent.parent / "weights" / "embedded.safetensors"
+Precision = Literal["float32", "bfloat16"]
+PRECISIONS: tuple[Precision, ...] = get_args(Precision)
+
+
+class BackboneError(ValueError):
+    """A backbone cannot be built as asked; the message says what to change."""
+
+
+@dataclass(frozen=True)
+class BackboneSpec:
+    """A timm network, its weights, the layers that are pooled and the input it takes.
+
+    weights: embedded, hub (timm's own download or `pretrained_cfg_overlay` in args), random (seeded), or the path of a
+    .safetensors or .pth file. layers: indices into timm's `feature_info`, or strides: the layers with these reductions;
+    both empty choose all but stride 2 (ViTs: four blocks, evenly spaced). mean, std: per channel, of pixels in [0, 1].
+    input_px: side of the square input. What is None comes from timm's data config. args: for `timm.create_model`.
+    precision: of the forward pass, by torch's autocast; features are pooled in float32 either way. bfloat16 is faster
+    on GPUs and on CPUs with matrix units, slower elsewhere.
+    """
+
+    model: str
+    weights: str
+    layers: tuple[int, ...] = ()
+    mean: tuple[float, float, float] | None = None
+    std: tuple[float, float, float] | None = None
+    input_px: int | None = None
+    filter: Filter | None = None
+    args: Mapping[str, Any] = field(default_factory=dict)
+    strides: tuple[int, ...] = ()
+    precision: Precision = "float32"
+
+    @classmethod
+    def embedded(cls) -> BackboneSpec:
+        """The backbone that ships in the package and needs no network connection."""
+        facts = json.loads(EMBEDDED.with_suffix(".json").read_text())
+        del facts["source"]
+        return cls.from_json({**facts, "weights": "embedded"})
+
+    @classmethod
+    def from_json(cls, facts: Mapping[str, Any]) -> BackboneSpec:
+        """The specification that to_json() wrote."""
+        lists = {name: tuple(facts[name]) for name in ("layers", "mean", "std", "strides") if name in facts}
+        return cls(**{**facts, **lists})
+
+    def to_json(self) -> dict[str, Any]:
+        """As plain values."""
+        return asdict(self)

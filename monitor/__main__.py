@@ -33,17 +33,15 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _parser() -> argparse.ArgumentParser:
     # the command line is where both packages meet; each module adds its own commands and loads its own weight
     from monitor import demo  # noqa: PLC0415
-    from monitor.cli import alerts, collect, produce, profile, replay, run  # noqa: PLC0415
+    from monitor.cli import alerts, calibrate, evaluate, fit, produce, profile, replay, run, score  # noqa: PLC0415
 
     parser = argparse.ArgumentParser(prog="layerwatch", description="Watches image streams for drift.")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    for module in (profile, run):
-        module.add_commands(commands)
-    collect.add_options(commands)
-    demo.add_command(commands)
-    produce.add_command(commands)
-    replay.add_command(commands)
-    alerts.add_command(commands)
+    for module in (fit, score, calibrate, evaluate, profile):
+        module.add_command(commands)
+    run.add_commands(commands)
+    for module in (demo, produce, replay, alerts):
+        module.add_command(commands)
     return parser
 
 

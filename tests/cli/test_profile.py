@@ -12,13 +12,15 @@ import numpy as np
 import pytest
 
 from detectors.profile.profile import Profile
-from monitor.cli.profile import add_commands
+from monitor.cli import calibrate, evaluate, fit, profile
 from tests.pictures import draw, encoded, pictures
 
 
 def run(*arguments: str | Path) -> int:
     parser = argparse.ArgumentParser()
-    add_commands(parser.add_subparsers())
+    commands = parser.add_subparsers()
+    for module in (fit, calibrate, evaluate, profile):
+        module.add_command(commands)
     args = parser.parse_args([str(argument) for argument in arguments])
     status: int = args.handler(args)
     return status

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from detectors.images.reading import InputError
-from monitor.cli.collect import collect
+from monitor.cli.learning import collect
 from monitor.sources.read_back import read_back
 from tests.pictures import draw, encoded
 from tests.sources.worlds import World

@@ -1,6 +1,6 @@
 """Judge a profile, and every other detector on the same features, on the user's own ID and OOD images.
 
-The profile's detector is taken as it is. The others learn from the same reference features, which a profile keeps in
+The profile's detector is used unchanged. The others learn from the same reference features, which a profile keeps in
 `reference.safetensors`; all of them then score the same images. The first line of the answer says if one of the
 baselines does better than the profile's detector: then use it.
 """

@@ -26,9 +26,9 @@ from detectors.methods.diffusion import LFDN, diffuse
 
 LEVELS = (0.3, 0.03)
 """Levels a that a fit chooses from: the high one serves the ImageNet backbone, the low one the distilled net. Only two,
-far apart: turned images tell .3 from .03 by .02 to .04 AUROC, but .3 from .1 by .002 or, in another sample, -.013."""
+far apart: turned images separate .3 from .03 by .02 to .04 AUROC, .3 from .1 by .002 or, in another sample, -.013."""
 DEFAULT_LEVEL = 0.1
-"""Where turned images do not tell: the level that loses least on the backbone it suits worst."""
+"""Used where turned images do not decide: the level that loses least on the backbone it suits worst."""
 MIN_IMAGES = 50
 HELD_SHARE = 0.2
 WIDE, NARROW, WIDE_FROM = 512, 256, 2000
@@ -66,7 +66,7 @@ class DLSR:
         """Train on four fifths of (N, D) float32 ID features and rank errors on the rest; seeded.
 
         Where no level was given, the images that `context` turns are kept out of training, and the level is the one
-        that best tells them from their turned copies (see `choose_level`).
+        that best separates them from their turned copies (see `choose_level`).
 
         Raises:
             ValueError: fewer than MIN_IMAGES features.
@@ -164,7 +164,7 @@ def layer_statistics(errors: Tensor, held: Tensor) -> Tensor:
     """(N, K, L) errors and (K L, n) sorted held-out ones -> (N, L) float64 -2 sum over spaces of ln p.
 
     p = (1 + #{held >= e}) / (n + 1). Beyond the largest held-out error p goes on falling with the ratio of the two:
-    otherwise all images out there would tie and the joined score could not tell far from farther.
+    otherwise all images beyond it would tie, and the score could not rank them.
     """
     columns = errors.flatten(1).T.contiguous()
     n = held.shape[1]
@@ -182,15 +182,15 @@ def placements(id_scores: Tensor, other_scores: Tensor) -> Tensor:
 
 
 def choose_level(placed: Mapping[float, Tensor]) -> float:
-    """The level with the highest mean placement of turned images; DEFAULT_LEVEL where turning does not tell.
+    """The level with the highest mean placement of turned images; DEFAULT_LEVEL where turning does not decide.
 
-    It tells when that mean (an AUROC) lies more than three standard errors above one half. Pictures without an up
+    It decides when that mean (an AUROC) lies more than three standard errors above one half. Images without an up
     (surfaces, aerial views) and small sets fail that, and keep the default.
     """
     if not placed:
         return DEFAULT_LEVEL
     best = max(placed, key=lambda level: float(placed[level].mean()))
-    # Images and their turned selves are two samples: the error of an AUROC near one half is 1 / sqrt(6 M).
+    # Images and their turned copies are two samples: the error of an AUROC near one half is 1 / sqrt(6 M).
     error = (6.0 * len(placed[best])) ** -0.5
     return best if float(placed[best].mean()) > 0.5 + 3.0 * error else DEFAULT_LEVEL
 

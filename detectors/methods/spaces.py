@@ -4,7 +4,7 @@
     rz  each channel z-scored over the reference
     sw  signed square root, then each layer whitened over the reference
 
-One view's blind spot is another's strength: joined they beat each alone on every backbone measured, and adding raw
+Each view sees what another misses: together they beat each alone on every backbone measured, and adding raw
 distances (Mahalanobis, kNN) to them does not help (benchmarks/ood_accuracy.py).
 """
 

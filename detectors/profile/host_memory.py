@@ -1,4 +1,4 @@
-"""Memory of the process, for whoever scores batch after batch."""
+"""Memory of the process, for programs that score batch after batch."""
 
 from __future__ import annotations
 
@@ -10,17 +10,17 @@ _KEPT_BYTES = 1 << 30
 
 
 def keep_freed_memory() -> bool:
-    """Let the C library keep what a batch frees for the next one; whether it could (glibc only).
+    """Let the C library keep what a batch frees for the next one; returns whether it does (glibc only).
 
-    By default glibc hands the freed activations back to the system after every batch and the kernel clears the same
-    pages again for the next: a fifth to a third of the time of a small backbone on a CPU, more than half of a larger
-    one's. The process stays at its high-water mark, where the next batch would bring it again. All threads share one
-    arena, because those of other threads than the first hold no block above 64 MiB and would map it each time anew.
-    For programs to call before they start threads, not for libraries.
+    By default glibc returns freed activations to the system after every batch, and the kernel clears the same pages
+    for the next one: a fifth to a third of the time of a small backbone on a CPU, more than half for a larger one. The
+    process stays at its peak memory, which the next batch would reach again. All threads share one arena: the arenas
+    of threads other than the first hold no block above 64 MiB and would map it for every batch.
+    Programs call this before they start threads; libraries do not.
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is None:
         return False
-    # in this order: a C library that refuses the first would, after the second alone, map every block anew
+    # in this order: with the second alone, a C library that refuses the first would map every block separately
     kept = mallopt(_M_MMAP_THRESHOLD, _KEPT_BYTES) and mallopt(_M_TRIM_THRESHOLD, _KEPT_BYTES)
     return bool(kept and mallopt(_M_ARENA_MAX, 1))

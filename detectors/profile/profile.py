@@ -39,7 +39,12 @@ class ProfileError(ValueError):
 
 @dataclass(frozen=True, slots=True)
 class Scores:
-    """values: (N, S) float64, higher = more unusual for learned signals. p_values: (N, S) float64 in (0, 1]."""
+    """values: (N, S) float64, higher = more unusual for learned signals. p_values: (N, S) float64 in (0, 1].
+
+    >>> scores = Scores(values=np.array([[12.5, 90.0]]), p_values=np.array([[0.02, 0.7]]))
+    >>> (scores.p_values <= 0.05).tolist()
+    [[True, False]]
+    """
 
     values: Floats
     p_values: Floats

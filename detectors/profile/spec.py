@@ -29,6 +29,9 @@ class BackboneSpec:
     input_px: side of the square input. What is None comes from timm's data config. args: for `timm.create_model`.
     precision: of the forward pass, by torch's autocast; features are pooled in float32 either way. bfloat16 is faster
     on GPUs and on CPUs with matrix units, slower elsewhere.
+
+    >>> BackboneSpec("resnet50", weights="hub", strides=(4, 8, 16), input_px=224).precision
+    'float32'
     """
 
     model: str

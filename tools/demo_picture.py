@@ -12,9 +12,9 @@ from typing import Any
 
 from rich.console import Console
 
-from monitor.demo.console import PlainScreen, View, headline
+from monitor.demo.console import DemoStatus, PlainScreen, headline
 from monitor.demo.live import LiveScreen
-from monitor.demo.process import quiet_threads
+from monitor.demo.process import PASSIVE_WAITING
 from monitor.demo.story import CALM_S, DRIFT_S, Act
 
 PICTURE = Path(__file__).parent.parent / "docs" / "images" / "demo.svg"
@@ -41,10 +41,10 @@ class SketchScreen:
     def step(self, name: str, share: float) -> None:
         self._plain.step(name, share)
 
-    def show(self, view: View) -> None:
-        self._plain.show(view)
-        panel = self._live.panel(view)  # every view: the sparklines remember them
-        if view.act is Act.DRIFT and view.time_s > SHOWN_AT_S and not self._drawn:
+    def show(self, status: DemoStatus) -> None:
+        self._plain.show(status)
+        panel = self._live.panel(status)  # every time: the sparklines remember the shares
+        if status.act is Act.DRIFT and status.time_s > SHOWN_AT_S and not self._drawn:
             self._drawn = True
             self.console.print(panel)
 
@@ -65,7 +65,7 @@ class SketchScreen:
 
 def main() -> int:
     """Run the demo, write the picture; the demo's exit status."""
-    os.environ.update(quiet_threads())
+    os.environ.update(PASSIVE_WAITING)
     from monitor.demo.command import run_demo  # noqa: PLC0415 - after the environment is set
 
     screen = SketchScreen()

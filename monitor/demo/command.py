@@ -10,18 +10,18 @@ import time
 from collections.abc import Iterator
 from contextlib import ExitStack, closing
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import numpy as np
+from rich.console import Console
 
 from monitor.config.schema import Config
 from monitor.demo.console import PlainScreen, Screen
-from monitor.demo.play import Play, Stage
-from monitor.demo.process import DaemonProcess, DemoError, quiet_threads
+from monitor.demo.live import LiveScreen
+from monitor.demo.process import PASSIVE_WAITING, DaemonProcess, DemoError
 from monitor.demo.receiver import AlertReceiver
-from monitor.demo.story import LONGEST_S, STREAMS, reference
-from monitor.demo.verdict import WINDOW_S, Ledger
+from monitor.demo.run import DemoRun
+from monitor.demo.story import BUCKET_S, STREAMS, TOPIC, WINDOW_S, reference
 from monitor.sources import open_producer
 from monitor.sources.protocol import FatalSourceError, SourceError
 from monitor.store.private_server import PrivateRedis, PrivateRedisError
@@ -29,29 +29,25 @@ from monitor.store.private_server import PrivateRedis, PrivateRedisError
 SEED = 7
 REFERENCE_IMAGES = 1000
 """700 to learn from, 300 to calibrate on: enough to know the 5 % cut to within 2.4 to 8.6 % with 99 % confidence."""
-TOPIC = "inspection"
-BUCKET_S = 10
 
 
 def demo(headless: bool, stay: bool) -> int:
     """What the command line calls; returns the exit status."""
-    os.environ.update(quiet_threads())  # before torch is loaded, which reads it once
-    # a container's stop cleans up like Ctrl-C, and both work where the shell had them ignored (a job in the background)
+    os.environ.update(PASSIVE_WAITING)  # before torch is loaded, which reads it once
+    # SIGTERM cleans up like Ctrl-C, and both work where the shell had them ignored (a job in the background)
     for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, _interrupt)
-    screen = _screen(headless)
+        signal.signal(number, signal.default_int_handler)
+    screen: Screen = PlainScreen(sys.stdout) if headless or not sys.stdout.isatty() else LiveScreen(Console())
     try:
-        return run_demo(screen, stay)
+        with closing(screen):
+            return run_demo(screen, stay)
     except (DemoError, PrivateRedisError, SourceError, FatalSourceError) as error:
-        screen.close()
         sys.stderr.write(f"layerwatch demo: {error}\n")
         return 1
-    finally:
-        screen.close()
 
 
 def run_demo(screen: Screen, stay: bool = False) -> int:
-    """The whole demo; 0 when every injected drift was alerted on and resolved, and nothing else was.
+    """The whole demo; 0 when every injected drift raised its alerts, all of them resolved, and there were no others.
 
     Raises:
         DemoError, PrivateRedisError, SourceError: something that it needs does not work.
@@ -69,26 +65,23 @@ def run_demo(screen: Screen, stay: bool = False) -> int:
         screen.say(f"status page {daemon.address}/   metrics {daemon.address}/metrics")
 
         producer = stack.enter_context(closing(open_producer(Config.model_validate(settings))))
-        # so far back that no event time lies in the future
-        start_ms = int(time.time() - LONGEST_S) // BUCKET_S * BUCKET_S * 1000
-        ledger = Ledger(tuple(rule["name"] for rule in settings["rules"]), start_ms)
-        play = Play(Stage(producer, TOPIC, daemon, receiver, screen), ledger, start_ms, SEED + 1)
+        run = DemoRun(daemon, receiver, producer, screen, tuple(rule["name"] for rule in settings["rules"]))
         try:
-            play.run()
+            run.play(SEED + 1)
         except KeyboardInterrupt:
             screen.say("stopping the daemon and Redis")
             raise
 
-        problems = play.problems()
-        screen.end([*play.summary(), *problems], not problems)
+        problems = run.problems()
+        screen.end([*run.summary(), *problems], not problems)
         if stay:
             screen.say(f"the daemon stays up at {daemon.address}/ - Ctrl-C ends it")
-            _wait_for_interrupt(daemon)
+            daemon.watch_until_interrupted()
         return 1 if problems else 0
 
 
 def daemon_settings(redis_url: str, profile: Path, receiver: AlertReceiver) -> dict[str, Any]:
-    """The daemon's configuration, as its YAML file has it (the web section is added with the port).
+    """The daemon's configuration, as its YAML file has it; `DaemonProcess` adds the section `web`.
 
     False alarms of the demo itself. Rate rule: with 300 calibration images a window of 60 needs 17 images beyond the
     5 % cut. Normal windows have that with probability 4e-9, and 3e-6 where the calibration set is so unlucky that the
@@ -96,6 +89,18 @@ def daemon_settings(redis_url: str, profile: Path, receiver: AlertReceiver) -> d
     at most 870 s at one false alarm in 30 days of a line give 1e-3. The seed is fixed as well: from run to run only the
     rounding of the fit differs.
     """
+    drift = {"name": "drift", "kind": "sequential", "expected_streams": len(STREAMS), "labels": {"severity": "page"}}
+    rate = {
+        "name": "rate",
+        "kind": "rate",
+        "level": 0.05,
+        "threshold": 0.10,
+        "window_s": WINDOW_S,
+        "min_images": 60,
+        "for": BUCKET_S,
+        "keep_firing_for": 2 * BUCKET_S,
+        "labels": {"severity": "ticket"},
+    }
     return {
         "monitor": "demo",
         "source": "redis-stream",
@@ -103,72 +108,31 @@ def daemon_settings(redis_url: str, profile: Path, receiver: AlertReceiver) -> d
         "redis_stream": {"topics": [TOPIC], "max_length": 100_000},
         "scoring": {"profile": str(profile)},
         "buckets": {"seconds": BUCKET_S, "lateness_s": 1.0},
-        "rules": [
-            {
-                "name": "drift",
-                "kind": "sequential",
-                "expected_streams": len(STREAMS),
-                "labels": {"severity": "page"},
-            },
-            {
-                "name": "rate",
-                "kind": "rate",
-                "level": 0.05,
-                "threshold": 0.10,
-                "window_s": WINDOW_S,
-                "min_images": 60,
-                "for": BUCKET_S,
-                "keep_firing_for": 2 * BUCKET_S,
-                "labels": {"severity": "ticket"},
-            },
-        ],
+        "rules": [drift, rate],
         "receivers": [{"name": "demo", "type": "webhook", "url": receiver.url, "secret": receiver.secret}],
     }
 
 
 def _fit(screen: Screen, folder: Path) -> None:
-    """Draw a reference set and learn it."""
+    """Draw a reference set, fit a profile on it and save it in `folder`."""
     screen.say(f"drawing {REFERENCE_IMAGES} pictures of normal production and learning what they have in common")
-    from detectors.profile.fit import FitOptions, fit_profile  # noqa: PLC0415 - torch takes seconds
+    from detectors.profile.fit import FitOptions, fit_profile  # noqa: PLC0415 - torch takes seconds to load
 
-    def counted() -> Iterator[tuple[str, bytes]]:
+    def pictures() -> Iterator[tuple[str, bytes]]:
         for i, named in enumerate(reference(np.random.default_rng(SEED), REFERENCE_IMAGES)):
             screen.step("drawing and looking", i / REFERENCE_IMAGES)
             yield named
         screen.step("drawing and looking", 1.0)
 
-    def tell(step: str, share: float) -> None:
+    def progress(step: str, share: float) -> None:
         if step == "learn":
             screen.step("learning", share)
 
     started = time.monotonic()
-    profile = fit_profile(counted(), FitOptions(device="cpu", seed=SEED), tell)
+    profile = fit_profile(pictures(), FitOptions(device="cpu", seed=SEED), progress)
     profile.save(folder)
     images = profile.manifest["images"]
     screen.say(
         f"profile {profile.fingerprint}: {images['fit']} pictures learned, {images['calibration']} to calibrate, "
         f"{time.monotonic() - started:.0f} s"
     )
-
-
-def _screen(headless: bool) -> Screen:
-    if headless or not sys.stdout.isatty():
-        return PlainScreen(sys.stdout)
-    from rich.console import Console  # noqa: PLC0415
-
-    from monitor.demo.live import LiveScreen  # noqa: PLC0415
-
-    return LiveScreen(Console())
-
-
-def _wait_for_interrupt(daemon: DaemonProcess) -> None:
-    try:
-        while True:
-            daemon.check_alive()
-            time.sleep(0.5)
-    except KeyboardInterrupt:
-        return
-
-
-def _interrupt(_signal: int, _frame: FrameType | None) -> None:
-    raise KeyboardInterrupt

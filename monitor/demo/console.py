@@ -1,4 +1,4 @@
-"""What the demo tells: the words of an alert, and the plain screen for logs, pipes and CI."""
+"""What the demo shows: an alert in plain words, and the plain screen for logs, pipes and CI."""
 
 from __future__ import annotations
 
@@ -19,30 +19,30 @@ WHAT_IT_LOOKS_LIKE = {
 
 
 @dataclass(frozen=True, slots=True)
-class StreamView:
-    """One line as the daemon reports it, and what the demo does to it (empty: nothing)."""
+class LineStatus:
+    """One production line as the daemon reports it, and the fault that the demo injects now (empty: none)."""
 
     name: str
     applied: int
     ood_share: float | None
     """Of the last minute of event time."""
     alerts: tuple[str, ...]
-    trouble: str = ""
+    fault: str = ""
 
 
 @dataclass(frozen=True, slots=True)
-class View:
+class DemoStatus:
     """One moment of the demo."""
 
     act: Act
     time_s: float
     """Event time since the story began."""
     images_per_s: float
-    streams: Sequence[StreamView]
+    lines: Sequence[LineStatus]
 
 
 class Screen(Protocol):
-    """Where the demo tells what it does."""
+    """Where the demo shows what it does."""
 
     def say(self, text: str) -> None:
         """One line of narration."""
@@ -50,7 +50,7 @@ class Screen(Protocol):
     def step(self, name: str, share: float) -> None:
         """Progress of a long step, 0 to 1; a new name begins a new step."""
 
-    def show(self, view: View) -> None:
+    def show(self, status: DemoStatus) -> None:
         """The state now."""
 
     def alert(self, document: Mapping[str, Any]) -> None:
@@ -70,46 +70,41 @@ class PlainScreen:
         self._out = out
         self._started = time.monotonic()
         self._shown_s = float("-inf")
-        self._step = ("", -1)
+        self._quarter = ("", -1)
 
     def say(self, text: str) -> None:
-        """See `Screen.say`."""
         self._out.write(f"[{time.monotonic() - self._started:6.1f} s] {text}\n")
         self._out.flush()
 
     def step(self, name: str, share: float) -> None:
-        """See `Screen.step`: a line per quarter."""
         quarter = (name, int(share * 4))
-        if quarter != self._step:
-            self._step = quarter
+        if quarter != self._quarter:
+            self._quarter = quarter
             self.say(f"{name}: {quarter[1] * 25} %")
 
-    def show(self, view: View) -> None:
-        """See `Screen.show`."""
+    def show(self, status: DemoStatus) -> None:
         now_s = time.monotonic()
         if now_s - self._shown_s < PLAIN_EVERY_S:
             return
         self._shown_s = now_s
-        streams = "; ".join(
-            f"{s.name} {s.applied} images, OOD {percent(s.ood_share)}{' ALERT' if s.alerts else ''}"
-            for s in view.streams
+        lines = "; ".join(
+            f"{line.name} {line.applied} images, OOD {percent(line.ood_share)}{' ALERT' if line.alerts else ''}"
+            for line in status.lines
         )
-        self.say(f"{view.act} at {minutes(view.time_s)}, {view.images_per_s:.0f} images/s: {streams}")
+        self.say(f"{status.act} at {minutes(status.time_s)}, {status.images_per_s:.0f} images/s: {lines}")
 
     def alert(self, document: Mapping[str, Any]) -> None:
-        """See `Screen.alert`."""
         self.say(headline(document))
         for label, text in details(document):
             self.say(f"    {label:<10} {text}")
 
     def end(self, lines: Sequence[str], good: bool) -> None:
-        """See `Screen.end`."""
         for line in lines:
             self.say(line)
         self.say("demo passed" if good else "demo FAILED")
 
     def close(self) -> None:
-        """See `Screen.close`."""
+        """Nothing to restore."""
 
 
 def headline(document: Mapping[str, Any]) -> str:
@@ -119,12 +114,11 @@ def headline(document: Mapping[str, Any]) -> str:
 
 
 def details(document: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """What an alert says, as (label, text): what happened, how sure that is, what moved, what it looks like."""
+    """An alert as (label, text): what happened, how sure that is, what moved, what it looks like."""
     facts = document["data"]
     if document["type"] == "alert.resolved":
         return [("calm again", facts["summary"])]
-    lines = [("what", facts["summary"])]
-    lines.append(("how sure", _how_sure(facts)))
+    lines = [("what", facts["summary"]), ("how sure", _how_sure(facts))]
     if facts["signals"]:
         lines.append(("what moved", ", ".join(f"{s['signal']} {s['effect']:.2f}" for s in facts["signals"][:6])))
     lines.append(("looks like", WHAT_IT_LOOKS_LIKE[facts["triage"]]))
@@ -149,5 +143,4 @@ def percent(share: float | None) -> str:
 
 def minutes(time_s: float) -> str:
     """`2:05`."""
-    whole = int(time_s)
-    return f"{whole // 60}:{whole % 60:02d}"
+    return "{}:{:02d}".format(*divmod(int(time_s), 60))

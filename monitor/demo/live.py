@@ -1,4 +1,4 @@
-"""The live screen: a panel that moves at the bottom of the terminal, alerts that stay above it."""
+"""The live screen: a moving panel at the bottom of the terminal, alerts that stay above it."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rich import box
-from rich.console import Console, Group, RenderableType
+from rich.console import Console, RenderableType
 from rich.live import Live
 from rich.panel import Panel
 from rich.progress_bar import ProgressBar
@@ -15,14 +15,15 @@ from rich.spinner import Spinner
 from rich.table import Table
 from rich.text import Text
 
-from monitor.demo.console import StreamView, View, details, headline, minutes, percent
+from monitor.demo.console import DemoStatus, LineStatus, details, headline, minutes, percent
 from monitor.demo.story import Act
 
 BAR = 24
+"""Columns of the longest bar."""
 SPARKS = "▁▂▃▄▅▆▇█"
 WIDTH = 100
 REST = 70
-"""Columns of the panel that are no sparkline."""
+"""Columns of the panel beside the sparkline."""
 SPARK_POINTS = WIDTH - REST
 ACT_STYLES = {Act.CALM: "green", Act.DRIFT: "yellow", Act.RECOVERY: "cyan"}
 
@@ -40,13 +41,11 @@ class LiveScreen:
         self._history: dict[str, deque[float]] = {}
 
     def say(self, text: str) -> None:
-        """See `Screen.say`."""
         self._console.print(Text.assemble(("› ", "cyan"), text))
         if not self._history:  # before the first panel something has to move
             self._update(Spinner("dots", style="cyan"))
 
     def step(self, name: str, share: float) -> None:
-        """See `Screen.step`."""
         if share >= 1:
             self._update(Spinner("dots", style="cyan"))
             return
@@ -54,12 +53,11 @@ class LiveScreen:
         row.add_row(f"  {name}", ProgressBar(total=1.0, completed=share, width=40), percent(share))
         self._update(row)
 
-    def show(self, view: View) -> None:
-        """See `Screen.show`."""
-        self._update(self.panel(view))
+    def show(self, status: DemoStatus) -> None:
+        self._update(self.panel(status))
 
-    def panel(self, view: View) -> Panel:
-        """The picture of one moment; remembers the OOD shares for the sparklines."""
+    def panel(self, status: DemoStatus) -> Panel:
+        """The demo at one moment; remembers the OOD shares for the sparklines."""
         table = Table(box=None, expand=True, padding=(0, 1), header_style="dim")
         points = max(8, self._width - REST)
         table.add_column("line", no_wrap=True)
@@ -68,19 +66,18 @@ class LiveScreen:
         table.add_column("now", justify="right", no_wrap=True)
         table.add_column("alerts", no_wrap=True, min_width=11)
         table.add_column("what the demo does", no_wrap=True)
-        for stream in view.streams:
-            history = self._history.setdefault(stream.name, deque(maxlen=SPARK_POINTS))
-            if stream.ood_share is not None:
-                history.append(stream.ood_share)
-            table.add_row(*_cells(stream, list(history)[-points:], points))
+        for line in status.lines:
+            history = self._history.setdefault(line.name, deque(maxlen=SPARK_POINTS))
+            if line.ood_share is not None:
+                history.append(line.ood_share)
+            table.add_row(*_cells(line, sparkline(list(history)[-points:]).rjust(points)))
         heading = Text.assemble(
-            (f" {view.act} ", f"bold {ACT_STYLES[view.act]}"), (f"at {minutes(view.time_s)} of the shift ", "dim")
+            (f" {status.act} ", f"bold {ACT_STYLES[status.act]}"), (f"at {minutes(status.time_s)} of the shift ", "dim")
         )
-        rate = Text(f" {view.images_per_s:.0f} images/s ", style="dim")
-        return Panel(table, title=heading, subtitle=rate, border_style=ACT_STYLES[view.act], width=self._width)
+        rate = Text(f" {status.images_per_s:.0f} images/s ", style="dim")
+        return Panel(table, title=heading, subtitle=rate, border_style=ACT_STYLES[status.act], width=self._width)
 
     def alert(self, document: Mapping[str, Any]) -> None:
-        """See `Screen.alert`."""
         firing = document["type"] == "alert.firing"
         style = "red" if firing else "green"
         rows = Table.grid(padding=(0, 2))
@@ -95,17 +92,15 @@ class LiveScreen:
         self._console.print(Panel(rows, title=title, title_align="left", border_style=style, width=self._width))
 
     def end(self, lines: Sequence[str], good: bool) -> None:
-        """See `Screen.end`."""
         self.close()
         style, verdict = ("green", "demo passed") if good else ("red", "demo FAILED")
-        body: list[RenderableType] = [Text(line) for line in lines]
         title = Text(f" {verdict} ", style=f"bold {style}")
-        panel = Panel(Group(*body), title=title, title_align="left", box=box.HEAVY, border_style=style)
-        panel.width = self._width
-        self._console.print(panel)
+        body = Text("\n".join(lines))
+        self._console.print(
+            Panel(body, title=title, title_align="left", box=box.HEAVY, border_style=style, width=self._width)
+        )
 
     def close(self) -> None:
-        """See `Screen.close`."""
         self._live.stop()
 
     def _update(self, moving: RenderableType) -> None:
@@ -118,16 +113,15 @@ class LiveScreen:
         return min(WIDTH, self._console.width)
 
 
-def _cells(stream: StreamView, history: Sequence[float], points: int) -> tuple[RenderableType, ...]:
-    hot = bool(stream.alerts)
-    style = "red" if hot else "green"
+def _cells(line: LineStatus, shares: str) -> tuple[Text, ...]:
+    style = "red" if line.alerts else "green"
     return (
-        Text(stream.name, style="bold"),
-        Text(f"{stream.applied:,}"),
-        Text(sparkline(history).rjust(points), style=style),
-        Text(percent(stream.ood_share), style=style),
-        Text(", ".join(stream.alerts) or "quiet", style=f"bold {style}" if hot else "dim"),
-        Text(stream.trouble, style="yellow"),
+        Text(line.name, style="bold"),
+        Text(f"{line.applied:,}"),
+        Text(shares, style=style),
+        Text(percent(line.ood_share), style=style),
+        Text(", ".join(line.alerts) or "quiet", style=f"bold {style}" if line.alerts else "dim"),
+        Text(line.fault, style="yellow"),
     )
 
 
@@ -142,9 +136,7 @@ def _bars(signals: Sequence[Mapping[str, Any]]) -> Table:
     bars = Table.grid(padding=(0, 1))
     strongest = max((signal["effect"] for signal in signals), default=0.0) or 1.0
     for signal in signals:
-        learned = signal["learned"]
-        length = max(1, round(signal["effect"] / strongest * BAR))
-        kind = "learned" if learned else "property"
-        bar = Text("━" * length, style="magenta" if learned else "blue")
+        kind, style = ("learned", "magenta") if signal["learned"] else ("property", "blue")
+        bar = Text("━" * max(1, round(signal["effect"] / strongest * BAR)), style=style)
         bars.add_row(Text(signal["signal"]), bar, Text(f"{signal['effect']:.2f}"), Text(kind, style="dim"))
     return bars

@@ -7,12 +7,15 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageFilter
 
 Plane = NDArray[np.float32]
+Surface = NDArray[np.float32]
+"""(2, n, n): height in canvas units, 0 on the belt; and how much of each point the part covers, in [0, 1]."""
 
 CANVAS_PX = 224
 OVERSAMPLING = 3
@@ -21,14 +24,6 @@ KINDS = ("gear", "washer", "bracket", "bolt", "nut")
 """What the line makes."""
 FOREIGN_KIND = "spring"
 """What never belongs on it."""
-
-
-@dataclass(frozen=True)
-class Surface:
-    """height: (n, n) in canvas units, 0 on the belt. inside: (n, n) in [0, 1], how much of a pixel the part covers."""
-
-    height: Plane
-    inside: Plane
 
 
 @dataclass(frozen=True)
@@ -51,6 +46,7 @@ class Sprite:
     material: Material
 
 
+@lru_cache
 def make_sprite(kind: str) -> Sprite:
     """Draw a part of that kind; the same every time.
 
@@ -60,9 +56,10 @@ def make_sprite(kind: str) -> Sprite:
     shape, material = _PARTS[kind]
     n = CANVAS_PX * OVERSAMPLING
     axis = np.linspace(-1 + 1 / n, 1 - 1 / n, n, dtype=np.float32)
-    surface = shape(axis[None, :], axis[:, None])
-    height = _shrink(surface.height * (CANVAS_PX / 2))
-    cover = Image.fromarray(_byte(_shrink(surface.inside)))
+    fine = shape(axis[None, :], axis[:, None]) * np.array([CANVAS_PX / 2, 1], np.float32)[:, None, None]
+    blocks = fine.reshape(2, CANVAS_PX, OVERSAMPLING, CANVAS_PX, OVERSAMPLING)
+    height, inside = np.ascontiguousarray(blocks.mean(axis=(2, 4)), dtype=np.float32)
+    cover = Image.fromarray(_byte(inside))
     grain = Image.fromarray(_byte(_grain(material.brushed)))
     footprint = cover.filter(ImageFilter.GaussianBlur(5))
     return Sprite(Image.fromarray(height), Image.merge("RGB", (cover, grain, footprint)), material)
@@ -79,18 +76,9 @@ def _grain(brushed: float) -> Plane:
     return np.asarray(0.5 + brushed * (0.7 * scratches + 0.5 * stains), dtype=np.float32)
 
 
-def _shrink(plane: Plane) -> Plane:
-    """Average OVERSAMPLING x OVERSAMPLING blocks."""
-    blocks = plane.reshape(CANVAS_PX, OVERSAMPLING, CANVAS_PX, OVERSAMPLING)
-    return np.ascontiguousarray(blocks.mean(axis=(1, 3)), dtype=np.float32)
-
-
 def _byte(plane: Plane) -> NDArray[np.uint8]:
     clipped: NDArray[np.uint8] = np.clip(plane * 255 + 0.5, 0, 255).astype(np.uint8)
     return clipped
-
-
-# ------------------------------------------------------------------------------------------------ geometry
 
 
 def _circle(x: Plane, y: Plane, radius: float, at: tuple[float, float] = (0.0, 0.0)) -> Plane:
@@ -109,22 +97,20 @@ def _hexagon(x: Plane, y: Plane, radius: float) -> Plane:
     return np.maximum(slanted, np.abs(y)) - np.float32(radius)
 
 
-def _solid(distance: Plane, thickness: float, bevel: float) -> Surface:
+def _surface(height: NDArray[np.floating], inside: NDArray[np.floating | np.bool_]) -> Surface:
+    return np.stack((height, inside)).astype(np.float32)
+
+
+def _solid(distance: NDArray[np.floating], thickness: float, bevel: float) -> Surface:
     """A plate of that outline whose edge is rounded over `bevel`."""
     rim = np.clip(-distance / np.float32(bevel), 0, 1)
     rounded = np.sqrt(np.maximum(1 - (1 - rim) ** 2, 0))
-    return Surface(np.asarray(rounded * thickness, np.float32), (distance < 0).astype(np.float32))
+    return _surface(rounded * thickness, distance < 0)
 
 
 def _stack(*surfaces: Surface) -> Surface:
     """The highest of them at each point."""
-    height, inside = surfaces[0].height, surfaces[0].inside
-    for other in surfaces[1:]:
-        height, inside = np.maximum(height, other.height), np.maximum(inside, other.inside)
-    return Surface(height, inside)
-
-
-# ------------------------------------------------------------------------------------------------ parts
+    return np.asarray(np.maximum.reduce(surfaces), np.float32)
 
 
 def _gear(x: Plane, y: Plane) -> Surface:
@@ -166,13 +152,13 @@ def _bolt(x: Plane, y: Plane) -> Surface:
     shank = np.where((x > -0.45) & (x < 0.66), profile - np.abs(y), np.float32(-1))
     inside = shank > 0
     round_height = np.sqrt(np.maximum(profile**2 - y**2, 0)) + np.float32(0.03)
-    rod = Surface(np.where(inside, round_height, 0).astype(np.float32), inside.astype(np.float32))
+    rod = _surface(np.where(inside, round_height, 0), inside)
     outline = _box(x, y, (0.10, 0.27), 0.03, (-0.53, 0.0))
     # Three faces of the hexagon are seen: one level, two falling away.
     slope = np.clip(1.25 - np.abs(y) / 0.27 * 1.0, 0.25, 0.75)
     head = _solid(outline, 0.28, 0.03)
     flange = _solid(_box(x, y, (0.025, 0.31), 0.02, (-0.41, 0.0)), 0.17, 0.02)
-    return _stack(rod, Surface(np.asarray(head.height * slope, np.float32), head.inside), flange)
+    return _stack(rod, _surface(head[0] * slope, head[1]), flange)
 
 
 def _nut(x: Plane, y: Plane) -> Surface:
@@ -180,8 +166,8 @@ def _nut(x: Plane, y: Plane) -> Surface:
     body = _solid(np.maximum(hexagon, -bore), 0.20, 0.025)
     # The corners are turned off: a cone that cuts the top face in a circle.
     cone = np.clip(0.22 - (np.hypot(x, y) - 0.37) * 1.1, 0, 0.22)
-    height = np.where(bore < 0.03, np.minimum(body.height, 0.16 + bore), np.minimum(body.height, cone))
-    return Surface(np.asarray(np.maximum(height, 0), np.float32), body.inside)
+    height = np.where(bore < 0.03, np.minimum(body[0], 0.16 + bore), np.minimum(body[0], cone))
+    return _surface(np.maximum(height, 0), body[1])
 
 
 def _spring(x: Plane, y: Plane) -> Surface:
@@ -195,10 +181,9 @@ def _spring(x: Plane, y: Plane) -> Surface:
         bend = np.sqrt(np.maximum(1 - (y / coil) ** 2, 0))
         section = np.sqrt(np.maximum(wire**2 - near**2, 0))
         covered = (near < wire) & (np.abs(y) < coil) & length
-        planes.append(Surface(np.where(covered, section + level * bend + 0.03, 0), covered.astype(np.float32)))
+        planes.append(_surface(np.where(covered, section + level * bend + 0.03, 0), covered))
     hooks = [np.abs(_circle(x, y, 0.13, (side * 0.70, 0.0))) - wire for side in (-1, 1)]
-    return _stack(*(Surface(np.asarray(p.height, np.float32), p.inside) for p in planes),
-                  *(_solid(np.asarray(hook, np.float32), 0.09, wire) for hook in hooks))  # fmt: skip
+    return _stack(*planes, *(_solid(hook, 0.09, wire) for hook in hooks))
 
 
 _STEEL = Material((0.56, 0.57, 0.59), 0.55, 0.055)

@@ -3,27 +3,43 @@
 from __future__ import annotations
 
 import os
-import socket
 import subprocess
 import sys
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from types import TracebackType
-from typing import Any
+from typing import Any, TypedDict
 
 import httpx
 import yaml
 
-from monitor.store.private_server import dies_with_parent
+from monitor.store.private_server import dies_with_parent, free_port
 
 READY_TIMEOUT_S = 90.0
 """Loading torch takes 4 s on a quiet machine, and several times that on a crowded one."""
 STOP_TIMEOUT_S = 30.0
+PASSIVE_WAITING = {"OMP_WAIT_POLICY": "PASSIVE"}
+"""Environment for processes that share few cores: threads of torch that wait sleep instead of spinning.
+
+Two processes with two spinning threads each slowed a fit on two cores from 34 s to beyond 120 s.
+"""
 
 
 class DemoError(Exception):
     """Something that the demo needs does not work; the message says what."""
+
+
+class StreamJson(TypedDict):
+    """What the demo reads of a stream in `/api/v1/streams`."""
+
+    applied: int
+    rejected: int
+    late: int
+    duplicates: int
+    ood_share: float | None
+    """Of the last minute of event time."""
+    alerts: list[str]
+    """Rules that are pending or firing."""
 
 
 class DaemonProcess:
@@ -31,62 +47,39 @@ class DaemonProcess:
 
     Args:
         folder: where its configuration and its log are written.
-        settings: the configuration; `web.port` is filled in here.
+        settings: the configuration; the section `web` is filled in here.
 
     Raises:
         DemoError: it ended or did not become ready; with the end of its log.
     """
 
     def __init__(self, folder: Path, settings: Mapping[str, Any]) -> None:
-        self.address = f"http://127.0.0.1:{_free_port()}"
-        self.log_path = folder / "daemon.log"
-        self._config_path = folder / "config.yaml"
-        port = int(self.address.rsplit(":", 1)[1])
+        port = free_port()
+        self.address = f"http://127.0.0.1:{port}"
+        self._log_path, self._config_path = folder / "daemon.log", folder / "config.yaml"
         web = {"host": "127.0.0.1", "port": port, "external_url": self.address}
         self._config_path.write_text(yaml.safe_dump({**settings, "web": web}, sort_keys=False), encoding="utf-8")
         self._http = httpx.Client(base_url=self.address, timeout=5.0, trust_env=False)  # never through a proxy
         self._process: subprocess.Popen[bytes] | None = None
 
     def __enter__(self) -> DaemonProcess:
-        with self.log_path.open("wb") as log_file:
+        with self._log_path.open("wb") as log_file:
             self._process = subprocess.Popen(  # noqa: S603 - this very interpreter
                 [*dies_with_parent(), sys.executable, "-m", "monitor", "run", "-c", str(self._config_path)],
                 stdin=subprocess.DEVNULL,
                 stdout=log_file,
                 stderr=subprocess.STDOUT,
-                start_new_session=True,  # Ctrl-C in the terminal is ours to handle, in our order
-                env={**{k: v for k, v in os.environ.items() if not k.startswith("LAYERWATCH__")}, **quiet_threads()},
+                start_new_session=True,  # Ctrl-C in the terminal reaches the demo only, which ends its parts in order
+                env={k: v for k, v in os.environ.items() if not k.startswith("LAYERWATCH__")} | PASSIVE_WAITING,
             )
         try:
             self._wait_until_ready()
         except BaseException:
-            self.__exit__(None, None, None)
+            self.__exit__()
             raise
         return self
 
-    def streams(self) -> dict[str, dict[str, Any]]:
-        """What the daemon says of every stream that it has seen, by name.
-
-        Raises:
-            DemoError: it has ended or does not answer.
-        """
-        self.check_alive()
-        try:
-            answer = self._http.get("/api/v1/streams")
-            answer.raise_for_status()
-            streams: dict[str, dict[str, Any]] = answer.json()["streams"]
-        except (httpx.HTTPError, ValueError) as error:
-            raise DemoError(f"the daemon does not answer: {error}{self.log_tail()}") from error
-        return streams
-
-    def check_alive(self) -> None:
-        """Raise DemoError when the daemon has ended by itself."""
-        if self._process is not None and self._process.poll() is not None:
-            raise DemoError(f"the daemon ended with status {self._process.returncode}{self.log_tail()}")
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         process, self._process = self._process, None
         self._http.close()
         if process is None:
@@ -98,10 +91,43 @@ class DaemonProcess:
             process.kill()
             process.wait()
 
+    def streams(self) -> dict[str, StreamJson]:
+        """What the daemon reports of every stream that it has seen, by name.
+
+        Raises:
+            DemoError: it has ended or does not answer.
+        """
+        self._check_alive()
+        try:
+            answer = self._http.get("/api/v1/streams")
+            answer.raise_for_status()
+            streams: dict[str, StreamJson] = answer.json()["streams"]
+        except (httpx.HTTPError, ValueError) as error:
+            raise DemoError(f"the daemon does not answer: {error}{self.log_tail()}") from error
+        return streams
+
+    def watch_until_interrupted(self) -> None:
+        """Return at Ctrl-C; raises DemoError when the daemon ends by itself."""
+        try:
+            while True:
+                self._check_alive()
+                time.sleep(0.5)
+        except KeyboardInterrupt:
+            return
+
+    def log_tail(self) -> str:
+        """The last lines of its log, each on a line of its own."""
+        lines = self._log_path.read_text(encoding="utf-8", errors="replace").splitlines()[-5:]
+        return "".join(f"\n  {line}" for line in lines)
+
+    def _check_alive(self) -> None:
+        if self._process is not None and self._process.poll() is not None:
+            raise DemoError(f"the daemon ended with status {self._process.returncode}{self.log_tail()}")
+
     def _wait_until_ready(self) -> None:
         deadline = time.monotonic() + READY_TIMEOUT_S
         while time.monotonic() < deadline:
-            self.check_alive()
+            self._check_alive()
             try:
                 if self._http.get("/readyz").status_code == 200:
                     return
@@ -109,22 +135,3 @@ class DaemonProcess:
                 pass  # not listening yet
             time.sleep(0.1)
         raise DemoError(f"the daemon was not ready after {READY_TIMEOUT_S:.0f} s{self.log_tail()}")
-
-    def log_tail(self) -> str:
-        """The last lines of its log, each on a line of its own."""
-        lines = self.log_path.read_text(encoding="utf-8", errors="replace").splitlines()[-5:]
-        return "".join(f"\n  {line}" for line in lines)
-
-
-def quiet_threads() -> dict[str, str]:
-    """Environment for processes that share few cores: threads of torch that wait must sleep, not spin.
-
-    Two processes with two spinning threads each slowed a fit on two cores from 34 s to beyond 120 s.
-    """
-    return {"OMP_WAIT_POLICY": "PASSIVE"}
-
-
-def _free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        port: int = server.getsockname()[1]
-        return port

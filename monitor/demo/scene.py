@@ -55,15 +55,12 @@ def draw(rng: np.random.Generator, kind: str, light: Light = Light(), smear: flo
     Raises:
         KeyError: no such kind.
     """
-    sprite = _sprite(kind)
-    turn, scale = rng.normal(0, 0.09), rng.normal(1.0, 0.015)
-    at = rng.normal(0, 5, 2)
+    sprite = make_sprite(kind)
+    turn, scale, at = rng.normal(0, 0.09), rng.normal(1.0, 0.015), rng.normal(0, 5, 2)
     scene = _belt_view(rng)
     _place(scene, sprite, _pose(turn, scale, at), light)
     picture = _expose(scene, light, rng)
-    if smear > 0:
-        picture = _through_grease(picture, smear)
-    return picture
+    return _through_grease(picture, smear) if smear > 0 else picture
 
 
 def jpeg(picture: NDArray[np.uint8]) -> bytes:
@@ -71,14 +68,6 @@ def jpeg(picture: NDArray[np.uint8]) -> bytes:
     buffer = io.BytesIO()
     Image.fromarray(picture).save(buffer, "JPEG", quality=JPEG_QUALITY)
     return buffer.getvalue()
-
-
-# ------------------------------------------------------------------------------------------------ the part
-
-
-@lru_cache
-def _sprite(kind: str) -> Sprite:
-    return make_sprite(kind)
 
 
 def _pose(turn: float, scale: float, at: NDArray[np.float64]) -> tuple[float, ...]:
@@ -127,14 +116,10 @@ def _place(scene: Plane, sprite: Sprite, pose: tuple[float, ...], light: Light) 
         scene[i] += cover * (shade - scene[i])
 
 
-# ------------------------------------------------------------------------------------------------ the belt
-
-
 def _belt_view(rng: np.random.Generator) -> Plane:
     """(3, n, n) linear light of an empty stretch of belt between its rails; a copy."""
     across, along = int(rng.integers(0, 7)), int(rng.integers(0, BELT_PX - SIZE_PX))
-    view = _belt()[:, across : across + SIZE_PX, along : along + SIZE_PX]
-    return view.copy()
+    return _belt()[:, across : across + SIZE_PX, along : along + SIZE_PX].copy()
 
 
 @lru_cache
@@ -162,9 +147,6 @@ def _cloud(rng: np.random.Generator, grid: tuple[int, int], shape: tuple[int, in
     """Smooth noise of that shape with about `grid` bumps; sd near 0.6."""
     small = Image.fromarray(rng.normal(size=grid).astype(np.float32))
     return np.asarray(small.resize(shape[::-1], Image.Resampling.BICUBIC))
-
-
-# ------------------------------------------------------------------------------------------------ camera
 
 
 def _expose(scene: Plane, light: Light, rng: np.random.Generator) -> NDArray[np.uint8]:

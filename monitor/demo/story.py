@@ -1,4 +1,4 @@
-"""What happens in the demo: three lines run normally, two of them drift in different ways, both are put right.
+"""What happens in the demo: three lines run normally, two of them drift in different ways, both recover.
 
 Event time runs twelve times as fast as the clock and begins in the past, so that buckets of ten seconds and windows of
 a minute behave as in production and no timestamp ever lies in the future.
@@ -18,14 +18,19 @@ STREAMS = ("line-1", "line-2", "line-3")
 INJECTED = {"line-2": "lens smear", "line-3": "foreign part"}
 """Which stream drifts, and how; line-1 stays as it is and must stay quiet."""
 
+TOPIC = "inspection"
+BUCKET_S = 10
+WINDOW_S = 60
+"""The longest window of the demo's rules: for that long after the drift an alert may still begin."""
+
 SPEED = 12.0
 """Seconds of event time per second of the clock."""
 IMAGE_EVERY_S = 0.5
 """Of event time, per line: 72 images per second of the clock over the three lines."""
 CALM_S, DRIFT_S = 120, 150
 RECOVERY_S = 600
-"""At most: recovery is played until every alert has resolved. The sequential rule takes a median of 140 s for it, and
-none of 40 simulated runs took as long as this."""
+"""At most: recovery lasts until every alert has resolved. The sequential rule takes a median of 140 s for it, and none
+of 40 simulated runs took as long as this."""
 LONGEST_S = CALM_S + DRIFT_S + RECOVERY_S
 
 SMEAR_GROWS_S, SMEAR_TOP = 60, 0.7
@@ -36,7 +41,7 @@ FOREIGN_SHARE = 0.35
 
 
 class Act(StrEnum):
-    """Where the story stands."""
+    """The three parts of the story."""
 
     CALM = "normal production"
     DRIFT = "drift"
@@ -45,7 +50,7 @@ class Act(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Shot:
-    """One picture to be taken: everything it depends on but the camera's own noise."""
+    """One picture to be taken: everything that it depends on except the camera's own noise."""
 
     stream: str
     time_s: float
@@ -55,20 +60,20 @@ class Shot:
 
 
 def act_at(time_s: float) -> Act:
-    """The act that is on at that time of the story."""
+    """The act at that time of the story."""
     if time_s < CALM_S:
         return Act.CALM
     return Act.DRIFT if time_s < CALM_S + DRIFT_S else Act.RECOVERY
 
 
-def trouble_begins_s(stream: str) -> float:
+def drift_begins_s(stream: str) -> float:
     """When the drift of that stream begins; all end together, with the act."""
     return CALM_S + (FOREIGN_AFTER_S if stream == "line-3" else 0)
 
 
-def troubled(stream: str, time_s: float) -> bool:
-    """Whether that line has its trouble now."""
-    return stream in INJECTED and trouble_begins_s(stream) <= time_s < CALM_S + DRIFT_S
+def is_drifting(stream: str, time_s: float) -> bool:
+    """Whether the fault of that line is there at that time."""
+    return stream in INJECTED and drift_begins_s(stream) <= time_s < CALM_S + DRIFT_S
 
 
 def shots(rng: np.random.Generator) -> Iterator[Shot]:
@@ -77,9 +82,9 @@ def shots(rng: np.random.Generator) -> Iterator[Shot]:
         stream = STREAMS[i % len(STREAMS)]
         time_s = i * IMAGE_EVERY_S / len(STREAMS)
         kind, smear = str(rng.choice(KINDS)), 0.0
-        if troubled(stream, time_s) and stream == "line-2":
+        if is_drifting(stream, time_s) and stream == "line-2":
             smear = SMEAR_TOP * min(1.0, (time_s - CALM_S) / SMEAR_GROWS_S)
-        elif troubled(stream, time_s) and rng.random() < FOREIGN_SHARE:
+        elif is_drifting(stream, time_s) and rng.random() < FOREIGN_SHARE:
             kind = FOREIGN_KIND
         yield Shot(stream, time_s, kind, smear)
 

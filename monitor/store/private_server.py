@@ -85,7 +85,7 @@ class PrivateRedis:
             PrivateRedisError: it did not come up; the message ends with the last lines of its log.
         """
         server = find_redis_server(self._at_least)
-        self.port = self.port or _free_port()
+        self.port = self.port or free_port()
         log_path = self.directory / "redis.log"
         with log_path.open("ab") as log_file:
             self._process = subprocess.Popen(  # noqa: S603 - the path comes from find_redis_server
@@ -181,7 +181,8 @@ def dies_with_parent() -> list[str]:
     return [setpriv, "--pdeathsig", "KILL"] if "--pdeathsig" in supported else []
 
 
-def _free_port() -> int:
+def free_port() -> int:
+    """A TCP port of 127.0.0.1 that nobody listens on now."""
     with socket.create_server(("127.0.0.1", 0)) as server:
         port: int = server.getsockname()[1]
         return port

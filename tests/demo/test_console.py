@@ -1,4 +1,4 @@
-"""What a person reads: the plain lines, the live panel, the words of an alert."""
+"""What a person reads: the plain lines, the live panel, an alert in plain words."""
 
 from __future__ import annotations
 
@@ -8,16 +8,16 @@ import re
 import pytest
 from rich.console import Console
 
-from monitor.demo.console import PlainScreen, StreamView, View, details, headline
+from monitor.demo.console import DemoStatus, LineStatus, PlainScreen, details, headline
 from monitor.demo.live import LiveScreen, sparkline
 from monitor.demo.story import Act
 from tests.demo.documents import episode
 
-VIEW = View(
+STATUS = DemoStatus(
     Act.DRIFT,
     125.0,
     61.4,
-    [StreamView("line-1", 250, 0.04, ()), StreamView("line-2", 249, 0.5, ("rate",), "lens smear")],
+    [LineStatus("line-1", 250, 0.04, ()), LineStatus("line-2", 249, 0.5, ("rate",), "lens smear")],
 )
 
 
@@ -39,9 +39,9 @@ def test_an_alert_says_what_how_sure_which_signals_and_what_it_looks_like() -> N
     assert details(resolved) == [("calm again", "5.0% of 120 images")]
 
 
-def test_a_sequential_alert_tells_its_bound_on_false_alarms() -> None:
-    told = dict(details(episode("line-2", 130, rule="drift", kind="sequential")[0]))
-    assert told["how sure"].startswith("at most one false alarm a week over all lines; ")
+def test_a_sequential_alert_states_its_bound_on_false_alarms() -> None:
+    shown = dict(details(episode("line-2", 130, rule="drift", kind="sequential")[0]))
+    assert shown["how sure"].startswith("at most one false alarm a week over all lines; ")
 
 
 def test_the_plain_screen_writes_lines_without_colour_or_movement() -> None:
@@ -50,8 +50,8 @@ def test_the_plain_screen_writes_lines_without_colour_or_movement() -> None:
     screen.say("hello")
     for share in (0.0, 0.1, 0.24, 0.26, 1.0):
         screen.step("learning", share)
-    screen.show(VIEW)
-    screen.show(VIEW)  # within the pause between two lines of state
+    screen.show(STATUS)
+    screen.show(STATUS)  # within the pause between two lines of state
     screen.alert(episode("line-2", 130)[0])
     screen.end(["all is well"], good=True)
     screen.close()
@@ -80,7 +80,7 @@ def test_the_live_panel_fits_the_terminal(columns: int) -> None:
     out = io.StringIO()
     console = Console(file=out, width=columns, force_terminal=True, color_system=None)
     screen = LiveScreen(console)
-    console.print(screen.panel(VIEW))
+    console.print(screen.panel(STATUS))
     screen.alert(episode("line-2", 130)[0])
     screen.end(["all is well"], good=True)
     text = out.getvalue()

@@ -105,7 +105,7 @@ def test_the_daemon_process_is_ready_inside_and_gone_outside(
         assert not answers(port)
 
 
-def test_a_daemon_that_cannot_start_is_told_with_its_own_words(redis_server: PrivateRedis, tmp_path: Path) -> None:
+def test_a_daemon_that_cannot_start_is_reported_with_its_own_log(redis_server: PrivateRedis, tmp_path: Path) -> None:
     with AlertReceiver() as receiver:
         settings = {**daemon_settings(redis_server.url, tmp_path, receiver), "buckets": {"seconds": -5}}
         with pytest.raises(DemoError, match=r"(?s)ended with status 78.*buckets\.seconds: must be greater than 0"):

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from monitor.demo.story import CALM_S, DRIFT_S
-from monitor.demo.verdict import WINDOW_S, Ledger
+from monitor.demo.ledger import AlertLedger
+from monitor.demo.story import CALM_S, DRIFT_S, WINDOW_S
 from tests.demo.documents import START_MS, episode
 
 
-def ledger_of(*episodes: tuple[str, int], resolved: bool = True) -> Ledger:
-    ledger = Ledger(("rate",), START_MS)
+def ledger_of(*episodes: tuple[str, int], resolved: bool = True) -> AlertLedger:
+    ledger = AlertLedger(("rate",), START_MS)
     for stream, since_s in episodes:
         firing, calm = episode(stream, since_s)
         ledger.note(firing)
@@ -32,7 +32,7 @@ def test_an_alert_that_does_not_resolve_is_named() -> None:
     ]
 
 
-def test_a_drift_that_nobody_noticed_is_named() -> None:
+def test_a_drift_without_an_alert_is_named() -> None:
     ledger = ledger_of(("line-2", CALM_S + 20))
     assert not ledger.complete()
     assert ledger.problems() == ["missing: rate did not alert on line-3 (foreign part)"]
@@ -52,7 +52,7 @@ def test_an_alert_before_the_drift_or_long_after_it_is_a_false_alarm() -> None:
     ]
 
 
-def test_a_document_that_comes_twice_changes_nothing() -> None:
+def test_a_document_that_arrives_twice_changes_nothing() -> None:
     ledger = ledger_of(("line-2", CALM_S), ("line-3", CALM_S))
     before = dict(ledger.episodes)
     ledger.note(episode("line-2", CALM_S)[0])

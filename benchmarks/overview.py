@@ -36,10 +36,10 @@ def fill(store: Store, streams: int, buckets: int, partitions: int) -> None:
     masses = -np.diff([1.0, *LEVELS, 0.0])
     now_ms = time.time_ns() // 1_000_000 // BUCKET_MS * BUCKET_MS
     logs = [Partition("images", i) for i in range(partitions)]
-    store.register_partitions(logs)
-    store.put_layouts({"fp": LAYOUT.to_json()})
+    store.catalog.register_partitions(logs)
+    store.catalog.put_layouts({"fp": LAYOUT.to_json()})
     for log in logs:
-        store.start(log, 1, "t", 0)
+        store.partitions.start(log, 1, "t", 0)
     for b in range(buckets):
         start = now_ms - (buckets - 1 - b) * BUCKET_MS
         counts = rng.multinomial(IMAGES_EACH, masses, (streams, len(SIGNALS))).reshape(streams, -1)
@@ -50,11 +50,11 @@ def fill(store: Store, streams: int, buckets: int, partitions: int) -> None:
             mine = range(i, streams, partitions)
             vectors = {("fp", start, f"site-{s % 50}/cam-{s}"): table[s] for s in mine}
             facts = {stream: StreamFacts(b"d" * 16, 1, "640x480/RGB", start, start) for _, _, stream in vectors}
-            store.apply([Delta(log, "t", b, b + 1, start, vectors, facts)])
+            store.partitions.apply([Delta(log, "t", b, b + 1, start, vectors, facts)])
         if b < buckets - OPEN:
-            store.seal(logs, start)
+            store.partitions.seal(logs, start)
     firing = [Alert("drift", f"site-{s}/cam-{s}", AlertPhase.FIRING, f"{s:016x}", now_ms - 600_000) for s in range(20)]
-    store.decide(0, now_ms, {(a.rule, a.stream): alerts.to_json(a) for a in firing}, {}, [])
+    store.evaluation.decide(0, now_ms, {(a.rule, a.stream): alerts.to_json(a) for a in firing}, {}, [])
 
 
 def timed(call: object, times: int, pause_s: float = 0.0) -> list[float]:

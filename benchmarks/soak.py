@@ -177,7 +177,7 @@ class Soak:
             "counted": self.rig.counted(),
             "rss_mb": round(rss_mb(self.steady.pid)),
             "files": len(os.listdir(f"/proc/{self.steady.pid}/fd")),
-            "pending": self.rig.store.backlog("hook").entries,
+            "pending": self.rig.store.outbox.backlog("hook").entries,
         }
         self.samples.append(row)
         print("  ".join(f"{name} {value}" for name, value in row.items()), flush=True)
@@ -275,7 +275,7 @@ def run(soak: Soak, seconds: float, rate: float) -> dict[str, str]:
         producing.join()
     ends = sum(end for _, end in bounds(soak.rig.cluster, soak.rig.partitions).values())
     soak.rig.await_counted(ends, 180)
-    wait_for("the outbox to be empty", lambda: soak.rig.store.backlog("hook").entries == 0, 180)
+    wait_for("the outbox to be empty", lambda: soak.rig.store.outbox.backlog("hook").entries == 0, 180)
     return invariants(soak)
 
 

@@ -221,7 +221,7 @@ def _produce(kafka: dict[str, Any], topic: str, jpegs: list[bytes], images: int)
 
 def _watch(store: Store, process: subprocess.Popen[bytes], wanted: int) -> tuple[float, int]:
     while True:
-        applied = sum(totals.applied for totals in store.totals(store.known_partitions()).values())
+        applied = sum(totals.applied for totals in store.counts.totals(store.catalog.partitions()).values())
         if applied >= wanted:
             return time.perf_counter(), applied
         if process.poll() is not None:

@@ -195,7 +195,11 @@ class Daemon:
         deadline = time.monotonic() + LAST_WORDS_S
         names = [receiver.name for receiver in self._receivers]
         try:
-            while names and time.monotonic() < deadline and any(self._store.backlog(name).entries for name in names):
+            while (
+                names
+                and time.monotonic() < deadline
+                and any(self._store.outbox.backlog(name).entries for name in names)
+            ):
                 time.sleep(0.1)
         except StoreError as error:
             log.warning("daemon.last_words_unsaid", error=str(error))

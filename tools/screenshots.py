@@ -73,12 +73,12 @@ def play(store: Store, settings: Config) -> None:
     """Fit, then score, count and judge the hour, bucket by bucket."""
     profile = fit_profile(reference(np.random.default_rng(SEED), 1000), FitOptions(device="cpu", seed=SEED))
     layouts = {profile.fingerprint: layout_of(profile)}
-    store.register_partitions([LOG])
-    store.put_layouts({name: layout.to_json() for name, layout in layouts.items()})
+    store.catalog.register_partitions([LOG])
+    store.catalog.put_layouts({name: layout.to_json() for name, layout in layouts.items()})
     with tempfile.TemporaryDirectory() as folder:
         profile.save(folder)
-        store.put_profiles({profile.fingerprint: (Path(folder) / "profile.json").read_text()})
-    store.start(LOG, 1, "t", 0)
+        store.catalog.put_profiles({profile.fingerprint: (Path(folder) / "profile.json").read_text()})
+    store.partitions.start(LOG, 1, "t", 0)
     rates = Rates(bucket_ms=BUCKET_S * 1000)
     how = Counting(rates, layouts, lambda _: profile.fingerprint, 12, lambda prepared: thumbnail(prepared, 96))
     evaluator = Evaluator(
@@ -108,7 +108,7 @@ def play(store: Store, settings: Config) -> None:
             counted.reasons,
             counted.typical,
         )
-        store.apply([delta])
+        store.partitions.apply([delta])
         evaluator.look()
 
 
@@ -149,7 +149,7 @@ def main() -> None:
             executable_path=shutil.which("chromium"), args=["--no-sandbox", "--disable-gpu", "--no-zygote"]
         )
         smeared, foreign = (f"/streams/{stream.replace('/', '%2F')}" for stream in (SMEARED, FOREIGN))
-        over = next(a for a in map(alerts.from_json, store.load_alerts().values()) if a.stream == FOREIGN)
+        over = next(a for a in map(alerts.from_json, store.evaluation.alerts().values()) if a.stream == FOREIGN)
         for name, path, width, scheme in (
             ("overview", "/", 1100, "light"),
             ("overview-phone", "/", 360, "dark"),

@@ -47,9 +47,9 @@ def run_action(name: str, args: argparse.Namespace) -> int:
 def _list(args: argparse.Namespace, store: Store, monitor: str) -> int:
     del monitor
     now_ms = _now_ms()
-    found = sorted(map(alerts.from_json, store.load_alerts().values()), key=lambda a: (a.phase, a.rule, a.stream))
+    found = sorted(map(alerts.from_json, store.evaluation.alerts().values()), key=lambda a: (a.phase, a.rule, a.stream))
     kept = sorted(_silences(store), key=lambda s: (s.ends_ms, s.id))
-    undelivered = store.dead_alerts()
+    undelivered = store.outbox.dead_alerts()
     if args.json:
         body = {
             "alerts": [_alert_json(alert) for alert in found],
@@ -91,10 +91,10 @@ def _silence(args: argparse.Namespace, store: Store, monitor: str) -> int:
     silence = silences.Silence(
         uuid.uuid4().hex[:12], matchers, now_ms, now_ms + round(1000 * args.duration), author, args.comment
     )
-    store.put_silence(silence.id, silences.to_json(silence))
+    store.silences.put(silence.id, silences.to_json(silence))
     for old in _silences(store):
         if old.ends_ms < now_ms - KEPT_AFTER_END_MS:
-            store.remove_silence(old.id)
+            store.silences.remove(old.id)
     text = silences.to_json(silence)
     sys.stdout.write((text if args.json else f"{silence.id} until {rfc3339(silence.ends_ms)}") + "\n")
     return 0
@@ -102,7 +102,7 @@ def _silence(args: argparse.Namespace, store: Store, monitor: str) -> int:
 
 def _expire(args: argparse.Namespace, store: Store, monitor: str) -> int:
     del monitor
-    if not store.remove_silence(args.id):
+    if not store.silences.remove(args.id):
         sys.stderr.write(f"layerwatch alerts expire: there is no silence {args.id}\n")
         return EXIT_NOT_FOUND
     sys.stdout.write((json.dumps({"expired": args.id}) if args.json else f"{args.id} expired") + "\n")
@@ -111,7 +111,7 @@ def _expire(args: argparse.Namespace, store: Store, monitor: str) -> int:
 
 def _send_test(args: argparse.Namespace, store: Store, monitor: str) -> int:
     document = test_document(monitor, _now_ms())
-    store.append_outbox(document)
+    store.outbox.append(document)
     name = json.loads(document)["id"]
     sys.stdout.write((json.dumps({"sent": name}) if args.json else f"{name} is on its way to every receiver") + "\n")
     return 0
@@ -120,7 +120,7 @@ def _send_test(args: argparse.Namespace, store: Store, monitor: str) -> int:
 def _silences(store: Store) -> list[silences.Silence]:
     """Those that can be read; one that cannot hides nothing either."""
     found = []
-    for silence_id, text in store.silences().items():
+    for silence_id, text in store.silences.all().items():
         try:
             found.append(silences.from_json(text))
         except ValueError as error:

@@ -69,10 +69,10 @@ def replay_documents(settings: Config, records: Iterator[Record], store: Store) 
     profiles = load_profiles(settings.scoring, settings.decoding)
     rules = tuple(rule for rule in bind_rules(settings) if not isinstance(rule.judge, Silence))
     counting = counting_of(settings, profiles)
-    store.put_layouts({fingerprint: layout.to_json() for fingerprint, layout in profiles.layouts.items()})
+    store.catalog.put_layouts({fingerprint: layout.to_json() for fingerprint, layout in profiles.layouts.items()})
     partitions = _count_all(settings, records, store, profiles, counting)
     for partition in partitions:
-        store.set_idle(partition, OWNER, True)  # all is read: nothing holds a bucket open
+        store.partitions.set_idle(partition, OWNER, True)  # all is read: nothing holds a bucket open
     presentation = replace(presentation_of(settings), heard=True)
     evaluator = Evaluator(
         store, rules, counting.layouts, (counting.rates.bucket_ms, counting.rates.lateness_ms), presentation
@@ -94,13 +94,15 @@ def _count_all(
             mine = list(members)
             if partition not in where:
                 where[partition], highs[partition], facts[partition] = mine[0].offset, None, {}
-                store.start(partition, 1, OWNER, mine[0].offset)
-                store.register_partitions([partition])
+                store.partitions.start(partition, 1, OWNER, mine[0].offset)
+                store.catalog.register_partitions([partition])
             outcomes = _outcomes(decoder, profiles, mine, settings.scoring.batch_images)
             counted = aggregate(outcomes, highs[partition], facts[partition], FOR_EVER_MS, counting)
             after = mine[-1].offset + 1
             high_ms = counted.high_ms or 0
-            store.apply([Delta(partition, OWNER, where[partition], after, high_ms, counted.vectors, counted.facts)])
+            store.partitions.apply(
+                [Delta(partition, OWNER, where[partition], after, high_ms, counted.vectors, counted.facts)]
+            )
             where[partition], highs[partition] = after, counted.high_ms
             facts[partition].update(counted.facts)
     return list(where)
@@ -125,10 +127,10 @@ def _outcomes(decoder: Decoder, profiles: Profiles, records: list[Record], batch
 
 def _told(store: Store) -> Iterator[str]:
     """Everything that a receiver would have been sent, in order."""
-    while entries := store.fetch(OWNER, FOR_EVER_MS):
+    while entries := store.outbox.fetch(OWNER, FOR_EVER_MS):
         for entry in entries:
             yield entry.document
-            store.settle(OWNER, entry.id)
+            store.outbox.settle(OWNER, entry.id)
 
 
 def _replay(args: argparse.Namespace) -> int:

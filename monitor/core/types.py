@@ -94,7 +94,7 @@ class Cursor:
 
 
 class ApplyStatus(StrEnum):
-    """Answer of `Store.apply` for one partition."""
+    """Answer of `Partitions.apply` for one partition."""
 
     OK = "ok"
     DUP = "dup"

@@ -106,14 +106,14 @@ class Evaluator:
         if self.holds_lease:
             self._lose_lease()
             try:
-                self._store.release(self._token)
+                self._store.evaluation.release(self._token)
             except StoreError as error:
                 log.warning("evaluator.lease_kept", error=str(error))
 
     # ---------------------------------------------------------------- lease
 
     def _keep_lease(self) -> None:
-        held = self._store.lease(self._token, LEASE_S)
+        held = self._store.evaluation.lease(self._token, LEASE_S)
         if held and not self.holds_lease:
             self.load()
             self.holds_lease = True
@@ -133,25 +133,25 @@ class Evaluator:
     def load(self) -> None:
         """Take up the state as the last decided bucket left it."""
         store = self._store
-        self._state = store.evaluator()
-        for fingerprint, text in store.layouts().items():
+        self._state = store.evaluation.state()
+        for fingerprint, text in store.catalog.layouts().items():
             self._layouts.setdefault(fingerprint, Layout.from_json(text))
-        self._alerts = {key: alerts.from_json(text) for key, text in store.load_alerts().items()}
+        self._alerts = {key: alerts.from_json(text) for key, text in store.evaluation.alerts().items()}
         self._sequential = SequentialStates()
         self._windows = self._no_windows()
         for rule in self._rules:
             if isinstance(rule.judge, Sequential):
                 for fingerprint in self._layouts:
-                    rows = store.load_rule_states(rule.name, fingerprint)
+                    rows = store.evaluation.rule_states(rule.name, fingerprint)
                     self._sequential.load(rule.name, fingerprint, rows)
         if self._state.bucket_ms is None:
             return
         until_ms = self._state.bucket_ms + 1
         since_ms = self._state.bucket_ms - self._reach_ms
-        partitions = store.known_partitions()
+        partitions = store.catalog.partitions()
         held: dict[int, dict[str, dict[str, Vector]]] = {}
         for fingerprint in self._layouts:
-            buckets = store.read_buckets(partitions, fingerprint, since_ms, until_ms, ("closed",))
+            buckets = store.counts.buckets(partitions, fingerprint, since_ms, until_ms, ("closed",))
             for start, streams in buckets.items():
                 held.setdefault(start, {})[fingerprint] = streams
         for start in sorted(held):
@@ -168,16 +168,16 @@ class Evaluator:
 
     def look(self) -> None:
         """Close and decide every bucket that is due, oldest first; then look for silent streams."""
-        if self._store.evaluator() != self._state:
+        if self._store.evaluation.state() != self._state:
             log.warning("evaluator.state_moved", had=self._state.version)  # lost or set back: Redis is the truth
             self.load()
         self._withdraw_unwatched()
-        partitions = self._store.known_partitions()
+        partitions = self._store.catalog.partitions()
         for bucket_ms in self._due(partitions):
-            if self._stop.is_set() or not self._store.lease(self._token, LEASE_S):
+            if self._stop.is_set() or not self._store.evaluation.lease(self._token, LEASE_S):
                 return
             started = time.perf_counter()
-            sealed = self._store.seal(partitions, bucket_ms)  # 1. from now on its counts never change
+            sealed = self._store.partitions.seal(partitions, bucket_ms)  # 1. from now on its counts never change
             failpoint("after_seal")
             decision = self._judge(partitions, bucket_ms, sealed)  # 2. what they mean
             if not self._decide(bucket_ms, decision):  # 3. all of it or nothing
@@ -209,16 +209,16 @@ class Evaluator:
 
     def _due(self, partitions: tuple[Partition, ...]) -> list[int]:
         """Buckets that the watermark has passed, and those that an evaluator sealed and did not live to decide."""
-        cursors = self._store.cursors(partitions)
+        cursors = self._store.partitions.cursors(partitions)
         self._muted = any(cursor and cursor.next_offset < cursor.rebuild_until for cursor in cursors.values())
         metrics.MUTED.set(self._muted)
         highs = [(cursor.high_ms or None, cursor.idle) if cursor else (None, False) for cursor in cursors.values()]
         watermark = fleet_watermark(highs, self._lateness_ms)
         metrics.WATERMARK.set((watermark or 0) / 1000)
-        opened = {start for found in self._store.open_buckets(partitions).values() for _, start in found}
+        opened = {start for found in self._store.partitions.open_buckets(partitions).values() for _, start in found}
         decided = -1 if self._state.bucket_ms is None else self._state.bucket_ms
         due = {start for start in closable(opened, watermark, self._bucket_ms) if start > decided}
-        return sorted(due | set(self._store.sealed_buckets(partitions, decided)))
+        return sorted(due | set(self._store.partitions.sealed_buckets(partitions, decided)))
 
     def _judge(
         self, partitions: tuple[Partition, ...], bucket_ms: int, sealed: Mapping[str, Mapping[str, Vector]]
@@ -237,7 +237,7 @@ class Evaluator:
     def _know(self, fingerprints: Iterable[str]) -> None:
         """Read the layouts of profiles that another replica has begun to use."""
         if any(fingerprint not in self._layouts for fingerprint in fingerprints):
-            for fingerprint, text in self._store.layouts().items():
+            for fingerprint, text in self._store.catalog.layouts().items():
                 self._layouts.setdefault(fingerprint, Layout.from_json(text))
 
     def _watched(
@@ -341,7 +341,7 @@ class Evaluator:
         }
         documents = decision.documents if self._heard else []
         failpoint("before_decide")
-        done = self._store.decide(self._state.version, bucket_ms, written, decision.rows, documents)
+        done = self._store.evaluation.decide(self._state.version, bucket_ms, written, decision.rows, documents)
         failpoint("after_decide")
         if not done:
             # another evaluator was faster, or the reply of this very call was lost: what stands in Redis is the truth
@@ -364,12 +364,12 @@ class Evaluator:
         """The one decision about the clock of the machine: streams from which nothing has come for long."""
         rules = [rule for rule in self._rules if isinstance(rule.judge, Silence)]
         now_ms = time.time_ns() // 1_000_000
-        running_since_ms = self._store.heartbeat(now_ms, HEARTBEAT_GAP_S)
+        running_since_ms = self._store.evaluation.heartbeat(now_ms, HEARTBEAT_GAP_S)
         if not rules:
             return
         seen: dict[str, int] = {}
         for partition in partitions:
-            for stream, facts in self._store.facts(partition).items():
+            for stream, facts in self._store.partitions.facts(partition).items():
                 seen[stream] = max(seen.get(stream, 0), facts.seen_ms)
         decision = _Decision()
         bucket_ms = bucket_of(now_ms, self._bucket_ms)

@@ -85,7 +85,7 @@ class Presenter:
         after_ms = max(bucket_ms - rule.evidence_ms, begin_ms)
         moved = moved_signals(layout, windows.sum(layout, fingerprint, alert.stream, after_ms))
         until_ms = bucket_ms + self._bucket_ms
-        worst = self._store.exemplars(
+        worst = self._store.exemplars.unusual(
             partitions, fingerprint, alert.stream, after_ms + self._bucket_ms, until_ms, self._presentation.exemplars
         )
         cause = alert.verdict.cause if alert.verdict else ""

@@ -125,13 +125,13 @@ class FleetMetrics(Collector):
         Raises:
             StoreError: Redis does not answer.
         """
-        partitions = self._store.known_partitions()
-        found = [alerts.from_json(text) for text in self._store.load_alerts().values()]
+        partitions = self._store.catalog.partitions()
+        found = [alerts.from_json(text) for text in self._store.evaluation.alerts().values()]
         active = [alert for alert in found if alert.phase in ACTIVE]
         if self._read_ms is None:
             self._counts.watch({alert.stream for alert in active[:STREAMS_IN_DETAIL]})
         self._take_buckets(partitions)
-        totals = self._store.totals(partitions)
+        totals = self._store.counts.totals(partitions)
         shares = self._counts.shares()
         now = _Now(totals, active, shares)
         self._choose(now)
@@ -147,11 +147,11 @@ class FleetMetrics(Collector):
             self._families = families
 
     def _take_buckets(self, partitions: tuple[Partition, ...]) -> None:
-        decided = self._store.evaluator().bucket_ms
+        decided = self._store.evaluation.state().bucket_ms
         if decided is None or (self._read_ms is not None and decided < self._read_ms):
             self._counts, self._read_ms = FleetCounts(WINDOW_MS), None  # the state is new, or was set back
             self._bins_before = {}
-        self._layouts = {name: Layout.from_json(text) for name, text in self._store.layouts().items()}
+        self._layouts = {name: Layout.from_json(text) for name, text in self._store.catalog.layouts().items()}
         self._counts.know(self._layouts)
         if decided is None:
             return
@@ -159,7 +159,7 @@ class FleetMetrics(Collector):
         since_ms = decided - WINDOW_MS if self._read_ms is None else self._read_ms + 1
         held: dict[int, dict[str, Mapping[str, Vector]]] = {}
         for fingerprint in self._layouts:
-            read = self._store.read_buckets(partitions, fingerprint, since_ms, decided + 1, ("closed",))
+            read = self._store.counts.buckets(partitions, fingerprint, since_ms, decided + 1, ("closed",))
             for start, streams in read.items():
                 held.setdefault(start, {})[fingerprint] = streams
         for start in sorted(held):
@@ -213,10 +213,10 @@ class FleetMetrics(Collector):
         ]
 
     def _bucket_lag_s(self, partitions: tuple[Partition, ...]) -> float:
-        cursors = self._store.cursors(partitions).values()
+        cursors = self._store.partitions.cursors(partitions).values()
         highs = [(c.high_ms or None, c.idle) if c else (None, False) for c in cursors]
         watermark = fleet_watermark(highs, self._lateness_ms)
-        opened = {start for found in self._store.open_buckets(partitions).values() for _, start in found}
+        opened = {start for found in self._store.partitions.open_buckets(partitions).values() for _, start in found}
         due = closable(opened, watermark, self._bucket_ms)
         return max(0.0, ((watermark or 0) - min(due) - self._bucket_ms) / 1000) if due else 0.0
 
@@ -266,7 +266,7 @@ class FleetMetrics(Collector):
             key = alert.rule, stream, str(alert.phase)
             active[key] = active.get(key, 0.0) + 1
             since[key[:2]] = min(since.get(key[:2], float("inf")), alert.since_ms / 1000)
-        own = [name.partition(" ") for name in self._store.own()]
+        own = [name.partition(" ") for name in self._store.outbox.self_alerts()]
         return [
             self._family(metrics.ALERT_ACTIVE, active),
             self._family(metrics.ALERT_SINCE, since),
@@ -274,9 +274,9 @@ class FleetMetrics(Collector):
         ]
 
     def _outbox_families(self) -> list[Metric]:
-        backlogs = {name: self._store.backlog(name) for name in self._receivers}
+        backlogs = {name: self._store.outbox.backlog(name) for name in self._receivers}
         dead: Series = {(name,): 0.0 for name in self._receivers}
-        for letter in self._store.dead_alerts(DEAD_ALERTS_COUNTED):
+        for letter in self._store.outbox.dead_alerts(DEAD_ALERTS_COUNTED):
             if (letter.receiver,) in dead:
                 dead[letter.receiver,] += 1
         now_s = time.time()
@@ -288,7 +288,7 @@ class FleetMetrics(Collector):
             self._family(metrics.OUTBOX_ENTRIES, {(name,): backlog.entries for name, backlog in backlogs.items()}),
             self._family(metrics.OUTBOX_AGE, ages),
             self._family(metrics.DEAD_ALERTS, dead),
-            self._family(metrics.OUTBOX_DROPPED, {(): self._store.evaluator().outbox_dropped}),
+            self._family(metrics.OUTBOX_DROPPED, {(): self._store.evaluation.state().outbox_dropped}),
         ]
 
     def _family(self, metric: FleetMetric, values: Series) -> Metric:

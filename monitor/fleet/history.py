@@ -79,7 +79,7 @@ class History:
             for_s: no further bucket is begun after so long; the first always is.
         """
         since_ms = high_ms - self._reach_ms
-        sealed = set(self._store.bucket_members(partitions, since_ms))
+        sealed = set(self._store.counts.members(partitions, since_ms))
         if self._lost(sealed, since_ms):
             self._forget()
         self._read = {member for member in self._read if member[2] >= since_ms}
@@ -97,7 +97,7 @@ class History:
     def look(self, partitions: Sequence[Partition], high_ms: int) -> None:
         """Read the buckets that are still open; they are read anew each time."""
         opened: dict[int, _Slot] = {}
-        for member in self._store.bucket_members(partitions, high_ms - self._reach_ms, "open"):
+        for member in self._store.counts.members(partitions, high_ms - self._reach_ms, ("open",)):
             if member not in self._read:  # sealed since
                 self._take(member, opened)
         self._open = opened
@@ -165,7 +165,7 @@ class History:
     def _take(self, member: Member, slots: dict[int, _Slot]) -> None:
         _, fingerprint, start = member
         layout = self._layout(fingerprint)
-        names, table = self._store.bucket_table(member)
+        names, table = self._store.counts.table(member)
         if layout is None or not names:
             return
         ids = np.array([self._number.setdefault(name, len(self._number)) for name in names], dtype=np.intp)
@@ -179,6 +179,6 @@ class History:
     def _layout(self, fingerprint: str) -> Layout | None:
         """None where nobody said what its vectors mean."""
         if fingerprint not in self._layouts:
-            self._layouts = {name: Layout.from_json(text) for name, text in self._store.layouts().items()}
+            self._layouts = {name: Layout.from_json(text) for name, text in self._store.catalog.layouts().items()}
         layout = self._layouts.get(fingerprint)
         return layout if layout is not None and "ood" in layout.signals else None

@@ -195,8 +195,8 @@ class Overview:
             self._wake.clear()
 
     def _follow(self) -> int:
-        partitions = self._store.known_partitions()
-        high_ms = _high(self._store.cursors(partitions))
+        partitions = self._store.catalog.partitions()
+        high_ms = _high(self._store.partitions.cursors(partitions))
         with self._reading:
             self.behind = self._history.follow(partitions, high_ms, CATCH_UP_S)
         return self.behind
@@ -212,23 +212,23 @@ class Overview:
     def _read_stamp(self) -> str:
         """Differs when anything has been applied, decided or silenced."""
         store = self._store
-        cursors = store.cursors(store.known_partitions())
-        return repr((store.evaluator(), store.silences(), store.own(), cursors))
+        cursors = store.partitions.cursors(store.catalog.partitions())
+        return repr((store.evaluation.state(), store.silences.all(), store.outbox.self_alerts(), cursors))
 
     def _refresh(self) -> None:
         store, stamp = self._store, self._read_stamp()
-        partitions = store.known_partitions()
-        cursors = store.cursors(partitions)
+        partitions = store.catalog.partitions()
+        cursors = store.partitions.cursors(partitions)
         high_ms = _high(cursors)
         while self._history.follow(partitions, high_ms, CATCH_UP_S) and self._thread is None:
             pass  # nobody catches up for us
         self._history.look(partitions, high_ms)
-        known = sorted((alerts.from_json(text) for text in store.load_alerts().values()), key=_urgency)
+        known = sorted((alerts.from_json(text) for text in store.evaluation.alerts().values()), key=_urgency)
         self._snapshot = Snapshot(
             rows=self._rows(partitions, high_ms, known),
             alerts=tuple(known),
-            own=store.own(),
-            silences=store.silences(),
+            own=store.outbox.self_alerts(),
+            silences=store.silences.all(),
             cursors=cursors,
             high_ms=high_ms,
             watermark_ms=_fleet_watermark(cursors, self._lateness_ms),
@@ -238,14 +238,14 @@ class Overview:
 
     def _rows(self, partitions: Sequence[Partition], high_ms: int, known: Sequence[Alert]) -> dict[str, StreamRow]:
         store = self._store
-        totals = store.totals(partitions)
+        totals = store.counts.totals(partitions)
         last_event: dict[str, int] = {}
         places: dict[str, tuple[Partition, ...]] = {}
         for partition in partitions:
-            for stream, facts in store.facts(partition).items():
+            for stream, facts in store.partitions.facts(partition).items():
                 last_event[stream] = max(last_event.get(stream, 0), facts.event_time_ms)
                 places[stream] = (*places.get(stream, ()), partition)
-        shares, reasons = self._history.shares(high_ms), store.rejected_reasons(partitions)
+        shares, reasons = self._history.shares(high_ms), store.counts.rejected_reasons(partitions)
         under_way: dict[str, list[str]] = {}
         for alert in known:
             if alert.phase in UNDER_WAY:

@@ -95,8 +95,8 @@ def view_stream(store: Store, snapshot: Snapshot, name: str, alert_id: str = "")
     moved = moved_signals(layout, window, limit=SIGNALS)
     cause = cause_is_learned(layout, focus.verdict.cause) if focus and focus.verdict else None
     places = _partitions(snapshot, name)
-    worst = store.exemplars(places, judged_by, name, since_ms, until_ms, EXEMPLARS)
-    kept = store.typical(places, judged_by, name)
+    worst = store.exemplars.unusual(places, judged_by, name, since_ms, until_ms, EXEMPLARS)
+    kept = store.exemplars.typical(places, judged_by, name)
     before = [exemplar for exemplar in kept if focus is None or exemplar.event_time_ms < focus.since_ms]
     counted = int(window[IMAGES])
     return StreamView(
@@ -139,17 +139,17 @@ def glance(store: Store, snapshot: Snapshot, alert: Alert) -> Glance:
     cause = cause_is_learned(layouts[judged_by], alert.verdict.cause) if alert.verdict else None
     told = triage(moved_signals(layouts[judged_by], window, limit=SIGNALS), cause)
     places = _partitions(snapshot, alert.stream)
-    return Glance(told, store.exemplars(places, judged_by, alert.stream, since_ms, until_ms, AT_A_GLANCE))
+    return Glance(told, store.exemplars.unusual(places, judged_by, alert.stream, since_ms, until_ms, AT_A_GLANCE))
 
 
 def _read(
     store: Store, snapshot: Snapshot, name: str, since_ms: int, until_ms: int
 ) -> tuple[dict[str, Layout], dict[str, dict[int, Vector]]]:
     """(layouts, {fingerprint: {bucket start ms: counts of the stream}})."""
-    layouts = {fingerprint: Layout.from_json(text) for fingerprint, text in store.layouts().items()}
+    layouts = {fingerprint: Layout.from_json(text) for fingerprint, text in store.catalog.layouts().items()}
     layouts = {fingerprint: layout for fingerprint, layout in layouts.items() if "ood" in layout.signals}
     places = _partitions(snapshot, name)
-    return layouts, {f: store.stream_buckets(places, f, name, since_ms, until_ms) for f in layouts}
+    return layouts, {f: store.counts.of_stream(places, f, name, since_ms, until_ms) for f in layouts}
 
 
 def _partitions(snapshot: Snapshot, name: str) -> tuple[Partition, ...]:

@@ -85,17 +85,17 @@ def take_over(
         StoppedError: it must not be read on (gap by policy, another log).
     """
     token, generation, log_id = uuid.uuid4().hex, source.generation, source.log_id(partition)
-    claim = store.claim(partition, generation, token, log_id)
+    claim = store.partitions.claim(partition, generation, token, log_id)
     if claim.status is ClaimStatus.STALE:
         raise SourceError(f"{partition}: a newer owner holds it; joining the group anew")
     if claim.status is ClaimStatus.LOST or claim.cursor is None:
         begin, rebuild_until = _first_offset(source, partition, policy, now_ms)
-        claim = store.start(partition, generation, token, begin, log_id, rebuild_until)
+        claim = store.partitions.start(partition, generation, token, begin, log_id, rebuild_until)
         if claim.cursor is None or claim.cursor.token != token:
             raise SourceError(f"{partition}: another owner was faster; joining the group anew")
     cursor = _checked(store, source, partition, claim.cursor, policy, alerts, log_id, now_ms)
     log.info("partition.taken", partition=str(partition), next_offset=cursor.next_offset, generation=generation)
-    facts: Mapping[str, StreamFacts] = store.facts(partition)
+    facts: Mapping[str, StreamFacts] = store.partitions.facts(partition)
     reading = OwnedPartition(
         partition, token, cursor.next_offset, cursor.high_ms or None, dict(facts), time.monotonic()
     )
@@ -146,7 +146,7 @@ def _checked(
     if policy.on_gap == "stop":
         raise StoppedError(GAP, f"{text}; dead_letters.on_gap is stop", cursor.token)
     alerts.tell(GAP, str(partition), now_ms, text)  # before the cursor moves: a crash in between tells it again
-    moved = store.start(partition, cursor.generation, cursor.token, first, log_id).cursor
+    moved = store.partitions.start(partition, cursor.generation, cursor.token, first, log_id).cursor
     if moved is None or moved.token != cursor.token:
         raise SourceError(f"{partition}: another owner was faster; joining the group anew")
     metrics.GAPS.inc(lost)

@@ -212,7 +212,7 @@ class Consumer:
         source.pause([partition])
         self._alerts.tell_if_possible(stop.rule, str(partition), now_ms(), str(stop))
         try:
-            self._store.set_idle(partition, stop.token, True)
+            self._store.partitions.set_idle(partition, stop.token, True)
         except StoreError as error:
             self._redis_failed("stop", error)
 
@@ -247,7 +247,7 @@ class Consumer:
         failpoint("before_apply")
         started = time.perf_counter()
         try:
-            applied = self._store.apply(batch.deltas)
+            applied = self._store.partitions.apply(batch.deltas)
         except StoreError as error:
             self._redis_failed("apply", error)
             batch.try_later()

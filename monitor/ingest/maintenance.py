@@ -129,10 +129,10 @@ class Maintenance:
 
     def _register(self, source: Source) -> None:
         """What others go by must be in Redis, also after it was lost."""
-        self._store.register_partitions(source.partitions())
+        self._store.catalog.register_partitions(source.partitions())
         self._publish()
         self._alerts.end(now_ms(), ["source"], TOPIC)
-        over = self._store.streams_over_limit(self._owned)
+        over = self._store.counts.streams_over_limit(self._owned)
         metrics.STREAMS_OVER_LIMIT.set(over)
         if over and not self._told_streams:
             text = f"{over} images came from streams beyond stream.max_streams and are counted as (other)"
@@ -146,7 +146,7 @@ class Maintenance:
 
     def _lost(self) -> list[Partition]:
         lost = []
-        for partition, cursor in self._store.cursors(self._owned).items():
+        for partition, cursor in self._store.partitions.cursors(self._owned).items():
             reading = self._owned[partition]
             if cursor is None or cursor.token != reading.token or cursor.next_offset < reading.next_offset:
                 log.warning("partition.cursor_lost", partition=str(partition), expect=reading.next_offset)
@@ -159,7 +159,7 @@ class Maintenance:
             if reading.idle or now_s - reading.active_s < self._settings.idle_timeout_s:
                 continue
             if source.bounds(partition)[1] <= reading.next_offset:
-                reading.idle = self._store.set_idle(partition, reading.token, True)
+                reading.idle = self._store.partitions.set_idle(partition, reading.token, True)
 
     def _measure_lag(self, source: Source, now_s: float, in_hand: bool) -> None:
         metrics.LAG_RECORDS.clear()  # of partitions that went to another replica

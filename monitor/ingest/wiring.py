@@ -26,8 +26,8 @@ def publish_profiles(store: Store, profiles: Profiles) -> None:
     Raises:
         StoreError: Redis does not answer.
     """
-    store.put_layouts({fingerprint: layout.to_json() for fingerprint, layout in profiles.layouts.items()})
-    store.put_profiles({profile.fingerprint: json.dumps(profile.manifest) for profile in profiles.all()})
+    store.catalog.put_layouts({fingerprint: layout.to_json() for fingerprint, layout in profiles.layouts.items()})
+    store.catalog.put_profiles({profile.fingerprint: json.dumps(profile.manifest) for profile in profiles.all()})
 
 
 def presentation_of(settings: Config) -> Presentation:

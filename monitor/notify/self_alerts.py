@@ -48,7 +48,9 @@ class SelfAlerts:
         """
         log.error("own.alert", rule=rule, subject=subject, summary=summary)
         if self._heard:
-            self._store.raise_own(_name(rule, subject), own_document(self._monitor, rule, subject, now_ms, summary))
+            self._store.outbox.raise_self_alert(
+                _name(rule, subject), own_document(self._monitor, rule, subject, now_ms, summary)
+            )
 
     def tell_if_possible(self, rule: str, subject: str, now_ms: int, summary: str) -> None:
         """As `tell`; while Redis is away the log alone has it."""
@@ -65,11 +67,11 @@ class SelfAlerts:
         """
         if not self._heard:
             return
-        opened = self._store.own()
+        opened = self._store.outbox.self_alerts()
         for subject, rule in product(subjects, rules) if opened else ():
             if document := opened.get(_name(rule, subject)):
                 ended = recovered_document(document, now_ms, f"{subject}: over")
-                self._store.end_own(_name(rule, subject), document, ended)
+                self._store.outbox.end_self_alert(_name(rule, subject), document, ended)
 
 
 def own_document(monitor: str, rule: str, subject: str, now_ms: int, summary: str) -> str:

@@ -10,8 +10,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
-from monitor.store.connection import Call, Connection, pairs
-from monitor.store.partitions import CURSOR_TTL_S
+from monitor.store.connection import Call, pairs
+from monitor.store.keyspace import TTL_S, MonitorKeys, expiry
 
 FETCH_ENTRIES = 256
 """Looked at together per receiver. Those behind them wait; each leaves after its schedule (three days)."""
@@ -51,38 +51,39 @@ class DeadAlert:
 
 
 class Outbox:
-    """Reads and writes the outbox under `{lw:<monitor>:alerts}`."""
+    """Transitions and what each receiver has of them. Every method may raise StoreError."""
 
-    def __init__(self, connection: Connection, monitor: str) -> None:
-        self._connection = connection
-        self._outbox_prefix = f"{{lw:{monitor}:alerts}}"
+    def __init__(self, keys: MonitorKeys) -> None:
+        self._connection = keys.connection
+        self._keys = keys
+        self._outbox = keys.key("outbox")
 
-    def append_outbox(self, document: str) -> str:
+    def append(self, document: str) -> str:
         """Add one document that no closed bucket decided (a test alert); returns the entry's id."""
-        key = self._outbox()
-        entry_id, _ = self._connection.read_many([("XADD", key, "*", "document", document), _keep(key)])
+        key = self._outbox
+        entry_id, _ = self._connection.read_many([("XADD", key, "*", "document", document), expiry(key)])
         return str(entry_id.decode())
 
-    def raise_own(self, name: str, document: str) -> bool:
+    def raise_self_alert(self, name: str, document: str) -> bool:
         """Tell the receivers of a trouble of the monitor's own; False where an episode of that name is open."""
-        call = Call("own", [self._of("own"), self._outbox()], (name, document, CURSOR_TTL_S))
+        call = Call("own", [self._of("own"), self._outbox], (name, document, TTL_S))
         return bool(self._connection.run(call))
 
-    def own(self) -> dict[str, str]:
-        """{name: document given to `raise_own`} of the open episodes."""
-        return self._texts("own")
+    def self_alerts(self) -> dict[str, str]:
+        """{name: document given to `raise_self_alert`} of the open episodes."""
+        return self._keys.texts("outbox", "own")
 
-    def end_own(self, name: str, opened: str, document: str) -> bool:
+    def end_self_alert(self, name: str, opened: str, document: str) -> bool:
         """Close the episode that `opened` began, telling the receivers; False where it is closed already."""
-        call = Call("own_end", [self._of("own"), self._outbox()], (name, opened, document))
+        call = Call("own_end", [self._of("own"), self._outbox], (name, opened, document))
         return bool(self._connection.run(call))
 
     def fetch(self, receiver: str, now_ms: int) -> list[OutboxEntry]:
         """What the receiver has not settled yet, oldest first; without the document where it is not due at `now_ms`."""
-        keys = [self._outbox(), self._of("retry", receiver)]
+        keys = [self._outbox, self._of("retry", receiver)]
         entries = []
         for entry_id, document, retry in self._connection.run(
-            Call("fetch", keys, (receiver, FETCH_ENTRIES, now_ms, CURSOR_TTL_S))
+            Call("fetch", keys, (receiver, FETCH_ENTRIES, now_ms, TTL_S))
         ):
             attempts, not_before, alert_id = (retry or b"0:0:").decode().split(":", 2)
             entries.append(OutboxEntry(entry_id.decode(), document.decode(), int(attempts), int(not_before), alert_id))
@@ -90,9 +91,8 @@ class Outbox:
 
     def postpone(self, receiver: str, entry_id: str, attempts: int, not_before_ms: int, alert_id: str = "") -> None:
         """Remember how many tries failed, when the next one is due, and which alert waits with it."""
-        key = self._of("retry", receiver)
         state = f"{attempts}:{not_before_ms}:{alert_id}"
-        self._connection.read_many([("HSET", key, entry_id, state), _keep(key)])
+        self._keys.put_texts({entry_id: state}, "outbox", "retry", receiver)
 
     def settle(self, receiver: str, entry_id: str, alert_id: str = "", hold: str = "") -> bool:
         """The receiver is done with it. With `alert_id`, `hold` is kept (see `held`), or dropped where empty.
@@ -107,32 +107,32 @@ class Outbox:
         return self._settle(receiver, entry.id, alert_id, "", reason, entry.document)
 
     def _settle(self, receiver: str, entry_id: str, *outcome: str) -> bool:
-        keys = [self._outbox(), self._of("retry", receiver), self._of("held", receiver), self._of("dead")]
-        call = Call("settle", keys, (receiver, entry_id, *outcome, CURSOR_TTL_S, DEAD_LETTERS_KEPT))
+        keys = [self._outbox, self._of("retry", receiver), self._of("held", receiver), self._of("dead")]
+        call = Call("settle", keys, (receiver, entry_id, *outcome, TTL_S, DEAD_LETTERS_KEPT))
         return bool(self._connection.run(call))
 
     def hold(self, receiver: str, alert_id: str, text: str) -> None:
         """Change what is kept of an alert that is held already."""
-        key = self._of("held", receiver)
-        self._connection.read_many([("HSET", key, alert_id, text), _keep(key)])
+        self._keys.put_texts({alert_id: text}, "outbox", "held", receiver)
 
     def held(self, receiver: str) -> dict[str, str]:
         """{alert id: text given to `settle` or `hold`} of the alerts that fire as far as the receiver has seen."""
-        return self._texts("held", receiver)
+        return self._keys.texts("outbox", "held", receiver)
 
     def drop_held(self, receiver: str, alert_id: str) -> None:
         """Forget one that was held."""
-        self._connection.read_many([("HDEL", self._of("held", receiver), alert_id)])
+        self._keys.remove_text(alert_id, "outbox", "held", receiver)
 
     def set_failing(self, receiver: str, document: str) -> None:
         """Remember the alert that told of a receiver which does not get its alerts; empty: it gets them again."""
-        key = self._of("failing")
-        command = ("HSET", key, receiver, document) if document else ("HDEL", key, receiver)
-        self._connection.read_many([command, _keep(key)])
+        if document:
+            self._keys.put_texts({receiver: document}, "outbox", "failing")
+        else:
+            self._keys.remove_text(receiver, "outbox", "failing")
 
     def failing(self) -> dict[str, str]:
         """{receiver: document given to `set_failing`}."""
-        return self._texts("failing")
+        return self._keys.texts("outbox", "failing")
 
     def retain_receivers(self, receivers: Iterable[str]) -> list[str]:
         """Make these the ones that the outbox is kept for; to be called before any of them settles an entry.
@@ -143,12 +143,12 @@ class Outbox:
         Returns:
             The names of the forgotten.
         """
-        kept, key = set(receivers), self._outbox()
+        kept, key = set(receivers), self._outbox
         (exists,) = self._connection.read_many([("EXISTS", key)])
         groups = self._connection.read_many([("XINFO", "GROUPS", key)])[0] if exists else []
         names = {_group_name(group) for group in groups}
         for name in sorted(kept - names):
-            self._connection.read_many([("XGROUP", "CREATE", key, name, "0", "MKSTREAM"), _keep(key)])
+            self._connection.read_many([("XGROUP", "CREATE", key, name, "0", "MKSTREAM"), expiry(key)])
         gone = sorted(names - kept)
         for name in gone:
             forget = ("DEL", self._of("retry", name), self._of("held", name))
@@ -157,7 +157,7 @@ class Outbox:
 
     def backlog(self, receiver: str) -> Backlog:
         """How much the receiver still has to get, and since when."""
-        entries, oldest = self._connection.run(Call("backlog", [self._outbox()], (receiver,)))
+        entries, oldest = self._connection.run(Call("backlog", [self._outbox], (receiver,)))
         return Backlog(int(entries), int(oldest.decode().partition("-")[0]) if oldest else None)
 
     def dead_alerts(self, limit: int = 100) -> list[DeadAlert]:
@@ -166,18 +166,8 @@ class Outbox:
         rows = [{k.decode(): v.decode() for k, v in pairs(fields).items()} for _, fields in reply]
         return [DeadAlert(r["receiver"], r["entry"], r["reason"], r["document"]) for r in rows]
 
-    def _texts(self, *parts: str) -> dict[str, str]:
-        return {k.decode(): v.decode() for k, v in self._connection.read_hash(self._of(*parts)).items()}
-
-    def _outbox(self) -> str:
-        return f"{self._outbox_prefix}:outbox"
-
     def _of(self, *parts: str) -> str:
-        return ":".join((self._outbox(), *parts))
-
-
-def _keep(key: str) -> tuple[str, str, int]:
-    return "EXPIRE", key, CURSOR_TTL_S
+        return self._keys.key("outbox", *parts)
 
 
 def _group_name(group: Any) -> str:

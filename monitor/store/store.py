@@ -1,22 +1,38 @@
-"""The one object that the rest of the monitor talks to."""
+"""All state of one monitor in one object."""
 
 from __future__ import annotations
 
-from monitor.store.alerts import AlertState
+from monitor.store.catalog import Catalog
 from monitor.store.connection import Connection, ResponseError, connect
+from monitor.store.counts import Counts
+from monitor.store.evaluation import Evaluation
+from monitor.store.exemplars import Exemplars
+from monitor.store.keyspace import MonitorKeys, PartitionKeys
 from monitor.store.outbox import Outbox
-from monitor.store.partitions import Limits, PartitionState
+from monitor.store.partitions import Limits, Partitions
 from monitor.store.settings import RedisSettings
+from monitor.store.silences import StoredSilences
 
 
-class Store(PartitionState, AlertState, Outbox):
-    """All state of one monitor. Safe to share between threads; built by `open_store`."""
+class Store:
+    """All state of one monitor, by who uses it. Safe to share between threads; built by `open_store`.
+
+    Consumers write through `partitions`; everybody reads `counts` and `exemplars`. The evaluator decides through
+    `evaluation`, which fills the `outbox` that the dispatcher empties. `catalog` and `silences` are small and shared.
+    """
 
     def __init__(self, connection: Connection, monitor: str, limits: Limits, wait_aof_ms: int = 0) -> None:
-        PartitionState.__init__(self, connection, monitor, limits)
-        AlertState.__init__(self, connection, monitor)
-        Outbox.__init__(self, connection, monitor)
+        self._connection = connection
         self._wait_aof_ms = wait_aof_ms
+        partition_keys = PartitionKeys(monitor)
+        self.partitions = Partitions(connection, partition_keys, limits)
+        self.counts = Counts(connection, partition_keys)
+        self.exemplars = Exemplars(connection, partition_keys)
+        self._monitor_keys = MonitorKeys(connection, monitor)
+        self.catalog = Catalog(self._monitor_keys)
+        self.evaluation = Evaluation(self._monitor_keys)
+        self.silences = StoredSilences(self._monitor_keys)
+        self.outbox = Outbox(self._monitor_keys)
 
     def ping(self) -> None:
         """Raises StoreError while Redis does not answer."""
@@ -34,7 +50,7 @@ class Store(PartitionState, AlertState, Outbox):
             return True
         # The file is written in order: when a write made now is on disk, so is all before it, whichever
         # connection it came over. WAITAOF alone would wait for the writes of its own connection.
-        mark = (f"{self._alerts_prefix}:settled", "1", "EX", 60)
+        mark = (self._monitor_keys.key("settled"), "1", "EX", 60)
         try:
             _, (local, _) = self._connection.read_many([("SET", *mark), ("WAITAOF", 1, 0, self._wait_aof_ms)])
         except ResponseError as error:  # asked every time: after a failover another server answers

@@ -75,7 +75,7 @@ def look(store: Store, overview: Overview, unready: str) -> Health:
     started_s = time.perf_counter()
     store.ping()
     redis_ms = 1000 * (time.perf_counter() - started_s)
-    snapshot, state = overview.snapshot(), store.evaluator()
+    snapshot, state = overview.snapshot(), store.evaluation.state()
     return Health(
         unready=unready,
         redis_ms=redis_ms,
@@ -83,10 +83,12 @@ def look(store: Store, overview: Overview, unready: str) -> Health:
         watermark_ms=snapshot.watermark_ms,
         decided_ms=state.bucket_ms,
         cursors=sorted(snapshot.cursors.items()),
-        failing=sorted(store.failing()),
-        undelivered=[Undelivered(dead.receiver, _name(dead.document), dead.reason) for dead in store.dead_alerts()],
+        failing=sorted(store.outbox.failing()),
+        undelivered=[
+            Undelivered(dead.receiver, _name(dead.document), dead.reason) for dead in store.outbox.dead_alerts()
+        ],
         outbox_dropped=state.outbox_dropped,
-        over_limit=store.streams_over_limit(snapshot.cursors),
+        over_limit=store.counts.streams_over_limit(snapshot.cursors),
         behind=overview.behind,
         version=version("layerwatch"),
     )

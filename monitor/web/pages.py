@@ -193,14 +193,14 @@ class Pages:
 
 def read_profiles(store: Store, overview: Overview) -> dict[str, dict[str, Any]]:
     """{fingerprint: {"layout", "manifest" (or None), "streams"}} of the profiles that counted here lately."""
-    manifests, judged_by = store.profiles(), overview.judged_by()
+    manifests, judged_by = store.catalog.profiles(), overview.judged_by()
     return {
         fingerprint: {
             "layout": json.loads(text),
             "manifest": json.loads(manifests[fingerprint]) if fingerprint in manifests else None,
             "streams": judged_by.get(fingerprint, []),
         }
-        for fingerprint, text in sorted(store.layouts().items())
+        for fingerprint, text in sorted(store.catalog.layouts().items())
     }
 
 

@@ -89,11 +89,11 @@ def keep(store: Store, wanted: NewSilence) -> Silence:
     now_ms = _now_ms()
     until_ms = now_ms + 1000 * wanted.duration_s
     silence = Silence(uuid.uuid4().hex[:12], wanted.matchers, now_ms, until_ms, wanted.author, wanted.comment)
-    store.put_silence(silence.id, silences.to_json(silence))
+    store.silences.put(silence.id, silences.to_json(silence))
     log.info("silence.made", id=silence.id, matchers=wanted.matchers, seconds=wanted.duration_s, author=wanted.author)
-    for old in readable(store.silences()):
+    for old in readable(store.silences.all()):
         if old.ends_ms < now_ms - KEPT_AFTER_END_MS:
-            store.remove_silence(old.id)
+            store.silences.remove(old.id)
     return silence
 
 
@@ -103,7 +103,7 @@ def expire(store: Store, silence_id: str) -> bool:
     Raises:
         StoreError: Redis does not answer.
     """
-    removed = store.remove_silence(silence_id)
+    removed = store.silences.remove(silence_id)
     if removed:
         log.info("silence.expired", id=silence_id)
     return removed

@@ -61,8 +61,8 @@ def test_the_list_shows_alerts_silences_and_what_was_never_delivered(
     store: Store, run: Run, capsys: pytest.CaptureFixture[str]
 ) -> None:
     decide(store, "cam-1")
-    (entry,) = store.fetch("hook", 0)
-    store.bury("hook", entry, "answered 410")
+    (entry,) = store.outbox.fetch("hook", 0)
+    store.outbox.bury("hook", entry, "answered 410")
     assert run("silence", "--stream", "cam-*", "--for", "2h", "--author", "ana", "--comment", "belt") == 0
     found = listed(run, capsys)
     (alert,) = found["alerts"]
@@ -87,7 +87,7 @@ def test_an_empty_list_says_so(run: Run, capsys: pytest.CaptureFixture[str]) -> 
 
 
 def test_options_may_stand_before_the_action(run: Run, store: Store, capsys: pytest.CaptureFixture[str]) -> None:
-    store.put_silence("broken", "{}")
+    store.silences.put("broken", "{}")
     assert run("--json", "list") == 0
     out, error = capsys.readouterr()
     assert json.loads(out)["silences"] == []
@@ -99,12 +99,12 @@ def test_a_silence_is_what_the_dispatcher_reads_and_expires(
 ) -> None:
     assert run("silence", "--rule", "drift", "--label", "team=a*", "--for", "1d", "--json") == 0
     told = json.loads(capsys.readouterr().out)
-    (stored,) = store.silences().values()
+    (stored,) = store.silences.all().values()
     silence = silences.from_json(stored)
     assert silence.matchers == {"rule": "drift", "team": "a*"}
     assert silence.ends_ms - silence.starts_ms == 86_400_000
     assert run("expire", told["id"]) == 0
-    assert store.silences() == {}
+    assert store.silences.all() == {}
     assert run("expire", told["id"]) == 1
     assert "there is no silence" in capsys.readouterr().err
 
@@ -115,20 +115,20 @@ def test_a_silence_without_matcher_is_refused(
 ) -> None:
     assert run("silence", "--for", "2h", *matchers) == 2
     assert "give --stream" in capsys.readouterr().err
-    assert store.silences() == {}
+    assert store.silences.all() == {}
 
 
 def test_silences_long_over_are_cleared_away(store: Store, run: Run) -> None:
     old = silences.Silence("old", {"stream": "*"}, T0_MS - 2 * KEPT_AFTER_END_MS, 1)
-    store.put_silence("old", silences.to_json(old))
+    store.silences.put("old", silences.to_json(old))
     assert run("silence", "--stream", "a", "--for", "1m") == 0
-    assert "old" not in store.silences()
-    assert len(store.silences()) == 1
+    assert "old" not in store.silences.all()
+    assert len(store.silences.all()) == 1
 
 
 def test_a_test_alert_reaches_the_outbox(store: Store, run: Run, capsys: pytest.CaptureFixture[str]) -> None:
     assert run("send-test", "--json") == 0
-    (entry,) = store.fetch("hook", 0)
+    (entry,) = store.outbox.fetch("hook", 0)
     document = json.loads(entry.document)
     assert document["type"] == "alert.test"
     assert json.loads(capsys.readouterr().out) == {"sent": document["id"]}

@@ -140,7 +140,7 @@ def _store(redis_url: str) -> Store:
 
 
 def _done(store: Store) -> int:
-    totals = store.totals(store.known_partitions()).values()
+    totals = store.counts.totals(store.catalog.partitions()).values()
     return sum(t.applied + t.rejected for t in totals)
 
 
@@ -166,15 +166,17 @@ class Outcome:
     def of(cls, store: Store, topic: Topic, group: str) -> Outcome:
         """Once all that can be closed is: the last buckets stay open, for nothing later comes."""
         last_ms = bucket_of(START_MS + (ALL - 1) * STEP_MS - 10_000, 10_000) - 10_000
-        wait_for("the buckets to close", lambda: (store.evaluator().bucket_ms or 0) >= last_ms)
-        wait_for("the alerts to be told", lambda: store.backlog("log").entries == 0)
-        partitions, (fingerprint,) = store.known_partitions(), store.layouts()
-        buckets = store.read_buckets(partitions, fingerprint, 0, 2**52)
+        wait_for("the buckets to close", lambda: (store.evaluation.state().bucket_ms or 0) >= last_ms)
+        wait_for("the alerts to be told", lambda: store.outbox.backlog("log").entries == 0)
+        partitions, (fingerprint,) = store.catalog.partitions(), store.catalog.layouts()
+        buckets = store.counts.buckets(partitions, fingerprint, 0, 2**52)
         return cls(
-            totals=store.totals(partitions),
-            next_offsets={p: cursor.next_offset for p, cursor in store.cursors(partitions).items() if cursor},
+            totals=store.counts.totals(partitions),
+            next_offsets={
+                p: cursor.next_offset for p, cursor in store.partitions.cursors(partitions).items() if cursor
+            },
             buckets={start: {s: v.tobytes() for s, v in streams.items()} for start, streams in buckets.items()},
-            alerts={key: from_json(text) for key, text in store.load_alerts().items()},
+            alerts={key: from_json(text) for key, text in store.evaluation.alerts().items()},
             documents=by_id(record.value for record in topic.written(topic.alerts[group])),
         )
 

@@ -105,7 +105,7 @@ def test_a_stop_of_one_stream_of_all_and_a_flood_of_streams_are_told_once_each_a
     try:
         with contextlib.closing(open_store(RedisSettings(url=SecretStr(redis_server.url)), "silence")) as store:
             cameras.on = ("cam-a", "cam-b")
-            wait_for("both streams", lambda: len(store.totals(store.known_partitions())) == 2)
+            wait_for("both streams", lambda: len(store.counts.totals(store.catalog.partitions())) == 2)
         cameras.on = ("cam-a",)
         wait_for("the stop of cam-b", lambda: daemon.check() or told("alert.firing"))
         assert set(told("alert.firing")) == {"cam-b"}
@@ -123,7 +123,7 @@ def test_a_stop_of_one_stream_of_all_and_a_flood_of_streams_are_told_once_each_a
         wait_for("too many streams", lambda: daemon.check() or hook.own("layerwatch-streams"))
         assert daemon.terminate() == 0
         with contextlib.closing(open_store(RedisSettings(url=SecretStr(redis_server.url)), "silence")) as store:
-            assert set(store.totals(store.known_partitions())) == {"cam-a", "cam-b", "(other)"}
+            assert set(store.counts.totals(store.catalog.partitions())) == {"cam-a", "cam-b", "(other)"}
     finally:
         daemon.kill()
     assert len(hook.ids()) == 4, "each alert fires once and resolves once"

@@ -39,7 +39,7 @@ def test_alerts_that_no_rule_watches_any_more_are_ended_and_told(redis_server: P
         active("gone", "cam-2", AlertPhase.PENDING),
     ]
     texts: dict[tuple[str, str], str | None] = {(a.rule, a.stream): alerts.to_json(a) for a in before}
-    assert store.decide(0, BUCKET_MS, texts, {}, [])
+    assert store.evaluation.decide(0, BUCKET_MS, texts, {}, [])
     rule = RateRule(name="ood", kind="rate", streams="cam-*", labels={"team": "vision"})
     settings = Config(monitor="evaluator", rules=(rule,), receivers=())
     presentation = presentation_of(settings.model_copy(update={"receivers": ("somebody",)}))
@@ -47,13 +47,13 @@ def test_alerts_that_no_rule_watches_any_more_are_ended_and_told(redis_server: P
     evaluator.load()
     for _ in range(2):
         evaluator.look()
-    after = {key: alerts.from_json(text) for key, text in store.load_alerts().items()}
+    after = {key: alerts.from_json(text) for key, text in store.evaluation.alerts().items()}
     assert after.pop(("ood", "cam-1")) == watched
     assert {key: (a.phase, a.resolved_ms) for key, a in after.items()} == {
         ("ood", "door-1"): (AlertPhase.RESOLVED, BUCKET_MS + 10_000),
         ("gone", "cam-1"): (AlertPhase.RESOLVED, BUCKET_MS + 10_000),
     }
-    documents = [json.loads(entry.document) for entry in store.fetch("hook", BUCKET_MS)]
+    documents = [json.loads(entry.document) for entry in store.outbox.fetch("hook", BUCKET_MS)]
     for document in documents:
         jsonschema.validate(document, SCHEMA)
     told = [(d["type"], d["data"]["rule"], d["data"]["kind"], d["data"]["labels"]) for d in documents]

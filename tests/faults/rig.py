@@ -332,12 +332,12 @@ class Rig:
 
     def counted(self) -> int:
         """Records accepted and rejected so far."""
-        totals = self.store.totals(self.partitions).values()
+        totals = self.store.counts.totals(self.partitions).values()
         return sum(t.applied + t.rejected for t in totals)
 
     def stands(self, index: int) -> int:
         """Cursor of a partition; -1 where it has none."""
-        cursor = self.store.cursors(self.partitions)[self.partitions[index]]
+        cursor = self.store.partitions.cursors(self.partitions)[self.partitions[index]]
         return cursor.next_offset if cursor else -1
 
     def committed(self) -> int:
@@ -373,7 +373,7 @@ class Rig:
 
     def fingerprint(self) -> str:
         """Of the one profile."""
-        (fingerprint,) = self.store.layouts()
+        (fingerprint,) = self.store.catalog.layouts()
         return fingerprint
 
     # ---------------------------------------------------------------- what must hold
@@ -389,14 +389,14 @@ class Rig:
         """
         logs = [self.log_of(i) for i in range(len(self.partitions))] if logs is None else logs
         expected = recount(logs, self.profile, Rates(BUCKET_MS, LATENESS_MS, self.future_ms))
-        cursors = self.store.cursors(self.partitions)
+        cursors = self.store.partitions.cursors(self.partitions)
         ends = {p: end for p, (_, end) in bounds(self.cluster, self.partitions).items()}
         assert {p: c.next_offset for p, c in cursors.items() if c} == ends
-        totals = self.store.totals(self.partitions)
+        totals = self.store.counts.totals(self.partitions)
         assert {s: (t.applied, t.rejected) for s, t in totals.items()} == expected.totals
         assert sum(t.applied for t in totals.values()) == expected.accepted
         assert sum(t.applied + t.rejected for t in totals.values()) == sum(map(len, logs))
-        buckets = self.store.read_buckets(self.partitions, self.fingerprint(), 0, 2**52)
+        buckets = self.store.counts.buckets(self.partitions, self.fingerprint(), 0, 2**52)
         found = {start: {s: v.tolist() for s, v in streams.items()} for start, streams in buckets.items()}
         assert found == expected.buckets
         letters = {(letter.key or b"").decode() for letter in (*earlier_letters, *self.letters())}
@@ -408,7 +408,7 @@ class Rig:
     def check_alerts(self) -> set[str]:
         """Every transition of every alert that is kept reached the receiver; returns their ids."""
         expected: set[str] = set()
-        for text in self.store.load_alerts().values():
+        for text in self.store.evaluation.alerts().values():
             alert = from_json(text)
             if alert.phase in {AlertPhase.FIRING, AlertPhase.RESOLVED}:
                 expected |= {f"{alert.id}-firing"}
@@ -422,7 +422,7 @@ class Rig:
         """Until every bucket that can be closed is."""
         last = self.start_ms + (STORY - 1) * STEP_MS - LATENESS_MS - 4000
         closed = last // BUCKET_MS * BUCKET_MS - BUCKET_MS
-        wait_for("the buckets to close", lambda: (self.store.evaluator().bucket_ms or 0) >= closed)
+        wait_for("the buckets to close", lambda: (self.store.evaluation.state().bucket_ms or 0) >= closed)
 
     def check_story(self) -> None:
         """The whole story is told once: counts, and the alert that fired and resolved."""

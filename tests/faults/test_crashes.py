@@ -47,7 +47,7 @@ def test_a_termination_in_the_middle_leaves_an_exact_cursor_within_the_grace_per
     rig.await_counted(60)
     assert daemon.terminate() == 0
     counted = rig.counted()
-    cursors = rig.store.cursors(rig.partitions).values()
+    cursors = rig.store.partitions.cursors(rig.partitions).values()
     assert counted == sum(cursor.next_offset for cursor in cursors if cursor)
     assert daemon.events("daemon.stopped")
     rig.start()

@@ -284,7 +284,7 @@ def test_dead_letters_that_cannot_be_written_hold_the_cursor_and_are_told(rig: R
     rig.cluster.delete_topic(rig.letters_topic)
     rig.tell(HALF, HALF + 40)
     wait_for("the alert", lambda: rig.hook.own("layerwatch-dead-letters"))
-    stands = {p: c.next_offset for p, c in rig.store.cursors(rig.partitions).items() if c}
+    stands = {p: c.next_offset for p, c in rig.store.partitions.cursors(rig.partitions).items() if c}
     ends = {p: end for p, (_, end) in bounds(rig.cluster, rig.partitions).items()}
     assert all(stands[p] < ends[p] for p in rig.partitions)
     assert len(daemon.events("source.failed")) == 0  # nothing is read, decoded or scored again

@@ -33,6 +33,6 @@ def test_a_redirect_is_refused_and_kept_among_the_dead_letters(rig: Rig) -> None
     rig.start()
     rig.await_counted()
     rig.await_story_closed()
-    (dead,) = wait_for("the dead letter", rig.store.dead_alerts)
+    (dead,) = wait_for("the dead letter", rig.store.outbox.dead_alerts)
     assert dead.receiver == "hook"
     rig.check_counts()

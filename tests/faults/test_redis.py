@@ -158,10 +158,10 @@ def test_a_flushall_of_a_quiet_stream_is_noticed(rig: Rig, admin: redis.Redis) -
     daemon = rig.start()
     rig.check_story()
     wait_for("a commit", lambda: rig.committed() == sum(rig.produced))
-    published = rig.store.layouts(), rig.store.profiles()
+    published = rig.store.catalog.layouts(), rig.store.catalog.profiles()
     admin.flushall()
     rig.check_story()
-    assert (rig.store.layouts(), rig.store.profiles()) == published
+    assert (rig.store.catalog.layouts(), rig.store.catalog.profiles()) == published
     assert all(published)
     assert not daemon.ended()
 

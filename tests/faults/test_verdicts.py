@@ -74,7 +74,7 @@ def test_every_accepted_image_has_a_verdict_whatever_crashed(rig: Rig, kind: str
         if f"{r.partition}:{r.offset}" not in rejected
     }
     assert set(ids) == set(accepted)
-    assert len(accepted) == sum(t.applied for t in rig.store.totals(rig.partitions).values())
+    assert len(accepted) == sum(t.applied for t in rig.store.counts.totals(rig.partitions).values())
     assert len(ids) > len(set(ids))  # the first crash came between writing and counting
     check_order(rig, ids)
     for row in rows:
@@ -90,8 +90,8 @@ def test_a_level_lets_the_unusual_ones_through_alone(make_rig: MakeRig, tmp_path
     rig.tell()
     rig.start()
     rig.await_counted()
-    layout = Layout.from_json(rig.store.layouts()[rig.fingerprint()])
-    buckets = rig.store.read_buckets(rig.partitions, rig.fingerprint(), 0, 2**52)
+    layout = Layout.from_json(rig.store.catalog.layouts()[rig.fingerprint()])
+    buckets = rig.store.counts.buckets(rig.partitions, rig.fingerprint(), 0, 2**52)
     vectors = [vector for streams in buckets.values() for vector in streams.values()]
     unusual = sum(int(exceedances(layout, vector, "ood")[cut_index(LEVEL)]) for vector in vectors)
     rows = read_verdicts(rig)

@@ -48,12 +48,14 @@ class Fleet:
         """Apply these counts, seal the bucket and commit it as decided, as the daemon does."""
         self.bucket_ms += BUCKET_MS
         counts = {("fp", self.bucket_ms, stream): counted for stream, counted in vectors.items()}
-        self.store.apply([Delta(P, "a", self.offset, self.offset + 1, self.bucket_ms + 1, counts)])
+        self.store.partitions.apply([Delta(P, "a", self.offset, self.offset + 1, self.bucket_ms + 1, counts)])
         self.offset += 1
-        self.store.seal([P], self.bucket_ms)
+        self.store.partitions.seal([P], self.bucket_ms)
         written = {key: alerts.to_json(alert) for key, alert in (alerts_now or {}).items()}
         documents = ["{}"] if alerts_now else []
-        assert self.store.decide(self.store.evaluator().version, self.bucket_ms, written, {}, documents)
+        assert self.store.evaluation.decide(
+            self.store.evaluation.state().version, self.bucket_ms, written, {}, documents
+        )
 
     def exported(self, shown: int = 500) -> FleetMetrics:
         return FleetMetrics(self.store, self.name, ["hook"], (BUCKET_MS, 0), shown)
@@ -63,10 +65,10 @@ class Fleet:
 def fleet(redis_server: PrivateRedis) -> Iterator[Fleet]:
     name = f"fleet-{next(_monitors)}"
     store = open_store(RedisSettings(url=SecretStr(redis_server.url)), name)
-    store.register_partitions([P])
-    store.put_layouts({"fp": LAYOUT.to_json()})
-    store.claim(P, 1, "a")
-    store.start(P, 1, "a", 0)
+    store.catalog.register_partitions([P])
+    store.catalog.put_layouts({"fp": LAYOUT.to_json()})
+    store.partitions.claim(P, 1, "a")
+    store.partitions.start(P, 1, "a", 0)
     yield Fleet(store, name)
     store.close()
 
@@ -152,7 +154,7 @@ def test_alerts_and_outbox_are_shown_by_receiver_and_stream(fleet: Fleet) -> Non
     verdict = Verdict(True, 0.5, 0.4, 0.2, 100, "much is strange", cause="ood: more images beyond the 5 % cut")
     alert = Alert("drift", "cam-1", AlertPhase.FIRING, "id", since_ms=20_000, fired_ms=30_000, verdict=verdict)
     resolved = Alert("drift", "cam-2", AlertPhase.RESOLVED, "id2", resolved_ms=20_000)
-    fleet.store.retain_receivers(["hook"])
+    fleet.store.outbox.retain_receivers(["hook"])
     exported = fleet.exported()
     read(exported)
     for _ in range(2):

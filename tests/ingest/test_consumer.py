@@ -51,7 +51,7 @@ class Running:
 
     def counted(self) -> tuple[int, int]:
         """(applied, rejected) so far."""
-        totals = self.store.totals(self.partitions).values()
+        totals = self.store.counts.totals(self.partitions).values()
         return sum(t.applied for t in totals), sum(t.rejected for t in totals)
 
     def ids(self) -> list[str]:
@@ -132,7 +132,7 @@ def test_a_sink_that_fails_holds_the_cursor_and_loses_nothing(make: Make, tmp_pa
     failed = metrics.REGISTRY.get_sample_value("layerwatch_verdict_errors_total") or 0.0
     written = metrics.REGISTRY.get_sample_value("layerwatch_verdicts_written_total") or 0.0
     running = make("verdicts-wait")
-    wait_for("the alert", lambda: "layerwatch-verdicts verdicts" in running.store.own())
+    wait_for("the alert", lambda: "layerwatch-verdicts verdicts" in running.store.outbox.self_alerts())
     assert not running.reader.health.verdicts_ok
     assert running.counted() == (0, 0)
     assert (metrics.REGISTRY.get_sample_value("layerwatch_verdict_errors_total") or 0.0) >= failed + 3
@@ -141,9 +141,9 @@ def test_a_sink_that_fails_holds_the_cursor_and_loses_nothing(make: Make, tmp_pa
     check_complete(running)
     assert running.reader.health.verdicts_ok
     assert metrics.REGISTRY.get_sample_value("layerwatch_verdicts_written_total") == written + IMAGES - len(BAD)
-    wait_for("the end of the alert", lambda: not running.store.own())
-    (fingerprint,) = running.store.layouts()
-    shown = [running.store.typical(running.partitions, fingerprint, f"cam-{i}") for i in range(3)]
+    wait_for("the end of the alert", lambda: not running.store.outbox.self_alerts())
+    (fingerprint,) = running.store.catalog.layouts()
+    shown = [running.store.exemplars.typical(running.partitions, fingerprint, f"cam-{i}") for i in range(3)]
     assert [(len(kept), kept[0].p_value >= 0.3, kept[0].thumbnail[:2]) for kept in shown] == [
         (1, True, b"\xff\xd8")
     ] * 3
@@ -158,13 +158,13 @@ def test_no_image_counts_before_its_verdict_is_written_and_a_lost_reply_writes_n
     statuses: list[str] = []
 
     def lose_replies(store: Store) -> None:
-        apply, heard = store.apply, set[int]()
+        apply, heard = store.partitions.apply, set[int]()
 
         def answer(deltas: Sequence[Delta]) -> Sequence[Applied]:
             lines = len(path.read_text().splitlines())
             applied = apply(deltas)
             statuses.extend(str(outcome.status) for outcome in applied)
-            if (images := sum(t.applied for t in store.totals(partitions).values())) > lines:
+            if (images := sum(t.applied for t in store.counts.totals(partitions).values())) > lines:
                 too_early.append(images)
             asked = sum(delta.next_offset for delta in deltas)
             if asked not in heard:  # the script ran, and nobody hears of it the first time
@@ -172,7 +172,7 @@ def test_no_image_counts_before_its_verdict_is_written_and_a_lost_reply_writes_n
                 raise StoreError("connection reset")
             return applied
 
-        store.apply = answer  # type: ignore[method-assign]
+        store.partitions.apply = answer  # type: ignore[method-assign]
 
     running = make("verdicts-dup", lose_replies)
     wait_for("all of them", lambda: running.counted() == (IMAGES - len(BAD), len(BAD)))

@@ -159,5 +159,7 @@ def decide(store: Store, stream: str = "cam-1", phase: AlertPhase = AlertPhase.F
     """Let the alert change as the evaluator would: its state and its document in one step. Returns the webhook id."""
     alert = alert_of(stream, rule, phase)
     kept = to_json(alert) if phase is AlertPhase.FIRING else None
-    assert store.decide(store.evaluator().version, T0_MS, {(rule, stream): kept}, {}, [document_of(alert)])
+    assert store.evaluation.decide(
+        store.evaluation.state().version, T0_MS, {(rule, stream): kept}, {}, [document_of(alert)]
+    )
     return f"{alert.id}-{phase}"

@@ -74,7 +74,7 @@ class Bench:
 
     def silence(self, ends_s: float, **matchers: str) -> None:
         silence = Silence("s1", matchers, T0_MS, T0_MS + round(1000 * ends_s))
-        self.store.put_silence("s1", to_json(silence))
+        self.store.silences.put("s1", to_json(silence))
 
 
 @pytest.fixture
@@ -86,11 +86,11 @@ def bench(redis_server: PrivateRedis) -> Iterator[Bench]:
 
 
 def dead_ids(bench: Bench) -> list[str]:
-    return [json.loads(dead.document)["id"] for dead in bench.store.dead_alerts()]
+    return [json.loads(dead.document)["id"] for dead in bench.store.outbox.dead_alerts()]
 
 
 def settled(bench: Bench, receiver: str = "hook") -> bool:
-    return bench.store.backlog(receiver).entries == 0
+    return bench.store.outbox.backlog(receiver).entries == 0
 
 
 # ------------------------------------------------------------------------------------------------ delivery
@@ -110,11 +110,11 @@ def test_what_the_outbox_holds_is_delivered_once_and_in_order(bench: Bench) -> N
 def test_a_test_alert_is_delivered_and_leaves_nothing_behind(bench: Bench) -> None:
     server = bench.server()
     bench.silence(3600, stream="*")
-    bench.store.append_outbox(a_test_document("layerwatch", T0_MS))
+    bench.store.outbox.append(a_test_document("layerwatch", T0_MS))
     bench.worker(bench.webhook(server)).round()
     assert server.requests[0].json["type"] == "alert.test"
     assert settled(bench)
-    assert bench.store.held("hook") == {}
+    assert bench.store.outbox.held("hook") == {}
 
 
 def test_the_resolved_is_settled_unsent_where_it_is_not_wanted(bench: Bench) -> None:
@@ -128,11 +128,11 @@ def test_the_resolved_is_settled_unsent_where_it_is_not_wanted(bench: Bench) -> 
 
 def test_a_document_that_is_none_is_buried_and_holds_nothing_up(bench: Bench) -> None:
     server = bench.server()
-    bench.store.append_outbox("{}")
+    bench.store.outbox.append("{}")
     fired = decide(bench.store)
     bench.worker(bench.webhook(server)).round()
     assert server.ids == [fired]
-    assert [dead.reason for dead in bench.store.dead_alerts()] == ["not an alert document: KeyError"]
+    assert [dead.reason for dead in bench.store.outbox.dead_alerts()] == ["not an alert document: KeyError"]
 
 
 def test_a_dead_or_slow_receiver_does_not_delay_another(bench: Bench) -> None:
@@ -146,7 +146,7 @@ def test_a_dead_or_slow_receiver_does_not_delay_another(bench: Bench) -> None:
         eventually(lambda i=i: len(fast.requests) == i + 1)  # type: ignore[misc]
     assert time.monotonic() - started < 5
     assert len(slow.requests) == 1
-    assert bench.store.backlog("slow").entries == 5
+    assert bench.store.outbox.backlog("slow").entries == 5
 
 
 def test_no_receiver_settles_an_entry_away_from_one_that_has_not_looked_yet(bench: Bench) -> None:
@@ -188,7 +188,7 @@ def test_nothing_is_begun_once_the_lease_is_lost(bench: Bench) -> None:
     eventually(lambda: not any(thread.is_alive() for thread in dispatcher._threads))
     decide(bench.store, "cam-2")
     assert len(server.requests) == 1
-    assert bench.store.backlog("hook").entries == 1
+    assert bench.store.outbox.backlog("hook").entries == 1
 
 
 def test_a_lease_lost_during_a_send_leaves_the_schedule_to_the_next_holder(bench: Bench) -> None:
@@ -204,7 +204,7 @@ def test_a_lease_lost_during_a_send_leaves_the_schedule_to_the_next_holder(bench
 
     worker.receiver.send = lose_the_lease  # type: ignore[method-assign]
     worker.round()
-    (entry,) = bench.store.fetch("hook", T0_MS)
+    (entry,) = bench.store.outbox.fetch("hook", T0_MS)
     assert (entry.attempts, bench.outcomes) == (0, [])
 
 
@@ -258,7 +258,7 @@ def test_a_receiver_that_asks_for_a_rest_gets_it_for_all_that_waits(bench: Bench
     worker.round()
     assert len(server.requests) == 3
     assert settled(bench)
-    assert [entry.attempts for entry in bench.store.fetch("hook", bench.clock())] == []
+    assert [entry.attempts for entry in bench.store.outbox.fetch("hook", bench.clock())] == []
 
 
 def test_a_restart_in_the_middle_of_a_schedule_goes_on_where_it_was(bench: Bench) -> None:
@@ -306,7 +306,7 @@ def test_killed_between_the_answer_and_the_note_of_it_the_same_id_comes_twice(be
     bench.worker(receiver).round()
     assert server.ids == [fired, fired]
     assert settled(bench)
-    assert list(bench.store.held("hook")) == [fired.removesuffix("-firing")]
+    assert list(bench.store.outbox.held("hook")) == [fired.removesuffix("-firing")]
 
 
 # ------------------------------------------------------------------------------------------------ given up
@@ -333,7 +333,7 @@ def test_a_receiver_that_fails_long_is_told_of_once_and_its_recovery_ends_it(ben
     dead, well = bench.server(), bench.server()
     dead.default = Answer(500)
     sick, healthy = bench.webhook(dead, "dead"), bench.webhook(well, "well")
-    bench.store.retain_receivers(["dead", "well"])
+    bench.store.outbox.retain_receivers(["dead", "well"])
     for i in range(3):
         decide(bench.store, f"cam-{i}")
     bench.worker(sick).round()
@@ -347,7 +347,7 @@ def test_a_receiver_that_fails_long_is_told_of_once_and_its_recovery_ends_it(ben
     about = [r.json for r in well.requests if r.json["data"]["rule"] == DELIVERY_RULE]
     assert [document["type"] for document in about] == ["alert.firing", "alert.resolved"]
     assert about[0]["data"]["alert_id"] == about[1]["data"]["alert_id"]
-    assert bench.store.failing() == {}
+    assert bench.store.outbox.failing() == {}
     assert len(dead.requests) == 4
     assert settled(bench, "dead")
     assert settled(bench, "well")
@@ -360,7 +360,7 @@ def test_two_dead_receivers_do_not_tell_of_each_other_for_ever(bench: Bench) -> 
     for i, server in enumerate(servers):
         server.default = Answer(500)
         workers.append(bench.worker(bench.webhook(server, f"dead-{i}")))
-    bench.store.retain_receivers(["dead-0", "dead-1"])
+    bench.store.outbox.retain_receivers(["dead-0", "dead-1"])
     decide(bench.store)
     for _ in range(10):
         for worker in workers:
@@ -375,14 +375,14 @@ def test_a_receiver_that_is_no_longer_configured_is_forgotten(bench: Bench) -> N
     bench.timing = Timing(delays_s=(0.0,), poll_s=0.01)
     dead, well = bench.server(), bench.server()
     dead.default = Answer(500)
-    bench.store.retain_receivers(["dead", "well"])
+    bench.store.outbox.retain_receivers(["dead", "well"])
     decide(bench.store)
     bench.worker(bench.webhook(dead, "dead")).round()
-    assert list(bench.store.failing()) == ["dead"]
+    assert list(bench.store.outbox.failing()) == ["dead"]
     bench.dispatcher(bench.webhook(well, "well")).start()
     eventually(lambda: len(well.requests) == 3)
     assert [request.json["type"] for request in well.requests] == ["alert.firing", "alert.firing", "alert.resolved"]
-    assert bench.store.retain_receivers(["well"]) == []
+    assert bench.store.outbox.retain_receivers(["well"]) == []
 
 
 # ------------------------------------------------------------------------------------------------ Redis away
@@ -430,15 +430,15 @@ def test_what_was_delivered_while_redis_was_away_is_not_sent_again(bench: Bench)
     server = bench.server()
     decide(bench.store)
     worker = bench.worker(bench.webhook(server))
-    settle = bench.store.settle
+    settle = bench.store.outbox.settle
 
     def away(*_: object) -> bool:
         raise StoreError("redis: gone")
 
-    bench.store.settle = away  # type: ignore[method-assign]
+    bench.store.outbox.settle = away  # type: ignore[method-assign]
     with pytest.raises(StoreError):
         worker.round()
-    bench.store.settle = settle  # type: ignore[method-assign]
+    bench.store.outbox.settle = settle  # type: ignore[method-assign]
     worker.round()
     assert len(server.requests) == 1
     assert settled(bench)
@@ -458,7 +458,7 @@ def test_a_silenced_alert_is_settled_unsent_from_beginning_to_end(bench: Bench) 
     worker.round()
     assert server.requests == []
     assert settled(bench)
-    assert bench.store.held("hook") == {}
+    assert bench.store.outbox.held("hook") == {}
     assert bench.outcomes == [("hook", "silenced")] * 2
 
 
@@ -505,7 +505,7 @@ def test_a_silence_acknowledges_the_incident_that_was_told_once(bench: Bench) ->
     decide(bench.store)
     worker = bench.worker(receiver)
     worker.round()
-    (told,) = bench.store.load_alerts().values()
+    (told,) = bench.store.evaluation.alerts().values()
     server.answers = [Answer(500)]
     bench.silence(3600, stream="*")
     for _ in range(5):  # refused once, taken once, then no more; also by whoever delivers next
@@ -523,7 +523,7 @@ def test_a_silence_acknowledges_the_incident_that_was_told_once(bench: Bench) ->
 
 def test_a_silence_that_cannot_be_read_hides_nothing_and_is_said_once(bench: Bench) -> None:
     server = bench.server()
-    bench.store.put_silence("broken", '{"matchers": {}}')
+    bench.store.silences.put("broken", '{"matchers": {}}')
     worker = bench.worker(bench.webhook(server))
     with capture_logs() as logs:
         for i in range(2):
@@ -599,9 +599,9 @@ def test_an_alert_whose_end_was_cut_off_is_not_said_for_ever(
     decide(bench.store)
     worker.round()
     # its end is committed, but the entry falls to the outbox limit
-    assert bench.store.decide(bench.store.evaluator().version, 0, {("drift", "cam-1"): None}, {}, [])
+    assert bench.store.evaluation.decide(bench.store.evaluation.state().version, 0, {("drift", "cam-1"): None}, {}, [])
     said = len(server.requests)
     bench.clock.pass_s(60)
     worker.round()
     assert len(server.requests) == said
-    assert bench.store.held("am") == {}
+    assert bench.store.outbox.held("am") == {}

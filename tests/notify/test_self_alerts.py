@@ -29,7 +29,7 @@ def store(redis_server: PrivateRedis) -> Iterator[Store]:
 
 
 def told(store: Store) -> list[dict[str, object]]:
-    return [json.loads(entry.document) for entry in store.fetch("hook", NOW_MS)]
+    return [json.loads(entry.document) for entry in store.outbox.fetch("hook", NOW_MS)]
 
 
 def test_an_episode_is_told_once_and_ended_once_and_the_next_one_is_another(store: Store) -> None:
@@ -63,9 +63,9 @@ def test_without_receivers_nothing_waits_for_them(store: Store) -> None:
 
 def test_a_cursor_remembers_up_to_where_it_is_a_rebuild(store: Store) -> None:
     partition = Partition("images", 0)
-    store.start(partition, 1, "a", 100, "", 250)
-    store.start(partition, 1, "a", 120)
-    cursor = store.cursors([partition])[partition]
+    store.partitions.start(partition, 1, "a", 100, "", 250)
+    store.partitions.start(partition, 1, "a", 120)
+    cursor = store.partitions.cursors([partition])[partition]
     assert cursor is not None
     assert (cursor.next_offset, cursor.rebuild_until) == (120, 250)
 

@@ -29,18 +29,22 @@ def store() -> Iterator[Store]:
 
 
 def begin(store: Store) -> None:
-    assert store.claim(P, 1, "a").status is ClaimStatus.LOST
-    assert store.start(P, 1, "a", 10).status is ClaimStatus.OK
+    assert store.partitions.claim(P, 1, "a").status is ClaimStatus.LOST
+    assert store.partitions.start(P, 1, "a", 10).status is ClaimStatus.OK
 
 
 def test_a_batch_counts_once_however_often_it_is_applied(store: Store) -> None:
     begin(store)
-    assert [store.apply([DELTA])[0].status for _ in range(3)] == [ApplyStatus.OK, ApplyStatus.DUP, ApplyStatus.DUP]
-    cursor = store.cursors([P])[P]
+    assert [store.partitions.apply([DELTA])[0].status for _ in range(3)] == [
+        ApplyStatus.OK,
+        ApplyStatus.DUP,
+        ApplyStatus.DUP,
+    ]
+    cursor = store.partitions.cursors([P])[P]
     assert cursor is not None
     assert (cursor.next_offset, cursor.high_ms) == (20, 5_000)
-    np.testing.assert_array_equal(store.read_buckets([P], "fp", 0, 1)[0]["cam-1"], VECTOR)
-    totals = store.totals([P])["cam-1"]
+    np.testing.assert_array_equal(store.counts.buckets([P], "fp", 0, 1)[0]["cam-1"], VECTOR)
+    totals = store.counts.totals([P])["cam-1"]
     assert (totals.applied, totals.rejected, totals.duplicates) == (36, 2, 1)
 
 
@@ -48,35 +52,35 @@ def test_totals_of_before_changes_were_counted_go_on(store: Store) -> None:
     begin(store)
     key = "{lw:test:images:0}:totals"
     store._connection.client.hset(key, "cam-1", struct.pack("<4Q", 100, 20, 3, 4))
-    assert store.totals([P])["cam-1"] == Totals(100, 20, 3, 4, 0)
+    assert store.counts.totals([P])["cam-1"] == Totals(100, 20, 3, 4, 0)
     changed = VECTOR.copy()
     changed[-2] = 5
-    store.apply([replace(DELTA, vectors={("fp", 0, "cam-1"): changed})])
-    assert store.totals([P])["cam-1"] == Totals(136, 22, 3, 5, 5)
+    store.partitions.apply([replace(DELTA, vectors={("fp", 0, "cam-1"): changed})])
+    assert store.counts.totals([P])["cam-1"] == Totals(136, 22, 3, 5, 5)
 
 
 def test_a_redis_that_lost_its_last_writes_says_where_it_stands(store: Store) -> None:
     begin(store)
-    outcome = store.apply([replace(DELTA, expect=15, next_offset=25)])[0]
+    outcome = store.partitions.apply([replace(DELTA, expect=15, next_offset=25)])[0]
     assert (outcome.status, outcome.next_offset) == (ApplyStatus.REWIND, 10)
-    assert store.totals([P]) == {}
+    assert store.counts.totals([P]) == {}
 
 
 def test_a_former_owner_is_fenced_and_an_empty_redis_is_noticed(store: Store) -> None:
-    assert store.apply([DELTA])[0].status is ApplyStatus.LOST
+    assert store.partitions.apply([DELTA])[0].status is ApplyStatus.LOST
     begin(store)
-    assert store.claim(P, 2, "b").status is ClaimStatus.OK
-    assert store.apply([DELTA])[0].status is ApplyStatus.FENCED
-    assert store.totals([P]) == {}
+    assert store.partitions.claim(P, 2, "b").status is ClaimStatus.OK
+    assert store.partitions.apply([DELTA])[0].status is ApplyStatus.FENCED
+    assert store.counts.totals([P]) == {}
 
 
 def test_what_comes_for_a_sealed_bucket_counts_late_in_the_next_one(store: Store) -> None:
     begin(store)
-    store.apply([DELTA])
-    sealed = store.seal([P], 0)
-    store.apply([replace(DELTA, expect=20, next_offset=30)])
-    np.testing.assert_array_equal(store.seal([P], 0)["fp"]["cam-1"], sealed["fp"]["cam-1"])
-    late = store.read_buckets([P], "fp", 10_000, 10_001)[10_000]["cam-1"]
+    store.partitions.apply([DELTA])
+    sealed = store.partitions.seal([P], 0)
+    store.partitions.apply([replace(DELTA, expect=20, next_offset=30)])
+    np.testing.assert_array_equal(store.partitions.seal([P], 0)["fp"]["cam-1"], sealed["fp"]["cam-1"])
+    late = store.counts.buckets([P], "fp", 10_000, 10_001)[10_000]["cam-1"]
     assert (int(late[-6]), int(late[-4])) == (36, 36)
 
 
@@ -84,18 +88,20 @@ def test_the_latest_typical_images_of_a_stream_are_kept_once(store: Store) -> No
     begin(store)
     kept = [Exemplar(f"images/0/{i}", "cam-1", 1000 * i, 0, 0.5, (0.5,), b"jpeg", "fp") for i in range(30)]
     late = Exemplar("images/0/40", "cam-1", 7_500, 0, 0.5, (0.5,), b"jpeg", "fp")
-    store.apply([replace(DELTA, typical=kept)])
-    store.apply([replace(DELTA, expect=20, next_offset=30, typical=[*kept[20:], late])])
-    assert store.typical([P], "fp", "cam-1") == [*kept[:7:-1], late, kept[7]]
-    assert store.typical([P], "other", "cam-1") == store.typical([P], "fp", "cam-2") == []
+    store.partitions.apply([replace(DELTA, typical=kept)])
+    store.partitions.apply([replace(DELTA, expect=20, next_offset=30, typical=[*kept[20:], late])])
+    assert store.exemplars.typical([P], "fp", "cam-1") == [*kept[:7:-1], late, kept[7]]
+    assert store.exemplars.typical([P], "other", "cam-1") == store.exemplars.typical([P], "fp", "cam-2") == []
 
 
 def test_of_two_evaluators_only_one_decides(store: Store) -> None:
-    version = store.evaluator().version
-    assert store.decide(version, 0, {("drift", "cam-1"): "{}"}, {("drift", "fp"): {"cam-1": b"\x01"}}, ["{}"])
-    assert not store.decide(version, 0, {("drift", "cam-1"): None}, {}, [])
-    assert store.load_alerts() == {("drift", "cam-1"): "{}"}
-    assert store.load_rule_states("drift", "fp") == {"cam-1": b"\x01"}
+    version = store.evaluation.state().version
+    assert store.evaluation.decide(
+        version, 0, {("drift", "cam-1"): "{}"}, {("drift", "fp"): {"cam-1": b"\x01"}}, ["{}"]
+    )
+    assert not store.evaluation.decide(version, 0, {("drift", "cam-1"): None}, {}, [])
+    assert store.evaluation.alerts() == {("drift", "cam-1"): "{}"}
+    assert store.evaluation.rule_states("drift", "fp") == {"cam-1": b"\x01"}
 
 
 def test_rejections_are_counted_by_reason_and_streams_beyond_the_limit_together(redis_server: PrivateRedis) -> None:
@@ -104,7 +110,7 @@ def test_rejections_are_counted_by_reason_and_streams_beyond_the_limit_together(
     vectors = {("fp", 0, "cam-1"): VECTOR, ("fp", 0, "cam-2"): VECTOR}
     reasons = {("cam-1", "format"): 2, ("cam-2", "truncated"): 1}
     for _ in range(2):
-        store.apply([replace(DELTA, vectors=vectors, reasons=reasons)])
-    assert store.rejected_reasons([P]) == {"cam-1": {"format": 2}, OTHER_STREAM: {"truncated": 1}}
-    assert store.streams_over_limit([P]) == 38
+        store.partitions.apply([replace(DELTA, vectors=vectors, reasons=reasons)])
+    assert store.counts.rejected_reasons([P]) == {"cam-1": {"format": 2}, OTHER_STREAM: {"truncated": 1}}
+    assert store.counts.streams_over_limit([P]) == 38
     store.close()

@@ -77,7 +77,7 @@ class Fleet:
             offset = self.offsets[log]
             reasons = {(STREAMS[i], "not-an-image"): 1} if b == 3 else {}
             high_ms = bucket_ms(b) + BUCKET_MS - 1
-            (applied,) = self.store.apply(
+            (applied,) = self.store.partitions.apply(
                 [Delta(log, "t", offset, offset + 1, high_ms, vectors, facts, exemplars, reasons, typical)]
             )
             assert applied.status == "ok"
@@ -86,7 +86,7 @@ class Fleet:
     def decide(self, *told: Alert) -> None:
         """Keep these alerts; an inactive one is removed."""
         rows = {(a.rule, a.stream): None if a.phase is AlertPhase.INACTIVE else alerts.to_json(a) for a in told}
-        assert self.store.decide(self.store.evaluator().version, NOW_MS, rows, {}, [])
+        assert self.store.evaluation.decide(self.store.evaluation.state().version, NOW_MS, rows, {}, [])
 
 
 def firing(rule: str, stream: str, b: int = DRIFT_FROM) -> Alert:
@@ -99,15 +99,15 @@ def firing(rule: str, stream: str, b: int = DRIFT_FROM) -> Alert:
 
 def build(store: Store) -> Fleet:
     """Ten minutes of a fleet of which one stream drifts to the end, and another did for a while."""
-    store.register_partitions(LOGS)
-    store.put_layouts({"fp": LAYOUT.to_json()})
+    store.catalog.register_partitions(LOGS)
+    store.catalog.put_layouts({"fp": LAYOUT.to_json()})
     for log in LOGS:
-        store.start(log, 1, "t", 0)
+        store.partitions.start(log, 1, "t", 0)
     fleet = Fleet(store, np.random.default_rng(0), dict.fromkeys(LOGS, 0))
     for b in range(BUCKETS):
         fleet.send(b, (HOSTILE,) if b >= DRIFT_FROM else (STREAMS[2],) if 10 <= b < 20 else ())
         if b < BUCKETS - 1:
-            store.seal(LOGS, bucket_ms(b))
+            store.partitions.seal(LOGS, bucket_ms(b))
     over = firing("fog", STREAMS[2], 10)
     fleet.decide(
         firing("drift", HOSTILE),

@@ -47,8 +47,8 @@ def inside(locked: str) -> Iterator[httpx.Client]:
 def clean(fleet: Fleet) -> Iterator[None]:
     """No silence outlives its test."""
     yield
-    for silence_id in fleet.store.silences():
-        fleet.store.remove_silence(silence_id)
+    for silence_id in fleet.store.silences.all():
+        fleet.store.silences.remove(silence_id)
 
 
 def test_everything_but_health_asks_for_the_token(locked: str) -> None:
@@ -88,13 +88,13 @@ def test_a_silence_is_made_shown_and_ended_over_the_form(inside: httpx.Client, f
     assert done.status_code == 200
     assert "Silenced." in done.text
     assert "&lt;i&gt;known" in done.text
-    (silence,) = silencing.readable(fleet.store.silences())
+    (silence,) = silencing.readable(fleet.store.silences.all())
     assert (dict(silence.matchers), silence.author) == ({"stream": "[<]script*"}, "ops")
     assert "silenced until" in inside.get("/").text
     assert HOSTILE not in done.text
     ended = inside.post("/alerts/silences/expire", data={"form": form, "id": silence.id}, follow_redirects=True)
     assert "The silence is over." in ended.text
-    assert fleet.store.silences() == {}
+    assert fleet.store.silences.all() == {}
     assert "silenced until" not in inside.get("/").text
 
 
@@ -107,7 +107,7 @@ def test_what_is_wrong_with_a_form_is_said_and_what_was_typed_stays(inside: http
     short = inside.post("/alerts/silences", data={"form": form, "stream": "*", "duration_s": "1"})
     assert short.status_code == 422
     assert "duration_s" in short.text
-    assert fleet.store.silences() == {}
+    assert fleet.store.silences.all() == {}
 
 
 def test_another_site_s_form_is_refused(inside: httpx.Client, fleet: Fleet) -> None:
@@ -121,7 +121,7 @@ def test_another_site_s_form_is_refused(inside: httpx.Client, fleet: Fleet) -> N
         assert inside.post("/api/v1/silences", json=json, headers=header).status_code == 403
     plain = inside.post("/api/v1/silences", content=b'{"matchers": {"stream": "*"}, "duration_s": 3600}')
     assert plain.status_code == 415
-    assert fleet.store.silences() == {}
+    assert fleet.store.silences.all() == {}
 
 
 def test_nothing_is_written_without_a_configured_token(site: str, fleet: Fleet) -> None:
@@ -131,7 +131,7 @@ def test_nothing_is_written_without_a_configured_token(site: str, fleet: Fleet) 
     json = {"matchers": {"stream": "*"}, "duration_s": 3600}
     assert httpx.post(f"{site}/api/v1/silences", json=json).status_code == 403
     assert httpx.delete(f"{site}/api/v1/silences/abc").status_code == 403
-    assert fleet.store.silences() == {}
+    assert fleet.store.silences.all() == {}
 
 
 def test_a_body_without_end_is_cut_off(inside: httpx.Client) -> None:

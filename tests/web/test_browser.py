@@ -152,7 +152,7 @@ def test_a_silence_is_made_and_ended_by_hand(fleet: Fleet, browser: Browser) -> 
         expect(page.locator("#under-way").get_by_text("silenced until")).to_be_visible()
         page.get_by_role("button", name="End silence").click()
         expect(page.get_by_text("The silence is over.")).to_be_visible()
-        assert fleet.store.silences() == {}
+        assert fleet.store.silences.all() == {}
         context.close()
     assert complaints == []
 

@@ -50,15 +50,15 @@ def test_a_history_read_in_pieces_is_the_same_as_one_read_at_once(own: Fleet) ->
 
 def test_each_sealed_bucket_is_read_once(own: Fleet, monkeypatch: pytest.MonkeyPatch) -> None:
     read: list[tuple[object, str, int]] = []
-    table = own.store.bucket_table
-    monkeypatch.setattr(own.store, "bucket_table", lambda member: read.append(member) or table(member))
+    table = own.store.counts.table
+    monkeypatch.setattr(own.store.counts, "table", lambda member: read.append(member) or table(member))
     history = followed(own.store)
     sealed = [member for member in read if member[2] < bucket_ms(BUCKETS - 1)]
     assert len(sealed) == len(set(sealed)) == (BUCKETS - 1) * len(LOGS)
     read.clear()
     assert history.follow(LOGS, NOW_MS, 60.0) == 0
     assert read == []
-    own.store.seal(LOGS, bucket_ms(BUCKETS - 1))
+    own.store.partitions.seal(LOGS, bucket_ms(BUCKETS - 1))
     history.follow(LOGS, NOW_MS, 60.0)
     history.look(LOGS, NOW_MS)
     assert [member[2] for member in read] == [bucket_ms(BUCKETS - 1)] * len(LOGS)
@@ -67,7 +67,7 @@ def test_each_sealed_bucket_is_read_once(own: Fleet, monkeypatch: pytest.MonkeyP
 def test_a_line_holds_every_image_once_and_in_its_step(own: Fleet) -> None:
     lines = followed(own.store).lines(STREAMS, NOW_MS, 30)
     for stream in STREAMS:
-        assert sum(images for _, images, _ in lines[stream]) == own.store.totals(LOGS)[stream].applied
+        assert sum(images for _, images, _ in lines[stream]) == own.store.counts.totals(LOGS)[stream].applied
     drifted = {start for start, images, passed in lines[HOSTILE] if passed > images / 3}
     assert drifted == {start for start, _, _ in lines[HOSTILE] if start >= bucket_ms(40)}
 
@@ -118,7 +118,7 @@ def test_the_first_visitor_reads_nothing_while_the_past_is_read(own: Fleet, monk
     overview.stop()
     overview.behind = 1
     with monkeypatch.context() as patch:
-        patch.setattr(own.store, "totals", lambda _: pytest.fail("read anew"))
+        patch.setattr(own.store.counts, "totals", lambda _: pytest.fail("read anew"))
         assert set(overview.snapshot().rows) == set(STREAMS)
         overview.changed()
         with pytest.raises(pytest.fail.Exception):

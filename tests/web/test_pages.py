@@ -146,10 +146,10 @@ def test_health_names_what_is_wrong(fleet: Fleet) -> None:
 def test_the_model_card_of_a_real_profile_is_shown(redis_server: PrivateRedis, profile_folder: Path) -> None:
     profile = detectors.load_profile(profile_folder)
     store = open_store(RedisSettings(url=SecretStr(redis_server.url)), "cards")
-    store.put_layouts({profile.fingerprint: layout_of(profile).to_json()})
+    store.catalog.put_layouts({profile.fingerprint: layout_of(profile).to_json()})
     with served(store) as address:
         assert "has not been published" in httpx.get(f"{address}/profile").text
-        store.put_profiles({profile.fingerprint: json.dumps(profile.manifest)})
+        store.catalog.put_profiles({profile.fingerprint: json.dumps(profile.manifest)})
         page = httpx.get(f"{address}/profile").text
         assert profile.fingerprint in page
         assert "210 images" in page
@@ -161,17 +161,17 @@ def test_the_model_card_of_a_real_profile_is_shown(redis_server: PrivateRedis, p
 
 def test_each_profile_names_the_streams_that_it_judges_now(redis_server: PrivateRedis) -> None:
     store = open_store(RedisSettings(url=SecretStr(redis_server.url)), "two-profiles")
-    store.register_partitions([LOGS[0]])
-    store.put_layouts({"one": LAYOUT.to_json(), "two": LAYOUT.to_json(), "unused": LAYOUT.to_json()})
-    store.start(LOGS[0], 1, "t", 0)
+    store.catalog.register_partitions([LOGS[0]])
+    store.catalog.put_layouts({"one": LAYOUT.to_json(), "two": LAYOUT.to_json(), "unused": LAYOUT.to_json()})
+    store.partitions.start(LOGS[0], 1, "t", 0)
     vector = fill(LAYOUT, np.full((3, 5), 0.5))
     many = {("one", bucket_ms(0), f"cam-{i:02}"): vector for i in range(30)}
     facts = {name: StreamFacts(event_time_ms=bucket_ms(0)) for _, _, name in many}
     moved = {("two", bucket_ms(12), name): vector for name in ("cam-03", HOSTILE)}
-    store.apply([Delta(LOGS[0], "t", 0, 1, bucket_ms(0), many, facts)])
-    store.seal([LOGS[0]], bucket_ms(0))
+    store.partitions.apply([Delta(LOGS[0], "t", 0, 1, bucket_ms(0), many, facts)])
+    store.partitions.seal([LOGS[0]], bucket_ms(0))
     facts = {name: StreamFacts(event_time_ms=bucket_ms(12)) for _, _, name in moved}
-    store.apply([Delta(LOGS[0], "t", 1, 2, bucket_ms(12), moved, facts)])
+    store.partitions.apply([Delta(LOGS[0], "t", 1, 2, bucket_ms(12), moved, facts)])
     with served(store) as address:
         assert httpx.get(address).text.count("no images for 2 min") == 29
         parts = re.split(r"<h2 id=", httpx.get(f"{address}/profile").text)[1:]

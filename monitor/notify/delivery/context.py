@@ -37,7 +37,7 @@ class DeliveryContext:
     def silences(self) -> list[Silence]:
         """All that are stored; one that cannot be read is said once and hides nothing."""
         found = []
-        for silence_id, text in self.store.silences().items():
+        for silence_id, text in self.store.silences.all().items():
             try:
                 found.append(from_json(text))
             except ValueError as error:

@@ -107,10 +107,10 @@ class Dispatcher:
             if self._prepared:
                 return
             names = {worker.receiver.name for worker in self._workers}
-            for name in self._store.retain_receivers(names):
+            for name in self._store.outbox.retain_receivers(names):
                 log.info("notify.receiver_forgotten", receiver=name)
-            for name, document in self._store.failing().items():
+            for name, document in self._store.outbox.failing().items():
                 if name not in names:
-                    self._store.append_outbox(recovered_document(document, self._now_ms()))
-                    self._store.set_failing(name, "")
+                    self._store.outbox.append(recovered_document(document, self._now_ms()))
+                    self._store.outbox.set_failing(name, "")
             self._prepared = True

@@ -46,7 +46,7 @@ class StillFiring:
 
     def knows(self, alert_id: str) -> str:
         """TOLD, MUTED, ACKNOWLEDGED, or empty for an alert that is not held."""
-        return self._store.held(self._receiver.name).get(alert_id, "").partition("\n")[0]
+        return self._store.outbox.held(self._receiver.name).get(alert_id, "").partition("\n")[0]
 
     def visit(self) -> bool:
         """Where it is time: send what must be heard again and what is no longer muted. True when one of those arrived.
@@ -60,7 +60,7 @@ class StillFiring:
         interval_s = self._receiver.resend_s if isinstance(self._receiver, Resending) else self._around.timing.revisit_s
         self._next_visit_ms = now_ms + round(1000 * interval_s)
         # in this order: an alert and its document are written together, so what is held and does not fire now is over
-        held = self._store.held(self._receiver.name)
+        held = self._store.outbox.held(self._receiver.name)
         firing = self._firing() if held else set()
         stored = self._around.silences() if held else []
         again, late = [], {}
@@ -74,7 +74,7 @@ class StillFiring:
             elif document and state == MUTED:
                 late[alert_id] = document
             elif document and state == ACKNOWLEDGED:  # the next silence says it again
-                self._store.hold(self._receiver.name, alert_id, self.told(document))
+                self._store.outbox.hold(self._receiver.name, alert_id, self.told(document))
             elif document:
                 again.append(document)
         self._resend(again)
@@ -82,14 +82,14 @@ class StillFiring:
         return bool(arrived)
 
     def _firing(self) -> set[str]:
-        kept = [alerts.from_json(text) for text in self._store.load_alerts().values()]
-        delivery = [parse_notice(document).alert_id for document in self._store.failing().values()]
+        kept = [alerts.from_json(text) for text in self._store.evaluation.alerts().values()]
+        delivery = [parse_notice(document).alert_id for document in self._store.outbox.failing().values()]
         return {alert.id for alert in kept if alert.phase is AlertPhase.FIRING} | set(delivery)
 
     def _forget_lost(self, alert_id: str) -> None:
         """Its end is usually on the way to us; where nothing is, the outbox limit has cut it off."""
-        if self._store.backlog(self._receiver.name).entries == 0:
-            self._store.drop_held(self._receiver.name, alert_id)
+        if self._store.outbox.backlog(self._receiver.name).entries == 0:
+            self._store.outbox.drop_held(self._receiver.name, alert_id)
 
     def _resend(self, documents: Sequence[str]) -> None:
         if not documents or not isinstance(self._receiver, Resending) or self._around.over():
@@ -105,7 +105,7 @@ class StillFiring:
         outcome = self._receiver.acknowledge(document)
         self._observe(outcome, "acknowledged", time.monotonic() - started, 1)
         if isinstance(outcome, Delivered):
-            self._store.hold(self._receiver.name, alert_id, f"{ACKNOWLEDGED}\n{document}")
+            self._store.outbox.hold(self._receiver.name, alert_id, f"{ACKNOWLEDGED}\n{document}")
 
     def _observe(self, outcome: Outcome, done: str, took_s: float, count: int) -> None:
         name = self._receiver.name
@@ -123,7 +123,7 @@ class StillFiring:
         outcome = self._receiver.send(document, 1)
         took_s = time.monotonic() - started
         if isinstance(outcome, Delivered):
-            self._store.hold(name, alert_id, self.told(document))
+            self._store.outbox.hold(name, alert_id, self.told(document))
             self._around.observe(name, "delivered", took_s)
             return True
         self._unmute_from_ms = now_ms + UNMUTE_REST_MS

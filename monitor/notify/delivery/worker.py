@@ -57,7 +57,7 @@ class Worker:
 
     def _deliver(self, now_ms: int) -> None:
         waiting: dict[str, int] = {}  # alert -> when its first open document is due
-        entries = self._store.fetch(self._name, now_ms)
+        entries = self._store.outbox.fetch(self._name, now_ms)
         stored = self._around.silences() if any(entry.document for entry in entries) else []
         for entry in entries:
             if self._around.over() or now_ms < self._rest_until_ms:
@@ -72,18 +72,18 @@ class Worker:
                 continue
             if notice.alert_id in waiting:
                 due_ms = waiting[notice.alert_id]
-                self._store.postpone(self._name, entry.id, entry.attempts, due_ms, notice.alert_id)
+                self._store.outbox.postpone(self._name, entry.id, entry.attempts, due_ms, notice.alert_id)
             elif (next_ms := self._handle(entry, notice, stored)) is not None:
                 waiting[notice.alert_id] = next_ms
 
     def _handle(self, entry: OutboxEntry, notice: Notice, stored: list[Silence]) -> int | None:
         """Settle, send or bury; returns when to try again where it stays open."""
         if self._is_unwanted(notice):
-            self._store.settle(self._name, entry.id, notice.alert_id)
+            self._store.outbox.settle(self._name, entry.id, notice.alert_id)
             return None
         if self._is_silenced(notice, stored):
             hold = self._still_firing.muted(entry.document) if notice.type == FIRING else ""
-            self._store.settle(self._name, entry.id, notice.alert_id, hold)
+            self._store.outbox.settle(self._name, entry.id, notice.alert_id, hold)
             self._around.observe(self._name, "silenced", 0.0)
             log.info("notify.silenced", receiver=self._name, id=notice.id)
             return None
@@ -132,14 +132,14 @@ class Worker:
 
     def _note_success(self) -> None:
         for entry_id, (alert_id, hold) in list(self._delivered.items()):
-            self._store.settle(self._name, entry_id, alert_id, hold)
+            self._store.outbox.settle(self._name, entry_id, alert_id, hold)
             del self._delivered[entry_id]
             failpoint("after_settle")
         if not self._reached or self._around.over():
             return
         if firing := self._failing_document():
-            self._store.append_outbox(recovered_document(firing, self._around.now_ms()))
-            self._store.set_failing(self._name, "")
+            self._store.outbox.append(recovered_document(firing, self._around.now_ms()))
+            self._store.outbox.set_failing(self._name, "")
             self._failing = ""
         self._reached = False
 
@@ -151,7 +151,7 @@ class Worker:
         if next_ms is None:
             self._bury(entry, alert_id, outcome.reason, "buried", took_s)
         elif not self._around.over():
-            self._store.postpone(self._name, entry.id, failed, next_ms, alert_id)
+            self._store.outbox.postpone(self._name, entry.id, failed, next_ms, alert_id)
             self._around.observe(self._name, "retried", took_s)
             wait_s = (next_ms - now_ms) / 1000
             log.warning("notify.failed", receiver=self._name, reason=outcome.reason, tries=failed, next_try_s=wait_s)
@@ -161,7 +161,7 @@ class Worker:
         if self._around.over():
             return
         self._tell_failing(entry, reason)
-        self._store.bury(self._name, entry, reason, alert_id)
+        self._store.outbox.bury(self._name, entry, reason, alert_id)
         self._around.observe(self._name, outcome, took_s)
         log.error("notify.given_up", receiver=self._name, reason=reason, tries=entry.attempts + 1, outcome=outcome)
 
@@ -172,11 +172,11 @@ class Worker:
         entry_ms = int(entry.id.partition("-")[0])
         now_ms, tries = self._around.now_ms(), entry.attempts + 1
         document = failing_document(self._around.monitor, self._name, entry_ms, now_ms, tries, reason)
-        self._store.append_outbox(document)
-        self._store.set_failing(self._name, document)
+        self._store.outbox.append(document)
+        self._store.outbox.set_failing(self._name, document)
         self._failing = document
 
     def _failing_document(self) -> str:
         if self._failing is None:
-            self._failing = self._store.failing().get(self._name, "")
+            self._failing = self._store.outbox.failing().get(self._name, "")
         return self._failing

@@ -1,0 +1,45 @@
+"""What the fleet publishes about itself: the partitions it reads and the profiles that count in it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+
+from monitor.core.types import Partition
+from monitor.store.keyspace import SEPARATOR, MonitorKeys, expiry
+
+
+class Catalog:
+    """Partitions, layouts and profiles of one monitor. Every method may raise StoreError."""
+
+    def __init__(self, keys: MonitorKeys) -> None:
+        self._connection = keys.connection
+        self._keys = keys
+
+    def register_partitions(self, partitions: Iterable[Partition]) -> None:
+        """Make partitions known to the evaluator, wherever it runs."""
+        members = [f"{p.topic}{SEPARATOR}{p.index}" for p in partitions]
+        if members:
+            key = self._keys.key("partitions")
+            self._connection.read_many([("SADD", key, *members), expiry(key)])
+
+    def partitions(self) -> tuple[Partition, ...]:
+        """Every partition registered so far, in order."""
+        (members,) = self._connection.read_many([("SMEMBERS", self._keys.key("partitions"))])
+        pairs = [member.decode().rpartition(SEPARATOR) for member in members]
+        return tuple(sorted(Partition(topic, int(index)) for topic, _, index in pairs))
+
+    def put_layouts(self, layouts: Mapping[str, str]) -> None:
+        """{profile fingerprint: JSON of its layout}: lets anyone read the vectors without loading the profile."""
+        self._keys.put_texts(layouts, "layouts")
+
+    def layouts(self) -> dict[str, str]:
+        """What `put_layouts` stored, of every profile that counted here lately."""
+        return self._keys.texts("layouts")
+
+    def put_profiles(self, manifests: Mapping[str, str]) -> None:
+        """{profile fingerprint: JSON of its manifest}: what the profile page shows."""
+        self._keys.put_texts(manifests, "profiles")
+
+    def profiles(self) -> dict[str, str]:
+        """What `put_profiles` stored, of every profile that counted here lately."""
+        return self._keys.texts("profiles")

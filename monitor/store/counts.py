@@ -1,0 +1,109 @@
+"""Reads the counts of all partitions: buckets, totals, reasons of rejection."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+
+from monitor.core.types import Partition, Totals, Vector
+from monitor.store.connection import Connection, pairs
+from monitor.store.keyspace import SEPARATOR, Member, PartitionKeys
+from monitor.store.packing import merge_into, packed_name, unpacked_name, unpacked_totals
+
+
+class Counts:
+    """Reads what `Partitions.apply` and `Partitions.seal` wrote. Every method may raise StoreError."""
+
+    def __init__(self, connection: Connection, keys: PartitionKeys) -> None:
+        self._connection = connection
+        self._keys = keys
+
+    # ---------------------------------------------------------------- buckets
+
+    def members(
+        self,
+        partitions: Iterable[Partition],
+        since_ms: int,
+        which: Sequence[str] = ("closed",),
+        until_ms: int | None = None,
+    ) -> list[Member]:
+        """The sealed (closed) or open buckets with since <= start < until."""
+        until = "+inf" if until_ms is None else f"({until_ms}"
+        wanted = [(p, self._keys.of(p, name)) for p in partitions for name in which]
+        replies = self._connection.read_many([("ZRANGEBYSCORE", key, since_ms, until) for _, key in wanted])
+        return [(p, *parse_member(member)) for (p, _), reply in zip(wanted, replies, strict=True) for member in reply]
+
+    def buckets(
+        self,
+        partitions: Iterable[Partition],
+        fingerprint: str,
+        since_ms: int,
+        until_ms: int,
+        which: Sequence[str] = ("closed", "open"),
+    ) -> dict[int, dict[str, Vector]]:
+        """{bucket start ms: {stream: vector}} for since <= start < until, oldest first; sealed (closed) and open."""
+        found = self._of_profile(partitions, fingerprint, since_ms, until_ms, which)
+        buckets: dict[int, dict[str, Vector]] = {}
+        replies = self._connection.read_many([("HGETALL", self._keys.bucket(member)) for member in found])
+        for (_, _, start), reply in zip(found, replies, strict=True):
+            merge_into(buckets.setdefault(start, {}), pairs(reply))
+        return buckets
+
+    def of_stream(
+        self, partitions: Iterable[Partition], fingerprint: str, stream: str, since_ms: int, until_ms: int
+    ) -> dict[int, Vector]:
+        """{bucket start ms: vector} of one stream for since <= start < until, oldest first; sealed and open."""
+        found = self._of_profile(partitions, fingerprint, since_ms, until_ms, ("closed", "open"))
+        name = packed_name(stream)
+        buckets: dict[int, dict[str, Vector]] = {}
+        replies = self._connection.read_many([("HGET", self._keys.bucket(member), name) for member in found])
+        for (_, _, start), packed in zip(found, replies, strict=True):
+            if packed is not None:
+                merge_into(buckets.setdefault(start, {}), {name.encode(): packed})
+        return {start: streams[name] for start, streams in buckets.items()}
+
+    def table(self, member: Member) -> tuple[list[str], Vector]:
+        """One bucket as a table: the names of its N streams and their (N, V) counts; (0, 0) where it is gone."""
+        streams = self._connection.read_hash(self._keys.bucket(member))
+        table = np.frombuffer(b"".join(streams.values()), "<u4").reshape(len(streams), -1 if streams else 0)
+        return [unpacked_name(name) for name in streams], table
+
+    def _of_profile(
+        self, partitions: Iterable[Partition], fingerprint: str, since_ms: int, until_ms: int, which: Sequence[str]
+    ) -> list[Member]:
+        # a bucket may be sealed between the reads of the two indexes: the set holds it once
+        found = {m for m in self.members(partitions, since_ms, which, until_ms) if m[1] == fingerprint}
+        return sorted(found, key=lambda member: (member[2], member[0]))
+
+    # ---------------------------------------------------------------- since the state began
+
+    def totals(self, partitions: Iterable[Partition]) -> dict[str, Totals]:
+        """Counts of every stream since the state began, summed over the partitions."""
+        totals: dict[str, Totals] = {}
+        for reply in self._connection.read_many([("HGETALL", self._keys.of(p, "totals")) for p in partitions]):
+            for name, packed in pairs(reply).items():
+                stream = unpacked_name(name)
+                totals[stream] = totals.get(stream, Totals()) + unpacked_totals(packed)
+        return totals
+
+    def rejected_reasons(self, partitions: Iterable[Partition]) -> dict[str, dict[str, int]]:
+        """{stream: {reason code: records rejected}} since the state began, summed over the partitions."""
+        found: dict[str, dict[str, int]] = {}
+        for reply in self._connection.read_many([("HGETALL", self._keys.of(p, "reasons")) for p in partitions]):
+            for name, count in pairs(reply).items():
+                stream, _, reason = unpacked_name(name).rpartition(SEPARATOR)
+                reasons = found.setdefault(stream, {})
+                reasons[reason] = reasons.get(reason, 0) + int(count)
+        return found
+
+    def streams_over_limit(self, partitions: Iterable[Partition]) -> int:
+        """Images counted under OTHER_STREAM because their stream came beyond the limit."""
+        commands = [("HGET", self._keys.of(p, "cursor"), "over_limit") for p in partitions]
+        return sum(int(reply or 0) for reply in self._connection.read_many(commands))
+
+
+def parse_member(member: bytes) -> tuple[str, int]:
+    """(fingerprint, bucket start ms) of an entry of the indexes `open` and `closed`."""
+    fingerprint, _, start = member.decode().rpartition(":")
+    return fingerprint, int(start)

@@ -1,0 +1,97 @@
+"""The evaluator's lease and state: one fenced commit per closed bucket."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import msgpack
+
+from monitor.store.connection import Call
+from monitor.store.keyspace import SEPARATOR, TTL_S, MonitorKeys
+
+OUTBOX_LIMIT = 10_000
+"""Entries kept for receivers that are dead: some 40 MB. What is cut off beyond is counted in `outbox_dropped`."""
+
+
+@dataclass(frozen=True, slots=True)
+class EvaluatorState:
+    """Where the evaluation stands: grows by one version per committed bucket."""
+
+    version: int = 0
+    bucket_ms: int | None = None
+    """The last bucket decided; None before the first."""
+    outbox_dropped: int = 0
+
+
+class Evaluation:
+    """Lease, decisions, alerts and rule states. Every method may raise StoreError."""
+
+    def __init__(self, keys: MonitorKeys) -> None:
+        self._connection = keys.connection
+        self._keys = keys
+
+    def lease(self, token: str, ttl_s: float) -> bool:
+        """Take or keep the evaluator's lease; False while another holds it."""
+        return bool(self._connection.run(Call("lease", [self._keys.key("lease")], (token, max(1, int(ttl_s * 1000))))))
+
+    def release(self, token: str) -> None:
+        """Give the lease up, if it is ours."""
+        self._connection.run(Call("lease", [self._keys.key("lease")], (token, 0)))
+
+    def heartbeat(self, now_ms: int, gap_s: float) -> int:
+        """Say that the fleet is evaluating; returns since when it has done so without a break longer than `gap_s`."""
+        call = Call("heartbeat", [self._keys.key("heartbeat")], (now_ms, int(gap_s * 1000), TTL_S))
+        return int(self._connection.run(call))
+
+    def state(self) -> EvaluatorState:
+        """Where the evaluation stands."""
+        fields = ("version", "bucket", "outbox_dropped")
+        ((version, bucket, dropped),) = self._connection.read_many([("HMGET", self._keys.key("evaluator"), *fields)])
+        return EvaluatorState(int(version or 0), None if bucket is None else int(bucket), int(dropped or 0))
+
+    def alerts(self) -> dict[tuple[str, str], str]:
+        """{(rule, stream): JSON} of every alert that is kept."""
+        return {_split(name): document for name, document in self._keys.texts("alerts").items()}
+
+    def rule_states(self, rule: str, fingerprint: str) -> dict[str, bytes]:
+        """{stream: packed state} of one rule under one profile."""
+        key = self._keys.key("rule", fingerprint, rule)
+        return {name.decode(): packed for name, packed in self._connection.read_hash(key).items()}
+
+    def decide(
+        self,
+        expect_version: int,
+        bucket_ms: int,
+        alerts: Mapping[tuple[str, str], str | None],
+        rule_states: Mapping[tuple[str, str], Mapping[str, bytes]],
+        outbox: Sequence[str],
+    ) -> bool:
+        """Commit all that a closed bucket decides, in one call: alerts (None deletes), rule states, outbox entries.
+
+        Args:
+            expect_version: `version` of what `state()` gave; it is one higher afterwards.
+            rule_states: {(rule, fingerprint): {stream: packed state}}.
+            outbox: JSON documents of transitions, in order.
+
+        Returns:
+            False on conflict: another evaluator moved on (or this very call was made before and its reply was lost);
+            nothing was written, and the caller loads the state again.
+        """
+        body = {
+            "expect": str(expect_version),
+            "bucket": str(bucket_ms),
+            "alerts": [(f"{rule}{SEPARATOR}{stream}", text or False) for (rule, stream), text in alerts.items()],
+            "rule_states": [list(states.items()) for states in rule_states.values()],
+            "outbox": list(outbox),
+            "outbox_limit": OUTBOX_LIMIT,
+            "ttl_s": TTL_S,
+        }
+        keys = [self._keys.key(name) for name in ("evaluator", "alerts", "outbox")]
+        keys += [self._keys.key("rule", fingerprint, rule) for rule, fingerprint in rule_states]
+        return bool(self._connection.run(Call("decide", keys, [msgpack.packb(body, use_bin_type=False)])))
+
+
+def _split(field: str) -> tuple[str, str]:
+    rule, _, stream = field.partition(SEPARATOR)
+    return rule, stream

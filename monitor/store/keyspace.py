@@ -1,0 +1,70 @@
+"""Names of the keys in Redis, and the hashes of text among them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from urllib.parse import quote
+
+from monitor.core.types import Partition
+from monitor.store.connection import Connection, Value
+
+TTL_S = 90 * 86_400
+"""State that nobody has touched for a quarter is removed; every write to it starts the time again."""
+SEPARATOR = "\x00"
+"""Between two names in one field or member."""
+
+Member = tuple[Partition, str, int]
+"""(partition, profile fingerprint, bucket start ms): where the counts of one bucket stand."""
+
+
+class PartitionKeys:
+    """Keys of one monitor's partitions, under `{lw:<monitor>:<topic>:<partition>}`."""
+
+    def __init__(self, monitor: str) -> None:
+        self._monitor = monitor
+
+    def prefix(self, partition: Partition) -> str:
+        """What every key of the partition begins with: the hash tag that keeps them in one slot of a cluster."""
+        # quoted, because a brace in a topic would end the hash tag early and spread the keys over the cluster
+        return f"{{lw:{self._monitor}:{quote(partition.topic, safe='._-')}:{partition.index}}}"
+
+    def of(self, partition: Partition, name: str) -> str:
+        """The key of that name."""
+        return f"{self.prefix(partition)}:{name}"
+
+    def bucket(self, member: Member) -> str:
+        """The hash {stream: vector} of one bucket."""
+        partition, fingerprint, start = member
+        return self.of(partition, f"b:{fingerprint}:{start}")
+
+
+class MonitorKeys:
+    """Keys of what one monitor keeps once for all partitions, under `{lw:<monitor>:alerts}`."""
+
+    def __init__(self, connection: Connection, monitor: str) -> None:
+        self.connection = connection
+        self._prefix = f"{{lw:{monitor}:alerts}}"
+
+    def key(self, *parts: str) -> str:
+        """The key of that name."""
+        return ":".join((self._prefix, *parts))
+
+    def texts(self, *parts: str) -> dict[str, str]:
+        """{field: text} of the hash of that name; empty where there is none."""
+        return {name.decode(): text.decode() for name, text in self.connection.read_hash(self.key(*parts)).items()}
+
+    def put_texts(self, texts: Mapping[str, str], *parts: str) -> None:
+        """Set fields of the hash of that name."""
+        key = self.key(*parts)
+        commands = [("HSET", key, field, text) for field, text in texts.items()]
+        self.connection.read_many([*commands, expiry(key)])
+
+    def remove_text(self, field: str, *parts: str) -> bool:
+        """Remove a field of the hash of that name; False where there is none."""
+        (removed,) = self.connection.read_many([("HDEL", self.key(*parts), field)])
+        return bool(removed)
+
+
+def expiry(key: str) -> tuple[Value, ...]:
+    """The command that starts the key's time to live again."""
+    return "EXPIRE", key, TTL_S

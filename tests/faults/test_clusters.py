@@ -93,7 +93,7 @@ def test_a_redis_cluster_of_which_a_node_is_killed_keeps_the_counts(make_rig: Ma
         daemon = rig.start()
         rig.await_counted(60)
         with RedisCluster.from_url(url) as client:
-            owners = [client.get_node_from_key(f"{rig.store.partitions._keys.prefix(p)}:cursor") for p in rig.partitions]
+            owners = [client.get_node_from_key(rig.store.partitions._keys.of(p, "cursor")) for p in rig.partitions]
         assert len({owner.port for owner in owners}) > 1  # the state is spread, or the test shows nothing
         victim = nodes[owners[0].port]
         victim.kill()

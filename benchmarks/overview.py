@@ -11,7 +11,6 @@ import numpy as np
 from pydantic import SecretStr
 
 from detectors.images import properties
-from monitor.core import alert_state as alerts
 from monitor.core.buckets import BINS, IMAGES, LEVELS, Layout
 from monitor.core.types import Alert, AlertPhase, Delta, Partition, StreamFacts
 from monitor.fleet.overview import Overview
@@ -37,7 +36,7 @@ def fill(store: Store, streams: int, buckets: int, partitions: int) -> None:
     now_ms = time.time_ns() // 1_000_000 // BUCKET_MS * BUCKET_MS
     logs = [Partition("images", i) for i in range(partitions)]
     store.catalog.register_partitions(logs)
-    store.catalog.put_layouts({"fp": LAYOUT.to_json()})
+    store.catalog.put_layouts({"fp": LAYOUT})
     for log in logs:
         store.partitions.start(log, 1, "t", 0)
     for b in range(buckets):
@@ -54,7 +53,7 @@ def fill(store: Store, streams: int, buckets: int, partitions: int) -> None:
         if b < buckets - OPEN:
             store.partitions.seal(logs, start)
     firing = [Alert("drift", f"site-{s}/cam-{s}", AlertPhase.FIRING, f"{s:016x}", now_ms - 600_000) for s in range(20)]
-    store.evaluation.decide(0, now_ms, {(a.rule, a.stream): alerts.to_json(a) for a in firing}, {}, [])
+    store.evaluation.decide(0, now_ms, firing, {}, [])
 
 
 def timed(call: object, times: int, pause_s: float = 0.0) -> list[float]:

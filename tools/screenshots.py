@@ -21,7 +21,6 @@ from pydantic import SecretStr
 
 from detectors.profile.fit import FitOptions, fit_profile
 from monitor.config.schema import Config
-from monitor.core import alert_state as alerts
 from monitor.core.aggregate import Counting, Judged, Rates, aggregate
 from monitor.core.types import Delta, Partition, StreamFacts
 from monitor.demo.scene import FOREIGN_KIND, KINDS, draw, jpeg, light_at
@@ -74,7 +73,7 @@ def play(store: Store, settings: Config) -> None:
     profile = fit_profile(reference(np.random.default_rng(SEED), 1000), FitOptions(device="cpu", seed=SEED))
     layouts = {profile.fingerprint: layout_of(profile)}
     store.catalog.register_partitions([LOG])
-    store.catalog.put_layouts({name: layout.to_json() for name, layout in layouts.items()})
+    store.catalog.put_layouts(layouts)
     with tempfile.TemporaryDirectory() as folder:
         profile.save(folder)
         store.catalog.put_profiles({profile.fingerprint: (Path(folder) / "profile.json").read_text()})
@@ -149,7 +148,7 @@ def main() -> None:
             executable_path=shutil.which("chromium"), args=["--no-sandbox", "--disable-gpu", "--no-zygote"]
         )
         smeared, foreign = (f"/streams/{stream.replace('/', '%2F')}" for stream in (SMEARED, FOREIGN))
-        over = next(a for a in map(alerts.from_json, store.evaluation.alerts().values()) if a.stream == FOREIGN)
+        over = next(a for a in store.evaluation.alerts().values() if a.stream == FOREIGN)
         for name, path, width, scheme in (
             ("overview", "/", 1100, "light"),
             ("overview-phone", "/", 360, "dark"),

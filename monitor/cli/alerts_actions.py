@@ -18,7 +18,6 @@ from rich.text import Text
 
 from monitor.config.errors import EXIT_UNAVAILABLE
 from monitor.config.loading import load_config
-from monitor.core import alert_state as alerts
 from monitor.core import silences
 from monitor.core.alert_document import rfc3339, test_document
 from monitor.core.types import Alert, AlertPhase
@@ -47,7 +46,7 @@ def run_action(name: str, args: argparse.Namespace) -> int:
 def _list(args: argparse.Namespace, store: Store, monitor: str) -> int:
     del monitor
     now_ms = _now_ms()
-    found = sorted(map(alerts.from_json, store.evaluation.alerts().values()), key=lambda a: (a.phase, a.rule, a.stream))
+    found = sorted(store.evaluation.alerts().values(), key=lambda a: (a.phase, a.rule, a.stream))
     kept = sorted(_silences(store), key=lambda s: (s.ends_ms, s.id))
     undelivered = store.outbox.dead_alerts()
     if args.json:

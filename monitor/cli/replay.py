@@ -69,7 +69,7 @@ def replay_documents(settings: Config, records: Iterator[Record], store: Store) 
     profiles = load_profiles(settings.scoring, settings.decoding)
     rules = tuple(rule for rule in bind_rules(settings) if not isinstance(rule.judge, Silence))
     counting = counting_of(settings, profiles)
-    store.catalog.put_layouts({fingerprint: layout.to_json() for fingerprint, layout in profiles.layouts.items()})
+    store.catalog.put_layouts(profiles.layouts)
     partitions = _count_all(settings, records, store, profiles, counting)
     for partition in partitions:
         store.partitions.set_idle(partition, OWNER, True)  # all is read: nothing holds a bucket open

@@ -15,6 +15,8 @@ from typing import Any
 
 from monitor.core.types import Alert, AlertPhase, Verdict
 
+UNDER_WAY = (AlertPhase.FIRING, AlertPhase.PENDING)
+"""Phases of an alert that is not over, the more urgent first."""
 _VERSION = 1
 
 

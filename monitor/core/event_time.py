@@ -10,6 +10,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+from monitor.core.types import Cursor
+
 
 @dataclass(frozen=True, slots=True)
 class Placed:
@@ -66,7 +68,7 @@ class PartitionClock:
         return Placed(max(own, oldest_open), event_time_ms, late=own < oldest_open, future=future)
 
 
-def fleet_watermark(partitions: Iterable[tuple[int | None, bool]], lateness_ms: int) -> int | None:
+def fleet_watermark(cursors: Iterable[Cursor | None], lateness_ms: int) -> int | None:
     """Event time up to which the whole topic has been read; None while that is unknown.
 
     It is the lowest watermark of the partitions that are not idle: one that has never had an image and is not idle
@@ -74,9 +76,9 @@ def fleet_watermark(partitions: Iterable[tuple[int | None, bool]], lateness_ms: 
     image, it is never extrapolated from the clock.
 
     Args:
-        partitions: (highest event time or None, idle) of every partition of the topic.
+        cursors: of every partition of the topic; None where it has none yet.
     """
-    known = list(partitions)
+    known = [(cursor.high_ms or None, cursor.idle) if cursor else (None, False) for cursor in cursors]
     active = [high for high, idle in known if not idle]
     if active:
         reached = [high for high in active if high is not None]

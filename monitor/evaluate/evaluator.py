@@ -16,7 +16,7 @@ from dataclasses import dataclass, field, replace
 import structlog
 
 from monitor.core import alert_state as alerts
-from monitor.core.alert_state import Transition
+from monitor.core.alert_state import UNDER_WAY, Transition
 from monitor.core.buckets import Layout
 from monitor.core.event_time import bucket_of, closable, fleet_watermark
 from monitor.core.types import Alert, AlertPhase, Partition, Vector, Verdict
@@ -39,7 +39,6 @@ SILENCE_LOOK_S = 5.0
 HEARTBEAT_GAP_S = 60.0
 """A restart within this does not start the silence clock anew."""
 KEEP_RESOLVED_MS = 7 * 86_400_000
-ACTIVE = (AlertPhase.PENDING, AlertPhase.FIRING)
 
 
 @dataclass(slots=True)
@@ -134,9 +133,9 @@ class Evaluator:
         """Take up the state as the last decided bucket left it."""
         store = self._store
         self._state = store.evaluation.state()
-        for fingerprint, text in store.catalog.layouts().items():
-            self._layouts.setdefault(fingerprint, Layout.from_json(text))
-        self._alerts = {key: alerts.from_json(text) for key, text in store.evaluation.alerts().items()}
+        for fingerprint, layout in store.catalog.layouts().items():
+            self._layouts.setdefault(fingerprint, layout)
+        self._alerts = store.evaluation.alerts()
         self._sequential = SequentialStates()
         self._windows = self._no_windows()
         for rule in self._rules:
@@ -196,7 +195,7 @@ class Evaluator:
         decision = _Decision()
         for key, alert in self._alerts.items():
             rule = rules.get(alert.rule)
-            if alert.phase not in ACTIVE or (rule is not None and rule.settings.watches(alert.stream)):
+            if alert.phase not in UNDER_WAY or (rule is not None and rule.settings.watches(alert.stream)):
                 continue
             after, transition = alerts.withdraw(alert, (self._state.bucket_ms or 0) + self._bucket_ms)
             decision.alerts[key] = after
@@ -212,8 +211,7 @@ class Evaluator:
         cursors = self._store.partitions.cursors(partitions)
         self._muted = any(cursor and cursor.next_offset < cursor.rebuild_until for cursor in cursors.values())
         metrics.MUTED.set(self._muted)
-        highs = [(cursor.high_ms or None, cursor.idle) if cursor else (None, False) for cursor in cursors.values()]
-        watermark = fleet_watermark(highs, self._lateness_ms)
+        watermark = fleet_watermark(cursors.values(), self._lateness_ms)
         metrics.WATERMARK.set((watermark or 0) / 1000)
         opened = {start for found in self._store.partitions.open_buckets(partitions).values() for _, start in found}
         decided = -1 if self._state.bucket_ms is None else self._state.bucket_ms
@@ -237,8 +235,8 @@ class Evaluator:
     def _know(self, fingerprints: Iterable[str]) -> None:
         """Read the layouts of profiles that another replica has begun to use."""
         if any(fingerprint not in self._layouts for fingerprint in fingerprints):
-            for fingerprint, text in self._store.catalog.layouts().items():
-                self._layouts.setdefault(fingerprint, Layout.from_json(text))
+            for fingerprint, layout in self._store.catalog.layouts().items():
+                self._layouts.setdefault(fingerprint, layout)
 
     def _watched(
         self, rule: BoundRule, sealed: Mapping[str, Mapping[str, Vector]]
@@ -253,7 +251,7 @@ class Evaluator:
                 watched[fingerprint] = {s: vector for s, vector in streams.items() if rule.settings.watches(s)}
         present = {stream for streams in watched.values() for stream in streams}
         for (name, stream), alert in self._alerts.items():
-            if name == rule.name and alert.phase in ACTIVE and stream not in present:
+            if name == rule.name and alert.phase in UNDER_WAY and stream not in present:
                 fingerprint = self._windows.fingerprint_of(stream) or ""
                 if fingerprint in self._layouts:
                     watched.setdefault(fingerprint, {})[stream] = None
@@ -335,13 +333,11 @@ class Evaluator:
         for key, alert in self._alerts.items():
             if alert.phase is AlertPhase.RESOLVED and alert.resolved_ms < oldest_ms and key not in decision.alerts:
                 decision.alerts[key] = Alert(*key)
-        written = {
-            key: None if alert.phase is AlertPhase.INACTIVE else alerts.to_json(alert)
-            for key, alert in decision.alerts.items()
-        }
         documents = decision.documents if self._heard else []
         failpoint("before_decide")
-        done = self._store.evaluation.decide(self._state.version, bucket_ms, written, decision.rows, documents)
+        done = self._store.evaluation.decide(
+            self._state.version, bucket_ms, decision.alerts.values(), decision.rows, documents
+        )
         failpoint("after_decide")
         if not done:
             # another evaluator was faster, or the reply of this very call was lost: what stands in Redis is the truth
@@ -350,8 +346,8 @@ class Evaluator:
             return False
         self._state = EvaluatorState(self._state.version + 1, bucket_ms, self._state.outbox_dropped)
         self._alerts.update(decision.alerts)
-        for key, text in written.items():
-            if text is None:
+        for key, alert in decision.alerts.items():
+            if alert.phase is AlertPhase.INACTIVE:
                 self._alerts.pop(key, None)
         self._sequential.keep(decision.rows)
         for rule, phase in decision.phases:

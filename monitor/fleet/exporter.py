@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from monitor.core import alert_state as alerts
+from monitor.core.alert_state import UNDER_WAY
 from monitor.core.buckets import BINS, Layout
 from monitor.core.event_time import closable, fleet_watermark
 from monitor.core.types import Alert, AlertPhase, Partition, Totals, Vector
@@ -36,7 +36,6 @@ STREAMS_SHOWN = 500
 STREAMS_IN_DETAIL = 50
 """Of which every signal's movement is shown: twenty series each."""
 OTHER = "(other)"
-ACTIVE = (AlertPhase.FIRING, AlertPhase.PENDING)
 DEAD_ALERTS_COUNTED = 1_000
 
 Series = dict[tuple[str, ...], float]
@@ -126,8 +125,8 @@ class FleetMetrics(Collector):
             StoreError: Redis does not answer.
         """
         partitions = self._store.catalog.partitions()
-        found = [alerts.from_json(text) for text in self._store.evaluation.alerts().values()]
-        active = [alert for alert in found if alert.phase in ACTIVE]
+        found = list(self._store.evaluation.alerts().values())
+        active = [alert for alert in found if alert.phase in UNDER_WAY]
         if self._read_ms is None:
             self._counts.watch({alert.stream for alert in active[:STREAMS_IN_DETAIL]})
         self._take_buckets(partitions)
@@ -151,7 +150,7 @@ class FleetMetrics(Collector):
         if decided is None or (self._read_ms is not None and decided < self._read_ms):
             self._counts, self._read_ms = FleetCounts(WINDOW_MS), None  # the state is new, or was set back
             self._bins_before = {}
-        self._layouts = {name: Layout.from_json(text) for name, text in self._store.catalog.layouts().items()}
+        self._layouts = self._store.catalog.layouts()
         self._counts.know(self._layouts)
         if decided is None:
             return
@@ -213,9 +212,7 @@ class FleetMetrics(Collector):
         ]
 
     def _bucket_lag_s(self, partitions: tuple[Partition, ...]) -> float:
-        cursors = self._store.partitions.cursors(partitions).values()
-        highs = [(c.high_ms or None, c.idle) if c else (None, False) for c in cursors]
-        watermark = fleet_watermark(highs, self._lateness_ms)
+        watermark = fleet_watermark(self._store.partitions.cursors(partitions).values(), self._lateness_ms)
         opened = {start for found in self._store.partitions.open_buckets(partitions).values() for _, start in found}
         due = closable(opened, watermark, self._bucket_ms)
         return max(0.0, ((watermark or 0) - min(due) - self._bucket_ms) / 1000) if due else 0.0

@@ -179,6 +179,6 @@ class History:
     def _layout(self, fingerprint: str) -> Layout | None:
         """None where nobody said what its vectors mean."""
         if fingerprint not in self._layouts:
-            self._layouts = {name: Layout.from_json(text) for name, text in self._store.catalog.layouts().items()}
+            self._layouts = self._store.catalog.layouts()
         layout = self._layouts.get(fingerprint)
         return layout if layout is not None and "ood" in layout.signals else None

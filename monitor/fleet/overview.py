@@ -11,16 +11,15 @@ from typing import Any
 
 import structlog
 
-from monitor.core import alert_state as alerts
 from monitor.core.alert_document import rfc3339
+from monitor.core.alert_state import UNDER_WAY
 from monitor.core.event_time import fleet_watermark, watermark_ms
-from monitor.core.types import Alert, AlertPhase, Cursor, Partition, Totals
+from monitor.core.types import Alert, Cursor, Partition, Totals
 from monitor.fleet.history import REACH_MS, WINDOW_MS, History
 from monitor.store import Store, StoreError
 
 log = structlog.get_logger(__name__)
 
-UNDER_WAY = (AlertPhase.FIRING, AlertPhase.PENDING)
 FRESH_S = 1.5
 """A snapshot younger than this is shown again: reloading a page must not read Redis anew."""
 CATCHING_UP_FRESH_S = 10.0
@@ -223,7 +222,7 @@ class Overview:
         while self._history.follow(partitions, high_ms, CATCH_UP_S) and self._thread is None:
             pass  # nobody catches up for us
         self._history.look(partitions, high_ms)
-        known = sorted((alerts.from_json(text) for text in store.evaluation.alerts().values()), key=_urgency)
+        known = sorted(store.evaluation.alerts().values(), key=_urgency)
         self._snapshot = Snapshot(
             rows=self._rows(partitions, high_ms, known),
             alerts=tuple(known),
@@ -231,7 +230,7 @@ class Overview:
             silences=store.silences.all(),
             cursors=cursors,
             high_ms=high_ms,
-            watermark_ms=_fleet_watermark(cursors, self._lateness_ms),
+            watermark_ms=fleet_watermark(cursors.values(), self._lateness_ms),
             number=self._snapshot.number + (stamp != self._stamp),
         )
         self._stamp, self._taken_s = stamp, time.monotonic()
@@ -272,7 +271,3 @@ def _urgency(alert: Alert) -> tuple[int, int, str, str]:
 
 def _high(cursors: Mapping[Partition, Cursor | None]) -> int:
     return max((cursor.high_ms for cursor in cursors.values() if cursor), default=0)
-
-
-def _fleet_watermark(cursors: Mapping[Partition, Cursor | None], lateness_ms: int) -> int | None:
-    return fleet_watermark([(c.high_ms or None, c.idle) if c else (None, False) for c in cursors.values()], lateness_ms)

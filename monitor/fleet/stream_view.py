@@ -9,11 +9,12 @@ from itertools import pairwise
 from typing import Any
 
 from monitor.core.alert_document import rfc3339
+from monitor.core.alert_state import UNDER_WAY
 from monitor.core.buckets import IMAGES, REJECTED, Layout, cut_index, exceedances, sum_vectors
 from monitor.core.types import Alert, Exemplar, Partition, Vector
 from monitor.fleet.counts import band
 from monitor.fleet.history import LEVEL
-from monitor.fleet.overview import UNDER_WAY, Snapshot
+from monitor.fleet.overview import Snapshot
 from monitor.rules.evidence import MovedSignal, cause_is_learned, moved_signals, triage
 from monitor.store import Store
 from monitor.web.drawing import Point
@@ -146,8 +147,9 @@ def _read(
     store: Store, snapshot: Snapshot, name: str, since_ms: int, until_ms: int
 ) -> tuple[dict[str, Layout], dict[str, dict[int, Vector]]]:
     """(layouts, {fingerprint: {bucket start ms: counts of the stream}})."""
-    layouts = {fingerprint: Layout.from_json(text) for fingerprint, text in store.catalog.layouts().items()}
-    layouts = {fingerprint: layout for fingerprint, layout in layouts.items() if "ood" in layout.signals}
+    layouts = {
+        fingerprint: layout for fingerprint, layout in store.catalog.layouts().items() if "ood" in layout.signals
+    }
     places = _partitions(snapshot, name)
     return layouts, {f: store.counts.of_stream(places, f, name, since_ms, until_ms) for f in layouts}
 

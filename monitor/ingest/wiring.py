@@ -26,7 +26,7 @@ def publish_profiles(store: Store, profiles: Profiles) -> None:
     Raises:
         StoreError: Redis does not answer.
     """
-    store.catalog.put_layouts({fingerprint: layout.to_json() for fingerprint, layout in profiles.layouts.items()})
+    store.catalog.put_layouts(profiles.layouts)
     store.catalog.put_profiles({profile.fingerprint: json.dumps(profile.manifest) for profile in profiles.all()})
 
 

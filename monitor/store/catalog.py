@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 
+from monitor.core.buckets import Layout
 from monitor.core.types import Partition
 from monitor.store.keyspace import SEPARATOR, MonitorKeys, expiry
 
@@ -28,13 +29,13 @@ class Catalog:
         pairs = [member.decode().rpartition(SEPARATOR) for member in members]
         return tuple(sorted(Partition(topic, int(index)) for topic, _, index in pairs))
 
-    def put_layouts(self, layouts: Mapping[str, str]) -> None:
-        """{profile fingerprint: JSON of its layout}: lets anyone read the vectors without loading the profile."""
-        self._keys.put_texts(layouts, "layouts")
+    def put_layouts(self, layouts: Mapping[str, Layout]) -> None:
+        """{profile fingerprint: layout}: lets anyone read the vectors without loading the profile."""
+        self._keys.put_texts({name: layout.to_json() for name, layout in layouts.items()}, "layouts")
 
-    def layouts(self) -> dict[str, str]:
+    def layouts(self) -> dict[str, Layout]:
         """What `put_layouts` stored, of every profile that counted here lately."""
-        return self._keys.texts("layouts")
+        return {name: Layout.from_json(text) for name, text in self._keys.texts("layouts").items()}
 
     def put_profiles(self, manifests: Mapping[str, str]) -> None:
         """{profile fingerprint: JSON of its manifest}: what the profile page shows."""

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import msgpack
 
+from monitor.core import alert_state
+from monitor.core.types import Alert, AlertPhase
 from monitor.store.connection import Call
 from monitor.store.keyspace import SEPARATOR, TTL_S, MonitorKeys
 
@@ -50,9 +52,9 @@ class Evaluation:
         ((version, bucket, dropped),) = self._connection.read_many([("HMGET", self._keys.key("evaluator"), *fields)])
         return EvaluatorState(int(version or 0), None if bucket is None else int(bucket), int(dropped or 0))
 
-    def alerts(self) -> dict[tuple[str, str], str]:
-        """{(rule, stream): JSON} of every alert that is kept."""
-        return {_split(name): document for name, document in self._keys.texts("alerts").items()}
+    def alerts(self) -> dict[tuple[str, str], Alert]:
+        """{(rule, stream): alert} of every alert that is kept."""
+        return {_split(name): alert_state.from_json(text) for name, text in self._keys.texts("alerts").items()}
 
     def rule_states(self, rule: str, fingerprint: str) -> dict[str, bytes]:
         """{stream: packed state} of one rule under one profile."""
@@ -63,14 +65,15 @@ class Evaluation:
         self,
         expect_version: int,
         bucket_ms: int,
-        alerts: Mapping[tuple[str, str], str | None],
+        alerts: Iterable[Alert],
         rule_states: Mapping[tuple[str, str], Mapping[str, bytes]],
         outbox: Sequence[str],
     ) -> bool:
-        """Commit all that a closed bucket decides, in one call: alerts (None deletes), rule states, outbox entries.
+        """Commit all that a closed bucket decides, in one call: alerts, rule states, outbox entries.
 
         Args:
             expect_version: `version` of what `state()` gave; it is one higher afterwards.
+            alerts: those that changed; an inactive one is deleted.
             rule_states: {(rule, fingerprint): {stream: packed state}}.
             outbox: JSON documents of transitions, in order.
 
@@ -81,7 +84,7 @@ class Evaluation:
         body = {
             "expect": str(expect_version),
             "bucket": str(bucket_ms),
-            "alerts": [(f"{rule}{SEPARATOR}{stream}", text or False) for (rule, stream), text in alerts.items()],
+            "alerts": [(f"{alert.rule}{SEPARATOR}{alert.stream}", _stored(alert)) for alert in alerts],
             "rule_states": [list(states.items()) for states in rule_states.values()],
             "outbox": list(outbox),
             "outbox_limit": OUTBOX_LIMIT,
@@ -90,6 +93,10 @@ class Evaluation:
         keys = [self._keys.key(name) for name in ("evaluator", "alerts", "outbox")]
         keys += [self._keys.key("rule", fingerprint, rule) for rule, fingerprint in rule_states]
         return bool(self._connection.run(Call("decide", keys, [msgpack.packb(body, use_bin_type=False)])))
+
+
+def _stored(alert: Alert) -> str | bool:
+    return False if alert.phase is AlertPhase.INACTIVE else alert_state.to_json(alert)
 
 
 def _split(field: str) -> tuple[str, str]:

@@ -7,8 +7,9 @@ import hashlib
 import json
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from importlib.resources import files
+from operator import itemgetter
 from typing import Any
 from urllib.parse import urlencode
 
@@ -196,11 +197,11 @@ def read_profiles(store: Store, overview: Overview) -> dict[str, dict[str, Any]]
     manifests, judged_by = store.catalog.profiles(), overview.judged_by()
     return {
         fingerprint: {
-            "layout": json.loads(text),
+            "layout": asdict(layout),
             "manifest": json.loads(manifests[fingerprint]) if fingerprint in manifests else None,
             "streams": judged_by.get(fingerprint, []),
         }
-        for fingerprint, text in sorted(store.catalog.layouts().items())
+        for fingerprint, layout in sorted(store.catalog.layouts().items(), key=itemgetter(0))
     }
 
 

@@ -8,9 +8,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from monitor.core.alert_document import rfc3339
+from monitor.core.alert_state import UNDER_WAY
 from monitor.core.silences import Silence
 from monitor.core.types import Alert, AlertPhase
-from monitor.fleet.overview import UNDER_WAY, Snapshot
+from monitor.fleet.overview import Snapshot
 from monitor.rules.settings import RuleSettings
 from monitor.web import words
 

@@ -2,8 +2,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from monitor.core.event_time import PartitionClock, Placed, bucket_of, closable, fleet_watermark
+from monitor.core.types import Cursor
 
 BUCKET, LATENESS, FOREVER = 10_000, 15_000, 10**15
+
+
+def cursor(high_ms: int | None, idle: bool) -> Cursor:
+    return Cursor(next_offset=0, high_ms=high_ms or 0, idle=idle)
 
 
 def place_all(times, high=None):
@@ -52,20 +57,24 @@ def test_no_image_is_placed_in_a_bucket_that_its_partition_has_closed(times):
     for t in times:
         before = clock.high_ms
         placed = clock.place(t, 0, FOREVER)
-        assert closable([placed.bucket_ms], fleet_watermark([(before, False)], LATENESS), BUCKET) == []
+        assert closable([placed.bucket_ms], fleet_watermark([cursor(before, False)], LATENESS), BUCKET) == []
         assert placed.late == (placed.bucket_ms != bucket_of(t, BUCKET))
 
 
+def test_a_partition_without_a_cursor_holds_the_fleet_back():
+    assert fleet_watermark([cursor(50_000, False), None], 1000) is None
+
+
 def test_the_fleet_waits_for_its_slowest_partition_unless_it_is_idle():
-    assert fleet_watermark([(50_000, False), (30_000, False)], 1000) == 29_000
-    assert fleet_watermark([(50_000, False), (30_000, True)], 1000) == 49_000
-    assert fleet_watermark([(50_000, False), (None, False)], 1000) is None
-    assert fleet_watermark([(50_000, False), (None, True)], 1000) == 49_000
+    assert fleet_watermark([cursor(50_000, False), cursor(30_000, False)], 1000) == 29_000
+    assert fleet_watermark([cursor(50_000, False), cursor(30_000, True)], 1000) == 49_000
+    assert fleet_watermark([cursor(50_000, False), cursor(None, False)], 1000) is None
+    assert fleet_watermark([cursor(50_000, False), cursor(None, True)], 1000) == 49_000
 
 
 def test_time_stands_still_at_the_highest_watermark_when_all_are_idle():
-    assert fleet_watermark([(50_000, True), (30_000, True), (None, True)], 1000) == 49_000
-    assert fleet_watermark([(None, True)], 1000) is None
+    assert fleet_watermark([cursor(50_000, True), cursor(30_000, True), cursor(None, True)], 1000) == 49_000
+    assert fleet_watermark([cursor(None, True)], 1000) is None
     assert fleet_watermark([], 1000) is None
 
 

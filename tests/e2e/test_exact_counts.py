@@ -21,7 +21,6 @@ from kafka import KafkaConsumer
 from pydantic import SecretStr
 
 from monitor.config.schema import Config
-from monitor.core.alert_state import from_json
 from monitor.core.buckets import CHANGES, DUPLICATES, IMAGES, LONGEST_RUN, unpack
 from monitor.core.event_time import bucket_of
 from monitor.core.types import Alert, Partition, Totals, Vector
@@ -176,7 +175,7 @@ class Outcome:
                 p: cursor.next_offset for p, cursor in store.partitions.cursors(partitions).items() if cursor
             },
             buckets={start: {s: v.tobytes() for s, v in streams.items()} for start, streams in buckets.items()},
-            alerts={key: from_json(text) for key, text in store.evaluation.alerts().items()},
+            alerts=store.evaluation.alerts(),
             documents=by_id(record.value for record in topic.written(topic.alerts[group])),
         )
 

@@ -38,8 +38,7 @@ def test_alerts_that_no_rule_watches_any_more_are_ended_and_told(redis_server: P
         active("gone", "cam-1", AlertPhase.FIRING),  # there is no such rule
         active("gone", "cam-2", AlertPhase.PENDING),
     ]
-    texts: dict[tuple[str, str], str | None] = {(a.rule, a.stream): alerts.to_json(a) for a in before}
-    assert store.evaluation.decide(0, BUCKET_MS, texts, {}, [])
+    assert store.evaluation.decide(0, BUCKET_MS, before, {}, [])
     rule = RateRule(name="ood", kind="rate", streams="cam-*", labels={"team": "vision"})
     settings = Config(monitor="evaluator", rules=(rule,), receivers=())
     presentation = presentation_of(settings.model_copy(update={"receivers": ("somebody",)}))
@@ -47,7 +46,7 @@ def test_alerts_that_no_rule_watches_any_more_are_ended_and_told(redis_server: P
     evaluator.load()
     for _ in range(2):
         evaluator.look()
-    after = {key: alerts.from_json(text) for key, text in store.evaluation.alerts().items()}
+    after = store.evaluation.alerts()
     assert after.pop(("ood", "cam-1")) == watched
     assert {key: (a.phase, a.resolved_ms) for key, a in after.items()} == {
         ("ood", "door-1"): (AlertPhase.RESOLVED, BUCKET_MS + 10_000),

@@ -22,7 +22,6 @@ import httpx
 import yaml
 from kafka import KafkaConsumer, KafkaProducer, TopicPartition
 
-from monitor.core.alert_state import from_json
 from monitor.core.types import AlertPhase, Partition, Record
 from monitor.sources.kafka.client import connect
 from monitor.store import StoreError, open_store
@@ -408,8 +407,7 @@ class Rig:
     def check_alerts(self) -> set[str]:
         """Every transition of every alert that is kept reached the receiver; returns their ids."""
         expected: set[str] = set()
-        for text in self.store.evaluation.alerts().values():
-            alert = from_json(text)
+        for alert in self.store.evaluation.alerts().values():
             if alert.phase in {AlertPhase.FIRING, AlertPhase.RESOLVED}:
                 expected |= {f"{alert.id}-firing"}
             if alert.phase is AlertPhase.RESOLVED:

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from pydantic import SecretStr
 
-from monitor.core.buckets import Layout, cut_index, exceedances
+from monitor.core.buckets import cut_index, exceedances
 from monitor.core.types import Partition
 from monitor.sources.redis_streams.log import log_key, open_connection, parse_record
 from monitor.store.settings import RedisSettings
@@ -90,7 +90,7 @@ def test_a_level_lets_the_unusual_ones_through_alone(make_rig: MakeRig, tmp_path
     rig.tell()
     rig.start()
     rig.await_counted()
-    layout = Layout.from_json(rig.store.catalog.layouts()[rig.fingerprint()])
+    layout = rig.store.catalog.layouts()[rig.fingerprint()]
     buckets = rig.store.counts.buckets(rig.partitions, rig.fingerprint(), 0, 2**52)
     vectors = [vector for streams in buckets.values() for vector in streams.values()]
     unusual = sum(int(exceedances(layout, vector, "ood")[cut_index(LEVEL)]) for vector in vectors)

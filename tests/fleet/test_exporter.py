@@ -13,7 +13,6 @@ from prometheus_client.core import Metric
 from pydantic import SecretStr
 from scipy.stats import betabinom
 
-from monitor.core import alert_state as alerts
 from monitor.core.buckets import BINS, Layout
 from monitor.core.types import Alert, AlertPhase, Delta, Partition, Vector, Verdict
 from monitor.fleet.counts import FleetCounts, cumulative
@@ -51,10 +50,9 @@ class Fleet:
         self.store.partitions.apply([Delta(P, "a", self.offset, self.offset + 1, self.bucket_ms + 1, counts)])
         self.offset += 1
         self.store.partitions.seal([P], self.bucket_ms)
-        written = {key: alerts.to_json(alert) for key, alert in (alerts_now or {}).items()}
         documents = ["{}"] if alerts_now else []
         assert self.store.evaluation.decide(
-            self.store.evaluation.state().version, self.bucket_ms, written, {}, documents
+            self.store.evaluation.state().version, self.bucket_ms, (alerts_now or {}).values(), {}, documents
         )
 
     def exported(self, shown: int = 500) -> FleetMetrics:
@@ -66,7 +64,7 @@ def fleet(redis_server: PrivateRedis) -> Iterator[Fleet]:
     name = f"fleet-{next(_monitors)}"
     store = open_store(RedisSettings(url=SecretStr(redis_server.url)), name)
     store.catalog.register_partitions([P])
-    store.catalog.put_layouts({"fp": LAYOUT.to_json()})
+    store.catalog.put_layouts({"fp": LAYOUT})
     store.partitions.claim(P, 1, "a")
     store.partitions.start(P, 1, "a", 0)
     yield Fleet(store, name)

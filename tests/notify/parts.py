@@ -11,7 +11,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 from monitor.core.alert_document import About, Evidence, alert_document
-from monitor.core.alert_state import Transition, alert_id, to_json
+from monitor.core.alert_state import Transition, alert_id
 from monitor.core.types import Alert, AlertPhase, Exemplar, Verdict
 from monitor.rules.evidence import MovedSignal
 from monitor.store import Store
@@ -158,8 +158,6 @@ def resolved(stream: str = "cam-1", rule: str = "drift") -> str:
 def decide(store: Store, stream: str = "cam-1", phase: AlertPhase = AlertPhase.FIRING, rule: str = "drift") -> str:
     """Let the alert change as the evaluator would: its state and its document in one step. Returns the webhook id."""
     alert = alert_of(stream, rule, phase)
-    kept = to_json(alert) if phase is AlertPhase.FIRING else None
-    assert store.evaluation.decide(
-        store.evaluation.state().version, T0_MS, {(rule, stream): kept}, {}, [document_of(alert)]
-    )
+    kept = alert if phase is AlertPhase.FIRING else Alert(rule, stream)
+    assert store.evaluation.decide(store.evaluation.state().version, T0_MS, [kept], {}, [document_of(alert)])
     return f"{alert.id}-{phase}"

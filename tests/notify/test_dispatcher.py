@@ -17,7 +17,7 @@ from structlog.testing import capture_logs
 
 from monitor.core.alert_document import test_document as a_test_document
 from monitor.core.silences import Silence, to_json
-from monitor.core.types import AlertPhase
+from monitor.core.types import Alert, AlertPhase
 from monitor.notify import STANDARD_WEBHOOKS_S, Dispatcher, Receiver, Timing
 from monitor.notify.delivery.context import DeliveryContext
 from monitor.notify.delivery.delivery_alert import DELIVERY_RULE
@@ -505,7 +505,7 @@ def test_a_silence_acknowledges_the_incident_that_was_told_once(bench: Bench) ->
     decide(bench.store)
     worker = bench.worker(receiver)
     worker.round()
-    (told,) = bench.store.evaluation.alerts().values()
+    (alert,) = bench.store.evaluation.alerts().values()
     server.answers = [Answer(500)]
     bench.silence(3600, stream="*")
     for _ in range(5):  # refused once, taken once, then no more; also by whoever delivers next
@@ -517,7 +517,7 @@ def test_a_silence_acknowledges_the_incident_that_was_told_once(bench: Bench) ->
     bench.worker(receiver).round()
     actions = [request.json["event_action"] for request in server.requests]
     assert actions == ["trigger", "acknowledge", "acknowledge", "resolve"]
-    assert {request.json["dedup_key"] for request in server.requests} == {json.loads(told)["id"]}
+    assert {request.json["dedup_key"] for request in server.requests} == {alert.id}
     assert ("pd", "acknowledged") in bench.outcomes
 
 
@@ -599,7 +599,7 @@ def test_an_alert_whose_end_was_cut_off_is_not_said_for_ever(
     decide(bench.store)
     worker.round()
     # its end is committed, but the entry falls to the outbox limit
-    assert bench.store.evaluation.decide(bench.store.evaluation.state().version, 0, {("drift", "cam-1"): None}, {}, [])
+    assert bench.store.evaluation.decide(bench.store.evaluation.state().version, 0, [Alert("drift", "cam-1")], {}, [])
     said = len(server.requests)
     bench.clock.pass_s(60)
     worker.round()

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from pydantic import SecretStr
 
-from monitor.core.types import ApplyStatus, Delta, Exemplar, Partition, Totals
+from monitor.core.types import Alert, AlertPhase, ApplyStatus, Delta, Exemplar, Partition, Totals
 from monitor.store import OTHER_STREAM, ClaimStatus, Limits, Store, open_store
 from monitor.store.private_server import PrivateRedis
 from monitor.store.settings import RedisSettings
@@ -94,13 +94,14 @@ def test_the_latest_typical_images_of_a_stream_are_kept_once(store: Store) -> No
     assert store.exemplars.typical([P], "other", "cam-1") == store.exemplars.typical([P], "fp", "cam-2") == []
 
 
+ALERT = Alert("drift", "cam-1", AlertPhase.PENDING, "a1", since_ms=10_000)
+
+
 def test_of_two_evaluators_only_one_decides(store: Store) -> None:
     version = store.evaluation.state().version
-    assert store.evaluation.decide(
-        version, 0, {("drift", "cam-1"): "{}"}, {("drift", "fp"): {"cam-1": b"\x01"}}, ["{}"]
-    )
-    assert not store.evaluation.decide(version, 0, {("drift", "cam-1"): None}, {}, [])
-    assert store.evaluation.alerts() == {("drift", "cam-1"): "{}"}
+    assert store.evaluation.decide(version, 0, [ALERT], {("drift", "fp"): {"cam-1": b"\x01"}}, ["{}"])
+    assert not store.evaluation.decide(version, 0, [Alert("drift", "cam-1")], {}, [])
+    assert store.evaluation.alerts() == {("drift", "cam-1"): ALERT}
     assert store.evaluation.rule_states("drift", "fp") == {"cam-1": b"\x01"}
 
 

@@ -33,7 +33,7 @@ def kept(store: Store) -> int:
 
 
 def decide(store: Store, *outbox: str) -> None:
-    assert store.evaluation.decide(store.evaluation.state().version, 0, {}, {}, outbox)
+    assert store.evaluation.decide(store.evaluation.state().version, 0, [], {}, outbox)
 
 
 def test_every_receiver_gets_every_document_in_order_and_again_until_it_settles(store: Store) -> None:

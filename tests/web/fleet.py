@@ -9,7 +9,6 @@ from dataclasses import dataclass
 import numpy as np
 
 from detectors.images.prepare import Preparer
-from monitor.core import alert_state as alerts
 from monitor.core.buckets import REJECTED, Layout, fill
 from monitor.core.types import Alert, AlertPhase, Delta, Exemplar, Partition, StreamFacts, Verdict
 from monitor.ingest.scoring.thumbnails import thumbnail
@@ -85,8 +84,7 @@ class Fleet:
 
     def decide(self, *told: Alert) -> None:
         """Keep these alerts; an inactive one is removed."""
-        rows = {(a.rule, a.stream): None if a.phase is AlertPhase.INACTIVE else alerts.to_json(a) for a in told}
-        assert self.store.evaluation.decide(self.store.evaluation.state().version, NOW_MS, rows, {}, [])
+        assert self.store.evaluation.decide(self.store.evaluation.state().version, NOW_MS, told, {}, [])
 
 
 def firing(rule: str, stream: str, b: int = DRIFT_FROM) -> Alert:
@@ -100,7 +98,7 @@ def firing(rule: str, stream: str, b: int = DRIFT_FROM) -> Alert:
 def build(store: Store) -> Fleet:
     """Ten minutes of a fleet of which one stream drifts to the end, and another did for a while."""
     store.catalog.register_partitions(LOGS)
-    store.catalog.put_layouts({"fp": LAYOUT.to_json()})
+    store.catalog.put_layouts({"fp": LAYOUT})
     for log in LOGS:
         store.partitions.start(log, 1, "t", 0)
     fleet = Fleet(store, np.random.default_rng(0), dict.fromkeys(LOGS, 0))

@@ -146,7 +146,7 @@ def test_health_names_what_is_wrong(fleet: Fleet) -> None:
 def test_the_model_card_of_a_real_profile_is_shown(redis_server: PrivateRedis, profile_folder: Path) -> None:
     profile = detectors.load_profile(profile_folder)
     store = open_store(RedisSettings(url=SecretStr(redis_server.url)), "cards")
-    store.catalog.put_layouts({profile.fingerprint: layout_of(profile).to_json()})
+    store.catalog.put_layouts({profile.fingerprint: layout_of(profile)})
     with served(store) as address:
         assert "has not been published" in httpx.get(f"{address}/profile").text
         store.catalog.put_profiles({profile.fingerprint: json.dumps(profile.manifest)})
@@ -162,7 +162,7 @@ def test_the_model_card_of_a_real_profile_is_shown(redis_server: PrivateRedis, p
 def test_each_profile_names_the_streams_that_it_judges_now(redis_server: PrivateRedis) -> None:
     store = open_store(RedisSettings(url=SecretStr(redis_server.url)), "two-profiles")
     store.catalog.register_partitions([LOGS[0]])
-    store.catalog.put_layouts({"one": LAYOUT.to_json(), "two": LAYOUT.to_json(), "unused": LAYOUT.to_json()})
+    store.catalog.put_layouts({"one": LAYOUT, "two": LAYOUT, "unused": LAYOUT})
     store.partitions.start(LOGS[0], 1, "t", 0)
     vector = fill(LAYOUT, np.full((3, 5), 0.5))
     many = {("one", bucket_ms(0), f"cam-{i:02}"): vector for i in range(30)}

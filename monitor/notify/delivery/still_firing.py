@@ -7,7 +7,6 @@ from collections.abc import Sequence
 
 import structlog
 
-from monitor.core import alert_state as alerts
 from monitor.core.types import AlertPhase
 from monitor.notify.delivery.context import DeliveryContext
 from monitor.notify.receivers.notice import parse_notice
@@ -82,7 +81,7 @@ class StillFiring:
         return bool(arrived)
 
     def _firing(self) -> set[str]:
-        kept = [alerts.from_json(text) for text in self._store.evaluation.alerts().values()]
+        kept = self._store.evaluation.alerts().values()
         delivery = [parse_notice(document).alert_id for document in self._store.outbox.failing().values()]
         return {alert.id for alert in kept if alert.phase is AlertPhase.FIRING} | set(delivery)
 

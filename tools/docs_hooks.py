@@ -24,3 +24,8 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
     files.append(File.generated(config, "rules/rules.yaml", abs_src_path=str(ROOT / "deploy/prometheus/rules.yaml")))
     files.append(File.generated(config, "changelog.md", content=(ROOT / "CHANGELOG.md").read_text()))
     return files
+
+
+def on_page_markdown(markdown: str, **_: object) -> str:
+    """Links to the runbook work in the checkout; on the site it is a page beside the others."""
+    return markdown.replace("../deploy/RUNBOOK.md", "runbook.md")

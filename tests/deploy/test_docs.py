@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import importlib.util
 import os
 import re
@@ -13,9 +14,11 @@ from types import ModuleType
 
 import pytest
 import yaml
+from PIL import Image
 
 from monitor.__main__ import _parser
 from monitor.config.schema import Config
+from tests.pictures import pictures
 
 ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"
@@ -102,3 +105,31 @@ def test_the_configuration_that_pages_show_is_accepted() -> None:
                 Config.model_validate(tree)
                 checked += 1
     assert checked >= 4
+
+
+def test_every_link_between_files_leads_to_a_file_of_the_checkout() -> None:
+    made_for_the_site = {"changelog.md"}
+    links = [
+        (page, link)
+        for page in [*DOCS.rglob("*.md"), *ROOT.glob("*.md"), ROOT / "deploy/RUNBOOK.md"]
+        for link in re.findall(r"\]\(([^)#\s]+)", page.read_text())
+        if "://" not in link and link not in made_for_the_site
+    ]
+    assert len(links) > 30
+    assert [(page.name, link) for page, link in links if not (page.parent / link).exists()] == []
+
+
+def test_the_library_page_runs_as_it_stands(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for folder, made in (("normal", pictures(0, 240)), ("new", pictures(1, 1, stripes=True))):
+        target = tmp_path / "images" / folder
+        target.mkdir(parents=True)
+        for name, image in made:
+            Image.fromarray(image).save(target / f"{name}.png")
+    monkeypatch.chdir(tmp_path)
+    (block,) = re.findall(r"```python\n(.*?)```", (DOCS / "how-to/library.md").read_text(), re.DOTALL)
+    exec(compile(block, "library.md", "exec"), {})
+    name, p_values = capsys.readouterr().out.split(" ", 1)
+    assert name == "1-0.png"
+    assert ast.literal_eval(p_values)["ood"] < 0.05

@@ -211,7 +211,7 @@ def _daemon(broker: Cluster, redis: PrivateRedis, folder: Path, jpegs: list[byte
 
 
 def _produce(kafka: dict[str, Any], topic: str, jpegs: list[bytes], images: int) -> None:
-    producer = open_producer(Config(kafka=KafkaSettings(**kafka)))
+    producer = open_producer(Config(kafka=KafkaSettings(**kafka)).source_settings())
     now_ms = time.time_ns() // 1_000_000 - images * 10
     for i in range(images):
         producer.send(topic, jpegs[i % len(jpegs)], f"line-{i % 4}".encode(), (), now_ms + i * 10)

@@ -76,7 +76,7 @@ class Daemon:
         )
         self._verdicts = open_image_log(settings, profiles.layouts)
         self._reader = Consumer(
-            lambda: open_source(settings),
+            lambda: open_source(settings.source_settings()),
             self._store,
             self._pipeline,
             counting_of(settings, profiles),
@@ -86,7 +86,7 @@ class Daemon:
             self._verdicts,
         )
         self._receivers: list[Receiver] = [
-            build_receiver(receiver, settings.monitor, lambda: open_producer(settings))
+            build_receiver(receiver, settings.monitor, lambda: open_producer(settings.source_settings()))
             for receiver in settings.receivers
         ]
         self._dispatcher: Dispatcher | None = None

@@ -34,9 +34,10 @@ def write_reference(folder: Path) -> None:
 def produce(config: Path) -> None:
     """Send for ever, round after round."""
     settings = load_config(config)
-    topic = settings.kafka.topics[0] if settings.source == "kafka" else settings.redis_stream.topics[0]
+    source = settings.source_settings()
+    topic = source.section.topics[0]
     seed = 0
-    with closing(open_producer(settings)) as producer:
+    with closing(open_producer(source)) as producer:
         while True:
             seed += 1
             rng, began_s = np.random.default_rng(seed), time.monotonic()

@@ -57,7 +57,7 @@ def collect(settings: Config, stream: str, since_ms: int, max_images: int) -> It
 
     found = 0
     try:
-        for record in read_back(settings, since_ms):
+        for record in read_back(settings.source_settings(), since_ms):
             if stream_of(record, settings.stream) != stream:
                 continue
             try:

@@ -13,7 +13,6 @@ from detectors.images.reading import InputError, read_images
 from monitor.cli.times import TIME_HELP, parse_time
 from monitor.config.errors import EXIT_UNAVAILABLE
 from monitor.config.loading import load_config
-from monitor.config.schema import Config
 from monitor.sources import Producer, open_producer
 from monitor.sources.protocol import FatalSourceError, SourceError
 
@@ -47,8 +46,9 @@ def add_command(commands: Any) -> None:
 
 def _produce(args: argparse.Namespace) -> int:
     config = load_config(args.config)
-    topic = args.topic or _first_topic(config)
-    producer = open_producer(config)
+    source = config.source_settings()
+    topic = args.topic or source.section.topics[0]
+    producer = open_producer(source)
     try:
         sent = send_images(producer, topic, args.stream, read_images(args.images), args.rate, args.start_time)
     except InputError as error:
@@ -108,10 +108,6 @@ def _timestamps(rate: float | None, start_ms: int | None, producer: Producer) ->
                 time.sleep(max(0.0, began + step_s * sent - time.monotonic()))
             yield time.time_ns() // 1_000_000
         sent += 1
-
-
-def _first_topic(config: Config) -> str:
-    return (config.kafka if config.source == "kafka" else config.redis_stream).topics[0]
 
 
 def _rate(text: str) -> float:

@@ -142,7 +142,7 @@ def _replay(args: argparse.Namespace) -> int:
         with PrivateRedis() as server:
             apart = settings.redis.model_copy(update={"mode": "single", "url": SecretStr(server.url)})
             store = open_store(apart, settings.monitor, limits_of(settings))
-            documents = replay_documents(settings, read_back(settings, args.since, args.until), store)
+            documents = replay_documents(settings, read_back(settings.source_settings(), args.since, args.until), store)
             store.close()
     except ValueError as error:
         raise ConfigError([f"{args.config or 'defaults'}: {error}"]) from error

@@ -74,7 +74,7 @@ def _check_config(args: argparse.Namespace) -> int:
     wrong = []
     for receiver in settings.receivers:
         try:
-            build_receiver(receiver, settings.monitor, lambda: open_producer(settings)).close()
+            build_receiver(receiver, settings.monitor, lambda: open_producer(settings.source_settings())).close()
         except ReceiverConfigError as error:
             wrong.append(f"{args.config or 'defaults'}: {error}")
     if wrong:

@@ -18,6 +18,7 @@ from monitor.ingest.settings import (
 )
 from monitor.notify.receivers.settings import AnyReceiverSettings
 from monitor.rules.settings import AnyRule
+from monitor.sources import SOURCES, SourceSection, SourceSettings
 from monitor.sources.kafka.settings import KafkaSettings
 from monitor.sources.redis_streams.settings import RedisStreamSettings
 from monitor.store.settings import RedisSettings
@@ -72,3 +73,8 @@ class Config(Section):
         if any(rule.name.startswith(OWN_RULES) for rule in self.rules):
             raise ValueError(f"rules: names that begin with {OWN_RULES} are taken by alerts about the monitor itself")
         return self
+
+    def source_settings(self, kind: str = "") -> SourceSettings[SourceSection]:
+        """What the configured source (or another kind of `SOURCES`) is opened with."""
+        kind = kind or self.source
+        return SourceSettings(kind, getattr(self, SOURCES[kind].section), self.monitor, self.redis)

@@ -64,7 +64,7 @@ def run_demo(screen: Screen, stay: bool = False) -> int:
         daemon = stack.enter_context(DaemonProcess(folder, settings))
         screen.say(f"status page {daemon.address}/   metrics {daemon.address}/metrics")
 
-        producer = stack.enter_context(closing(open_producer(Config.model_validate(settings))))
+        producer = stack.enter_context(closing(open_producer(Config.model_validate(settings).source_settings())))
         run = DemoRun(daemon, receiver, producer, screen, tuple(rule["name"] for rule in settings["rules"]))
         try:
             run.play(SEED + 1)

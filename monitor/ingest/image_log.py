@@ -206,6 +206,6 @@ def open_image_log(settings: Config, layouts: Mapping[str, Layout]) -> ImageLog 
         lines = FileLines(Path(sink.target))
     else:
         # the sink's broker need not be the source's: each has its own section
-        broker = settings.model_copy(update={"source": sink.type})
+        broker = settings.source_settings(sink.type)
         lines = TopicLines(lambda: open_producer(broker), sink.target)
     return ImageLog(lines, layouts, sink.max_p_value)

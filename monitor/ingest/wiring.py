@@ -74,7 +74,7 @@ def counting_of(settings: Config, profiles: Profiles) -> Counting:
 
 def reader_settings_of(settings: Config, rules: tuple[BoundRule, ...]) -> ConsumerSettings:
     """Limits and policies of the reader."""
-    source = settings.kafka if settings.source == "kafka" else settings.redis_stream
+    source = settings.source_settings().section
     letters = settings.dead_letters
     longest_ms = max([rule.window_ms for rule in rules], default=0)
     return ConsumerSettings(

@@ -1,73 +1,43 @@
-"""Where records come from and go to: one module per broker, behind `monitor.sources.protocol.Source` and `Producer`.
+"""Sources of records: one package per broker behind the protocols `Source` and `Producer`.
 
-Nothing else knows a broker.
+No other code knows a broker. `SOURCES` lists the kinds; docs/how-to/add-a-source.md adds one.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Protocol
+from typing import Any
 
-from monitor.sources.protocol import Source
+from monitor.sources.kafka import KAFKA
+from monitor.sources.kind import SourceKind, SourceSection, SourceSettings
+from monitor.sources.protocol import Producer, Source
+from monitor.sources.redis_streams import REDIS_STREAM
 
-if TYPE_CHECKING:
-    from monitor.config.schema import Config
-
-
-class Producer(Protocol):
-    """Writes records to topics. One thread owns an instance and makes every call.
-
-    It connects on first use. After an error it can be used again, and connects anew; whatever was not flushed must be
-    sent again.
-    """
-
-    def send(
-        self,
-        topic: str,
-        value: bytes,
-        key: bytes | None = None,
-        headers: Sequence[tuple[str, bytes]] = (),
-        timestamp_ms: int | None = None,
-    ) -> None:
-        """Hand one record over; waits where too much is on its way. Records of one key stay in order.
-
-        Args:
-            timestamp_ms: None is now.
-
-        Raises:
-            SourceError: it cannot be written now, or one before it could not; try again after a while.
-            FatalSourceError: we may not write, or it is too large.
-        """
-
-    def flush(self) -> None:
-        """Return when all that was handed over is acknowledged; raises as `send` does where one is not."""
-
-    def close(self) -> None:
-        """Free everything, what is not flushed with it; never raises."""
+SOURCES: dict[str, SourceKind[Any]] = {"kafka": KAFKA, "redis-stream": REDIS_STREAM}
+"""The kinds of source by their name in the configuration key `source`."""
 
 
-def open_source(config: Config) -> Source:
-    """Connect to the configured source and join its group.
+def open_source(settings: SourceSettings[SourceSection]) -> Source:
+    """Connect to the source and join its group.
 
     Raises:
         SourceError: it cannot be reached now; try again.
-        FatalSourceError: it will not work with this configuration.
+        FatalSourceError: it cannot work with this configuration.
     """
-    if config.source == "kafka":
-        from monitor.sources.kafka.source import KafkaSource  # noqa: PLC0415 - load only the client in use
-
-        return KafkaSource(config.kafka)
-    from monitor.sources.redis_streams.source import RedisStreamSource  # noqa: PLC0415
-
-    return RedisStreamSource(config.redis_stream, config.redis, config.monitor)
+    return SOURCES[settings.kind].open_source(settings)
 
 
-def open_producer(config: Config) -> Producer:
-    """A producer for the configured source's broker; connects on first use."""
-    if config.source == "kafka":
-        from monitor.sources.kafka.producer import KafkaRecordProducer  # noqa: PLC0415
+def open_producer(settings: SourceSettings[SourceSection]) -> Producer:
+    """A producer for the source's broker; it connects on first use."""
+    return SOURCES[settings.kind].open_producer(settings)
 
-        return KafkaRecordProducer(config.kafka)
-    from monitor.sources.redis_streams.log import RedisRecordProducer  # noqa: PLC0415
 
-    return RedisRecordProducer(config.redis_stream, config.redis)
+__all__ = [
+    "SOURCES",
+    "Producer",
+    "Source",
+    "SourceKind",
+    "SourceSection",
+    "SourceSettings",
+    "open_producer",
+    "open_source",
+]

@@ -1,4 +1,4 @@
-"""What a source of records is: a partitioned log with consumer groups, and the errors it raises."""
+"""What a broker offers: a source of records (a partitioned log with consumer groups), a producer, and their errors."""
 
 from __future__ import annotations
 
@@ -92,3 +92,35 @@ class Source(Protocol):
 
     def close(self) -> None:
         """Leave the group and free everything; never raises."""
+
+
+class Producer(Protocol):
+    """Writes records to topics. One thread owns an instance and makes every call.
+
+    It connects on first use. After an error it can be used again and opens a new connection; send again what was not
+    flushed.
+    """
+
+    def send(
+        self,
+        topic: str,
+        value: bytes,
+        key: bytes | None = None,
+        headers: Sequence[tuple[str, bytes]] = (),
+        timestamp_ms: int | None = None,
+    ) -> None:
+        """Queue one record; blocks while too much is in flight. Records of one key stay in order.
+
+        Args:
+            timestamp_ms: None is now.
+
+        Raises:
+            SourceError: this record or an earlier one cannot be written now; try again after a while.
+            FatalSourceError: writing is not permitted, or the record is too large.
+        """
+
+    def flush(self) -> None:
+        """Wait until every queued record is acknowledged; raises as `send` does."""
+
+    def close(self) -> None:
+        """Free everything and drop what is not flushed; never raises."""

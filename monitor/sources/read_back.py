@@ -1,31 +1,28 @@
-"""Reads back what the configured source still holds: to learn from a stream's own past, and to replay it."""
+"""Reads the records that a source still holds: to learn from a stream's own past, and to replay it."""
 
 from __future__ import annotations
 
 import uuid
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from dataclasses import replace
 
 from monitor.core.types import Partition, Record
-from monitor.sources import open_source
-
-if TYPE_CHECKING:
-    from monitor.config.schema import Config
-
+from monitor.sources import SourceSection, SourceSettings, open_source
 
 POLL_S = 0.5
 
 
-def read_back(settings: Config, since_ms: int, until_ms: int | None = None) -> Iterator[Record]:
+def read_back(settings: SourceSettings[SourceSection], since_ms: int, until_ms: int | None = None) -> Iterator[Record]:
     """Every record of the topics with since <= timestamp (< until), each partition in the order of its log.
 
-    Reads as a group of its own that never commits, beside the daemon, up to the ends the logs have at the beginning.
+    Reads as a group of its own that never commits, so it can run beside the daemon, and stops at the ends that the
+    logs have when it begins.
 
     Raises:
-        SourceError: the source does not answer now.
-        FatalSourceError: it will not with this configuration.
+        SourceError: the source cannot be reached now.
+        FatalSourceError: it cannot work with this configuration.
     """
-    source = open_source(_alone(settings))
+    source = open_source(replace(settings, group_suffix=f"-archive-{uuid.uuid4().hex[:8]}"))
     try:
         ends: dict[Partition, int] = {}
         done: set[Partition] = set()
@@ -45,9 +42,3 @@ def read_back(settings: Config, since_ms: int, until_ms: int | None = None) -> I
             done |= {p for p, next_offset in polled.next_offsets.items() if next_offset >= ends[p]}
     finally:
         source.close()
-
-
-def _alone(settings: Config) -> Config:
-    name = f"{settings.kafka.group_id}-archive-{uuid.uuid4().hex[:8]}"
-    kafka = settings.kafka.model_copy(update={"group_id": name})
-    return settings.model_copy(update={"kafka": kafka, "monitor": name})

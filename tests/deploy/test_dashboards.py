@@ -131,7 +131,7 @@ def story(
     try:
         began_s = time.time()
         wait_for("the evaluator", lambda: daemon.check() or prometheus.now("layerwatch_evaluator_lease == 1"))
-        producer = open_producer(load_config(daemon.config, {}))
+        producer = open_producer(load_config(daemon.config, {}).source_settings())
         share = 'layerwatch_stream_ood_share{stream="cam-1",level="0.05"}'
         firing = 'layerwatch_alert_active{monitor="story",stream="cam-1",phase="firing"}'
         at_ms = 1_760_000_000_000

@@ -87,7 +87,7 @@ def _fill(servers: str, topic: str) -> None:
     """
     normal = [encoded(image) for _, image in pictures(11, 150)]
     strange = [encoded(image) for _, image in pictures(12, 60, stripes=True)]
-    producer = open_producer(Config(kafka=KafkaSettings(bootstrap_servers=(servers,))))
+    producer = open_producer(Config(kafka=KafkaSettings(bootstrap_servers=(servers,))).source_settings())
     turns = [stream for stream in STREAMS for _ in range(SENT[stream] + BAD[stream])]
     turns = [turns[i] for i in np.random.default_rng(3).permutation(len(turns))]
     bad = {stream: set(range(7, 7 + 20 * BAD[stream], 20)) for stream in STREAMS}

@@ -35,7 +35,7 @@ class Cameras:
 
     def __init__(self, servers: str, topic: str) -> None:
         self.on: tuple[str, ...] = ()
-        self._producer = open_producer(Config(kafka=KafkaSettings(bootstrap_servers=(servers,))))
+        self._producer = open_producer(Config(kafka=KafkaSettings(bootstrap_servers=(servers,))).source_settings())
         self._topic, self._ended = topic, threading.Event()
         self._thread = threading.Thread(target=self._send)
         self._thread.start()

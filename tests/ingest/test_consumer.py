@@ -77,7 +77,7 @@ def make(redis_server: PrivateRedis, profile_folder: Path, tmp_path: Path) -> It
             scoring=ScoringSettings(profile=profile_folder, device="cpu", batch_images=8),
             verdicts=VerdictSettings.model_validate({"type": "jsonl", "target": str(path), **verdicts}),
         )
-        producer = open_producer(settings)
+        producer = open_producer(settings.source_settings())
         for i, (_, image) in enumerate(pictures(5, IMAGES)):
             value = b"no picture" if i in BAD else encoded(image)
             producer.send(name, value, f"cam-{i % 3}".encode(), (), 1_750_000_000_000 + 100 * i)
@@ -91,7 +91,7 @@ def make(redis_server: PrivateRedis, profile_folder: Path, tmp_path: Path) -> It
         sink = open_image_log(settings, profiles.layouts)
         assert sink is not None
         reader = Consumer(
-            lambda: open_source(settings),
+            lambda: open_source(settings.source_settings()),
             store,
             pipeline,
             counting_of(settings, profiles),

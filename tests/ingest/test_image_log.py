@@ -44,7 +44,7 @@ def opened(settings: Config) -> ImageLog:
 
 def read_topic(settings: Config, count: int) -> list[Record]:
     """Every record of the topic that the sink writes to, read as our own source reads."""
-    source = open_source(settings)
+    source = open_source(settings.source_settings())
     found: list[Record] = []
 
     def poll() -> bool:

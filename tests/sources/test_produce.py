@@ -106,7 +106,7 @@ def test_an_image_folder_without_images_is_told(
 
 
 def test_keys_stay_together_and_spread_over_the_partitions(world: World) -> None:
-    producer = open_producer(world.config)
+    producer = open_producer(world.config.source_settings())
     for i in range(60):
         producer.send(world.topic, f"{i}".encode(), f"cam-{i % 12}".encode())
     producer.flush()

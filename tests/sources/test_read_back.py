@@ -51,7 +51,9 @@ def test_what_is_older_or_beyond_the_limit_is_left_out(world: World, images: lis
 def test_a_span_is_half_open_and_is_read_without_a_trace(world: World, images: list[bytes]) -> None:
     fill(world, images)
     for _ in range(2):
-        times = [record.timestamp_ms for record in read_back(world.config, T0_MS + 2000, T0_MS + 4000)]
+        times = [
+            record.timestamp_ms for record in read_back(world.config.source_settings(), T0_MS + 2000, T0_MS + 4000)
+        ]
         assert sorted(times) == [T0_MS + 2000] * 3 + [T0_MS + 3000] * 3
     owner = world.owner()
     assert all(owner.committed(partition) is None for partition in owner.partitions())

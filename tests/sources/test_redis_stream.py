@@ -90,7 +90,7 @@ def test_a_member_that_falls_silent_loses_its_partitions(redis_server: PrivateRe
 
 def test_an_absent_redis_is_told_and_a_returned_one_can_be_used(server: PrivateRedis) -> None:
     world = RedisWorld(server)
-    source, producer = world.owner(), open_producer(world.config)
+    source, producer = world.owner(), open_producer(world.config.source_settings())
     producer.send(world.topic, b"x")
     producer.flush()
     server.kill()
@@ -119,9 +119,9 @@ def test_refused_credentials_are_fatal_and_a_user_with_its_password_works(server
         config = world.config.model_copy(update={"redis": redis})
         if password == "wrong":
             with pytest.raises(FatalSourceError, match="refuses our credentials"):
-                open_source(config)
+                open_source(config.source_settings())
         else:
-            source = open_source(config)
+            source = open_source(config.source_settings())
             source.poll(0)
             source.close()
     world.leave()

@@ -41,7 +41,7 @@ class World:
 
     def open(self) -> Source:
         """One more member of the group."""
-        self.opened.append(open_source(self.config))
+        self.opened.append(open_source(self.config.source_settings()))
         return self.opened[-1]
 
     def owner(self) -> Source:

@@ -56,8 +56,8 @@ def main() -> None:
     arguments.add_argument("--repeats", type=int, default=5)
     arguments.add_argument("-o", "--output", type=Path, default=Path("results/decoders.json"))
     args = arguments.parse_args()
-    decoder = Decoder(Preparers(Preparer(INPUT_PX, Limits())), StreamNaming(), DecodingSettings())
-    processes = DecoderPool(decoder, args.workers, 20.0, 2 * 2**30)
+    decoder = Decoder(Preparers(Preparer(INPUT_PX, Limits())), StreamNaming(), DecodingSettings(workers=args.workers))
+    processes = DecoderPool(decoder)
     rows = {}
     with ThreadPoolExecutor(args.workers) as threads:
         for name, (width, height, count) in SIZES.items():

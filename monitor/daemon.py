@@ -1,9 +1,11 @@
-"""The daemon: what runs in which thread, and how it ends. An image's way is `Consumer.run`, an alert's
-`Evaluator.look`.
+"""One process of a monitor: how its parts are put together, what runs in which thread, and how it ends.
 
-source ─► reader ─► pipeline (decode, score) ─► reader ─► Redis      one thread polls and applies
-                                                           │
-receivers ◄─ dispatcher ◄─ outbox ◄─ evaluator ◄───────────┘         one thread, where the lease is held
+The way of an image is one function, `Consumer.flow` (monitor/ingest/consumer.py): poll, decode, score, aggregate, write
+the sinks, apply, move the cursor. The way of an alert is `Evaluator.look`: seal a bucket, judge it, decide.
+
+    source ─► consumer ─► decoders (processes) ─► scoring (thread) ─► consumer ─► Redis
+                                                                                    │
+    receivers ◄─ dispatcher ◄─ outbox ◄─ evaluator (where the lease is held) ◄──────┘
 """
 
 from __future__ import annotations
@@ -19,71 +21,138 @@ from importlib.metadata import version
 
 import structlog
 
+from detectors.images.prepare import Prepared
 from monitor.config.errors import EXIT_SOFTWARE, EXIT_UNAVAILABLE
 from monitor.config.schema import Config
+from monitor.core.aggregate import Aggregation
 from monitor.evaluate.evaluator import Evaluator
+from monitor.evaluate.presentation import Presentation
 from monitor.fleet.exporter import FleetMetrics
+from monitor.ingest.assignment import Assignment, AssignmentPolicy
 from monitor.ingest.consumer import Consumer
 from monitor.ingest.decode.pool import DecoderPool
 from monitor.ingest.decode.records import Decoder
 from monitor.ingest.image_log import open_image_log
-from monitor.ingest.scoring.pipeline import Pipeline, PipelineError
-from monitor.ingest.scoring.profiles import Profiles
-from monitor.ingest.wiring import counting_of, limits_of, presentation_of, publish_profiles, reader_settings_of
+from monitor.ingest.maintenance import Maintenance
+from monitor.ingest.scoring.profiles import Profiles, publish_profiles
+from monitor.ingest.scoring.stage import ScoringError, ScoringStage
+from monitor.ingest.scoring.thumbnails import thumbnail
+from monitor.ingest.sinks import Sinks
+from monitor.ingest.stages import Stages
 from monitor.notify import Dispatcher, Receiver, build_receiver
 from monitor.notify.self_alerts import SelfAlerts
 from monitor.rules.ruleset import BoundRule
 from monitor.sources import open_producer, open_source
-from monitor.sources.protocol import FatalSourceError
-from monitor.store import StoreError, open_store
+from monitor.sources.protocol import FatalSourceError, Source
+from monitor.store import Limits, Store, StoreError, open_store
 from monitor.telemetry import metrics
 from monitor.web import WebServer, build_app
 
 log = structlog.get_logger(__name__)
 
 WATCH_S = 0.5
-LAST_WORDS_S = 5.0
-"""For the alert about what ends this process, within the grace period."""
+FINAL_FLUSH_S = 5.0
+"""For delivering the alert about what ends this process, within the grace period."""
+MIN_REBUILD_MS = 300_000
+"""Rebuilt at least, after Redis was lost: the evidence of an alert reaches back that far."""
+
+Rules = tuple[BoundRule, ...]
+
+# ------------------------------------------------------------------------------------------------ parts
+
+
+def build_consumer(
+    settings: Config, profiles: Profiles, rules: Rules, store: Store, join: Callable[[], Source]
+) -> Consumer:
+    """Everything that an image passes, from the source to Redis; ended by its `close`.
+
+    Args:
+        join: opens the source; called again after every failure of it.
+    """
+    alerts = SelfAlerts(store, settings.monitor, heard=bool(settings.receivers))
+    verdicts = settings.verdicts
+    # the broker of the image log need not be the source's: each has its own section
+    image_log_broker = settings.model_copy(update={"source": verdicts.type})
+    sinks = Sinks(
+        open_image_log(verdicts, profiles.layouts, lambda: open_producer(image_log_broker.source_settings())), alerts
+    )
+    stages = Stages(
+        decoders=DecoderPool(Decoder(profiles.preparers(), settings.stream, settings.decoding)),
+        scoring=ScoringStage(profiles, settings.scoring),
+        aggregation=aggregation_of(settings, profiles),
+        sinks=sinks,
+    )
+    source = settings.kafka if settings.source == "kafka" else settings.redis_stream
+    longest_ms = max([rule.window_ms for rule in rules], default=0)
+    policy = AssignmentPolicy(
+        start=source.start,
+        rebuild_ms=max(longest_ms, MIN_REBUILD_MS) + settings.buckets.lateness_ms,
+        dead_letters=settings.dead_letters,
+        unnamed_stream=settings.stream.name,
+    )
+    publish = partial(publish_profiles, store, profiles)
+    idle_timeout_s, stall_s = settings.buckets.idle_timeout_s, settings.pipeline.stall_s
+    maintenance = Maintenance(store, alerts, sinks, publish, idle_timeout_s, stall_s)
+    return Consumer(join, store, stages, Assignment(store, alerts, policy), maintenance, settings.pipeline)
+
+
+def aggregation_of(settings: Config, profiles: Profiles) -> Aggregation:
+    """How judged images become counts and exemplars."""
+    evidence = settings.evidence
+
+    def small(prepared: Prepared) -> bytes:
+        return thumbnail(prepared, evidence.thumbnail_px) if evidence.thumbnails else b""
+
+    return Aggregation(
+        buckets=settings.buckets,
+        layouts=profiles.layouts,
+        fingerprint_of=lambda stream: profiles.of(stream).fingerprint,
+        exemplars=evidence.exemplars,
+        thumbnail=small,
+    )
+
+
+def presentation_of(settings: Config) -> Presentation:
+    """What alerts say beyond the verdict."""
+    return Presentation(
+        monitor=settings.monitor,
+        external_url=settings.web.external_url,
+        dashboard_url=settings.web.dashboard_url,
+        exemplars=settings.evidence.exemplars,
+        heard=bool(settings.receivers),
+    )
+
+
+def limits_of(settings: Config) -> Limits:
+    """What bounds the state in Redis."""
+    return Limits(
+        bucket_ms=settings.buckets.length_ms,
+        retention_s=settings.buckets.retention_s,
+        max_streams=settings.stream.max_streams,
+        exemplars_kept=settings.evidence.exemplars,
+        exemplar_retention_s=settings.evidence.retention_s,
+    )
+
+
+# ------------------------------------------------------------------------------------------------ process
 
 
 class Daemon:
     """One process of a monitor, from start to end.
 
     Args:
-        settings: the configuration; parts get their values, never the whole.
+        settings: the configuration; parts get their sections, never the whole.
         profiles, rules: loaded and checked beforehand, so that a wrong configuration never gets this far.
     """
 
-    def __init__(self, settings: Config, profiles: Profiles, rules: tuple[BoundRule, ...]) -> None:
+    def __init__(self, settings: Config, profiles: Profiles, rules: Rules) -> None:
         self._settings = settings
         self._stop = threading.Event()
         self._failure: tuple[int, str] | None = None
         self._store = open_store(settings.redis, settings.monitor, limits_of(settings))
-        publish = partial(publish_profiles, self._store, profiles)
-        publish()
-        decoding = settings.decoding
-        self._pipeline = Pipeline(
-            DecoderPool(
-                Decoder(profiles.preparers(), settings.stream, decoding),
-                decoding.workers,
-                decoding.timeout_s,
-                decoding.worker_memory_bytes,
-            ),
-            profiles,
-            settings.scoring.batch_images,
-            settings.scoring.batch_age_s,
-            settings.pipeline.queue_bytes,
-        )
-        self._verdicts = open_image_log(settings, profiles.layouts)
-        self._reader = Consumer(
-            lambda: open_source(settings.source_settings()),
-            self._store,
-            self._pipeline,
-            counting_of(settings, profiles),
-            reader_settings_of(settings, rules),
-            SelfAlerts(self._store, settings.monitor, heard=bool(settings.receivers)),
-            publish,
-            self._verdicts,
+        publish_profiles(self._store, profiles)
+        self._consumer = build_consumer(
+            settings, profiles, rules, self._store, lambda: open_source(settings.source_settings())
         )
         self._receivers: list[Receiver] = [
             build_receiver(receiver, settings.monitor, lambda: open_producer(settings.source_settings()))
@@ -91,32 +160,18 @@ class Daemon:
         ]
         self._dispatcher: Dispatcher | None = None
         self._fleet: FleetMetrics | None = None
+        self._rates = settings.buckets.length_ms, settings.buckets.lateness_ms
         self._evaluator = Evaluator(
-            self._store,
-            rules,
-            profiles.layouts,
-            (settings.buckets.seconds * 1000, round(settings.buckets.lateness_s * 1000)),
-            presentation_of(settings),
-            self._on_lease,
+            self._store, rules, profiles.layouts, self._rates, presentation_of(settings), self._on_lease
         )
-        app = build_app(
-            self._store,
-            settings.monitor,
-            settings.web,
-            round(settings.buckets.lateness_s * 1000),
-            self._why_unready,
-            settings.rules,
-        )
+        lateness_ms = settings.buckets.lateness_ms
+        app = build_app(self._store, settings.monitor, settings.web, lateness_ms, self._why_unready, settings.rules)
         self._web = WebServer(app, settings.web.host, settings.web.port)
         metrics.QUEUE_LIMIT_BYTES.set(settings.pipeline.queue_bytes)
-        for device, kind in profiles.device_memory():
-            metrics.DEVICE_MEMORY.labels(device, kind).set_function(partial(_device_bytes, profiles, device, kind))
-        for profile in profiles.all():
-            facts = profile.manifest
-            metrics.PROFILE.labels(profile.fingerprint, facts["detector"], profile.backbone.spec.model).set(1)
+        _export(profiles)
 
     def run(self) -> int:
-        """Run until SIGTERM or SIGINT, or until something cannot be mended here; returns the exit status."""
+        """Run until SIGTERM or SIGINT, or until a failure that a restart must mend; returns the exit status."""
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, lambda *_: self._stop.set())
         self._web.start()
@@ -124,11 +179,11 @@ class Daemon:
         metrics.BUILD.labels(version("layerwatch"), self._settings.monitor, status_page).set(1)
         log.info("daemon.started", monitor=self._settings.monitor, web=self._web.address, pid=os.getpid())
         # what is left of the grace period is for closing everything
-        reading = self._thread("reader", lambda: self._reader.run(0.8 * self._settings.pipeline.grace_s))
+        consuming = self._thread("reader", lambda: self._consumer.run(0.8 * self._settings.pipeline.grace_s))
         evaluating = self._thread("evaluator", self._evaluator.run)
         while not self._stop.wait(WATCH_S):
             self._watch()
-        self._end(reading, evaluating)
+        self._end(consuming, evaluating)
         if self._failure is None:
             return 0
         status, reason = self._failure
@@ -143,7 +198,7 @@ class Daemon:
                 work()
             except FatalSourceError as error:
                 self._fail(EXIT_UNAVAILABLE, str(error))
-            except PipelineError as error:
+            except ScoringError as error:
                 log.exception("pipeline.failed")
                 self._fail(EXIT_SOFTWARE, str(error))
             except Exception as error:
@@ -159,8 +214,8 @@ class Daemon:
         self._stop.set()
 
     def _watch(self) -> None:
-        """Leave at once when a thread hangs: an owner that neither reads nor gives up its partitions helps nobody."""
-        health, now_s = self._reader.health, time.monotonic()
+        """Exit at once when a thread hangs, so that its partitions go to another replica."""
+        health, now_s = self._consumer.health, time.monotonic()
         stall_s = self._settings.pipeline.stall_s
         for what, seen_s in (("poll", health.polled_s), ("apply", health.moved_s), ("look", self._evaluator.seen_s)):
             if now_s - seen_s > stall_s:
@@ -168,21 +223,19 @@ class Daemon:
                 sys.stderr.flush()
                 os._exit(EXIT_SOFTWARE)
 
-    def _end(self, reading: threading.Thread, evaluating: threading.Thread) -> None:
-        """SIGTERM: what is in hand is finished, then everything is closed, all within the grace period."""
+    def _end(self, consuming: threading.Thread, evaluating: threading.Thread) -> None:
+        """Finish the work in flight, then close everything, all within the grace period."""
         log.info("daemon.stopping", grace_s=self._settings.pipeline.grace_s)
         hard_end = threading.Timer(self._settings.pipeline.grace_s, os._exit, (EXIT_SOFTWARE,))
         hard_end.daemon = True
         hard_end.start()
-        self._reader.stop()
+        self._consumer.stop()
         if self._failure is not None:
-            self._let_alerts_out()
+            self._flush_alerts()
         self._evaluator.stop()
-        reading.join()
+        consuming.join()
         evaluating.join()
-        self._pipeline.close()
-        if self._verdicts is not None:
-            self._verdicts.close()
+        self._consumer.close()
         for receiver in self._receivers:
             receiver.close()
         self._web.stop()
@@ -190,9 +243,9 @@ class Daemon:
         hard_end.cancel()
         log.info("daemon.stopped")
 
-    def _let_alerts_out(self) -> None:
-        """What made us fail has just been told; nobody else may be there to deliver it."""
-        deadline = time.monotonic() + LAST_WORDS_S
+    def _flush_alerts(self) -> None:
+        """Deliver the alert about the failure that ends this process: no other replica may be there to do it."""
+        deadline = time.monotonic() + FINAL_FLUSH_S
         names = [receiver.name for receiver in self._receivers]
         try:
             while (
@@ -202,19 +255,18 @@ class Daemon:
             ):
                 time.sleep(0.1)
         except StoreError as error:
-            log.warning("daemon.last_words_unsaid", error=str(error))
+            log.warning("daemon.final_flush_failed", error=str(error))
 
-    # ---------------------------------------------------------------- parts
+    # ---------------------------------------------------------------- callbacks
 
     def _on_lease(self, held: bool) -> None:
-        """Whoever evaluates also delivers, and exports what is known of the whole fleet."""
+        """The replica that evaluates also delivers alerts and exports the metrics of the whole fleet."""
         if self._fleet is not None:
             self._fleet.stop()
             self._fleet = None
         if held:
-            rates = self._settings.buckets.seconds * 1000, round(self._settings.buckets.lateness_s * 1000)
             names = [receiver.name for receiver in self._receivers]
-            self._fleet = FleetMetrics(self._store, self._settings.monitor, names, rates).start()
+            self._fleet = FleetMetrics(self._store, self._settings.monitor, names, self._rates).start()
         if self._dispatcher is not None:
             self._dispatcher.stop()
             self._dispatcher = None
@@ -229,18 +281,15 @@ class Daemon:
             self._dispatcher.start()
 
     def _why_unready(self) -> str:
-        if self._stop.is_set():
-            return "stopping"
-        health = self._reader.health
-        if not health.joined:
-            return "not joined to the source yet"
-        if not health.redis_ok:
-            return "Redis does not answer"
-        if not health.letters_ok:
-            return "dead letters cannot be written, and reading waits for them"
-        if not health.verdicts_ok:
-            return "per-image verdicts cannot be written, and reading waits for them"
-        return next(iter(health.stopped.values()), "")
+        return "stopping" if self._stop.is_set() else self._consumer.why_unready()
+
+
+def _export(profiles: Profiles) -> None:
+    for device, kind in profiles.device_memory():
+        metrics.DEVICE_MEMORY.labels(device, kind).set_function(partial(_device_bytes, profiles, device, kind))
+    for profile in profiles.all():
+        detector, model = profile.manifest["detector"], profile.backbone.spec.model
+        metrics.PROFILE.labels(profile.fingerprint, detector, model).set(1)
 
 
 def _device_bytes(profiles: Profiles, device: str, kind: str) -> float:

@@ -21,14 +21,16 @@ from pydantic import SecretStr
 
 from detectors.profile.fit import FitOptions, fit_profile
 from monitor.config.schema import Config
-from monitor.core.aggregate import Counting, Judged, Rates, aggregate
+from monitor.core import alert_state as alerts
+from monitor.core.aggregate import Aggregation, Judged, aggregate
+from monitor.core.settings import BucketSettings
 from monitor.core.types import Delta, Partition, StreamFacts
+from monitor.daemon import presentation_of
 from monitor.demo.scene import FOREIGN_KIND, KINDS, draw, jpeg, light_at
 from monitor.demo.story import reference
 from monitor.evaluate.evaluator import Evaluator
 from monitor.ingest.scoring.profiles import layout_of
 from monitor.ingest.scoring.thumbnails import thumbnail
-from monitor.ingest.wiring import presentation_of
 from monitor.rules.ruleset import bind_rules
 from monitor.store import Store, open_store
 from monitor.store.private_server import PrivateRedis
@@ -78,14 +80,14 @@ def play(store: Store, settings: Config) -> None:
         profile.save(folder)
         store.catalog.put_profiles({profile.fingerprint: (Path(folder) / "profile.json").read_text()})
     store.partitions.start(LOG, 1, "t", 0)
-    rates = Rates(bucket_ms=BUCKET_S * 1000)
-    how = Counting(rates, layouts, lambda _: profile.fingerprint, 12, lambda prepared: thumbnail(prepared, 96))
+    buckets = BucketSettings(seconds=BUCKET_S)
+    how = Aggregation(buckets, layouts, lambda _: profile.fingerprint, 12, lambda prepared: thumbnail(prepared, 96))
     evaluator = Evaluator(
-        store, bind_rules(settings), layouts, (rates.bucket_ms, rates.lateness_ms), presentation_of(settings)
+        store, bind_rules(settings), layouts, (buckets.length_ms, buckets.lateness_ms), presentation_of(settings)
     )
     evaluator.load()
     rng, facts, high_ms = np.random.default_rng(SEED), dict[str, StreamFacts](), None
-    begin_ms = time.time_ns() // 1_000_000 // rates.bucket_ms * rates.bucket_ms - LENGTH_S * 1000
+    begin_ms = time.time_ns() // 1_000_000 // buckets.length_ms * buckets.length_ms - LENGTH_S * 1000
     for offset, start_s in enumerate(range(0, LENGTH_S, BUCKET_S)):
         taken = [(t, *shot) for t in range(start_s, start_s + BUCKET_S, EVERY_S) for shot in pictures(rng, t)]
         prepared = [profile.prepare(image) for _, _, image in taken]
@@ -148,7 +150,7 @@ def main() -> None:
             executable_path=shutil.which("chromium"), args=["--no-sandbox", "--disable-gpu", "--no-zygote"]
         )
         smeared, foreign = (f"/streams/{stream.replace('/', '%2F')}" for stream in (SMEARED, FOREIGN))
-        over = next(a for a in store.evaluation.alerts().values() if a.stream == FOREIGN)
+        over = next(a for a in map(alerts.from_json, store.evaluation.alerts().values()) if a.stream == FOREIGN)
         for name, path, width, scheme in (
             ("overview", "/", 1100, "light"),
             ("overview-phone", "/", 360, "dark"),

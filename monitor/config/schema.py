@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt, model_validator
+from pydantic import Field, model_validator
 
-from monitor.core.settings import Section
+from monitor.core.settings import BucketSettings, Section
 from monitor.ingest.settings import (
     DeadLetterSettings,
     DecodingSettings,
@@ -25,14 +25,6 @@ from monitor.store.settings import RedisSettings
 from monitor.web.settings import WebSettings
 
 OWN_RULES = "layerwatch-"
-
-
-class BucketSettings(Section):
-    seconds: PositiveInt = 10
-    lateness_s: NonNegativeFloat = 10.0
-    idle_timeout_s: PositiveFloat = 30.0
-    max_future_s: PositiveFloat = 60.0
-    retention_s: PositiveInt = 7 * 86_400
 
 
 class LogSettings(Section):

@@ -1,4 +1,4 @@
-"""From judged images to what a batch adds: bucket vectors, stream facts, exemplars. Pure, in the order of the log."""
+"""What records add to their partition, in the order of its log: bucket vectors, stream facts, exemplars. Pure."""
 
 from __future__ import annotations
 
@@ -12,16 +12,17 @@ from numpy.typing import NDArray
 
 from detectors.images.prepare import Prepared
 from monitor.core.buckets import CHANGES, DUPLICATES, LATE, LONGEST_RUN, REJECTED, Layout, empty, fill_groups
-from monitor.core.event_time import PartitionClock
+from monitor.core.event_time import PartitionClock, Placed
+from monitor.core.settings import BucketSettings
 from monitor.core.types import DeadLetter, Exemplar, StreamFacts, Vector
 
 EXEMPLAR_P = 0.05
-"""Images with a larger `unusual_p` are not unusual: at most one normal image in twenty passes this."""
+"""Images with a larger `unusual_p` are no exemplars: at most one normal image in twenty has a smaller one."""
 TYPICAL_P = 0.3
 """Images with a smaller `unusual_p` are not typical; at least seven normal images in ten are."""
 TYPICAL_STEP_MS, TYPICAL_MOST_MS = 10_000, 3_600_000
-"""After the n-th typical image of a stream the next waits n steps, an hour at most: a new stream has some at once, and
-those of an old one reach back a day."""
+"""Between the n-th typical image of a stream and the next: n steps, an hour at most. So a new stream has some at once,
+and those of an old one reach back a day."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,8 +37,8 @@ class Judged:
     prepared: Prepared
 
 
-class Placed(NamedTuple):
-    """An image with its place in time, and how unusual it is (`unusual_p`)."""
+class Candidate(NamedTuple):
+    """An image that may be worth showing: how unusual it is (`unusual_p`), and where it counts."""
 
     p_value: float
     image: Judged
@@ -48,21 +49,15 @@ class Placed(NamedTuple):
 Outcome = Sequence[Judged] | DeadLetter
 """What became of one record: all its images judged, or the record rejected."""
 
-
-@dataclass(frozen=True, slots=True)
-class Rates:
-    """How event time runs: bucket length, allowed lateness, allowed lead over the clock."""
-
-    bucket_ms: int = 10_000
-    lateness_ms: int = 10_000
-    max_future_ms: int = 60_000
+VectorKey = tuple[str, int, str]
+"""(profile fingerprint, bucket start ms, stream)"""
 
 
 @dataclass(frozen=True, slots=True)
 class Aggregate:
     """What a run of records adds to its partition."""
 
-    vectors: Mapping[tuple[str, int, str], Vector]
+    vectors: Mapping[VectorKey, Vector]
     facts: Mapping[str, StreamFacts]
     """New facts of the streams that sent something."""
     high_ms: int | None
@@ -74,23 +69,11 @@ class Aggregate:
     typical: Sequence[Exemplar] = ()
 
 
-@dataclass(slots=True)
-class _Counts:
-    """The tail of one vector while it is counted."""
-
-    rejected: int = 0
-    late: int = 0
-    duplicates: int = 0
-    changes: int = 0
-    longest_run: int = 0
-    rows: list[NDArray[np.float64]] = field(default_factory=list)
-
-
 @dataclass(frozen=True, slots=True)
-class Counting:
-    """What counting needs to know beyond the records themselves."""
+class Aggregation:
+    """What aggregating needs to know beyond the records themselves."""
 
-    rates: Rates
+    buckets: BucketSettings
     layouts: Mapping[str, Layout]
     """Fingerprint -> what the entries of its vectors mean."""
     fingerprint_of: Callable[[str], str]
@@ -101,9 +84,13 @@ class Counting:
 
 
 def aggregate(
-    outcomes: Sequence[Outcome], high_ms: int | None, facts: Mapping[str, StreamFacts], now_ms: int, how: Counting
+    outcomes: Sequence[Outcome],
+    high_ms: int | None,
+    facts: Mapping[str, StreamFacts],
+    now_ms: int,
+    aggregation: Aggregation,
 ) -> Aggregate:
-    """Count records in the order of their log.
+    """Aggregate records in the order of their log.
 
     Args:
         outcomes: one per record, in offset order.
@@ -111,51 +98,92 @@ def aggregate(
         facts: what each stream carries on from its last image in this partition.
         now_ms: wall clock, against timestamps in the future.
     """
-    clock = PartitionClock(high_ms, how.rates.bucket_ms, how.rates.lateness_ms)
-    counts: dict[tuple[str, int, str], _Counts] = {}
-    carried: dict[str, StreamFacts] = {}
-    unusual: list[Placed] = []
-    typical: list[Placed] = []
-    reasons: Counter[tuple[str, str]] = Counter()
-    future = 0
+    run = _Run(high_ms, facts, now_ms, aggregation)
     for outcome in outcomes:
         if isinstance(outcome, DeadLetter):
-            placed = clock.place(outcome.record.timestamp_ms, now_ms, how.rates.max_future_ms)
-            future += placed.future
-            key = (how.fingerprint_of(outcome.stream), placed.bucket_ms, outcome.stream)
-            counts.setdefault(key, _Counts()).rejected += 1
-            reasons[outcome.stream, outcome.reason] += 1
-            before = carried.get(outcome.stream) or facts.get(outcome.stream) or StreamFacts()
-            carried[outcome.stream] = replace(before, seen_ms=now_ms)
-            continue
-        for image in outcome:
-            placed = clock.place(image.event_time_ms, now_ms, how.rates.max_future_ms)
-            future += placed.future
-            before = carried.get(image.stream) or facts.get(image.stream) or StreamFacts()
-            after = _next_facts(before, image, placed.event_time_ms, now_ms)
-            p_value = unusual_p(image.p_values, how.layouts[image.fingerprint])
-            found = Placed(p_value, image, placed.event_time_ms, placed.bucket_ms)
-            if how.exemplars and _is_typical(found, before):
-                after = replace(after, typical=before.typical + 1, typical_ms=placed.event_time_ms)
-                typical.append(found)
-            carried[image.stream] = after
-            count = counts.setdefault((image.fingerprint, placed.bucket_ms, image.stream), _Counts())
-            count.rows.append(image.p_values)
-            count.late += placed.late
-            count.duplicates += after.run > 1
-            count.changes += bool(before.shape) and before.shape != after.shape
-            count.longest_run = max(count.longest_run, after.run)
-            if p_value <= EXEMPLAR_P:
-                unusual.append(found)
-    return Aggregate(
-        vectors=_vectors(counts, how.layouts),
-        facts=carried,
-        high_ms=clock.high_ms,
-        exemplars=_worst(unusual, how),
-        future=future,
-        reasons=reasons,
-        typical=[_exemplar(found, how) for found in typical],
-    )
+            run.reject(outcome)
+        else:
+            for image in outcome:
+                run.accept(image)
+    return run.result()
+
+
+@dataclass(slots=True)
+class _Counts:
+    """One vector while its images are counted."""
+
+    rejected: int = 0
+    late: int = 0
+    duplicates: int = 0
+    changes: int = 0
+    longest_run: int = 0
+    rows: list[NDArray[np.float64]] = field(default_factory=list)
+
+
+class _Run:
+    """An aggregate in the making."""
+
+    def __init__(
+        self, high_ms: int | None, facts: Mapping[str, StreamFacts], now_ms: int, aggregation: Aggregation
+    ) -> None:
+        buckets = aggregation.buckets
+        self._clock = PartitionClock(high_ms, buckets.length_ms, buckets.lateness_ms)
+        self._before, self._now_ms, self._aggregation = facts, now_ms, aggregation
+        self._facts: dict[str, StreamFacts] = {}
+        self._counts: dict[VectorKey, _Counts] = {}
+        self._unusual: list[Candidate] = []
+        self._typical: list[Candidate] = []
+        self._reasons: Counter[tuple[str, str]] = Counter()
+        self._future = 0
+
+    def reject(self, letter: DeadLetter) -> None:
+        """A record without images: it counts at its own timestamp."""
+        placed = self._place(letter.record.timestamp_ms)
+        self._count(self._aggregation.fingerprint_of(letter.stream), placed, letter.stream).rejected += 1
+        self._reasons[letter.stream, letter.reason] += 1
+        self._facts[letter.stream] = replace(self._facts_of(letter.stream), seen_ms=self._now_ms)
+
+    def accept(self, image: Judged) -> None:
+        placed = self._place(image.event_time_ms)
+        before = self._facts_of(image.stream)
+        after = _next_facts(before, image, placed.event_time_ms, self._now_ms)
+        p_value = unusual_p(image.p_values, self._aggregation.layouts[image.fingerprint])
+        found = Candidate(p_value, image, placed.event_time_ms, placed.bucket_ms)
+        if self._aggregation.exemplars and _is_typical(found, before):
+            after = replace(after, typical=before.typical + 1, typical_ms=placed.event_time_ms)
+            self._typical.append(found)
+        if p_value <= EXEMPLAR_P:
+            self._unusual.append(found)
+        self._facts[image.stream] = after
+        count = self._count(image.fingerprint, placed, image.stream)
+        count.rows.append(image.p_values)
+        count.late += placed.late
+        count.duplicates += after.run > 1
+        count.changes += bool(before.shape) and before.shape != after.shape
+        count.longest_run = max(count.longest_run, after.run)
+
+    def result(self) -> Aggregate:
+        how = self._aggregation
+        return Aggregate(
+            vectors=_vectors(self._counts, how.layouts),
+            facts=self._facts,
+            high_ms=self._clock.high_ms,
+            exemplars=_worst(self._unusual, how),
+            future=self._future,
+            reasons=self._reasons,
+            typical=[_exemplar(found, how) for found in self._typical],
+        )
+
+    def _place(self, event_time_ms: int) -> Placed:
+        placed = self._clock.place(event_time_ms, self._now_ms, self._aggregation.buckets.max_future_ms)
+        self._future += placed.future
+        return placed
+
+    def _facts_of(self, stream: str) -> StreamFacts:
+        return self._facts.get(stream) or self._before.get(stream) or StreamFacts()
+
+    def _count(self, fingerprint: str, placed: Placed, stream: str) -> _Counts:
+        return self._counts.setdefault((fingerprint, placed.bucket_ms, stream), _Counts())
 
 
 def unusual_p(p_values: NDArray[np.float64], layout: Layout) -> float:
@@ -169,7 +197,7 @@ def unusual_p(p_values: NDArray[np.float64], layout: Layout) -> float:
     return min(1.0, 2.0 * min(content, len(pictured) * float(pictured.min()))) if len(pictured) else content
 
 
-def _is_typical(found: Placed, before: StreamFacts) -> bool:
+def _is_typical(found: Candidate, before: StreamFacts) -> bool:
     """Whether the image is to be kept as one that the stream usually shows."""
     wait_ms = min(before.typical * TYPICAL_STEP_MS, TYPICAL_MOST_MS)
     return found.p_value >= TYPICAL_P and found.event_time_ms - before.typical_ms >= wait_ms
@@ -188,10 +216,8 @@ def _next_facts(before: StreamFacts, image: Judged, event_time_ms: int, now_ms: 
     )
 
 
-def _vectors(
-    counts: Mapping[tuple[str, int, str], _Counts], layouts: Mapping[str, Layout]
-) -> dict[tuple[str, int, str], Vector]:
-    vectors: dict[tuple[str, int, str], Vector] = {}
+def _vectors(counts: Mapping[VectorKey, _Counts], layouts: Mapping[str, Layout]) -> dict[VectorKey, Vector]:
+    vectors: dict[VectorKey, Vector] = {}
     for fingerprint, layout in layouts.items():
         keys = [key for key in counts if key[0] == fingerprint]
         groups = [k for k, key in enumerate(keys) for _ in counts[key].rows]
@@ -207,7 +233,7 @@ def _vectors(
     return vectors
 
 
-def _worst(unusual: Sequence[Placed], how: Counting) -> list[Exemplar]:
+def _worst(unusual: Sequence[Candidate], how: Aggregation) -> list[Exemplar]:
     """The worst of each stream; thumbnails are made for these alone."""
     kept: list[Exemplar] = []
     taken: Counter[str] = Counter()
@@ -218,7 +244,7 @@ def _worst(unusual: Sequence[Placed], how: Counting) -> list[Exemplar]:
     return kept
 
 
-def _exemplar(found: Placed, how: Counting) -> Exemplar:
+def _exemplar(found: Candidate, how: Aggregation) -> Exemplar:
     image = found.image
     return Exemplar(
         image.id,

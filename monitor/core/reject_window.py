@@ -18,8 +18,8 @@ class RejectWindow:
     max_share: float = 1.0
     bad: tuple[bool, ...] = ()
 
-    def after(self, bad: Sequence[bool]) -> RejectWindow:
-        """With these records behind the others."""
+    def extended(self, bad: Sequence[bool]) -> RejectWindow:
+        """With these records after the others."""
         return replace(self, bad=(*self.bad, *bad)[-self.window :]) if self.window else self
 
     @property
@@ -33,13 +33,13 @@ class RejectWindow:
         return self.full and sum(self.bad) > self.max_share * self.window
 
     def pack(self) -> bytes:
-        """For the next owner. Empty where the share is exceeded: who starts anew then wants the partition read on."""
+        """For the next owner. Empty where the share is exceeded: a restart then reads the partition on."""
         if self.exceeded or not self.window:
             return b""
         bits = int("1" + "".join("01"[bad] for bad in self.bad), 2)  # the leading 1 keeps the zeros behind it
         return bits.to_bytes(len(self.bad) // 8 + 1, "big")
 
     def unpack(self, packed: bytes) -> RejectWindow:
-        """What a former owner left, as far back as we judge."""
+        """What the owner before us packed, as far back as we judge."""
         bits = bin(int.from_bytes(packed, "big"))[3:]
-        return replace(self, bad=()).after([bit == "1" for bit in bits])
+        return replace(self, bad=()).extended([bit == "1" for bit in bits])

@@ -5,7 +5,17 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Annotated
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, SecretStr, ValidationInfo
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    NonNegativeFloat,
+    PositiveFloat,
+    PositiveInt,
+    SecretStr,
+    ValidationInfo,
+)
 
 
 def _split_commas(value: object) -> object:
@@ -42,3 +52,28 @@ class Section(BaseModel):
     """Frozen, and closed to keys that it does not know."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class BucketSettings(Section):
+    """How event time is cut into buckets."""
+
+    seconds: PositiveInt = 10
+    lateness_s: NonNegativeFloat = 10.0
+    idle_timeout_s: PositiveFloat = 30.0
+    max_future_s: PositiveFloat = 60.0
+    retention_s: PositiveInt = 7 * 86_400
+
+    @property
+    def length_ms(self) -> int:
+        """Length of a bucket."""
+        return self.seconds * 1000
+
+    @property
+    def lateness_ms(self) -> int:
+        """How far an image may lag behind the highest event time and still count in its own bucket."""
+        return round(self.lateness_s * 1000)
+
+    @property
+    def max_future_ms(self) -> int:
+        """How far a timestamp may be ahead of the clock."""
+        return round(self.max_future_s * 1000)

@@ -1,86 +1,104 @@
-"""What is applied together: one delta per partition from everything that was scored of it."""
+"""What is applied together: one delta for each partition of which something is scored."""
 
 from __future__ import annotations
 
 import random
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
-from monitor.core.aggregate import Aggregate, Counting, aggregate
+from monitor.core.aggregate import Aggregate, Aggregation, Outcome, aggregate
 from monitor.core.reject_window import RejectWindow
 from monitor.core.types import DeadLetter, Delta, Partition
-from monitor.ingest.assignment import OwnedPartition
 from monitor.ingest.image_log import ImageLog, Line
-from monitor.ingest.scoring.pipeline import Work
+from monitor.ingest.work import OwnedPartition, Work
 
 BACKOFF_S = (0.1, 0.2, 0.5, 1.0, 2.0, 5.0)
 
 
+@dataclass(frozen=True, slots=True)
+class PartitionBatch:
+    """The share of one partition in a batch: what Redis gets, and what the partition becomes once it is applied."""
+
+    owner: OwnedPartition
+    delta: Delta
+    aggregate: Aggregate
+    rejects: RejectWindow
+
+    def advance_owner(self) -> None:
+        """Redis has applied the delta: the partition stands behind it."""
+        owner = self.owner
+        owner.next_offset = self.delta.next_offset
+        owner.high_ms = self.aggregate.high_ms
+        owner.facts.update(self.aggregate.facts)
+        owner.rejects = self.rejects
+        owner.idle = False
+
+
 @dataclass(slots=True)
 class Batch:
-    """Kept until Redis has answered, so that the same call can be made again; lists go by partition."""
+    """Kept until Redis has answered, so that the same call can be repeated.
 
-    owned: list[OwnedPartition] = field(default_factory=list)
-    deltas: list[Delta] = field(default_factory=list)
-    aggregates: list[Aggregate] = field(default_factory=list)
-    recents: list[RejectWindow] = field(default_factory=list)
-    """What the last records of each are once it is applied."""
-    letters: list[DeadLetter] = field(default_factory=list)
-    """Of all partitions; to be acknowledged before anything is applied."""
-    verdicts: list[Line] = field(default_factory=list)
-    """Likewise; text, so that no picture is held for them."""
+    `letters` and `lines` are still to be written to the sinks; both are emptied when they are acknowledged.
+    """
+
+    parts: Sequence[PartitionBatch]
+    letters: Sequence[DeadLetter]
+    lines: Sequence[Line]
+    """Of the image log, as text: no picture is held for them."""
     tries: int = 0
-    not_before_s: float = 0.0
+    retry_at_s: float = 0.0
+    """Monotonic time before which it is not tried again."""
 
     def try_later(self) -> None:
-        """Something does not answer: wait longer from try to try."""
+        """A sink or Redis does not answer: wait longer from try to try."""
         # jitter: replicas that lost the same Redis must not come back in step
         wait_s = BACKOFF_S[min(self.tries, len(BACKOFF_S) - 1)] * random.uniform(0.7, 1.3)
-        self.not_before_s = time.monotonic() + wait_s
+        self.retry_at_s = time.monotonic() + wait_s
         self.tries += 1
 
 
-def count(
+def batch_of(
     works: Sequence[Work],
     owned: Mapping[Partition, OwnedPartition],
-    counting: Counting,
-    verdicts: ImageLog | None,
+    aggregation: Aggregation,
+    image_log: ImageLog | None,
     now_ms: int,
 ) -> Batch | None:
-    """The batch of these works, in the order of their logs; None where none of them is of a current reading."""
-    mine: dict[Partition, list[Work]] = {}
+    """The batch of scored works, in the order of their logs; None where none of them is of a partition still owned."""
+    mine: dict[OwnedPartition, list[Work]] = {}
     for work in works:
-        reading = work.owner
-        if isinstance(reading, OwnedPartition) and owned.get(reading.partition) is reading:
-            mine.setdefault(reading.partition, []).append(work)
-    batch = Batch()
-    for partition, members in mine.items():
-        reading = owned[partition]
+        if owned.get(work.owner.partition) is work.owner:
+            mine.setdefault(work.owner, []).append(work)
+    parts: list[PartitionBatch] = []
+    letters: list[DeadLetter] = []
+    lines: list[Line] = []
+    for owner, members in mine.items():
         outcomes = [outcome for work in members for outcome in work.outcomes]
-        counted = aggregate(outcomes, reading.high_ms, reading.facts, now_ms, counting)
-        batch.owned.append(reading)
-        batch.aggregates.append(counted)
-        batch.letters += [outcome for outcome in outcomes if isinstance(outcome, DeadLetter)]
-        if verdicts is not None:
-            batch.verdicts += verdicts.lines(
-                i for judged in outcomes if not isinstance(judged, DeadLetter) for i in judged
-            )
-        recent = reading.recent.after([isinstance(outcome, DeadLetter) for outcome in outcomes])
-        batch.recents.append(recent)
-        batch.deltas.append(
-            Delta(
-                partition=partition,
-                token=reading.token,
-                expect=reading.next_offset,
-                next_offset=members[-1].next_offset,
-                high_ms=counted.high_ms or 0,
-                vectors=counted.vectors,
-                facts=counted.facts,
-                exemplars=counted.exemplars,
-                reasons=counted.reasons,
-                typical=counted.typical,
-                recent=recent.pack(),
-            )
-        )
-    return batch if batch.deltas else None
+        parts.append(_part(owner, outcomes, members[-1].next_offset, aggregation, now_ms))
+        letters += [outcome for outcome in outcomes if isinstance(outcome, DeadLetter)]
+        if image_log is not None:
+            accepted = (outcome for outcome in outcomes if not isinstance(outcome, DeadLetter))
+            lines += image_log.lines(image for images in accepted for image in images)
+    return Batch(parts, letters, lines) if parts else None
+
+
+def _part(
+    owner: OwnedPartition, outcomes: Sequence[Outcome], next_offset: int, aggregation: Aggregation, now_ms: int
+) -> PartitionBatch:
+    counted = aggregate(outcomes, owner.high_ms, owner.facts, now_ms, aggregation)
+    rejects = owner.rejects.extended([isinstance(outcome, DeadLetter) for outcome in outcomes])
+    delta = Delta(
+        partition=owner.partition,
+        token=owner.token,
+        expect=owner.next_offset,
+        next_offset=next_offset,
+        high_ms=counted.high_ms or 0,
+        vectors=counted.vectors,
+        facts=counted.facts,
+        exemplars=counted.exemplars,
+        reasons=counted.reasons,
+        typical=counted.typical,
+        recent=rejects.pack(),
+    )
+    return PartitionBatch(owner, delta, counted, rejects)

@@ -1,8 +1,8 @@
-"""The sink of per-image verdicts: one line of JSON for every image, for labelling queues and audits.
+"""The image log: one line of JSON for every image, for labelling queues and audits (configured as `verdicts`).
 
-At least once, and in the order of each partition: the reader writes a batch before it applies it, so what is counted
-has been written, and a batch that is read again after a crash is written again, with the same ids. Lines are keyed by
-stream, so that a stream stays in order in the topic too.
+At least once, and in the order of each partition: the consumer writes a batch before it applies it, so every image that
+is counted has been written, and a batch that is read again after a crash is written again, with the same ids. Lines are
+keyed by stream, so that a stream stays in order in a topic too.
 """
 
 from __future__ import annotations
@@ -12,41 +12,38 @@ import json
 import os
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO, Protocol
+from typing import BinaryIO, Protocol
 
 from monitor.core.aggregate import Judged
 from monitor.core.alert_document import rfc3339
 from monitor.core.buckets import Layout
-from monitor.sources import Producer, open_producer
+from monitor.ingest.settings import VerdictSettings
+from monitor.sources import Producer
 from monitor.sources.protocol import SourceError
-
-if TYPE_CHECKING:
-    from monitor.config.schema import Config
-
 
 SCHEMA = "layerwatch.verdict/1"
 OOD_LEVEL = 0.05
 """`ood` is true at p <= this: the level of the overview and of the default rule."""
 CONTENT_TYPE = ("content-type", b"application/json")
 SUBJECT = "verdicts"
-"""What the alert about a sink that cannot be written names as its subject."""
+"""Subject of the alert about a log that cannot be written."""
 
 Line = tuple[str, bytes]
 """(stream, one line of JSON without its end)"""
 
 
-class Lines(Protocol):
-    """Where lines go. Belongs to one thread; may be used again after an error, with all that was not flushed."""
+class LineWriter(Protocol):
+    """Writes lines to one place. Belongs to one thread; after an error, give everything that was not flushed again."""
 
     def write(self, stream: str, line: bytes) -> None:
-        """Hand one line over; raises as `flush`."""
+        """Take one line; raises as `flush`."""
 
     def flush(self) -> None:
-        """Return when everything handed over is kept.
+        """Return when everything taken is on disk or acknowledged.
 
         Raises:
             SourceError: it is not; write it again after a while.
-            FatalSourceError: we may not write there.
+            FatalSourceError: writing there is refused.
         """
 
     def close(self) -> None:
@@ -54,20 +51,20 @@ class Lines(Protocol):
 
 
 class ImageLog:
-    """Makes lines of what passes the filter, and writes them; belongs to the reader's thread.
+    """Makes lines of the images that pass the filter, and writes them; belongs to the consumer's thread.
 
     Args:
         layouts: fingerprint -> layout of the loaded profiles.
         max_p_value: images whose OOD p-value is larger are left out.
     """
 
-    def __init__(self, lines: Lines, layouts: Mapping[str, Layout], max_p_value: float) -> None:
-        self._lines, self._layouts, self._max_p_value = lines, layouts, max_p_value
+    def __init__(self, writer: LineWriter, layouts: Mapping[str, Layout], max_p_value: float) -> None:
+        self._writer, self._layouts, self._max_p_value = writer, layouts, max_p_value
 
-    def lines(self, judged: Iterable[Judged]) -> list[Line]:
+    def lines(self, images: Iterable[Judged]) -> list[Line]:
         """The lines of these images, in their order."""
         made = []
-        for image in judged:
+        for image in images:
             if image.p_values[0] <= self._max_p_value:
                 signals = self._layouts[image.fingerprint].signals
                 p_values = dict(zip(signals, image.p_values.tolist(), strict=True))
@@ -75,23 +72,23 @@ class ImageLog:
         return made
 
     def write(self, lines: Iterable[Line]) -> None:
-        """Return when all of them are kept.
+        """Return when all of them are on disk or acknowledged.
 
         Raises:
-            SourceError, FatalSourceError: see `Lines.flush`; give all of them again.
+            SourceError, FatalSourceError: see `LineWriter.flush`; give all of them again.
         """
         for stream, line in lines:
-            self._lines.write(stream, line)
-        self._lines.flush()
+            self._writer.write(stream, line)
+        self._writer.flush()
 
     def close(self) -> None:
         """Free everything; never raises."""
-        self._lines.close()
+        self._writer.close()
 
 
 def verdict_line(image: Judged, p_values: Mapping[str, float]) -> bytes:
-    """One line of JSON, without its end; names that are no UTF-8 are escaped."""
-    row: dict[str, Any] = {
+    """One line of JSON, without its end; names that are not UTF-8 are escaped."""
+    row = {
         "schema": SCHEMA,
         "id": image.id,
         "stream": image.stream,
@@ -104,43 +101,39 @@ def verdict_line(image: Judged, p_values: Mapping[str, float]) -> bytes:
     return json.dumps(row, separators=(",", ":")).encode("ascii")
 
 
-class TopicLines:
-    """Into a Kafka topic or a Redis stream, keyed by stream.
+class TopicWriter:
+    """Writes to a Kafka topic or a Redis stream, keyed by stream."""
 
-    Args:
-        open_it: makes the producer, which connects on first use and anew after a failure.
-    """
-
-    def __init__(self, open_it: Callable[[], Producer], topic: str) -> None:
-        self._producer, self._topic = open_it(), topic
+    def __init__(self, producer: Producer, topic: str) -> None:
+        self._producer, self._topic = producer, topic
 
     def write(self, stream: str, line: bytes) -> None:
-        """See `Lines.write`."""
+        """See `LineWriter.write`."""
         self._producer.send(self._topic, line, stream.encode("utf-8", "backslashreplace"), [CONTENT_TYPE])
 
     def flush(self) -> None:
-        """See `Lines.flush`."""
+        """See `LineWriter.flush`."""
         self._producer.flush()
 
     def close(self) -> None:
-        """See `Lines.close`."""
+        """See `LineWriter.close`."""
         self._producer.close()
 
 
-class FileLines:
-    """Appended to a file, on disk when `flush` returns. A rotated or removed file is begun anew."""
+class FileWriter:
+    """Appends to a file, which is on disk when `flush` returns. A file that was rotated or removed is created again."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
         self._file: BinaryIO | None = None
         self._waiting: list[bytes] = []
 
-    def write(self, stream: str, line: bytes) -> None:  # noqa: ARG002 - the signature of `Lines`
-        """See `Lines.write`."""
+    def write(self, stream: str, line: bytes) -> None:  # noqa: ARG002 - the signature of `LineWriter`
+        """See `LineWriter.write`."""
         self._waiting.append(line + b"\n")
 
     def flush(self) -> None:
-        """See `Lines.flush`."""
+        """See `LineWriter.flush`."""
         lines, self._waiting = self._waiting, []
         if not lines:
             return
@@ -154,7 +147,7 @@ class FileLines:
             raise SourceError(f"verdicts: cannot write {self._path}: {error.strerror}") from error
 
     def close(self) -> None:
-        """See `Lines.close`."""
+        """See `LineWriter.close`."""
         self._waiting = []
         if self._file is not None:
             with contextlib.suppress(OSError):  # a full disk; what was not flushed is written again
@@ -180,7 +173,7 @@ class FileLines:
 
 
 def _drop_torn_line(file: BinaryIO) -> None:
-    """Cut off what a crash left of a last line: it was never acknowledged, and is written again."""
+    """Cut off the part of a last line that a crash left: it was never acknowledged, and is written again."""
     end = file.seek(0, os.SEEK_END)
     kept = end
     while kept > 0:
@@ -196,16 +189,16 @@ def _drop_torn_line(file: BinaryIO) -> None:
     file.seek(0, os.SEEK_END)
 
 
-def open_image_log(settings: Config, layouts: Mapping[str, Layout]) -> ImageLog | None:
-    """The configured sink; None where there is none. It connects on first use."""
-    sink = settings.verdicts
-    lines: Lines
-    if sink.type == "none":
+def open_image_log(
+    settings: VerdictSettings, layouts: Mapping[str, Layout], open_producer: Callable[[], Producer]
+) -> ImageLog | None:
+    """The configured log; None where there is none.
+
+    Args:
+        open_producer: makes the producer for the broker that `settings.type` names; it connects on first use.
+    """
+    if settings.type == "none":
         return None
-    if sink.type == "jsonl":
-        lines = FileLines(Path(sink.target))
-    else:
-        # the sink's broker need not be the source's: each has its own section
-        broker = settings.source_settings(sink.type)
-        lines = TopicLines(lambda: open_producer(broker), sink.target)
-    return ImageLog(lines, layouts, sink.max_p_value)
+    target = settings.target
+    writer = FileWriter(Path(target)) if settings.type == "jsonl" else TopicWriter(open_producer(), target)
+    return ImageLog(writer, layouts, settings.max_p_value)

@@ -1,18 +1,17 @@
-"""What the reader does besides reading, each at its own pace: register, verify, commit, mark idle, measure lag."""
+"""What the consumer does besides moving records, each at its own pace: register, verify, commit, mark idle, measure."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import structlog
 
-from monitor.core.reject_window import RejectWindow
 from monitor.core.types import Partition
-from monitor.ingest.assignment import OwnedPartition, StartPolicy
-from monitor.ingest.image_log import SUBJECT
-from monitor.notify.self_alerts import DEAD_LETTERS, GAP, STREAMS, TOPIC, UNREADABLE, VERDICTS, SelfAlerts
+from monitor.ingest.sinks import Sinks
+from monitor.ingest.work import OwnedPartition, wall_clock_ms
+from monitor.notify.self_alerts import DEAD_LETTERS, GAP, STREAMS, TOPIC, UNREADABLE, SelfAlerts
 from monitor.sources.protocol import Source, SourceError
 from monitor.store import Store
 from monitor.telemetry import metrics
@@ -29,54 +28,44 @@ REGISTER_S = 10.0
 LAG_S = 15.0
 """Between looks at the ends of the logs: two requests a partition."""
 VERIFY_S = 5.0
-"""Between looks whether Redis still stands where we do: a quiet partition would never notice that it was lost."""
+"""Between looks whether Redis still stands where we do: without records nothing else would notice a loss."""
+IDLE_LOOK_S = 1.0
+SOURCE = "source"
+"""Subject of the alert about a source that ended this process."""
+
+Owned = Mapping[Partition, OwnedPartition]
 
 
-@dataclass(frozen=True, slots=True)
-class ConsumerSettings:
-    """Limits of the reader; see the configuration."""
+class Done(NamedTuple):
+    """What a round of maintenance found."""
 
-    poll_s: float = 0.2
-    queue_bytes: int = 256 * 2**20
-    idle_timeout_s: float = 30.0
-    stall_s: float = 120.0
-    recent: RejectWindow = field(default_factory=RejectWindow)
-    """How the share of bad records is judged."""
-    unnamed_stream: str = "default"
-    """Where records count that nothing is known of but their offset."""
-    policy: StartPolicy = field(default_factory=StartPolicy)
-
-
-@dataclass(slots=True)
-class Health:
-    """What the reader last did, by the monotonic clock; read by the watchdog and the readiness page."""
-
-    polled_s: float = field(default_factory=time.monotonic)
-    moved_s: float = field(default_factory=time.monotonic)
-    """Last time that work was applied, or that there was none."""
-    joined: bool = False
-    redis_ok: bool = True
-    letters_ok: bool = True
-    verdicts_ok: bool = True
-    stopped: dict[Partition, str] = field(default_factory=dict)
-    """Partitions that are not read on until a person has looked, and why."""
+    registered: bool
+    """Whether Redis has just taken what the evaluator must know."""
+    lost: list[Partition]
+    """Partitions that Redis has lost or set back, and that must be claimed again."""
 
 
 class Maintenance:
-    """Owned by the reader's thread; `owned` and `health` are the reader's own."""
+    """Belongs to the consumer's thread.
+
+    Args:
+        publish: writes to Redis what others must know of our profiles.
+        idle_timeout_s: a partition that is read to its end and quiet for that long is marked as idle.
+        stall_s: records that wait for that long, while none comes, are a fault of the source.
+    """
 
     def __init__(
         self,
         store: Store,
         alerts: SelfAlerts,
+        sinks: Sinks,
         publish: Callable[[], None],
-        settings: ConsumerSettings,
-        owned: Mapping[Partition, OwnedPartition],
-        health: Health,
+        idle_timeout_s: float,
+        stall_s: float,
     ) -> None:
-        self._store, self._alerts, self._publish, self._settings = store, alerts, publish, settings
-        self._owned, self._health = owned, health
-        self._told_streams = False
+        self._store, self._alerts, self._sinks, self._publish = store, alerts, sinks, publish
+        self._idle_timeout_s, self._stall_s = idle_timeout_s, stall_s
+        self._streams_alert_raised = False
         self._registered_s = self._verified_s = self._committed_s = self._idle_checked_s = self._lag_s = 0.0
 
     def commit_soon(self) -> None:
@@ -87,39 +76,37 @@ class Maintenance:
         """What the evaluator must know may be lost."""
         self._registered_s = 0.0
 
-    def tend(self, source: Source, in_hand: bool, paused: bool) -> list[Partition]:
-        """Whatever is due.
-
-        Returns:
-            Partitions that Redis has lost or set back, and that must be taken over again.
+    def run(self, source: Source, owned: Owned, in_flight: bool, paused: bool) -> Done:
+        """Do whatever is due.
 
         Raises:
             StoreError: Redis is away; what was not done is done the next time.
             SourceError: records wait, and none comes.
         """
         now_s = time.monotonic()
-        lost: list[Partition] = []
-        if now_s - self._registered_s > REGISTER_S:
+        registered = now_s - self._registered_s > REGISTER_S
+        if registered:
             self._registered_s = now_s
-            self._register(source)
+            self._register(source, owned)
+        lost: list[Partition] = []
         if now_s - self._verified_s > VERIFY_S:
             self._verified_s = now_s
-            lost = self._lost()
+            lost = self._lost(owned)
         if now_s - self._committed_s > COMMIT_S:
             self._committed_s = now_s
-            self.commit(source)
-        if now_s - self._idle_checked_s > min(1.0, self._settings.idle_timeout_s / 3):
+            self.commit(source, owned)
+        if now_s - self._idle_checked_s > min(IDLE_LOOK_S, self._idle_timeout_s / 3):
             self._idle_checked_s = now_s
             if not paused:
-                self._mark_idle(source, now_s)
+                self._mark_idle(source, owned, now_s)
         if now_s - self._lag_s > LAG_S:
             self._lag_s = now_s
-            self._measure_lag(source, now_s, in_hand)
-        return lost
+            self._measure_lag(source, owned, in_flight, now_s)
+        return Done(registered, lost)
 
-    def commit(self, source: Source) -> None:
-        """Tell the group how far we are, never ahead of what survives in Redis."""
-        offsets = {p: reading.next_offset for p, reading in self._owned.items()}
+    def commit(self, source: Source, owned: Owned) -> None:
+        """Commit our cursors to the group, never ahead of what survives in Redis."""
+        offsets = {partition: owner.next_offset for partition, owner in owned.items()}
         failpoint("before_commit")
         if offsets and self._store.settle_on_disk():
             source.commit(offsets)
@@ -127,56 +114,51 @@ class Maintenance:
             log.warning("commit.waits_for_disk", advice="where appendfsync is no, set redis.wait_aof: false")
         failpoint("after_commit")
 
-    def _register(self, source: Source) -> None:
-        """What others go by must be in Redis, also after it was lost."""
+    def report_fatal(self, error: str) -> None:
+        """Raise the alert about a source that ends this process; it ends when a process registers again."""
+        self._alerts.tell_if_possible(TOPIC, SOURCE, wall_clock_ms(), error)
+
+    def _register(self, source: Source, owned: Owned) -> None:
+        """Write what others go by, again and again: Redis may have lost it."""
         self._store.catalog.register_partitions(source.partitions())
         self._publish()
-        self._alerts.end(now_ms(), ["source"], TOPIC)
-        over = self._store.counts.streams_over_limit(self._owned)
+        self._alerts.end(wall_clock_ms(), [SOURCE], TOPIC)
+        over = self._store.counts.streams_over_limit(owned)
         metrics.STREAMS_OVER_LIMIT.set(over)
-        if over and not self._told_streams:
+        if over and not self._streams_alert_raised:
             text = f"{over} images came from streams beyond stream.max_streams and are counted as (other)"
-            self._alerts.tell(STREAMS, "streams", now_ms(), text)
-            self._told_streams = True
-        if self._health.letters_ok:
-            self._alerts.end(now_ms(), sorted({p.topic for p in self._owned}), DEAD_LETTERS)
-        if self._health.verdicts_ok:
-            self._alerts.end(now_ms(), [SUBJECT], VERDICTS)
-        self._health.redis_ok = True
+            self._alerts.tell(STREAMS, "streams", wall_clock_ms(), text)
+            self._streams_alert_raised = True
+        self._sinks.end_alerts(partition.topic for partition in owned)
 
-    def _lost(self) -> list[Partition]:
+    def _lost(self, owned: Owned) -> list[Partition]:
         lost = []
-        for partition, cursor in self._store.partitions.cursors(self._owned).items():
-            reading = self._owned[partition]
-            if cursor is None or cursor.token != reading.token or cursor.next_offset < reading.next_offset:
-                log.warning("partition.cursor_lost", partition=str(partition), expect=reading.next_offset)
+        for partition, cursor in self._store.partitions.cursors(owned).items():
+            owner = owned[partition]
+            if cursor is None or cursor.token != owner.token or cursor.next_offset < owner.next_offset:
+                log.warning("partition.cursor_lost", partition=str(partition), expect=owner.next_offset)
                 lost.append(partition)
         return lost
 
-    def _mark_idle(self, source: Source, now_s: float) -> None:
-        """Tell the evaluator which partitions are read to the end and quiet: they hold no bucket open."""
-        for partition, reading in self._owned.items():
-            if reading.idle or now_s - reading.active_s < self._settings.idle_timeout_s:
+    def _mark_idle(self, source: Source, owned: Owned, now_s: float) -> None:
+        """Mark partitions that are read to the end and quiet: they hold no bucket open."""
+        for partition, owner in owned.items():
+            if owner.idle or now_s - owner.active_s < self._idle_timeout_s:
                 continue
-            if source.bounds(partition)[1] <= reading.next_offset:
-                reading.idle = self._store.partitions.set_idle(partition, reading.token, True)
+            if source.bounds(partition)[1] <= owner.next_offset:
+                owner.idle = self._store.partitions.set_idle(partition, owner.token, True)
 
-    def _measure_lag(self, source: Source, now_s: float, in_hand: bool) -> None:
+    def _measure_lag(self, source: Source, owned: Owned, in_flight: bool, now_s: float) -> None:
         metrics.LAG_RECORDS.clear()  # of partitions that went to another replica
         caught_up, calm = [], []
-        for partition, reading in self._owned.items():
-            lag = source.bounds(partition)[1] - reading.next_offset
+        for partition, owner in owned.items():
+            lag = source.bounds(partition)[1] - owner.next_offset
             metrics.LAG_RECORDS.labels(partition.topic, partition.index).set(max(0, lag))
             if lag <= 0:
                 caught_up.append(str(partition))
-            elif not in_hand and now_s - reading.active_s > self._settings.stall_s:
-                raise SourceError(f"{partition}: {lag} records wait, and none came for {self._settings.stall_s:g} s")
-            if reading.recent.full:
+            elif not in_flight and now_s - owner.active_s > self._stall_s:
+                raise SourceError(f"{partition}: {lag} records wait, and none came for {self._stall_s:g} s")
+            if owner.rejects.full:
                 calm.append(str(partition))
-        self._alerts.end(now_ms(), caught_up, GAP, UNREADABLE)
-        self._alerts.end(now_ms(), calm, DEAD_LETTERS)
-
-
-def now_ms() -> int:
-    """The wall clock."""
-    return time.time_ns() // 1_000_000
+        self._alerts.end(wall_clock_ms(), caught_up, GAP, UNREADABLE)
+        self._alerts.end(wall_clock_ms(), calm, DEAD_LETTERS)

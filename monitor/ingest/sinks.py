@@ -1,15 +1,14 @@
-"""What leaves before a batch counts: its dead letters, then its verdicts. What is not acknowledged keeps it waiting."""
+"""The sinks of a batch, written before it is applied: its dead letters, then its lines of the image log."""
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable
+from collections.abc import Iterable
 
 import structlog
 
 from monitor.ingest.batch import Batch
 from monitor.ingest.image_log import SUBJECT, ImageLog
-from monitor.ingest.maintenance import Health, now_ms
+from monitor.ingest.work import wall_clock_ms
 from monitor.notify.self_alerts import DEAD_LETTERS, VERDICTS, SelfAlerts
 from monitor.sources.protocol import FatalSourceError, Source, SourceError
 from monitor.telemetry import metrics
@@ -18,69 +17,86 @@ from monitor.telemetry.failpoints import failpoint
 log = structlog.get_logger(__name__)
 
 ALERT_TRIES = 3
-"""Failed tries after which people hear of it."""
+"""Failed tries of one batch after which an alert is raised."""
+
+
+class SinkError(Exception):
+    """A sink does not acknowledge; the batch must not be applied yet."""
 
 
 class Sinks:
-    """Owned by the reader's thread; `health` is the reader's own.
+    """Writes what leaves beside the counts; belongs to the consumer's thread.
 
     Args:
-        verdicts: None where nobody wants them.
+        image_log: None where none is configured.
     """
 
-    def __init__(self, verdicts: ImageLog | None, alerts: SelfAlerts, health: Health) -> None:
-        self._verdicts, self._alerts, self._health = verdicts, alerts, health
+    def __init__(self, image_log: ImageLog | None, alerts: SelfAlerts) -> None:
+        self.image_log, self._alerts = image_log, alerts
+        self.letters_ok = self.image_log_ok = True
+        """Whether the last write succeeded."""
 
-    def write(self, source: Source, batch: Batch) -> bool:
-        """Whether the batch may be applied; else call again after a while: what has left does not leave again."""
-        return self._write_letters(source, batch) and self._write_verdicts(batch)
+    def write(self, source: Source, batch: Batch) -> None:
+        """Return when all sinks have acknowledged; the batch forgets what is acknowledged, so that no try repeats it.
 
-    def _write_letters(self, source: Source, batch: Batch) -> bool:
+        Raises:
+            SinkError: one has not; call again after a while.
+        """
+        self._write_letters(source, batch)
+        self._write_lines(batch)
+
+    def _write_letters(self, source: Source, batch: Batch) -> None:
         if not batch.letters:
-            return True
+            return
         failpoint("before_letters")
-        topic = batch.letters[0].record.partition.topic
-        error = _failure_of(lambda: source.dead_letter(batch.letters))
-        self._health.letters_ok = error is None
-        if error is not None:
+        try:
+            source.dead_letter(batch.letters)
+        except (SourceError, FatalSourceError) as error:
+            # fatal ones too: the operator creates topics and grants rights meanwhile, and nothing is scored twice
+            self.letters_ok = False
             log.warning("dead_letters.failed", letters=len(batch.letters), tries=batch.tries + 1, error=str(error))
             metrics.DEAD_LETTER_ERRORS.inc()
-            self._wait(
-                batch, DEAD_LETTERS, topic, f"{topic}: dead letters cannot be written, and reading waits: {error}"
-            )
-            return False
+            topic = batch.letters[0].record.partition.topic
+            text = f"{topic}: dead letters cannot be written, and reading waits: {error}"
+            raise self._failed(batch, DEAD_LETTERS, topic, text) from error
+        self.letters_ok = True
         failpoint("after_letters")
         for letter in batch.letters:
             metrics.RECORDS_REJECTED.labels(letter.reason).inc()
-        batch.letters = []
-        return True
+        batch.letters = ()
 
-    def _write_verdicts(self, batch: Batch) -> bool:
-        if self._verdicts is None or not batch.verdicts:
-            return True
-        sink, lines = self._verdicts, batch.verdicts
-        error = _failure_of(lambda: sink.write(lines))
-        self._health.verdicts_ok = error is None
-        if error is not None:
-            log.warning("verdicts.failed", lines=len(lines), tries=batch.tries + 1, error=str(error))
+    def _write_lines(self, batch: Batch) -> None:
+        if self.image_log is None or not batch.lines:
+            return
+        try:
+            self.image_log.write(batch.lines)
+        except (SourceError, FatalSourceError) as error:
+            self.image_log_ok = False
+            log.warning("verdicts.failed", lines=len(batch.lines), tries=batch.tries + 1, error=str(error))
             metrics.VERDICT_ERRORS.inc()
-            self._wait(batch, VERDICTS, SUBJECT, f"verdicts cannot be written, and reading waits: {error}")
-            return False
-        metrics.VERDICTS_WRITTEN.inc(len(lines))
-        batch.verdicts = []
-        return True
+            text = f"verdicts cannot be written, and reading waits: {error}"
+            raise self._failed(batch, VERDICTS, SUBJECT, text) from error
+        self.image_log_ok = True
+        metrics.VERDICTS_WRITTEN.inc(len(batch.lines))
+        batch.lines = ()
 
-    def _wait(self, batch: Batch, rule: str, subject: str, text: str) -> None:
-        self._health.moved_s = time.monotonic()  # not stuck: waiting, and saying so
-        batch.try_later()
-        if batch.tries == ALERT_TRIES:
-            self._alerts.tell_if_possible(rule, subject, now_ms(), text)
+    def _failed(self, batch: Batch, rule: str, subject: str, text: str) -> SinkError:
+        if batch.tries + 1 == ALERT_TRIES:
+            self._alerts.tell_if_possible(rule, subject, wall_clock_ms(), text)
+        return SinkError(text)
 
+    def end_alerts(self, topics: Iterable[str]) -> None:
+        """End the alerts about sinks that work, whichever process raised them.
 
-def _failure_of(write: Callable[[], None]) -> SourceError | FatalSourceError | None:
-    """Fatal ones too: people make topics and grant rights while we wait, and what is scored is not scored again."""
-    try:
-        write()
-    except (SourceError, FatalSourceError) as error:
-        return error
-    return None
+        Raises:
+            StoreError: call again.
+        """
+        if self.letters_ok:
+            self._alerts.end(wall_clock_ms(), sorted(set(topics)), DEAD_LETTERS)
+        if self.image_log_ok:
+            self._alerts.end(wall_clock_ms(), [SUBJECT], VERDICTS)
+
+    def close(self) -> None:
+        """Free everything; never raises."""
+        if self.image_log is not None:
+            self.image_log.close()

@@ -3,42 +3,104 @@
 from __future__ import annotations
 
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 
-from monitor.core.types import Partition, Record
+from monitor.core.types import DeadLetter, Partition, Record
 from monitor.sources import SourceSection, SourceSettings, open_source
+from monitor.sources.protocol import Polled, Source
 
 POLL_S = 0.5
 
 
-def read_back(settings: SourceSettings[SourceSection], since_ms: int, until_ms: int | None = None) -> Iterator[Record]:
-    """Every record of the topics with since <= timestamp (< until), each partition in the order of its log.
+class Span:
+    """The records of a source with since <= timestamp (< until), as a source that ends where the logs end now.
 
-    Reads as a group of its own that never commits, so it can run beside the daemon, and stops at the ends that the
-    logs have when it begins.
+    It never commits and writes no dead letters: a consumer that reads it leaves no trace. See `Source` for the methods.
+    """
+
+    def __init__(self, source: Source, since_ms: int, until_ms: int | None = None) -> None:
+        self._source, self._since_ms, self._until_ms = source, since_ms, until_ms
+        self._bounds = {p: (source.offset_at(p, since_ms), source.bounds(p)[1]) for p in source.partitions()}
+
+    @property
+    def generation(self) -> int:
+        return self._source.generation
+
+    def poll(self, timeout_s: float) -> Polled:
+        polled = self._source.poll(timeout_s)
+        records = {p: [r for r in found if self._holds(r)] for p, found in polled.records.items()}
+        moved = {p: min(next_offset, self._bounds[p][1]) for p, next_offset in polled.next_offsets.items()}
+        return Polled(records, moved, polled.assigned, polled.revoked)
+
+    def _holds(self, record: Record) -> bool:
+        began = record.timestamp_ms >= self._since_ms
+        over = self._until_ms is not None and record.timestamp_ms >= self._until_ms
+        return began and not over and record.offset < self._bounds[record.partition][1]
+
+    def start(self, partition: Partition, next_offset: int) -> None:
+        self._source.start(partition, next_offset)
+
+    def pause(self, partitions: Sequence[Partition]) -> None:
+        self._source.pause(partitions)
+
+    def resume(self, partitions: Sequence[Partition]) -> None:
+        self._source.resume(partitions)
+
+    def partitions(self) -> tuple[Partition, ...]:
+        return tuple(self._bounds)
+
+    def bounds(self, partition: Partition) -> tuple[int, int]:
+        return self._bounds[partition]
+
+    def offset_at(self, partition: Partition, time_ms: int) -> int:
+        return self._source.offset_at(partition, time_ms)
+
+    def committed(self, partition: Partition) -> int | None:  # noqa: ARG002
+        return None
+
+    def commit(self, next_offsets: Mapping[Partition, int]) -> None:  # noqa: ARG002
+        return
+
+    def log_id(self, partition: Partition) -> str:
+        return self._source.log_id(partition)
+
+    def readable_from(self, partition: Partition, next_offset: int) -> int:
+        return self._source.readable_from(partition, next_offset)
+
+    def dead_letter(self, letters: Sequence[DeadLetter]) -> None:  # noqa: ARG002
+        return
+
+    def close(self) -> None:
+        self._source.close()
+
+
+def open_span(settings: SourceSettings[SourceSection], since_ms: int, until_ms: int | None = None) -> Span:
+    """That span of the topics, read as a group of its own beside the daemon.
 
     Raises:
-        SourceError: the source cannot be reached now.
-        FatalSourceError: it cannot work with this configuration.
+        SourceError: the source does not answer now.
+        FatalSourceError: it will not with this configuration.
     """
     source = open_source(replace(settings, group_suffix=f"-archive-{uuid.uuid4().hex[:8]}"))
     try:
-        ends: dict[Partition, int] = {}
-        done: set[Partition] = set()
-        while not ends or len(done) < len(ends):
-            polled = source.poll(POLL_S)
-            for partition in polled.assigned:
-                ends = ends or {p: source.bounds(p)[1] for p in source.partitions()}
-                begin = source.offset_at(partition, since_ms)
-                source.start(partition, begin)
-                if begin >= ends[partition]:
-                    done.add(partition)
-            for records in polled.records.values():
-                for record in records:
-                    inside = record.timestamp_ms >= since_ms and (until_ms is None or record.timestamp_ms < until_ms)
-                    if inside and record.offset < ends[record.partition]:
-                        yield record
-            done |= {p for p, next_offset in polled.next_offsets.items() if next_offset >= ends[p]}
-    finally:
+        return Span(source, since_ms, until_ms)
+    except BaseException:
         source.close()
+        raise
+
+
+def read_back(settings: SourceSettings[SourceSection], since_ms: int, until_ms: int | None = None) -> Iterator[Record]:
+    """Every record of that span, each partition in the order of its log; errors as `open_span`."""
+    span = open_span(settings, since_ms, until_ms)
+    try:
+        unread = {p for p in span.partitions() if span.bounds(p)[0] < span.bounds(p)[1]}
+        while unread:
+            polled = span.poll(POLL_S)
+            for partition in polled.assigned:
+                span.start(partition, span.bounds(partition)[0])
+            for records in polled.records.values():
+                yield from records
+            unread -= {p for p, next_offset in polled.next_offsets.items() if next_offset >= span.bounds(p)[1]}
+    finally:
+        span.close()

@@ -9,13 +9,14 @@ import pytest
 from PIL import Image
 
 from detectors.images.prepare import Prepared, Preparer
-from monitor.core.aggregate import Aggregate, Counting, Judged, Rates, aggregate
+from monitor.core.aggregate import Aggregate, Aggregation, Judged, aggregate
 from monitor.core.buckets import Layout
+from monitor.core.settings import BucketSettings
 from monitor.core.types import StreamFacts
 
 LAYOUT = Layout(("ood",), (99,), (False,), (True,), (1.0,))
 START_MS = 1_760_000_000_000
-HOW = Counting(Rates(), {"fp": LAYOUT}, lambda _: "fp", 12, lambda _: b"jpeg")
+HOW = Aggregation(BucketSettings(), {"fp": LAYOUT}, lambda _: "fp", 12, lambda _: b"jpeg")
 
 
 @pytest.fixture(scope="module")
@@ -30,7 +31,7 @@ def judged(prepared: Prepared, second: int, p_value: float, stream: str = "cam")
     return [Judged(f"{stream}/{second}", stream, at_ms, "fp", np.array([p_value]), prepared)]
 
 
-def counted(records: list[list[Judged]], facts: dict[str, StreamFacts], how: Counting = HOW) -> Aggregate:
+def counted(records: list[list[Judged]], facts: dict[str, StreamFacts], how: Aggregation = HOW) -> Aggregate:
     return aggregate(records, None, facts, START_MS + 10**9, how)
 
 
@@ -38,7 +39,7 @@ def test_the_worst_images_are_those_of_either_kind(prepared: Prepared) -> None:
     layout = Layout(
         ("ood", "layer1", "sharpness", "noise"), (999,) * 4, (False,) * 4, (True, True, False, False), (1.0,) * 4
     )
-    how = Counting(Rates(), {"fp": layout}, lambda _: "fp", 2)
+    how = Aggregation(BucketSettings(), {"fp": layout}, lambda _: "fp", 2)
     rows = {
         "normal": (0.5, 0.5, 0.5, 0.5),
         "strange": (0.004, 0.001, 0.4, 0.4),
@@ -66,7 +67,7 @@ def test_only_what_most_normal_images_exceed_is_typical(prepared: Prepared) -> N
     found = counted(records, {})
     assert [(image.id, image.p_value, image.thumbnail) for image in found.typical] == [("cam/2", 0.3, b"jpeg")]
     assert [image.id for image in found.exemplars] == ["cam/0"]
-    assert counted(records, {}, Counting(Rates(), {"fp": LAYOUT}, lambda _: "fp", 0)).typical == []
+    assert counted(records, {}, Aggregation(BucketSettings(), {"fp": LAYOUT}, lambda _: "fp", 0)).typical == []
 
 
 @pytest.mark.parametrize("cut", [1, 7, 50])

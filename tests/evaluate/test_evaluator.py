@@ -11,8 +11,8 @@ from pydantic import SecretStr
 from monitor.config.schema import Config
 from monitor.core import alert_state as alerts
 from monitor.core.types import Alert, AlertPhase, Verdict
+from monitor.daemon import presentation_of
 from monitor.evaluate.evaluator import Evaluator
-from monitor.ingest.wiring import presentation_of
 from monitor.rules.ruleset import bind_rules
 from monitor.rules.settings import RateRule
 from monitor.store import open_store

@@ -1,4 +1,4 @@
-"""Verdicts through the reader: before images count, waiting for a sink that fails, none twice for a lost reply.
+"""The image log through the consumer: before images count, waiting for a sink that fails, none twice for a lost reply.
 
 A real source and store on Redis, a real pipeline, a real file.
 """
@@ -9,7 +9,6 @@ import json
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 
 import pytest
@@ -17,16 +16,11 @@ from pydantic import SecretStr
 
 from monitor.config.schema import Config
 from monitor.core.types import Applied, Delta, Partition
+from monitor.daemon import build_consumer, limits_of
 from monitor.ingest.consumer import Consumer
-from monitor.ingest.decode.pool import DecoderPool
-from monitor.ingest.decode.records import Decoder
-from monitor.ingest.image_log import open_image_log
-from monitor.ingest.maintenance import ConsumerSettings
-from monitor.ingest.scoring.pipeline import Pipeline
 from monitor.ingest.scoring.profiles import load_profiles
-from monitor.ingest.settings import ScoringSettings, VerdictSettings
-from monitor.ingest.wiring import counting_of, limits_of, publish_profiles
-from monitor.notify.self_alerts import SelfAlerts
+from monitor.ingest.settings import DecodingSettings, ScoringSettings, VerdictSettings
+from monitor.notify.receivers.settings import WebhookSettings
 from monitor.sources import open_producer, open_source
 from monitor.sources.redis_streams.settings import RedisStreamSettings
 from monitor.store import Store, StoreError, open_store
@@ -42,9 +36,9 @@ BAD = (7, 30)
 
 @dataclass
 class Running:
-    """A reader at work on a topic of two partitions that holds IMAGES records, two of which are no pictures."""
+    """A consumer at work on a topic of two partitions that holds IMAGES records, two of which are no pictures."""
 
-    reader: Consumer
+    consumer: Consumer
     store: Store
     partitions: list[Partition]
     path: Path
@@ -64,7 +58,7 @@ Make = Callable[..., Running]
 
 @pytest.fixture
 def make(redis_server: PrivateRedis, profile_folder: Path, tmp_path: Path) -> Iterator[Make]:
-    """Starts one; `store` may be changed before its reader starts."""
+    """Starts one; `store` may be changed before its consumer starts."""
     ends: list[Callable[[], None]] = []
 
     def made(name: str, change: Callable[[Store], None] = lambda _: None, **verdicts: object) -> Running:
@@ -74,7 +68,9 @@ def make(redis_server: PrivateRedis, profile_folder: Path, tmp_path: Path) -> It
             source="redis-stream",
             redis=RedisSettings(url=SecretStr(redis_server.url)),
             redis_stream=RedisStreamSettings(topics=(name,), partitions=2, dead_letter_topic=f"{name}.dead"),
-            scoring=ScoringSettings(profile=profile_folder, device="cpu", batch_images=8),
+            scoring=ScoringSettings(profile=profile_folder, device="cpu", batch_images=8, batch_age_s=0.01),
+            decoding=DecodingSettings(workers=1),
+            receivers=(WebhookSettings(name="hook", type="webhook", url="http://127.0.0.1:9/"),),
             verdicts=VerdictSettings.model_validate({"type": "jsonl", "target": str(path), **verdicts}),
         )
         producer = open_producer(settings.source_settings())
@@ -86,32 +82,18 @@ def make(redis_server: PrivateRedis, profile_folder: Path, tmp_path: Path) -> It
         store = open_store(settings.redis, name, limits_of(settings))
         change(store)
         profiles = load_profiles(settings.scoring, settings.decoding)
-        decoders = DecoderPool(Decoder(profiles.preparers(), settings.stream, settings.decoding), 1, 20.0, 2**30)
-        pipeline = Pipeline(decoders, profiles, 8, 0.01, 2**28)
-        sink = open_image_log(settings, profiles.layouts)
-        assert sink is not None
-        reader = Consumer(
-            lambda: open_source(settings.source_settings()),
-            store,
-            pipeline,
-            counting_of(settings, profiles),
-            ConsumerSettings(),
-            SelfAlerts(store, name, heard=True),
-            partial(publish_profiles, store, profiles),
-            sink,
-        )
-        thread = threading.Thread(target=reader.run)
+        consumer = build_consumer(settings, profiles, (), store, lambda: open_source(settings.source_settings()))
+        thread = threading.Thread(target=consumer.run)
         thread.start()
 
         def end() -> None:
-            reader.stop()
+            consumer.stop()
             thread.join()
-            pipeline.close()
-            sink.close()
+            consumer.close()
             store.close()
 
         ends.append(end)
-        return Running(reader, store, [Partition(name, i) for i in range(2)], path)
+        return Running(consumer, store, [Partition(name, i) for i in range(2)], path)
 
     yield made
     for end in ends:
@@ -133,13 +115,13 @@ def test_a_sink_that_fails_holds_the_cursor_and_loses_nothing(make: Make, tmp_pa
     written = metrics.REGISTRY.get_sample_value("layerwatch_verdicts_written_total") or 0.0
     running = make("verdicts-wait")
     wait_for("the alert", lambda: "layerwatch-verdicts verdicts" in running.store.outbox.self_alerts())
-    assert not running.reader.health.verdicts_ok
+    assert "verdicts" in running.consumer.why_unready()
     assert running.counted() == (0, 0)
     assert (metrics.REGISTRY.get_sample_value("layerwatch_verdict_errors_total") or 0.0) >= failed + 3
     (tmp_path / "folder").unlink()
     wait_for("all of them", lambda: running.counted() == (IMAGES - len(BAD), len(BAD)))
     check_complete(running)
-    assert running.reader.health.verdicts_ok
+    assert running.consumer.why_unready() == ""
     assert metrics.REGISTRY.get_sample_value("layerwatch_verdicts_written_total") == written + IMAGES - len(BAD)
     wait_for("the end of the alert", lambda: not running.store.outbox.self_alerts())
     (fingerprint,) = running.store.catalog.layouts()

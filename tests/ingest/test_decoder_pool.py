@@ -19,7 +19,11 @@ from tests.pictures import encoded, pictures
 
 PARTITION = Partition("images", 0)
 PICTURES = [encoded(image) for _, image in pictures(3, 12)]
-DECODER = Decoder(Preparers(Preparer(64, Limits())), StreamNaming(), DecodingSettings())
+
+
+def decoder(workers: int = 2, timeout_s: float = 20.0) -> Decoder:
+    settings = DecodingSettings(workers=workers, timeout_s=timeout_s, worker_memory_bytes=400_000_000)
+    return Decoder(Preparers(Preparer(64, Limits())), StreamNaming(), settings)
 
 
 def records(values: list[bytes]) -> list[Record]:
@@ -30,7 +34,7 @@ def records(values: list[bytes]) -> list[Record]:
 def pool(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[DecoderPool]:
     """Two processes with the failpoints that the test names; one second for a record."""
     monkeypatch.setenv(failpoints.VARIABLE, getattr(request, "param", ""))
-    made = DecoderPool(DECODER, workers=2, timeout_s=1.0, memory_bytes=400_000_000)
+    made = DecoderPool(decoder(workers=2, timeout_s=1.0))
     yield made
     made.close()
 
@@ -38,7 +42,7 @@ def pool(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Ite
 def test_processes_give_what_the_decoder_gives(pool: DecoderPool) -> None:
     given = records(PICTURES)
     for record, future in zip(given, pool.submit(given), strict=True):
-        (expected,), found = DECODER(record), future.result(30)
+        (expected,), found = decoder()(record), future.result(30)
         assert isinstance(found, list)
         (image,) = found
         assert (image.id, image.stream, image.event_time_ms) == (expected.id, expected.stream, expected.event_time_ms)
@@ -71,7 +75,7 @@ def test_a_process_that_dies_for_other_reasons_costs_no_record(pool: DecoderPool
 
 
 def test_close_ends_the_processes_soon_and_cancels_what_waits() -> None:
-    made = DecoderPool(DECODER, workers=1, timeout_s=30.0, memory_bytes=400_000_000)
+    made = DecoderPool(decoder(workers=1, timeout_s=30.0))
     futures = made.submit(records(PICTURES * 200))
     futures[0].result(30)
     began = time.monotonic()

@@ -17,9 +17,9 @@ from monitor.config.schema import Config
 from monitor.core.aggregate import Judged
 from monitor.core.buckets import Layout
 from monitor.core.types import Record
-from monitor.ingest.image_log import FileLines, ImageLog, open_image_log
+from monitor.ingest.image_log import FileWriter, ImageLog, open_image_log
 from monitor.ingest.settings import VerdictSettings
-from monitor.sources import open_source
+from monitor.sources import open_producer, open_source
 from monitor.sources.kafka.settings import KafkaSettings
 from monitor.sources.protocol import SourceError
 from monitor.sources.redis_streams.settings import RedisStreamSettings
@@ -37,9 +37,10 @@ def judged(i: int, p_value: float, stream: str = "cam-1") -> Judged:
 
 
 def opened(settings: Config) -> ImageLog:
-    sink = open_image_log(settings, {"fp": LAYOUT})
-    assert sink is not None
-    return sink
+    broker = settings.model_copy(update={"source": settings.verdicts.type})
+    image_log = open_image_log(settings.verdicts, {"fp": LAYOUT}, lambda: open_producer(broker))
+    assert image_log is not None
+    return image_log
 
 
 def read_topic(settings: Config, count: int) -> list[Record]:
@@ -86,7 +87,7 @@ def write_three(sink: ImageLog) -> None:
 
 
 def test_without_a_type_there_is_no_sink() -> None:
-    assert open_image_log(Config(), {}) is None
+    assert open_image_log(VerdictSettings(), {}, lambda: open_producer(Config())) is None
 
 
 def test_a_file_holds_what_passes_the_filter_in_order(tmp_path: Path) -> None:
@@ -97,7 +98,7 @@ def test_a_file_holds_what_passes_the_filter_in_order(tmp_path: Path) -> None:
 
 def test_nothing_is_in_the_file_before_it_is_flushed_and_a_torn_line_is_mended(tmp_path: Path) -> None:
     path = tmp_path / "verdicts.jsonl"
-    crashed = FileLines(path)
+    crashed = FileWriter(path)
     crashed.write("cam-1", b'{"id":0}')
     crashed.flush()
     crashed.write("cam-1", b'{"id":1}')
@@ -105,7 +106,7 @@ def test_nothing_is_in_the_file_before_it_is_flushed_and_a_torn_line_is_mended(t
     crashed.close()
     with path.open("ab") as file:
         file.write(b'{"id":1,"str')  # the crash of a machine
-    again = FileLines(path)
+    again = FileWriter(path)
     again.write("cam-1", b'{"id":1}')
     again.flush()
     again.close()

@@ -1,8 +1,8 @@
 """Decoding in processes of their own: an image that kills or hangs its decoder costs one dead letter.
 
 One thread here per process. It sends a few records together and reads the answers one by one, so the record at which
-a process died or stood still is known. That one is tried again, first in a fresh process: an operator's kill or a busy
-machine is not the image's fault. The second time condemns it; the records behind it go on.
+a process died or hung is known. That record is tried once more, first in a fresh process: an operator's kill or a busy
+machine is not the image's fault. If it fails again it becomes a dead letter; the records after it go on.
 """
 
 from __future__ import annotations
@@ -31,23 +31,24 @@ from monitor.telemetry import metrics
 log = structlog.get_logger(__name__)
 
 TASK_RECORDS, TASK_BYTES = 8, 1 << 20
-"""Sent together at most: few enough to share the work of one poll, many enough to pay for the message."""
+"""Sent together at most: few enough to spread one poll over the processes, many enough to pay for the message."""
 TRIES = 2
 START_TIMEOUT_S = 60.0
 STARTS = 3
-"""A process that never gets ready three times in a row will not the fourth time."""
+"""Processes that fail to start in a row before decoding counts as broken."""
 SLICE_S = 0.5
 """Time-outs are counted in slices of waiting: a machine that was suspended for an hour has waited for one slice."""
 
-Decodes = list[Decoded] | DeadLetter
+DecodedRecord = list[Decoded] | DeadLetter
+"""What became of one record: all its images, or the record rejected."""
 
 
 class DecoderError(Exception):
-    """No decoder process comes up."""
+    """No decoder process starts."""
 
 
 class _LostError(Exception):
-    """The process died or stood still; `reason` goes to the dead letter if it was the image's doing."""
+    """The process died or hung; `reason` goes to the dead letter if the record is the cause."""
 
     def __init__(self, reason: str, message: str) -> None:
         super().__init__(message)
@@ -57,31 +58,29 @@ class _LostError(Exception):
 @dataclass(eq=False, slots=True)
 class _Job:
     record: Record
-    future: Future[Decodes] = field(default_factory=Future)
+    future: Future[DecodedRecord] = field(default_factory=Future)
     tries: int = 0
 
 
 class DecoderPool:
-    """Decodes records in `workers` processes; `submit` may be called from any thread.
+    """Decodes records in as many processes as the decoder's settings say; `submit` may be called from any thread."""
 
-    Args:
-        timeout_s: what one record may take.
-        memory_bytes: what one process may use for its data.
-    """
-
-    def __init__(self, decoder: Decoder, workers: int, timeout_s: float, memory_bytes: int) -> None:
-        self._naming, self._timeout_s = decoder.naming, timeout_s
-        self._setup = pickle.dumps((decoder, memory_bytes))
+    def __init__(self, decoder: Decoder) -> None:
+        self._naming, self._timeout_s = decoder.naming, decoder.settings.timeout_s
+        self._setup = pickle.dumps(decoder)
         self._tasks: queue.SimpleQueue[list[_Job] | None] = queue.SimpleQueue()
         self._closed = threading.Event()
         self.answered_s = 0.0
-        """When a record was last decoded, or tried in vain, by the monotonic clock."""
-        self._threads = [threading.Thread(target=self._serve, name=f"decode-{i}", daemon=True) for i in range(workers)]
+        """When a record was last decoded, or failed, by the monotonic clock."""
+        self._threads = [
+            threading.Thread(target=self._serve, name=f"decode-{i}", daemon=True)
+            for i in range(decoder.settings.workers)
+        ]
         for thread in self._threads:
             thread.start()
 
-    def submit(self, records: Sequence[Record]) -> list[Future[Decodes]]:
-        """One future per record: its images, or its dead letter; a DecoderError where no process comes up."""
+    def submit(self, records: Sequence[Record]) -> list[Future[DecodedRecord]]:
+        """One future per record: its images, or its dead letter; a DecoderError where no process starts."""
         jobs = [_Job(record) for record in records]
         task: list[_Job] = []
         size = 0
@@ -110,7 +109,7 @@ class DecoderPool:
     def _serve(self) -> None:
         process: _Process | None = None
         try:
-            process = self._start()  # before the first record comes: it takes the better part of a second
+            process = self._start()  # before the first record comes: a start takes most of a second
             while (task := self._tasks.get()) is not None and not self._closed.is_set():
                 waiting = deque(task)
                 while waiting and not self._closed.is_set():
@@ -121,7 +120,7 @@ class DecoderPool:
                         process.end()
                         process = None
                         self._blame(waiting, lost)
-                _cancel(waiting)  # only where we were closed
+                _cancel(waiting)  # not empty only where the pool is closed
         except DecoderError as error:
             log.exception("decode.no_process")
             self._fail_all(error)
@@ -132,14 +131,14 @@ class DecoderPool:
     def _work(self, process: _Process, waiting: deque[_Job]) -> None:
         process.send([job.record for job in waiting])
         while waiting:
-            took_s, told = process.receive(self._timeout_s, self._closed)
+            took_s, answer = process.receive(self._timeout_s, self._closed)
             job = waiting.popleft()
             self.answered_s = time.monotonic()
             metrics.STAGE_SECONDS.labels("decode").observe(took_s)
-            if isinstance(told, list):
-                job.future.set_result(told)
+            if isinstance(answer, list):
+                job.future.set_result(answer)
             else:
-                self._reject(job, *told)
+                self._reject(job, *answer)
 
     def _blame(self, waiting: deque[_Job], lost: _LostError) -> None:
         metrics.DECODERS_REPLACED.labels(lost.reason).inc()
@@ -168,7 +167,7 @@ class DecoderPool:
                 return process
             if self._closed.is_set():
                 break
-        raise DecoderError("decoder processes do not come up; see the log")
+        raise DecoderError("decoder processes do not start; see the log")
 
     def _fail_all(self, error: DecoderError) -> None:
         while (task := self._tasks.get()) is not None:
@@ -182,7 +181,7 @@ def _cancel(jobs: Iterable[_Job]) -> None:
 
 
 class _Process:
-    """One decoder process and our end of the line to it."""
+    """One decoder process and our end of the socket to it."""
 
     def __init__(self, setup: bytes) -> None:
         ours, theirs = socket.socketpair()
@@ -191,7 +190,7 @@ class _Process:
                 [sys.executable, "-m", "monitor.ingest.decode.worker", str(theirs.fileno()), str(os.getpid())],
                 pass_fds=[theirs.fileno()],
                 stdin=subprocess.DEVNULL,
-                # one picture at a time: threads of the numeric libraries would only take cores from its siblings
+                # one image at a time: threads of the numeric libraries would only take cores from the other processes
                 env={**os.environ, "OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"},
                 start_new_session=True,  # Ctrl-C is the daemon's to handle
             )
@@ -201,7 +200,7 @@ class _Process:
     def await_ready(self, closed: threading.Event) -> None:
         self._write(self._setup)
         if self._read(START_TIMEOUT_S, closed) != b"ready":
-            raise _LostError("crashed", "a decoder process began with something else than `ready`")
+            raise _LostError("crashed", "a decoder process did not answer `ready`")
 
     def send(self, records: list[Record]) -> None:
         self._write(pickle.dumps(records, protocol=pickle.HIGHEST_PROTOCOL))
@@ -211,7 +210,7 @@ class _Process:
         try:
             return read_answer(packed)
         except (ValueError, TypeError, LookupError) as error:
-            raise _LostError("crashed", f"the decoder process answered nonsense: {error}") from error
+            raise _LostError("crashed", f"the decoder process sent an invalid answer: {error}") from error
 
     def end(self) -> None:
         self._connection.close()
@@ -230,7 +229,7 @@ class _Process:
             while not self._connection.poll(SLICE_S):
                 waited_s += SLICE_S
                 if closed.is_set() or waited_s >= timeout_s:
-                    raise _LostError("timeout", f"the decoder process stood still for {timeout_s:g} s")
+                    raise _LostError("timeout", f"the decoder process hung for {timeout_s:g} s")
             return self._connection.recv_bytes()
         except (EOFError, OSError) as error:
             raise self._lost() from error
@@ -239,5 +238,5 @@ class _Process:
         try:
             status = self._process.wait(1.0)
         except subprocess.TimeoutExpired:
-            return _LostError("crashed", "the decoder process closed its line")
+            return _LostError("crashed", "the decoder process closed its socket")
         return _LostError("crashed", f"the decoder process ended with {status}")

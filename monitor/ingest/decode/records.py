@@ -1,6 +1,6 @@
 """One record -> its images, or a DecodeError with a reason code. No broker, no Redis, no torch.
 
-A record's value is told by its `content-type` header, else by its first bytes: an encoded image (one image),
+The type of a record's value comes from its `content-type` header, else from its first bytes: an encoded image (one),
 `application/x-npy` (uint8 HW, HWC or NHWC) or `application/msgpack`
 (`{"images": [bytes, ...], "ids": [str, ...], "timestamps": [ms, ...]}`; the last two are optional). The images of a
 record are used together or not at all.
@@ -59,16 +59,16 @@ class Decoder:
 
     preparers: Preparers
     naming: StreamNaming
-    limits: DecodingSettings
+    settings: DecodingSettings
 
     def __call__(self, record: Record) -> list[Decoded]:
         """Every image of the record.
 
         Raises:
-            DecodeError: the record as a whole is unusable; the message names the image that is at fault.
+            DecodeError: the record as a whole is unusable; the message names the image that is broken.
         """
         decoded = []
-        for i, item in enumerate(expand(record, self.naming, self.limits)):
+        for i, item in enumerate(expand(record, self.naming, self.settings)):
             try:
                 prepared = self.preparers.of(item.stream)(item.image, item.id.encode())
             except ImageError as error:
@@ -106,7 +106,7 @@ def expand(record: Record, naming: StreamNaming, limits: DecodingSettings) -> li
 
 
 def count_images(record: Record) -> int:
-    """How many images a record claims to hold, without unpacking them: what it may cost in memory. At least 1."""
+    """How many images a record claims to hold, without unpacking them: what bounds its memory. At least 1."""
     value = record.value or b""
     if not value:
         return 1
@@ -123,7 +123,7 @@ def count_images(record: Record) -> int:
                 if unpacker.unpack() == "images":
                     return max(1, int(unpacker.read_array_header()))
                 unpacker.skip()
-    except Exception:  # whatever it is, decoding will say so; it costs no image
+    except Exception:  # malformed: decoding rejects it, and it costs no image
         return 1
     return 1
 
@@ -137,18 +137,18 @@ def stream_of(record: Record, naming: StreamNaming) -> str:
 
 
 def _kind(content_type: bytes | None, value: bytes) -> str:
-    told = (content_type or b"").split(b";")[0].strip().lower()
-    if told == b"application/x-npy" or value[:6] == b"\x93NUMPY":
+    named = (content_type or b"").split(b";")[0].strip().lower()
+    if named == b"application/x-npy" or value[:6] == b"\x93NUMPY":
         return "npy"
     # a msgpack map of 1 to 15 entries starts with 0x81..0x8f; PNG starts with 0x89, but goes on with its own name
     is_map = 0x81 <= value[0] <= 0x8F and value[1:4] != b"PNG"
-    if told in {b"application/msgpack", b"application/x-msgpack"} or (not told and is_map):
+    if named in {b"application/msgpack", b"application/x-msgpack"} or (not named and is_map):
         return "msgpack"
     return "image"
 
 
 def _npy(value: bytes) -> list[Image]:
-    # not np.load: it would open zip files too, and allocate what the header claims before it looks what there is
+    # not np.load: it also opens zip files, and allocates what the header claims before it looks at the data
     stream = io.BytesIO(value)
     try:
         read_header = _NPY_HEADERS[npy_format.read_magic(stream)]
@@ -157,7 +157,7 @@ def _npy(value: bytes) -> list[Image]:
             array = np.frombuffer(value, np.uint8, offset=stream.tell()).reshape(
                 shape, order="F" if fortran_order else "C"
             )
-    except Exception as error:  # the header is a Python literal, and what its parsers raise is not documented
+    except Exception as error:  # the header is a Python literal, and the errors of its parser are not documented
         raise DecodeError("npy", f"not a readable npy array: {type(error).__name__}: {error}") from error
     if dtype != np.uint8 or len(shape) not in {2, 3, 4}:
         raise DecodeError("npy", "an npy record must be one uint8 array, HW, HWC or NHWC")

@@ -1,7 +1,7 @@
 """A process that decodes untrusted bytes, so that what crashes or hangs is not the daemon. Started by `DecoderPool`.
 
-It takes one message with the decoder and its limits, then lists of records, and answers record by record in order:
-the parent knows at which one it died. Answers are plain msgpack: what a broken process sends is never unpickled.
+It takes one message with the decoder, then lists of records, and answers record by record in order: the parent knows
+at which one it died. Answers are plain msgpack: what a broken process sends is never unpickled.
 """
 
 from __future__ import annotations
@@ -31,8 +31,8 @@ PR_SET_PDEATHSIG = 1  # from linux/prctl.h
 def main(descriptor: int) -> None:
     """Serve until the other end closes."""
     with Connection(descriptor) as connection:
-        decoder, memory_bytes = pickle.loads(connection.recv_bytes())  # noqa: S301 - from our own parent
-        _confine(memory_bytes)
+        decoder: Decoder = pickle.loads(connection.recv_bytes())  # noqa: S301 - from our own parent
+        _confine(decoder.settings.worker_memory_bytes)
         connection.send_bytes(b"ready")
         with contextlib.suppress(EOFError, OSError):
             while True:
@@ -41,18 +41,18 @@ def main(descriptor: int) -> None:
 
 
 def answer(decoder: Decoder, record: Record) -> bytes:
-    """The images of a record, or why there are none, and how long it took: what `read_answer` reads."""
+    """What `read_answer` reads: the time it took, and the images of a record or why it is rejected."""
     started = time.perf_counter()
     try:
         failpoint("decode", record.value)
-        told: Any = [_packed(image) for image in decoder(record)]
+        result: list[Any] | tuple[str, str] = [_packed(image) for image in decoder(record)]
     except DecodeError as error:
-        told = (error.reason, str(error))
+        result = (error.reason, str(error))
     except MemoryError:
-        told = ("memory", "decoding needs more than decoding.worker_memory_bytes")
+        result = ("memory", "decoding needs more than decoding.worker_memory_bytes")
     except Exception as error:  # a bug in a library must cost one record, not the stream
-        told = ("crashed", f"{type(error).__name__}: {error}")
-    packed: bytes = msgpack.packb((time.perf_counter() - started, told), unicode_errors="surrogatepass")
+        result = ("crashed", f"{type(error).__name__}: {error}")
+    packed: bytes = msgpack.packb((time.perf_counter() - started, result), unicode_errors="surrogatepass")
     return packed
 
 
@@ -60,37 +60,37 @@ def read_answer(packed: bytes) -> tuple[float, list[Decoded] | tuple[str, str]]:
     """(seconds, images or (reason, text)).
 
     Raises:
-        ValueError, TypeError: not an answer; the process is out of its mind.
+        ValueError, TypeError, LookupError: not an answer.
     """
-    took_s, told = msgpack.unpackb(packed, use_list=False, unicode_errors="surrogatepass")
-    if told and isinstance(told[0], str):
-        reason, text = told
+    took_s, result = msgpack.unpackb(packed, use_list=False, unicode_errors="surrogatepass")
+    if result and isinstance(result[0], str):
+        reason, text = result
         return took_s, (reason, text)
-    return took_s, [_unpacked(*image) for image in told]
+    return took_s, [_unpacked(*image) for image in result]
 
 
 def _packed(image: Decoded) -> tuple[Any, ...]:
     p = image.prepared
     pixels, properties = np.ascontiguousarray(p.pixels), np.ascontiguousarray(p.properties, dtype="<f8")
-    shown = (pixels.shape, pixels.data.cast("B"), properties.tobytes(), p.digest, p.key, p.width, p.height, p.mode)
-    return (image.id, image.stream, image.event_time_ms, shown)
+    content = (pixels.shape, pixels.data.cast("B"), properties.tobytes(), p.digest, p.key, p.width, p.height, p.mode)
+    return (image.id, image.stream, image.event_time_ms, content)
 
 
-def _unpacked(id_: str, stream: str, event_time_ms: int, shown: tuple[Any, ...]) -> Decoded:
-    shape, pixels, properties, *rest = shown
+def _unpacked(id_: str, stream: str, event_time_ms: int, content: tuple[Any, ...]) -> Decoded:
+    shape, pixels, properties, *rest = content
     array = np.frombuffer(pixels, np.uint8).reshape(shape)
     return Decoded(id_, stream, event_time_ms, Prepared(array, np.frombuffer(properties, "<f8"), *rest))
 
 
 def _confine(memory_bytes: int) -> None:
-    """No more memory than that, no core dump of somebody's picture, no life after the parent's."""
-    with contextlib.suppress(ValueError, OSError):  # a lower hard limit than ours stands already
+    """Limit the memory, leave no core dump with images in it, and end when the parent ends."""
+    with contextlib.suppress(ValueError, OSError):  # the hard limit is already lower than ours
         # data, not address space: libraries reserve gigabytes of addresses that they never touch
         resource.setrlimit(resource.RLIMIT_DATA, (memory_bytes, memory_bytes))
     with contextlib.suppress(ValueError, OSError):
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     if sys.platform == "linux":
-        # a decoder that hangs in C never sees that the parent has gone
+        # a decoder that hangs in C does not notice that the parent has ended
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
 
 

@@ -1,12 +1,13 @@
-"""Which profile judges which stream: the one door through which the monitor loads a detector."""
+"""Which profile judges which stream. Only this module loads detectors."""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,22 +15,14 @@ from numpy.typing import NDArray
 from detectors.images.prepare import Limits, Prepared, Preparer
 from monitor.core.buckets import Layout
 from monitor.ingest.settings import DecodingSettings, ScoringSettings
+from monitor.store import Store
 from monitor.telemetry import metrics
 from monitor.telemetry.failpoints import failpoint
 
+if TYPE_CHECKING:  # torch takes seconds to load, and only a process that scores needs it
+    from detectors import Profile
+
 MEMORY_WORDS = ("out of memory", "not enough memory", "allocate memory")
-
-
-class Scorer(Protocol):
-    """What the monitor uses of a profile (`detectors.Profile`): prepared images in, p-values out."""
-
-    fingerprint: str
-    preparer: Preparer
-    signals: Sequence[str]
-    learned: Sequence[bool]
-
-    def score(self, images: Sequence[Prepared]) -> Any:
-        """Scores whose `.values` and `.p_values` are (N, S), the latter in (0, 1]."""
 
 
 @dataclass(frozen=True)
@@ -47,22 +40,22 @@ class Preparers:
 class Profiles:
     """The default profile and those of the streams that have their own; the first matching override wins."""
 
-    def __init__(self, default: Any, overrides: Sequence[tuple[str, Any]], limits: Limits) -> None:
+    def __init__(self, default: Profile, overrides: Sequence[tuple[str, Profile]], limits: Limits) -> None:
         self._default, self._overrides = default, tuple(overrides)
-        self._of: dict[str, Any] = {}
+        self._of: dict[str, Profile] = {}
         self._limits = limits
         self.layouts = {profile.fingerprint: layout_of(profile) for profile in self.all()}
         """Fingerprint -> what the entries of its vectors mean."""
 
-    def all(self) -> list[Any]:
+    def all(self) -> list[Profile]:
         """Every profile once."""
         found = {profile.fingerprint: profile for profile in (self._default, *(p for _, p in self._overrides))}
         return list(found.values())
 
-    def of(self, stream: str) -> Any:
-        """The profile (a `Scorer`) that judges a stream."""
+    def of(self, stream: str) -> Profile:
+        """The profile that judges a stream."""
         if stream not in self._of:
-            if len(self._of) > 100_000:  # names are the senders' to choose: the cache must not grow for ever
+            if len(self._of) > 100_000:  # senders choose the names: the cache must not grow for ever
                 self._of.clear()
             self._of[stream] = next((p for glob, p in self._overrides if fnmatchcase(stream, glob)), self._default)
         return self._of[stream]
@@ -75,15 +68,16 @@ class Profiles:
     def preparers(self) -> Preparers:
         """How images are prepared for each stream, under the configured limits."""
 
-        def preparer(profile: Any) -> Preparer:
-            own: Preparer = profile.preparer
-            return Preparer(own.input_px, self._limits, own.filter)
+        def preparer(profile: Profile) -> Preparer:
+            return Preparer(profile.preparer.input_px, self._limits, profile.preparer.filter)
 
         return Preparers(preparer(self._default), tuple((glob, preparer(p)) for glob, p in self._overrides))
 
-    def p_values(self, images: Sequence[tuple[str, Prepared]], batch_images: int) -> list[tuple[str, NDArray[Any]]]:
+    def p_values(
+        self, images: Sequence[tuple[str, Prepared]], batch_images: int
+    ) -> list[tuple[str, NDArray[np.float64]]]:
         """(fingerprint, (S,) p-values) of each (stream, image), scored in batches of one profile each."""
-        found: list[tuple[str, NDArray[Any]]] = [("", np.empty(0))] * len(images)
+        found: list[tuple[str, NDArray[np.float64]]] = [("", np.empty(0))] * len(images)
         groups: dict[str, list[int]] = {}
         for i, (stream, _) in enumerate(images):
             groups.setdefault(self.of(stream).fingerprint, []).append(i)
@@ -97,10 +91,10 @@ class Profiles:
         return found
 
 
-def _score_halving(profile: Any, images: Sequence[Prepared]) -> NDArray[Any]:
-    """(N, S) p-values; a batch for which the memory does not suffice is scored in halves.
+def _score_halving(profile: Profile, images: Sequence[Prepared]) -> NDArray[np.float64]:
+    """(N, S) p-values; a batch that does not fit into memory is scored in halves.
 
-    Of a detector on a GPU it comes as torch's own error, on the CPU as a RuntimeError of its allocator.
+    On a GPU that shows as torch's own error, on the CPU as a RuntimeError of its allocator.
     """
     try:
         failpoint("score")
@@ -116,19 +110,28 @@ def _score_halving(profile: Any, images: Sequence[Prepared]) -> NDArray[Any]:
         histogram = metrics.SCORES.labels(profile.fingerprint, profile.signals[i])
         for value in scores.values[:, i].tolist():
             histogram.observe(value)
-    rows: NDArray[Any] = scores.p_values
-    return rows
+    return scores.p_values
 
 
-def layout_of(profile: Any) -> Layout:
+def layout_of(profile: Profile) -> Layout:
     """What the entries of a profile's bucket vectors mean."""
     return Layout(
-        signals=tuple(profile.signals),
-        calibration_sizes=tuple(int(n) for n in profile.calibration_sizes),
-        two_sided=tuple(bool(side) for side in profile.two_sided),
-        learned=tuple(bool(learned) for learned in profile.learned),
-        dependence=tuple(float(d) for d in profile.dependence),
+        signals=profile.signals,
+        calibration_sizes=profile.calibration_sizes,
+        two_sided=profile.two_sided,
+        learned=profile.learned,
+        dependence=profile.dependence,
     )
+
+
+def publish_profiles(store: Store, profiles: Profiles) -> None:
+    """Write what the counts mean, and which profiles made them, for everyone who reads them.
+
+    Raises:
+        StoreError: Redis does not answer.
+    """
+    store.catalog.put_layouts(profiles.layouts)
+    store.catalog.put_profiles({profile.fingerprint: json.dumps(profile.manifest) for profile in profiles.all()})
 
 
 def load_profiles(scoring: ScoringSettings, decoding: DecodingSettings) -> Profiles:
@@ -137,11 +140,11 @@ def load_profiles(scoring: ScoringSettings, decoding: DecodingSettings) -> Profi
     Raises:
         detectors.ProfileError: one cannot be loaded; the message names the file.
     """
-    from detectors import load_profile  # noqa: PLC0415 - torch takes seconds, and only those who score need it
+    from detectors import load_profile  # noqa: PLC0415 - loads torch, see above
 
-    loaded: dict[Path, Any] = {}
+    loaded: dict[Path, Profile] = {}
 
-    def load(path: Path) -> Any:
+    def load(path: Path) -> Profile:
         if path not in loaded:
             loaded[path] = load_profile(path, scoring.device)
         return loaded[path]

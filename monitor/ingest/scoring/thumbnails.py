@@ -9,7 +9,7 @@ from PIL import Image
 from detectors.images.prepare import Prepared
 
 QUALITY = 70
-"""JPEG: about 3 KB at 96 px, and a person sees what is wrong."""
+"""Of the JPEG: about 3 KB at 96 px, and a person still sees what is wrong."""
 
 
 def thumbnail(prepared: Prepared, longest_px: int) -> bytes:

@@ -12,9 +12,11 @@ import pytest
 from monitor.core.types import Partition, Record
 from monitor.ingest.decode.pool import DecoderPool
 from monitor.ingest.decode.records import Decoder, count_images
-from monitor.ingest.scoring.pipeline import Pipeline, Work
 from monitor.ingest.scoring.profiles import load_profiles
+from monitor.ingest.scoring.stage import ScoringStage
 from monitor.ingest.settings import DecodingSettings, ScoringSettings, StreamNaming
+from monitor.ingest.work import Backlog, OwnedPartition, Work
+from monitor.sources.protocol import Polled
 from tests.faults.rig import wait_for
 from tests.pictures import encoded, pictures
 
@@ -54,28 +56,37 @@ def test_the_images_of_a_record_are_counted_before_they_are_unpacked(value: byte
 
 def test_decoding_holds_no_more_than_its_limit(profile_folder: Path) -> None:
     decoding = DecodingSettings(workers=1)
-    profiles = load_profiles(ScoringSettings(profile=profile_folder, device="cpu"), decoding)
-    decoder = Decoder(profiles.preparers(), StreamNaming(), decoding)
-    input_bytes = profiles.preparers().default.input_px ** 2 * 3
-    limit = 50 * input_bytes
-    pipeline = Pipeline(DecoderPool(decoder, 1, 20.0, 2**30), profiles, 16, 0.01, limit)
+    scoring = ScoringSettings(profile=profile_folder, device="cpu", batch_images=16, batch_age_s=0.01)
+    profiles = load_profiles(scoring, decoding)
+    decoders = DecoderPool(Decoder(profiles.preparers(), StreamNaming(), decoding))
+    stage = ScoringStage(profiles, scoring)
+    limit = 50 * stage.image_bytes
+    backlog = Backlog(limit, stage.image_bytes)
     try:
-        owner = object()
-        pipeline.submit(Work(owner, [record(npy(10), i) for i in range(20)], 25))
-        assert pipeline.bytes_in_hand >= 200 * input_bytes
+        partition = Partition("images", 0)
+        polled = Polled({partition: [record(npy(10), i) for i in range(20)]}, {partition: 25})
+        backlog.add(polled, {partition: OwnedPartition(partition, "token", 0, None)})
+        assert backlog.held_bytes >= 200 * stage.image_bytes
         taken: list[Work] = []
 
         def done() -> bool:
-            assert pipeline.bytes_begun <= limit
-            taken.extend(pipeline.take())
-            return not pipeline.works_in_hand
+            started = backlog.start()
+            assert backlog.started_bytes <= limit
+            for work in started:
+                work.decoding = decoders.submit(work.records)
+            stage.submit(started)
+            scored = stage.take()
+            backlog.finish(scored)
+            taken.extend(scored)
+            return not backlog.works
 
         wait_for("all of it", done)
         assert len(taken) > 4
         outcomes = [outcome for work in taken for outcome in work.outcomes]
         assert [len(outcome) for outcome in outcomes if isinstance(outcome, list)] == [10] * 20
-        # each piece ends where the next one begins, and the last where the poll ended
+        # each part ends where the next one begins, and the last where the poll ended
         assert [work.next_offset for work in taken] == [*(work.records[0].offset for work in taken[1:]), 25]
-        assert (pipeline.bytes_in_hand, pipeline.bytes_begun) == (0, 0)
+        assert (backlog.held_bytes, backlog.started_bytes) == (0, 0)
     finally:
-        pipeline.close()
+        decoders.close()
+        stage.close()

@@ -1,0 +1,59 @@
+"""What the consumer last did: read by the watchdog and the readiness page, from other threads."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable
+
+import structlog
+
+from monitor.ingest.sinks import Sinks
+from monitor.store import StoreError
+from monitor.telemetry import metrics
+
+log = structlog.get_logger(__name__)
+
+
+class ConsumerHealth:
+    """Written by the consumer alone; times are of the monotonic clock."""
+
+    def __init__(self) -> None:
+        self.polled_s = time.monotonic()
+        self.moved_s = time.monotonic()
+        """When work was last applied, or there was none, or it waited for something that does not answer."""
+        self.joined = False
+        self.redis_ok = True
+
+    def polled(self) -> None:
+        """The source was polled, or is not polled while work in flight is finished."""
+        self.polled_s = time.monotonic()
+
+    def moved(self) -> None:
+        """Not stuck: work moves, there is none, or readiness says what it waits for."""
+        self.moved_s = time.monotonic()
+
+    def applied(self) -> None:
+        """Redis has answered an apply."""
+        metrics.LAST_APPLY.set_to_current_time()
+        self.redis_ok = True
+        self.moved()
+
+    def redis_failed(self, during: str, error: StoreError) -> None:
+        """Redis does not answer; whatever was to be written is tried again."""
+        metrics.REDIS_ERRORS.inc()
+        self.moved()
+        if self.redis_ok:
+            log.warning("redis.away", during=during, error=str(error))
+        self.redis_ok = False
+
+    def why_unready(self, sinks: Sinks, stopped: Iterable[str]) -> str:
+        """Why the consumer does not read and apply; empty where it does."""
+        if not self.joined:
+            return "not joined to the source yet"
+        if not self.redis_ok:
+            return "Redis does not answer"
+        if not sinks.letters_ok:
+            return "dead letters cannot be written, and reading waits for them"
+        if not sinks.image_log_ok:
+            return "per-image verdicts cannot be written, and reading waits for them"
+        return next(iter(stopped), "")

@@ -1,0 +1,86 @@
+"""`replay` reads the log as the daemon does: its alert documents are those that a receiver got."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from pydantic import SecretStr
+
+from monitor.config.schema import Config
+from monitor.sources import open_producer
+from monitor.sources.redis_streams.settings import RedisStreamSettings
+from monitor.store.private_server import PrivateRedis
+from monitor.store.settings import RedisSettings
+from tests.e2e.running import config_file, layerwatch, wait_for
+from tests.faults.rig import Daemon, Hook, Zygote
+from tests.pictures import encoded, pictures
+
+START_MS = 1_750_000_000_000
+STEP_MS = 500
+IMAGES, DRIFT = 400, range(120, 240)
+BAD, LATE = (7, 133, 301), (60, 200)
+FUTURE, FUTURE_MS = 150, 4_000_000_000_000
+
+
+def write_story(redis_url: str, topic: str) -> None:
+    """Three cameras in two partitions, of which one drifts; some records are bad, late, or stamped in the year 2096."""
+    redis_stream = RedisStreamSettings(topics=(topic,), partitions=2)
+    producer = open_producer(
+        Config(source="redis-stream", redis=RedisSettings(url=SecretStr(redis_url)), redis_stream=redis_stream)
+    )
+    normal = [encoded(image) for _, image in pictures(5, 60)]
+    strange = [encoded(image) for _, image in pictures(6, 60, stripes=True)]
+    for i in range(IMAGES):
+        drifting = i in DRIFT and i % 3 == 0
+        value = b"no picture" if i in BAD else (strange if drifting else normal)[i % 60]
+        at_ms = FUTURE_MS if i == FUTURE else START_MS + STEP_MS * i - 25_000 * (i in LATE)
+        producer.send(topic, value, f"cam-{i % 3}".encode(), (), at_ms)
+    producer.flush()
+    producer.close()
+
+
+@pytest.mark.timeout(300)
+def test_a_replay_gives_the_documents_of_the_live_run_with_their_exemplars(
+    redis_server: PrivateRedis, zygote: Zygote, profile_folder: Path, tmp_path: Path
+) -> None:
+    topic = "replayed"
+    write_story(redis_server.url, topic)
+    hook = Hook()
+    settings: dict[str, Any] = {
+        "monitor": topic,
+        "source": "redis-stream",
+        "redis": {"url": redis_server.url},
+        "redis_stream": {"topics": [topic], "partitions": 2, "dead_letter_topic": f"{topic}.dead"},
+        "scoring": {"profile": str(profile_folder), "device": "cpu"},
+        "decoding": {"workers": 1},
+        "buckets": {"seconds": 10, "lateness_s": 10, "idle_timeout_s": 1},
+        # all unusual images of the hour are kept: how far the log was read when a bucket closed shows in no document
+        "evidence": {"exemplars": 100},
+        "rules": [
+            {"name": "rate", "kind": "rate", "level": 0.1, "window_s": 30, "threshold": 0.3, "min_images": 10},
+            {"name": "bad", "kind": "rejected", "window_s": 30, "threshold": 0.01, "min_images": 5, "confidence": 0.5},
+        ],
+        "receivers": [{"name": "hook", "type": "webhook", "url": hook.url}],
+    }
+    config = config_file(tmp_path, settings)
+    daemon = Daemon(zygote, config, config.with_suffix(".log"))
+    try:
+        wait_for("the end of the drift", lambda: daemon.check() or "alert.resolved" in _types(hook, "rate"))
+        replayed = layerwatch("replay", "--from", "0", "--dry-run", "--json", "-c", str(config))
+        assert replayed.returncode == 0, replayed.stderr
+        documents = {document["id"]: document for document in map(json.loads, replayed.stdout.splitlines())}
+        wait_for("all deliveries", lambda: hook.ids() >= documents.keys())
+        assert {document["id"]: document for document in hook.accepted} == documents
+    finally:
+        daemon.kill()
+        hook.close()
+    fired = [d for d in documents.values() if d["type"] == "alert.firing" and d["data"]["rule"] == "rate"]
+    assert [(d["data"]["stream"], len(d["data"]["exemplars"]) > 3) for d in fired] == [("cam-0", True)]
+    assert {d["data"]["rule"] for d in documents.values()} == {"rate", "bad"}
+
+
+def _types(hook: Hook, rule: str) -> set[str]:
+    return {document["type"] for document in hook.accepted if document["data"]["rule"] == rule}

@@ -1,14 +1,10 @@
-"""One door to Redis: single server, Sentinel or Cluster; scripts by hash; errors sorted into two kinds."""
+"""The connection to Redis: single server, Sentinel or Cluster; what it raises is one of two kinds of error."""
 
 from __future__ import annotations
 
-import hashlib
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
-from functools import cache
-from pathlib import Path
 from typing import Any
 
 import structlog
@@ -23,25 +19,21 @@ from redis.exceptions import (
     NoPermissionError,
     NoScriptError,
     RedisError,
-    ResponseError,
     TimeoutError,  # noqa: A004
 )
 from redis.retry import Retry
 from redis.sentinel import MasterNotFoundError, Sentinel
 
+from monitor.store.scripts import Call, Value
 from monitor.store.settings import RedisSettings
 from monitor.telemetry import metrics
 
 log = structlog.get_logger(__name__)
 
-LUA = Path(__file__).parent / "lua"
-SCRIPT_FOLDERS = (LUA, Path(__file__).parent.parent / "sources" / "redis_streams" / "lua")
 RETRYABLE = ("LOADING", "READONLY", "OOM", "MISCONF", "TRYAGAIN", "CLUSTERDOWN", "BUSY", "MASTERDOWN", "NOREPLICAS")
 """Error codes that say what state the server is in, not that the command was wrong."""
 SETUP_ATTEMPTS = 5
 """0.1, 0.2, 0.4, 0.8 s with jitter: a server that restarts is back by then; the caller decides about longer ones."""
-
-Value = bytes | str | int | float
 
 
 class StoreError(Exception):
@@ -50,23 +42,6 @@ class StoreError(Exception):
 
 class StoreConfigError(Exception):
     """This Redis can never hold the state (too old, evicts keys, refuses our credentials)."""
-
-
-@dataclass(frozen=True, slots=True)
-class Call:
-    """One run of a script. All keys carry the same hash tag."""
-
-    script: str
-    keys: Sequence[str]
-    args: Sequence[Value]
-
-
-@cache
-def _source(script: str) -> tuple[str, str]:
-    """(text, SHA1) of a script with the common part in front."""
-    path = next(p for folder in SCRIPT_FOLDERS if (p := folder / f"{script}.lua").exists())
-    text = f"{(LUA / 'common.lua').read_text()}\n{path.read_text()}"
-    return text, hashlib.sha1(text.encode()).hexdigest()  # noqa: S324 - the name Redis gives to scripts
 
 
 @contextmanager
@@ -131,10 +106,10 @@ class Connection:
         Raises:
             StoreError: at least one could not be run; others may have been.
         """
-        replies = self._pipeline([("EVALSHA", _source(call.script)[1], call) for call in calls])
+        replies = self._pipeline([("EVALSHA", call.script.sha1, call) for call in calls])
         missing = [i for i, reply in enumerate(replies) if isinstance(reply, NoScriptError)]
         if missing:  # a restarted or failed-over server: EVAL runs the script and makes it known again
-            again = self._pipeline([("EVAL", _source(calls[i].script)[0], calls[i]) for i in missing])
+            again = self._pipeline([("EVAL", calls[i].script.text, calls[i]) for i in missing])
             for i, reply in zip(missing, again, strict=True):
                 replies[i] = reply
         _raise_first(replies)
@@ -167,7 +142,7 @@ class Connection:
                 pipeline.execute_command(command, script, len(call.keys), *call.keys, *call.args)
             started = time.perf_counter()
             replies: list[Any] = pipeline.execute(raise_on_error=False)
-            metrics.REDIS_SECONDS.labels(calls[0][2].script).observe(time.perf_counter() - started)
+            metrics.REDIS_SECONDS.labels(calls[0][2].script.name).observe(time.perf_counter() - started)
             return replies
 
     def close(self) -> None:
@@ -296,14 +271,3 @@ def server_infos(connection: Connection) -> list[dict[str, Any]]:
         return [client.info()]
     nodes: Callable[..., Any] = client.get_redis_connection
     return [nodes(node).info() for node in client.get_primaries()]
-
-
-__all__ = [
-    "Call",
-    "Connection",
-    "ResponseError",
-    "StoreConfigError",
-    "StoreError",
-    "connect",
-    "server_infos",
-]

@@ -9,8 +9,8 @@ import msgpack
 
 from monitor.core import alert_state
 from monitor.core.types import Alert, AlertPhase
-from monitor.store.connection import Call
 from monitor.store.keyspace import SEPARATOR, TTL_S, MonitorKeys
+from monitor.store.scripts import STORE_SCRIPTS, Call
 
 OUTBOX_LIMIT = 10_000
 """Entries kept for receivers that are dead: some 40 MB. What is cut off beyond is counted in `outbox_dropped`."""
@@ -35,15 +35,16 @@ class Evaluation:
 
     def lease(self, token: str, ttl_s: float) -> bool:
         """Take or keep the evaluator's lease; False while another holds it."""
-        return bool(self._connection.run(Call("lease", [self._keys.key("lease")], (token, max(1, int(ttl_s * 1000))))))
+        call = Call(STORE_SCRIPTS["lease"], [self._keys.key("lease")], (token, max(1, int(ttl_s * 1000))))
+        return bool(self._connection.run(call))
 
     def release(self, token: str) -> None:
         """Give the lease up, if it is ours."""
-        self._connection.run(Call("lease", [self._keys.key("lease")], (token, 0)))
+        self._connection.run(Call(STORE_SCRIPTS["lease"], [self._keys.key("lease")], (token, 0)))
 
     def heartbeat(self, now_ms: int, gap_s: float) -> int:
         """Say that the fleet is evaluating; returns since when it has done so without a break longer than `gap_s`."""
-        call = Call("heartbeat", [self._keys.key("heartbeat")], (now_ms, int(gap_s * 1000), TTL_S))
+        call = Call(STORE_SCRIPTS["heartbeat"], [self._keys.key("heartbeat")], (now_ms, int(gap_s * 1000), TTL_S))
         return int(self._connection.run(call))
 
     def state(self) -> EvaluatorState:
@@ -92,7 +93,8 @@ class Evaluation:
         }
         keys = [self._keys.key(name) for name in ("evaluator", "alerts", "outbox")]
         keys += [self._keys.key("rule", fingerprint, rule) for rule, fingerprint in rule_states]
-        return bool(self._connection.run(Call("decide", keys, [msgpack.packb(body, use_bin_type=False)])))
+        call = Call(STORE_SCRIPTS["decide"], keys, [msgpack.packb(body, use_bin_type=False)])
+        return bool(self._connection.run(call))
 
 
 def _stored(alert: Alert) -> str | bool:

@@ -6,7 +6,8 @@ from collections.abc import Mapping
 from urllib.parse import quote
 
 from monitor.core.types import Partition
-from monitor.store.connection import Connection, Value
+from monitor.store.connection import Connection
+from monitor.store.scripts import Value
 
 TTL_S = 90 * 86_400
 """State that nobody has touched for a quarter is removed; every write to it starts the time again."""

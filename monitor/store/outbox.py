@@ -10,8 +10,9 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
-from monitor.store.connection import Call, pairs
+from monitor.store.connection import pairs
 from monitor.store.keyspace import TTL_S, MonitorKeys, expiry
+from monitor.store.scripts import STORE_SCRIPTS, Call
 
 FETCH_ENTRIES = 256
 """Looked at together per receiver. Those behind them wait; each leaves after its schedule (three days)."""
@@ -66,7 +67,7 @@ class Outbox:
 
     def raise_self_alert(self, name: str, document: str) -> bool:
         """Tell the receivers of a trouble of the monitor's own; False where an episode of that name is open."""
-        call = Call("own", [self._of("own"), self._outbox], (name, document, TTL_S))
+        call = Call(STORE_SCRIPTS["own"], [self._of("own"), self._outbox], (name, document, TTL_S))
         return bool(self._connection.run(call))
 
     def self_alerts(self) -> dict[str, str]:
@@ -75,7 +76,7 @@ class Outbox:
 
     def end_self_alert(self, name: str, opened: str, document: str) -> bool:
         """Close the episode that `opened` began, telling the receivers; False where it is closed already."""
-        call = Call("own_end", [self._of("own"), self._outbox], (name, opened, document))
+        call = Call(STORE_SCRIPTS["own_end"], [self._of("own"), self._outbox], (name, opened, document))
         return bool(self._connection.run(call))
 
     def fetch(self, receiver: str, now_ms: int) -> list[OutboxEntry]:
@@ -83,7 +84,7 @@ class Outbox:
         keys = [self._outbox, self._of("retry", receiver)]
         entries = []
         for entry_id, document, retry in self._connection.run(
-            Call("fetch", keys, (receiver, FETCH_ENTRIES, now_ms, TTL_S))
+            Call(STORE_SCRIPTS["fetch"], keys, (receiver, FETCH_ENTRIES, now_ms, TTL_S))
         ):
             attempts, not_before, alert_id = (retry or b"0:0:").decode().split(":", 2)
             entries.append(OutboxEntry(entry_id.decode(), document.decode(), int(attempts), int(not_before), alert_id))
@@ -108,7 +109,7 @@ class Outbox:
 
     def _settle(self, receiver: str, entry_id: str, *outcome: str) -> bool:
         keys = [self._outbox, self._of("retry", receiver), self._of("held", receiver), self._of("dead")]
-        call = Call("settle", keys, (receiver, entry_id, *outcome, TTL_S, DEAD_LETTERS_KEPT))
+        call = Call(STORE_SCRIPTS["settle"], keys, (receiver, entry_id, *outcome, TTL_S, DEAD_LETTERS_KEPT))
         return bool(self._connection.run(call))
 
     def hold(self, receiver: str, alert_id: str, text: str) -> None:
@@ -157,7 +158,7 @@ class Outbox:
 
     def backlog(self, receiver: str) -> Backlog:
         """How much the receiver still has to get, and since when."""
-        entries, oldest = self._connection.run(Call("backlog", [self._outbox], (receiver,)))
+        entries, oldest = self._connection.run(Call(STORE_SCRIPTS["backlog"], [self._outbox], (receiver,)))
         return Backlog(int(entries), int(oldest.decode().partition("-")[0]) if oldest else None)
 
     def dead_alerts(self, limit: int = 100) -> list[DeadAlert]:

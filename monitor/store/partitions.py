@@ -10,7 +10,7 @@ from typing import Any
 import msgpack
 
 from monitor.core.types import Applied, ApplyStatus, Cursor, Delta, Exemplar, Partition, StreamFacts, Vector
-from monitor.store.connection import Call, Connection, pairs
+from monitor.store.connection import Connection, pairs
 from monitor.store.counts import parse_member
 from monitor.store.exemplars import HOUR_MS
 from monitor.store.keyspace import TTL_S, PartitionKeys
@@ -24,6 +24,7 @@ from monitor.store.packing import (
     unpacked_facts,
     unpacked_name,
 )
+from monitor.store.scripts import STORE_SCRIPTS, Call
 
 OTHER_STREAM = "(other)"
 """Where streams beyond `Limits.max_streams` are counted together."""
@@ -81,7 +82,7 @@ class Partitions:
         `log_id` is kept only where none is stored; compare `cursor.log_id` to notice a recreated log.
         """
         args = (generation, token, log_id, STALE_AFTER_S, TTL_S)
-        return _claim(self._connection.run(Call("claim", [self._keys.of(partition, "cursor")], args)))
+        return _claim(self._connection.run(Call(STORE_SCRIPTS["claim"], [self._keys.of(partition, "cursor")], args)))
 
     def start(
         self,
@@ -99,12 +100,12 @@ class Partitions:
         """
         until = "" if rebuild_until is None else rebuild_until
         args = (generation, token, next_offset, log_id, TTL_S, until)
-        return _claim(self._connection.run(Call("start", [self._keys.of(partition, "cursor")], args)))
+        return _claim(self._connection.run(Call(STORE_SCRIPTS["start"], [self._keys.of(partition, "cursor")], args)))
 
     def set_idle(self, partition: Partition, token: str, idle: bool) -> bool:
         """Say whether the partition has nothing to read; False when another owner has claimed it."""
         args = (token, int(idle))
-        return bool(self._connection.run(Call("idle", [self._keys.of(partition, "cursor")], args)))
+        return bool(self._connection.run(Call(STORE_SCRIPTS["idle"], [self._keys.of(partition, "cursor")], args)))
 
     def cursors(self, partitions: Iterable[Partition]) -> dict[Partition, Cursor | None]:
         """Where each partition stands; None where there is no cursor."""
@@ -155,7 +156,7 @@ class Partitions:
         }
         keys = [f"{prefix}:{name}" for name in ("cursor", "open", "facts", "totals")]
         # Redis' decoder knows no bin type: text and bytes both travel as raw strings
-        return Call("apply", keys, [msgpack.packb(body, use_bin_type=False)])
+        return Call(STORE_SCRIPTS["apply"], keys, [msgpack.packb(body, use_bin_type=False)])
 
     def _exemplar(self, e: Exemplar) -> tuple[str, str, str, float, bytes]:
         hour = str(e.event_time_ms // HOUR_MS * HOUR_MS)
@@ -181,7 +182,7 @@ class Partitions:
         for partition in wanted:
             prefix = self._keys.prefix(partition)
             keys = [f"{prefix}:{name}" for name in ("cursor", "open", "closed", "totals")]
-            calls.append(Call("seal", keys, (prefix, bucket_ms, self._limits.retention_s, TTL_S)))
+            calls.append(Call(STORE_SCRIPTS["seal"], keys, (prefix, bucket_ms, self._limits.retention_s, TTL_S)))
         replies = self._connection.run_many(calls)
         found = [(p, name.decode(), bucket_ms) for p, names in zip(wanted, replies, strict=True) for name in names]
         sealed: dict[str, dict[str, Vector]] = {}

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from redis.exceptions import ResponseError
+
 from monitor.store.catalog import Catalog
-from monitor.store.connection import Connection, ResponseError, connect
+from monitor.store.connection import Connection, connect
 from monitor.store.counts import Counts
 from monitor.store.evaluation import Evaluation
 from monitor.store.exemplars import Exemplars

@@ -30,14 +30,8 @@ def load() -> None:
     import monitor.demo  # noqa: PLC0415
     import monitor.sources.kafka.source  # noqa: PLC0415
     import monitor.sources.redis_streams.source  # noqa: PLC0415
-    from monitor.store import connection  # noqa: PLC0415
 
     monitor.__main__._parser()  # imports what the commands need
-    for script in [
-        path for folder in connection.SCRIPT_FOLDERS for path in folder.glob("*.lua")
-    ]:  # a run must not mix what it has loaded with what is edited meanwhile
-        if script.stem != "common":
-            connection._source(script.stem)
     torch.set_num_threads(1)
     monitor.evaluate.evaluator.LEASE_S = 4.0  # most tests wait for a dead evaluator's successor
     monitor.evaluate.evaluator.SILENCE_LOOK_S = 1.0

@@ -11,6 +11,7 @@ import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import count
+from pathlib import Path
 from urllib.parse import quote
 
 import msgpack
@@ -19,8 +20,11 @@ from redis.exceptions import AuthenticationError, NoPermissionError, RedisError
 from monitor.core.types import Partition, Record
 from monitor.sources.protocol import FatalSourceError, SourceError
 from monitor.sources.redis_streams.settings import RedisStreamSettings
-from monitor.store.connection import Call, Connection, StoreConfigError, StoreError, Value, connect
+from monitor.store.connection import Connection, StoreConfigError, StoreError, connect
+from monitor.store.scripts import Call, Value, load_scripts
 from monitor.store.settings import RedisSettings
+
+SCRIPTS = load_scripts(Path(__file__).parent / "lua")
 
 BATCH_RECORDS = 100
 BATCH_BYTES = 2**20
@@ -73,7 +77,7 @@ def append_call(
         fields += ["k", key]
     if headers:
         fields += ["h", msgpack.packb(list(headers), unicode_errors="surrogatepass")]
-    return Call("log_add", [log_key(partition), next_key(partition)], [bound, *fields])
+    return Call(SCRIPTS["log_add"], [log_key(partition), next_key(partition)], [bound, *fields])
 
 
 def position_of(entry_id: bytes) -> int:

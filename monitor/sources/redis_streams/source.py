@@ -17,6 +17,7 @@ from monitor.core.types import DeadLetter, Partition, Record
 from monitor.sources.letters import letter_headers, letter_id
 from monitor.sources.protocol import Polled, SourceError
 from monitor.sources.redis_streams.log import (
+    SCRIPTS,
     append_call,
     log_key,
     next_key,
@@ -26,7 +27,8 @@ from monitor.sources.redis_streams.log import (
     translated,
 )
 from monitor.sources.redis_streams.settings import RedisStreamSettings
-from monitor.store.connection import Call, Connection, StoreError
+from monitor.store.connection import Connection, StoreError
+from monitor.store.scripts import Call
 from monitor.store.settings import RedisSettings
 
 log = structlog.get_logger(__name__)
@@ -116,7 +118,7 @@ class RedisStreamSource:
         position, state = 0, 0
         while state == 0:
             with translated():
-                call = Call("log_find", [log_key(partition)], [position, time_ms, FIND_COUNT])
+                call = Call(SCRIPTS["log_find"], [log_key(partition)], [position, time_ms, FIND_COUNT])
                 position, state = map(int, self._connection.run(call))
         return position if state > 0 else self.bounds(partition)[1]
 
@@ -180,7 +182,9 @@ class RedisStreamSource:
         if now_s < self._next_balance_s:
             return (), ()
         self._next_balance_s = now_s + self._config.lease_s / 5
-        members = int(self._connection.run(Call("log_join", [self._members_key()], [self._token, self._lease_ms])))
+        members = int(
+            self._connection.run(Call(SCRIPTS["log_join"], [self._members_key()], [self._token, self._lease_ms]))
+        )
         everything = self.partitions()
         share = -(-len(everything) // max(1, members))
         revoked = self._lost()
@@ -198,11 +202,11 @@ class RedisStreamSource:
 
     def _lost(self) -> set[Partition]:
         held = sorted(self._owned)
-        calls = [Call("log_keep", [self._lease_key(p)], [self._token, self._lease_ms]) for p in held]
+        calls = [Call(SCRIPTS["log_keep"], [self._lease_key(p)], [self._token, self._lease_ms]) for p in held]
         return {p for p, kept in zip(held, self._connection.run_many(calls), strict=True) if not kept}
 
     def _give(self, partitions: Sequence[Partition] | set[Partition]) -> None:
-        self._connection.run_many([Call("log_give", [self._lease_key(p)], [self._token]) for p in partitions])
+        self._connection.run_many([Call(SCRIPTS["log_give"], [self._lease_key(p)], [self._token]) for p in partitions])
 
     def _take(self, free: Sequence[Partition], wanted: int) -> list[Partition]:
         taken: list[Partition] = []

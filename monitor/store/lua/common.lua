@@ -41,7 +41,7 @@ end
 
 local function totals_plus(packed, images, rejected, late, duplicates, changes)
   local a, b, c, d, e = 0, 0, 0, 0, 0
-  -- totals of before changes were counted end with the duplicates
+  -- totals written before changes were counted have only four numbers
   if packed then a, b, c, d, e = struct.unpack("<I8I8I8I8I8", packed .. string.rep("\0", 40 - #packed)) end
   return struct.pack("<I8I8I8I8I8", a + images, b + rejected, c + late, d + duplicates, e + changes)
 end
@@ -55,4 +55,9 @@ end
 local function now_ms()
   local time = redis.call("TIME")
   return time[1] * 1000 + math.floor(time[2] / 1000)
+end
+
+-- The fields of a cursor that are read together: CURSOR_FIELDS in monitor/store/partitions.py, in the same order.
+local function cursor_at(key)
+  return redis.call("HMGET", key, "next", "high", "token", "generation", "idle", "log_id", "rebuild_until", "recent")
 end

@@ -1,7 +1,7 @@
 -- What a receiver still has to get, oldest first. KEYS: outbox, retries. ARGV: receiver, how many, now ms, ttl s.
 -- Returns {{entry id, document, retry state or false}, ...}; the document is "" where the next try is not due yet.
--- One consumer name for all replicas: whoever holds the lease continues where the last one stopped, with nothing to
--- claim over.
+-- One consumer name for all replicas: the next holder of the lease continues where the last one stopped, and needs to
+-- claim nothing from it.
 local outbox, retries, group = KEYS[1], KEYS[2], ARGV[1]
 
 local function read(from, count)

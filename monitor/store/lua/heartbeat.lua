@@ -1,5 +1,5 @@
--- Note that the fleet evaluates. KEYS: heartbeat. ARGV: now ms, longest break ms, ttl s.
--- Returns since when (ms) it has evaluated without a longer break.
+-- Record that an evaluator of the fleet is at work. KEYS: heartbeat. ARGV: now ms, longest pause ms, ttl s.
+-- Returns since when (ms) it has evaluated without a longer pause.
 local held = redis.call("HMGET", KEYS[1], "last", "since")
 local since = held[2]
 if not held[1] or ARGV[1] - held[1] > tonumber(ARGV[2]) then since = ARGV[1] end

@@ -31,7 +31,8 @@ from scipy.stats import binom, kstwobign, norm
 from detectors.profile.calibration import dependence
 from monitor.core import buckets
 from monitor.core.buckets import BINS, IMAGES, LEVELS, Layout
-from monitor.rules import Rate, sequential
+from monitor.rules import sequential
+from monitor.rules.rate import RateRule
 
 Floats = NDArray[np.float64]
 BUCKET = 10
@@ -160,15 +161,15 @@ def upper_reference(layout: Layout, total: NDArray[np.uint32]) -> NDArray[np.boo
 
 
 def rate_rule(layout: Layout, total: NDArray[np.uint32]) -> NDArray[np.bool_]:
-    rule = Rate(threshold=0.10)
+    rule = RateRule(name="rate", kind="rate", threshold=0.10)
     least = next(c for c in range(WINDOW) if _rate_breaches(rule, layout, c))
     return np.asarray(buckets.exceedances(layout, total, "ood")[:, 3] >= least)
 
 
-def _rate_breaches(rule: Rate, layout: Layout, beyond: int) -> bool:
+def _rate_breaches(rule: RateRule, layout: Layout, beyond: int) -> bool:
     vector = buckets.empty(layout)
     vector[[0, 4, IMAGES]] = WINDOW - beyond, beyond, WINDOW
-    return bool(rule.judge(layout, vector).breached)
+    return bool(rule.judge_window(layout, vector).breached)
 
 
 def kolmogorov(layout: Layout, total: NDArray[np.uint32]) -> NDArray[np.bool_]:

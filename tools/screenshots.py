@@ -31,7 +31,7 @@ from monitor.demo.story import reference
 from monitor.evaluate.evaluator import Evaluator
 from monitor.ingest.scoring.profiles import layout_of
 from monitor.ingest.scoring.thumbnails import thumbnail
-from monitor.rules.ruleset import bind_rules
+from monitor.rules.registry import bind_rules
 from monitor.store import Store, open_store
 from monitor.store.private_server import PrivateRedis
 from monitor.store.settings import RedisSettings
@@ -83,7 +83,11 @@ def play(store: Store, settings: Config) -> None:
     buckets = BucketSettings(seconds=BUCKET_S)
     how = Aggregation(buckets, layouts, lambda _: profile.fingerprint, 12, lambda prepared: thumbnail(prepared, 96))
     evaluator = Evaluator(
-        store, bind_rules(settings), layouts, (buckets.length_ms, buckets.lateness_ms), presentation_of(settings)
+        store,
+        bind_rules(settings.rules, settings.monitor, BUCKET_S),
+        layouts,
+        (buckets.length_ms, buckets.lateness_ms),
+        presentation_of(settings),
     )
     evaluator.load()
     rng, facts, high_ms = np.random.default_rng(SEED), dict[str, StreamFacts](), None

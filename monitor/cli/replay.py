@@ -17,7 +17,7 @@ from typing import Any
 
 from pydantic import SecretStr
 
-from monitor.cli.run import add_config_option
+from monitor.cli.run import add_config_option, bound_rules
 from monitor.cli.times import TIME_HELP, parse_time
 from monitor.config.errors import EXIT_UNAVAILABLE, ConfigError
 from monitor.config.loading import load_config
@@ -25,8 +25,6 @@ from monitor.config.schema import Config
 from monitor.evaluate.evaluator import Evaluator
 from monitor.ingest.scoring.profiles import load_profiles
 from monitor.ingest.settings import VerdictSettings
-from monitor.rules import Silence
-from monitor.rules.ruleset import bind_rules
 from monitor.sources.protocol import FatalSourceError, SourceError
 from monitor.sources.read_back import Span, open_span
 from monitor.store import Store, StoreError, open_store
@@ -55,7 +53,7 @@ def replay_documents(settings: Config, span: Span, store: Store) -> list[str]:
     from monitor.daemon import build_consumer, presentation_of  # noqa: PLC0415 - loads what a daemon needs
 
     profiles = load_profiles(settings.scoring, settings.decoding)
-    rules = tuple(rule for rule in bind_rules(settings) if not isinstance(rule.judge, Silence))
+    rules = tuple(rule for rule in bound_rules(settings) if not rule.judge.reads_clock)
     consumer = build_consumer(_without_traces(settings), profiles, rules, store, lambda: span)
     rates = settings.buckets.length_ms, settings.buckets.lateness_ms
     presentation = replace(presentation_of(settings), heard=True)

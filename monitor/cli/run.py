@@ -15,6 +15,7 @@ from rich.text import Text
 from monitor.config.errors import EXIT_UNAVAILABLE, ConfigError
 from monitor.config.loading import load_config
 from monitor.config.schema import Config
+from monitor.rules.registry import BoundRule, RuleError, bind_rules, check_rules
 
 
 def add_commands(commands: Any) -> None:
@@ -36,19 +37,26 @@ def add_config_option(command: argparse.ArgumentParser) -> None:
     command.add_argument("-c", "--config", type=Path, default=path if path.exists() else None)
 
 
+def bound_rules(settings: Config) -> tuple[BoundRule, ...]:
+    """The configured rules with their judges; ConfigError where the numbers of one do not go together."""
+    try:
+        return bind_rules(settings.rules, settings.monitor, settings.buckets.seconds)
+    except RuleError as error:
+        raise ConfigError(error.lines) from error
+
+
 def _run(args: argparse.Namespace) -> int:
     settings = load_config(args.config)
     from monitor.daemon import Daemon  # noqa: PLC0415 - torch takes seconds; a wrong configuration must not wait
     from monitor.ingest.scoring.profiles import load_profiles  # noqa: PLC0415
     from monitor.notify import ReceiverConfigError  # noqa: PLC0415
-    from monitor.rules.ruleset import bind_rules, check_rules  # noqa: PLC0415
     from monitor.store import StoreConfigError, StoreError  # noqa: PLC0415
     from monitor.telemetry.logs import configure_logs  # noqa: PLC0415
     from monitor.web.server import WebServerError  # noqa: PLC0415
 
     configure_logs(settings.log.level, settings.log.format)
     where = args.config or "defaults"
-    rules = bind_rules(settings)
+    rules = bound_rules(settings)
     try:
         profiles = load_profiles(settings.scoring, settings.decoding)
     except ValueError as error:
@@ -66,11 +74,10 @@ def _run(args: argparse.Namespace) -> int:
 
 def _check_config(args: argparse.Namespace) -> int:
     from monitor.notify import ReceiverConfigError, build_receiver  # noqa: PLC0415
-    from monitor.rules.ruleset import bind_rules  # noqa: PLC0415
     from monitor.sources import open_producer  # noqa: PLC0415
 
     settings = load_config(args.config)
-    bind_rules(settings)
+    bound_rules(settings)
     wrong = []
     for receiver in settings.receivers:
         try:

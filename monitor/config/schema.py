@@ -17,7 +17,7 @@ from monitor.ingest.settings import (
     VerdictSettings,
 )
 from monitor.notify.receivers.settings import AnyReceiverSettings
-from monitor.rules.settings import AnyRule
+from monitor.rules.registry import AnyRule
 from monitor.sources import SOURCES, SourceSection, SourceSettings
 from monitor.sources.kafka.settings import KafkaSettings
 from monitor.sources.redis_streams.settings import RedisStreamSettings

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from monitor.core.alert_document import About, Evidence, alert_document, dashboard_url, stream_url
-from monitor.core.alert_state import Transition
-from monitor.core.buckets import Layout
-from monitor.core.types import Alert, Partition
-from monitor.core.windows import Windows
+from monitor.core.types import Partition
+from monitor.evaluate.memory import Change, Memory
 from monitor.rules.evidence import cause_is_learned, moved_signals, triage
-from monitor.rules.ruleset import BoundRule
 from monitor.store import Store
 
 
@@ -31,62 +28,54 @@ class Presenter:
     """Writes the documents of alerts.
 
     Args:
-        layouts: fingerprint -> layout; the evaluator's own, which learns of others.
+        memory: the evaluator's, whose windows end with the bucket that is being decided.
         bucket_ms: length of a bucket.
     """
 
-    def __init__(self, store: Store, layouts: Mapping[str, Layout], bucket_ms: int, presentation: Presentation) -> None:
-        self._store, self._layouts, self._bucket_ms = store, layouts, bucket_ms
+    def __init__(self, store: Store, memory: Memory, bucket_ms: int, presentation: Presentation) -> None:
+        self._store, self._memory, self._bucket_ms = store, memory, bucket_ms
         self._presentation = presentation
 
-    def of_change(
-        self,
-        rule: BoundRule,
-        fingerprint: str,
-        change: Transition,
-        alert: Alert,
-        bucket_ms: int,
-        windows: Windows,
-        partitions: tuple[Partition, ...],
-    ) -> str:
-        """The document of an alert that the bucket at `bucket_ms` made fire or resolve, with its evidence."""
-        evidence = self._evidence(rule, fingerprint, alert, bucket_ms, windows, partitions)
-        return alert_document(self._about(rule.name, rule, alert.stream), change, alert, evidence)
+    def documents(self, changes: Sequence[Change]) -> list[str]:
+        """The documents of these changes, with their evidence; StoreError where Redis does not answer."""
+        if not changes:
+            return []
+        partitions = self._store.catalog.partitions()
+        return [
+            alert_document(self._about(change), change.transition, change.alert, self._evidence(change, partitions))
+            for change in changes
+        ]
 
-    def of_withdrawal(self, rule: BoundRule | None, change: Transition, alert: Alert) -> str:
-        """The document of an alert that the configuration left behind; `rule` is the one of its name, if any."""
-        return alert_document(self._about(alert.rule, rule, alert.stream), change, alert)
-
-    def _about(self, name: str, rule: BoundRule | None, stream: str) -> About:
+    def _about(self, change: Change) -> About:
+        settings = change.rule.settings if change.rule else None
+        stream = change.alert.stream
         return About(
             monitor=self._presentation.monitor,
-            rule=name,
-            kind=rule.settings.kind if rule else "removed",
-            labels=rule.settings.labels if rule else {},
+            rule=change.alert.rule,
+            kind=settings.kind if settings else "removed",
+            labels=settings.labels if settings else {},
             status_url=stream_url(self._presentation.external_url, stream),
             dashboard_url=dashboard_url(self._presentation.dashboard_url, stream),
         )
 
-    def _evidence(
-        self,
-        rule: BoundRule,
-        fingerprint: str,
-        alert: Alert,
-        bucket_ms: int,
-        windows: Windows,
-        partitions: tuple[Partition, ...],
-    ) -> Evidence:
+    def _evidence(self, change: Change, partitions: tuple[Partition, ...]) -> Evidence:
         """What moved since the alert began, as far as the windows reach."""
-        layout = self._layouts.get(fingerprint)
-        if layout is None:
+        layout = self._memory.layouts.get(change.fingerprint)
+        if layout is None or change.rule is None:
             return Evidence()
+        alert, bucket_ms, judge = change.alert, change.bucket_ms, change.rule.judge
         # a window rule's own window, which begins before the first breach; else from where the drift began
-        begin_ms = bucket_ms - rule.window_ms if rule.window_ms else alert.since_ms - self._bucket_ms
-        after_ms = max(bucket_ms - rule.evidence_ms, begin_ms)
-        moved = moved_signals(layout, windows.sum(layout, fingerprint, alert.stream, after_ms))
-        until_ms = bucket_ms + self._bucket_ms
+        begin_ms = bucket_ms - judge.window_ms if judge.window_ms else alert.since_ms - self._bucket_ms
+        after_ms = max(bucket_ms - judge.evidence_ms, begin_ms)
+        window = self._memory.windows.sum(layout, change.fingerprint, alert.stream, after_ms)
+        moved = moved_signals(layout, window)
         worst = self._store.exemplars.unusual(
-            partitions, fingerprint, alert.stream, after_ms + self._bucket_ms, until_ms, self._presentation.exemplars
+            partitions,
+            change.fingerprint,
+            alert.stream,
+            after_ms + self._bucket_ms,
+            bucket_ms + self._bucket_ms,
+            self._presentation.exemplars,
         )
         cause = alert.verdict.cause if alert.verdict else ""
         return Evidence(moved, triage(moved, cause_is_learned(layout, cause)), worst)

@@ -20,33 +20,40 @@ bounds the number of false alarms over time instead.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from typing import Literal
+
+from pydantic import PositiveFloat, PositiveInt
 
 from monitor.core.buckets import LEVELS, Layout, cut_index, exceedances, images, reference_counts, usable_cuts
+from monitor.core.settings import Share
 from monitor.core.types import Vector, Verdict
 from monitor.rules.bounds import drifted_share, reference_bounds, share_lower, share_upper
+from monitor.rules.judge import WindowJudge
+from monitor.rules.settings import RuleSettings
 
 
-@dataclass(frozen=True)
-class Rate:
-    """Breached when surely more than `threshold` of the window's images have a p-value of at most `level`.
+class RateRule(RuleSettings, WindowJudge):
+    """Breached when surely more than `threshold` of the window's images have a p-value of at most `level`."""
 
-    Raises:
-        ValueError: the level is not one of buckets.LEVELS, or a share is outside (0, 1).
-    """
-
+    kind: Literal["rate"]
     signal: str = "ood"
     level: float = 0.05
-    threshold: float = 0.10
-    min_images: int = 100
-    confidence: float = 0.99
+    window_s: PositiveFloat = 300.0
+    threshold: Share = 0.10
+    min_images: PositiveInt = 100
+    confidence: Share = 0.99
 
-    def __post_init__(self) -> None:
+    @property
+    def window_ms(self) -> int:
+        """Length of the window."""
+        return round(self.window_s * 1000)
+
+    def bind(self, bucket_s: int) -> WindowJudge:  # noqa: ARG002 - buckets of any length do
+        """Itself; ValueError where the level is not one of buckets.LEVELS, or the confidence is below one half."""
         cut_index(self.level)
-        if not 0 < self.threshold < 1:
-            raise ValueError(f"threshold must lie between 0 and 1 (got {self.threshold})")
-        if not 0.5 <= self.confidence < 1:
+        if self.confidence < 0.5:
             raise ValueError(f"confidence must be at least 0.5 and below 1 (got {self.confidence})")
+        return self
 
     def check(self, layout: Layout) -> None:
         """Raise where this profile cannot carry the rule.
@@ -63,7 +70,7 @@ class Rate:
                 f"calibrate on more, or use one of {usable}"
             )
 
-    def judge(self, layout: Layout, window: Vector) -> Verdict:
+    def judge_window(self, layout: Layout, window: Vector) -> Verdict:
         """Verdict on the summed window; `value` is the observed share, `bound` its careful lower bound.
 
         Raises: as `check`.
@@ -71,7 +78,7 @@ class Rate:
         self.check(layout)
         i, cut = layout.index(self.signal), cut_index(self.level)
         total, passed = images(window), int(exceedances(layout, window, self.signal)[cut])
-        if total < max(self.min_images, 1):
+        if total < self.min_images:
             share = passed / total if total else 0.0
             summary = f"{total} images are too few to judge (the rule needs {self.min_images})"
             return Verdict(None, share, 0.0, self.threshold, total, summary)

@@ -14,44 +14,53 @@ window it is breached wrongly with probability at most 1 - confidence.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from functools import lru_cache
+from typing import Literal
 
 import numpy as np
+from pydantic import PositiveFloat, PositiveInt
 from scipy.special import betaincinv
 
 from monitor.core.buckets import BINS, LEVELS, Layout, distance_from_uniform, histogram, images, reference_counts
+from monitor.core.settings import Names, Share
 from monitor.core.types import Vector, Verdict
 from monitor.rules.bounds import Floats
+from monitor.rules.judge import WindowJudge
+from monitor.rules.settings import RuleSettings
 
 
-@dataclass(frozen=True)
-class Shift:
+class ShiftRule(RuleSettings, WindowJudge):
     """Breached when at least a share `effect` of the window's images must have changed, in any of the signals.
 
-    Signals are named singly or by group (`Layout.select`); the error is shared out over them.
-
-    Raises:
-        ValueError: a number outside its range.
+    Signals are named singly or by group (`learned`, `properties`, `*`); the error is shared out over them.
     """
 
-    signals: tuple[str, ...] = ("ood",)
-    effect: float = 0.15
-    min_images: int = 500
-    confidence: float = 0.99
+    kind: Literal["shift"]
+    signals: Names = ("ood",)
+    window_s: PositiveFloat = 3600.0
+    effect: Share = 0.15
+    min_images: PositiveInt = 500
+    confidence: Share = 0.99
 
-    def __post_init__(self) -> None:
-        if not self.signals or not 0 <= self.effect < 1 or not 0.5 <= self.confidence < 1:
+    @property
+    def window_ms(self) -> int:
+        """Length of the window."""
+        return round(self.window_s * 1000)
+
+    def bind(self, bucket_s: int) -> WindowJudge:  # noqa: ARG002 - buckets of any length do
+        """Itself; ValueError where no signal is named, or the confidence is below one half."""
+        if not self.signals or self.confidence < 0.5:
             raise ValueError("shift: needs signals, 0 <= effect < 1 and 0.5 <= confidence < 1")
+        return self
 
     def check(self, layout: Layout) -> None:
         """Raise KeyError where the profile lacks a signal."""
         layout.select(self.signals)
 
-    def judge(self, layout: Layout, window: Vector) -> Verdict:
+    def judge_window(self, layout: Layout, window: Vector) -> Verdict:
         """Verdict on the signal that surely moved most; `value` is its estimated distance, `bound` the sure part."""
         total = images(window)
-        if total < max(self.min_images, 1):
+        if total < self.min_images:
             summary = f"{total} images are too few to judge (the rule needs {self.min_images})"
             return Verdict(None, 0.0, 0.0, self.effect, total, summary)
         signals = layout.select(self.signals)

@@ -4,7 +4,11 @@ from scipy.stats import beta, binom
 
 from monitor.core import buckets
 from monitor.core.buckets import Layout
-from monitor.rules import Rate
+from monitor.rules.rate import RateRule
+
+
+def rate(**keys):
+    return RateRule(name="ood", kind="rate", **keys)
 
 
 def layout_of(n=1999, dependence=1.0):
@@ -19,15 +23,15 @@ def window_of(layout, total, passed):
 
 def test_too_few_images_give_no_verdict():
     layout = layout_of()
-    verdict = Rate(min_images=100).judge(layout, window_of(layout, 99, 99))
+    verdict = rate(min_images=100).judge_window(layout, window_of(layout, 99, 99))
     assert verdict.breached is None
     assert "too few" in verdict.summary
-    assert Rate().judge(layout, buckets.empty(layout)).breached is None
+    assert rate().judge_window(layout, buckets.empty(layout)).breached is None
 
 
 def test_a_clear_excess_breaches_and_names_the_cut():
     layout = layout_of()
-    verdict = Rate(threshold=0.10).judge(layout, window_of(layout, 1000, 300))
+    verdict = rate(threshold=0.10).judge_window(layout, window_of(layout, 1000, 300))
     assert verdict.breached
     assert 0.10 < verdict.bound < verdict.value == 0.3
     assert verdict.cause == "ood: more images beyond the 5 % cut than normal"
@@ -38,38 +42,41 @@ def test_a_clear_excess_breaches_and_names_the_cut():
 
 def test_an_excess_that_chance_explains_does_not_breach():
     layout = layout_of()
-    assert Rate(threshold=0.10).judge(layout, window_of(layout, 100, 15)).breached is False
-    assert Rate(threshold=0.10).judge(layout, window_of(layout, 1000, 50)).severity[0] == 0
+    assert rate(threshold=0.10).judge_window(layout, window_of(layout, 100, 15)).breached is False
+    assert rate(threshold=0.10).judge_window(layout, window_of(layout, 1000, 50)).severity[0] == 0
 
 
 def test_a_small_calibration_set_makes_the_rule_more_careful():
     small, large = layout_of(n=199), layout_of(n=100_000)
-    rule = Rate(threshold=0.10)
-    assert rule.judge(small, window_of(small, 2000, 270)).breached is False
-    assert rule.judge(large, window_of(large, 2000, 270)).breached is True
+    rule = rate(threshold=0.10)
+    assert rule.judge_window(small, window_of(small, 2000, 270)).breached is False
+    assert rule.judge_window(large, window_of(large, 2000, 270)).breached is True
 
 
 def test_dependent_images_make_the_rule_more_careful():
     free, bound = layout_of(), layout_of(dependence=8.0)
-    assert Rate().judge(bound, window_of(bound, 500, 90)).bound < Rate().judge(free, window_of(free, 500, 90)).bound
+    assert (
+        rate().judge_window(bound, window_of(bound, 500, 90)).bound
+        < rate().judge_window(free, window_of(free, 500, 90)).bound
+    )
 
 
 def test_a_level_that_the_calibration_set_cannot_carry_is_refused():
     with pytest.raises(ValueError, match="too few for level"):
-        Rate(level=0.005, threshold=0.05).check(layout_of(n=500))
+        rate(level=0.005, threshold=0.05).check(layout_of(n=500))
     with pytest.raises(ValueError, match="level must be one of"):
-        Rate(level=0.03)
+        rate(level=0.03).bind(10)
     with pytest.raises(KeyError, match="no signal"):
-        Rate(signal="layer9").check(layout_of())
+        rate(signal="layer9").check(layout_of())
 
 
 @pytest.mark.parametrize("n", [199, 1999])
 def test_in_distribution_windows_breach_at_most_as_often_as_promised(n):
     """The guarantee itself, at its hardest threshold (the level): exact risk, averaged over calibration sets."""
     layout = layout_of(n)
-    rule = Rate(threshold=(n + 1) // 20 / (n + 1), confidence=0.9)
+    rule = rate(threshold=(n + 1) // 20 / (n + 1), confidence=0.9)
     total = 400
-    breached = [bool(rule.judge(layout, window_of(layout, total, c)).breached) for c in range(total // 3)]
+    breached = [bool(rule.judge_window(layout, window_of(layout, total, c)).breached) for c in range(total // 3)]
     first = breached.index(True)
     assert all(breached[first:])
     k = (n + 1) // 20

@@ -3,8 +3,23 @@ import pytest
 
 from monitor.core import buckets
 from monitor.core.buckets import DUPLICATES, IMAGES, LONGEST_RUN, REJECTED, Layout
-from monitor.rules import Frozen, Rejected, Shift, Silence
-from monitor.rules.shift import surely_moved
+from monitor.rules.frozen import FrozenRule
+from monitor.rules.judge import LastSeen
+from monitor.rules.rejected import RejectedRule
+from monitor.rules.shift import ShiftRule, surely_moved
+from monitor.rules.silence import SilenceRule
+
+
+def shift(**keys):
+    return ShiftRule(name="moved", kind="shift", **keys)
+
+
+def rejected(**keys):
+    return RejectedRule(name="unreadable", kind="rejected", **keys)
+
+
+def frozen(**keys):
+    return FrozenRule(name="stuck", kind="frozen", **keys)
 
 
 def layout_of(n=1999, signals=("ood",), dependence=1.0):
@@ -48,7 +63,7 @@ def test_shift_names_the_signal_and_the_p_values_that_crowd():
     layout = layout_of(signals=("ood", "layer1"))
     p = rng.uniform(1e-6, 1, (2000, 2))
     p[:800, 1] = 0.015
-    verdict = Shift(signals=("ood", "layer1"), effect=0.15).judge(layout, buckets.fill(layout, p))
+    verdict = shift(signals=("ood", "layer1"), effect=0.15).judge_window(layout, buckets.fill(layout, p))
     assert verdict.breached
     assert verdict.cause == "layer1: too many images with p-values from 0.01 to 0.02"
     assert 0.15 < verdict.bound <= verdict.value == pytest.approx(0.4, abs=0.03)
@@ -57,14 +72,14 @@ def test_shift_names_the_signal_and_the_p_values_that_crowd():
 def test_shift_needs_enough_images_and_an_effect():
     rng = np.random.default_rng(2)
     layout = layout_of()
-    assert Shift().judge(layout, buckets.empty(layout)).breached is None
+    assert shift().judge_window(layout, buckets.empty(layout)).breached is None
     p = rng.uniform(1e-6, 1, (20_000, 1))
     p[:1000] = 0.001  # 5 % moved: surely there, and surely less than the effect asked for
-    verdict = Shift(effect=0.15).judge(layout, buckets.fill(layout, p))
+    verdict = shift(effect=0.15).judge_window(layout, buckets.fill(layout, p))
     assert verdict.breached is False
     assert verdict.bound > 0
     with pytest.raises(KeyError):
-        Shift(signals=("layer9",)).check(layout)
+        shift(signals=("layer9",)).check(layout)
 
 
 # ------------------------------------------------------------------------------------------------ quality
@@ -79,24 +94,28 @@ def window(**counts):
 
 
 def test_undecodable_images_breach_when_chance_cannot_explain_them():
-    assert Rejected().judge(*window(images=70, rejected=30)).breached is True
-    assert Rejected().judge(*window(images=93, rejected=7)).breached is False
-    assert Rejected().judge(*window(rejected=50)).severity[1] == 1
-    assert Rejected().judge(*window(images=10, rejected=9)).breached is None
+    assert rejected().judge_window(*window(images=70, rejected=30)).breached is True
+    assert rejected().judge_window(*window(images=93, rejected=7)).breached is False
+    assert rejected().judge_window(*window(rejected=50)).severity[1] == 1
+    assert rejected().judge_window(*window(images=10, rejected=9)).breached is None
 
 
 def test_a_frozen_stream_is_told_by_its_longest_run():
-    assert Frozen(run=10).judge(*window(images=40, repeats=9, run=10)).breached is True
-    assert Frozen(run=10).judge(*window(images=40, repeats=20, run=9)).breached is False
-    assert Frozen(run=10).judge(*window()).breached is None
+    assert frozen(run=10).judge_window(*window(images=40, repeats=9, run=10)).breached is True
+    assert frozen(run=10).judge_window(*window(images=40, repeats=20, run=9)).breached is False
+    assert frozen(run=10).judge_window(*window()).breached is None
     with pytest.raises(ValueError, match="at least 2"):
-        Frozen(run=1)
+        frozen(run=1).bind(10)
 
 
 def test_silence_counts_only_time_in_which_somebody_listened():
-    rule = Silence(after_s=60)
-    assert rule.judge(0, now_ms=60_001, running_since_ms=0).breached is True
-    assert rule.judge(0, now_ms=60_000, running_since_ms=0).breached is False
-    assert rule.judge(0, now_ms=500_000, running_since_ms=450_000).breached is False
-    assert rule.judge(None, now_ms=500_000, running_since_ms=0).breached is None
-    assert rule.judge(99, now_ms=50, running_since_ms=0).value == 0
+    rule = SilenceRule(name="silent", kind="silence", after_s=60)
+
+    def verdict(seen_ms, now_ms, running_since_ms):
+        return rule.judge_clock(LastSeen({"cam-1": seen_ms}, now_ms, running_since_ms))["cam-1"]
+
+    assert verdict(0, now_ms=60_001, running_since_ms=0).breached is True
+    assert verdict(0, now_ms=60_000, running_since_ms=0).breached is False
+    assert verdict(0, now_ms=500_000, running_since_ms=450_000).breached is False
+    assert verdict(None, now_ms=500_000, running_since_ms=0).breached is None
+    assert verdict(99, now_ms=50, running_since_ms=0).value == 0

@@ -12,7 +12,7 @@ from detectors.images.prepare import Preparer
 from monitor.core.buckets import REJECTED, Layout, fill
 from monitor.core.types import Alert, AlertPhase, Delta, Exemplar, Partition, StreamFacts, Verdict
 from monitor.ingest.scoring.thumbnails import thumbnail
-from monitor.rules.settings import RateRule
+from monitor.rules.rate import RateRule
 from monitor.store import Store
 from monitor.web import WebServer, build_app
 from monitor.web.settings import WebSettings

@@ -18,7 +18,7 @@ formulas, the proof and the measured tables are in docs/explanation/statistics.m
     state, verdicts = advance(rule, layout, state, bucket_ms, vectors)        # vectors (200, V), once per closed bucket
 
 `rule.py` holds the parameters and what follows from them, `state.py` the rows kept per stream, `detector.py` the
-statistic, `verdicts.py` what it means to a person, `onset.py` since when.
+statistic, `verdicts.py` what it means to a person, `onset.py` since when; `judge.py` ties them to the configuration.
 """
 
 from monitor.rules.sequential.detector import advance

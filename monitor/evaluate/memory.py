@@ -1,0 +1,158 @@
+"""What the evaluator holds of the state in Redis, as the last decided bucket left it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+
+from monitor.core.alert_state import UNDER_WAY, Transition
+from monitor.core.buckets import Layout
+from monitor.core.types import Alert, AlertPhase, Vector
+from monitor.core.windows import Windows
+from monitor.rules.registry import BoundRule
+from monitor.store import EvaluatorState, Store
+
+AlertKey = tuple[str, str]
+"""(rule, stream)."""
+Sealed = Mapping[str, Mapping[str, Vector]]
+"""{fingerprint: {stream: counts}} of one closed bucket."""
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """An alert that goes from one phase to another: all that its document needs to know."""
+
+    rule: BoundRule | None
+    """None where the configuration no longer has a rule of that name."""
+    fingerprint: str
+    """Of the profile whose counts made it; empty where no counts did: then there is no evidence to show."""
+    bucket_ms: int
+    transition: Transition
+    alert: Alert
+    """Its state after the transition."""
+
+
+@dataclass(slots=True)
+class Decision:
+    """Everything that one closed bucket changes: written whole or not at all."""
+
+    alerts: dict[AlertKey, Alert] = field(default_factory=dict)
+    rows: dict[tuple[str, str], Mapping[str, bytes]] = field(default_factory=dict)
+    """{(rule, fingerprint): {stream: packed state}}."""
+    published: list[Change] = field(default_factory=list)
+    """Those that go to the receivers."""
+    phases: list[tuple[str, str]] = field(default_factory=list)
+    """(rule, phase) of every transition, for the metrics."""
+
+    def add(self, change: Change) -> bool:
+        """Count the transition, and publish it where receivers should get it; returns whether they do."""
+        phase = change.transition.phase
+        self.phases.append((change.alert.rule, str(phase)))
+        publish = phase in {AlertPhase.FIRING, AlertPhase.RESOLVED} and not change.alert.untold
+        if publish:
+            self.published.append(change)
+        return publish
+
+
+class Memory:
+    """Alerts, states of rules and the latest closed buckets; `load` reads them, `take_up` follows what is committed.
+
+    Args:
+        layouts: fingerprint -> layout of the profiles loaded here; those of other replicas are read from Redis.
+        bucket_ms: length of a bucket.
+    """
+
+    def __init__(
+        self, store: Store, rules: tuple[BoundRule, ...], layouts: Mapping[str, Layout], bucket_ms: int
+    ) -> None:
+        self._store, self._rules = store, rules
+        self._reach_ms = max([rule.judge.evidence_ms for rule in rules], default=bucket_ms)
+        self.layouts = dict(layouts)
+        self.state = EvaluatorState()
+        self.alerts: dict[AlertKey, Alert] = {}
+        self.windows = Windows(self._reach_ms)
+        self._rows: dict[tuple[str, str], dict[str, bytes]] = {}
+
+    @property
+    def decided_ms(self) -> int:
+        """The last bucket decided; -1 before the first."""
+        return -1 if self.state.bucket_ms is None else self.state.bucket_ms
+
+    @property
+    def suppressed(self) -> list[Alert]:
+        """Firing alerts of which the receivers know nothing yet; see `Alert.untold`."""
+        return [alert for alert in self.alerts.values() if alert.untold and alert.phase is AlertPhase.FIRING]
+
+    def rows(self, rule: BoundRule, fingerprint: str) -> Mapping[str, bytes]:
+        """{stream: packed state} of one rule under one profile."""
+        return self._rows.get((rule.name, fingerprint), {})
+
+    def load(self) -> None:
+        """Read the state as the last decided bucket left it; StoreError where Redis does not answer."""
+        store = self._store
+        self.state = store.evaluation.state()
+        self._read_layouts()
+        self.alerts = store.evaluation.alerts()
+        self.windows = Windows(self._reach_ms)
+        self._rows = {
+            (rule.name, fingerprint): store.evaluation.rule_states(rule.name, fingerprint)
+            for rule in self._rules
+            if rule.judge.keeps_state
+            for fingerprint in self.layouts
+        }
+        if self.state.bucket_ms is None:
+            return
+        since_ms, until_ms = self.state.bucket_ms - self._reach_ms, self.state.bucket_ms + 1
+        partitions = store.catalog.partitions()
+        held: dict[int, dict[str, dict[str, Vector]]] = {}
+        for fingerprint in self.layouts:
+            buckets = store.counts.buckets(partitions, fingerprint, since_ms, until_ms, ("closed",))
+            for start, streams in buckets.items():
+                held.setdefault(start, {})[fingerprint] = streams
+        for start in sorted(held):
+            self.windows.add(start, held[start])
+
+    def add_bucket(self, bucket_ms: int, sealed: Sealed) -> None:
+        """Take in a closed bucket; reads the layouts of profiles that another replica has begun to use."""
+        if any(fingerprint not in self.layouts for fingerprint in sealed):
+            self._read_layouts()
+        self.windows.add(bucket_ms, sealed)
+
+    def watched(self, rule: BoundRule, sealed: Sealed) -> dict[str, dict[str, Vector | None]]:
+        """{fingerprint: {stream: its counts in this bucket}} of the streams the rule judges now.
+
+        These are the streams with counts in the bucket, and those with an alert under way: their window moves on too.
+        """
+        watched: dict[str, dict[str, Vector | None]] = {}
+        for fingerprint, streams in sealed.items():
+            if fingerprint in self.layouts:
+                watched[fingerprint] = {s: vector for s, vector in streams.items() if rule.settings.watches(s)}
+        present = {stream for streams in watched.values() for stream in streams}
+        for (name, stream), alert in self.alerts.items():
+            if name == rule.name and alert.phase in UNDER_WAY and stream not in present:
+                fingerprint = self.windows.fingerprint_of(stream) or ""
+                if fingerprint in self.layouts:
+                    watched.setdefault(fingerprint, {})[stream] = None
+        return watched
+
+    def unwatched(self) -> Iterable[tuple[Alert, BoundRule | None]]:
+        """Alerts under way that no rule judges any more, and the rule of their name if there is one."""
+        rules = {rule.name: rule for rule in self._rules}
+        for alert in self.alerts.values():
+            rule = rules.get(alert.rule)
+            if alert.phase in UNDER_WAY and not (rule and rule.settings.watches(alert.stream)):
+                yield alert, rule
+
+    def take_up(self, decision: Decision, bucket_ms: int) -> None:
+        """Follow what has just been committed."""
+        self.state = EvaluatorState(self.state.version + 1, bucket_ms, self.state.outbox_dropped)
+        self.alerts.update(decision.alerts)
+        for key, alert in decision.alerts.items():
+            if alert.phase is AlertPhase.INACTIVE:
+                del self.alerts[key]
+        for rows_key, changed in decision.rows.items():
+            self._rows.setdefault(rows_key, {}).update(changed)
+
+    def _read_layouts(self) -> None:
+        for fingerprint, layout in self._store.catalog.layouts().items():
+            self.layouts.setdefault(fingerprint, layout)

@@ -15,6 +15,23 @@ from tests.faults.rig import Zygote
 from tests.kafka.broker import LOGIN, LOGIN_MODULE, Broker, BrokerUnavailableError, Cluster
 from tests.pictures import pictures
 
+MARKS_OF_FIXTURES = {
+    "kafka_broker": "kafka",
+    "breakable_broker": "kafka",
+    "browser": "browser",
+    "zygote": "slow",
+    "profile_folder": "slow",
+}
+
+
+@pytest.hookimpl(tryfirst=True)  # before `-m` selects
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark each test by the expensive parts that it asks for, so that none is forgotten."""
+    for item in items:
+        for fixture in getattr(item, "fixturenames", ()):
+            if mark := MARKS_OF_FIXTURES.get(fixture):
+                item.add_marker(mark)
+
 
 @pytest.fixture(scope="session")
 def redis_server() -> Iterator[PrivateRedis]:

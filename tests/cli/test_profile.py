@@ -15,6 +15,8 @@ from detectors.profile.profile import Profile
 from monitor.cli import calibrate, evaluate, fit, profile
 from tests.pictures import draw, encoded, pictures
 
+pytestmark = pytest.mark.slow
+
 
 def run(*arguments: str | Path) -> int:
     parser = argparse.ArgumentParser()

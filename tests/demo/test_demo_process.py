@@ -19,6 +19,8 @@ from monitor.demo.receiver import AlertReceiver
 from monitor.demo.story import STREAMS
 from monitor.store.private_server import PrivateRedis
 
+pytestmark = pytest.mark.slow
+
 COMMAND = [sys.executable, "-m", "monitor", "demo", "--headless"]
 
 

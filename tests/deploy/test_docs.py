@@ -52,6 +52,7 @@ def test_the_configuration_page_has_every_key(reference: ModuleType) -> None:
         assert f"### type: {kind}\n" in text
 
 
+@pytest.mark.slow
 def test_the_site_builds_without_a_warning_and_fetches_nothing(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", "--site-dir", str(tmp_path / "site")]
     environment = {**os.environ, "NO_MKDOCS_2_WARNING": "1"}
@@ -119,6 +120,7 @@ def test_every_link_between_files_leads_to_a_file_of_the_checkout() -> None:
     assert [(page.name, link) for page, link in links if not (page.parent / link).exists()] == []
 
 
+@pytest.mark.slow
 def test_the_library_page_runs_as_it_stands(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -209,6 +209,7 @@ def test_compose_settings_are_accepted_and_name_the_services() -> None:
     assert sum(path.startswith(provider["options"]["path"]) for path in mounted) == 2
 
 
+@pytest.mark.slow
 def test_the_sample_producer_sends_all_lines(redis_server: PrivateRedis, tmp_path: Path) -> None:
     config = tmp_path / "config.yaml"
     config.write_text(

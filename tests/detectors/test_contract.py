@@ -12,6 +12,8 @@ from detectors.methods.detector import Detector, LayerDetector, NotFittedError
 from detectors.methods.dlsr_paper import PRESET
 from detectors.methods.registry import REGISTRY, create
 
+pytestmark = pytest.mark.slow
+
 LAYERS = (6, 10, 16)
 OPTIONS = {name: {"width": 64, "blocks": 1, "epochs": 40, "batch": 64} for name in REGISTRY if name.startswith("dlsr-")}
 

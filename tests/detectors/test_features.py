@@ -20,6 +20,8 @@ from detectors.profile.profile import load_profile
 from detectors.profile.spec import BackboneError, BackboneSpec
 from tests.pictures import encoded, pictures
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.mark.parametrize(
     ("model", "options", "layers"),

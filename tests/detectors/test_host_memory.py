@@ -8,6 +8,8 @@ import sys
 
 import pytest
 
+pytestmark = pytest.mark.slow
+
 BATCHES = """
 import resource, sys, threading
 import numpy as np

@@ -11,6 +11,8 @@ from detectors.profile.spec import BackboneSpec
 from tests.pictures import encoded, pictures
 from tools import pretrain_backbone
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:

@@ -15,6 +15,8 @@ from detectors.profile.fit import TooFewImagesError, fit_profile
 from detectors.profile.profile import Profile, ProfileError
 from tests.pictures import draw, pictures
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="session")
 def profile() -> Profile:

@@ -15,6 +15,8 @@ from detectors.methods.detector import LearnedTensors
 from detectors.methods.registry import REGISTRY
 from tests.pictures import draw, pictures
 
+pytestmark = pytest.mark.slow
+
 
 class Toy(LearnedTensors):
     """score(z) = || z - mean ||^2."""

@@ -19,7 +19,7 @@ from tests.e2e.running import RunningDaemon, free_port, layerwatch, wait_for
 from tests.kafka.broker import Cluster
 from tests.pictures import pictures
 
-pytestmark = [pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
 
 SECRET = "whsec_bGF5ZXJ3YXRjaC10ZXN0LXNlY3JldC0wMDAx"
 

@@ -17,6 +17,8 @@ from monitor.ingest.settings import DecodingSettings, StreamNaming
 from monitor.telemetry import failpoints
 from tests.pictures import encoded, pictures
 
+pytestmark = pytest.mark.slow
+
 PARTITION = Partition("images", 0)
 PICTURES = [encoded(image) for _, image in pictures(3, 12)]
 

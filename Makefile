@@ -3,7 +3,7 @@ PY := .venv/bin/python
 STAMP := .venv/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-faults check bench lock format clean docs test-deploy
+.PHONY: help setup demo test test-quick test-faults check bench lock format clean docs test-deploy sbom release
 
 # OpenMP threads that wait by spinning take the cores from those that work: fits four times as long on two busy cores
 export OMP_WAIT_POLICY ?= PASSIVE
@@ -25,6 +25,9 @@ demo: setup      ## the main job on this machine: learn, watch, alert, resolve; 
 
 test: setup      ## the test suite; starts its own Redis and Kafka brokers
 	$(PY) -m pytest -n 2 --dist loadfile  # most of its time is waiting: for brokers, time-outs and event time
+
+test-quick: setup ## the tests that need no broker and no browser, without the slow ones
+	$(PY) -m pytest -n 2 -m "not (kafka or browser or slow or faults)" -q
 
 test-faults: setup ## every fault on real servers and processes: half an hour
 	$(PY) -m pytest -m 'faults or not faults' tests/faults
@@ -53,6 +56,19 @@ format: setup    ## apply formatting and the safe lint fixes
 lock: setup      ## resolve the newest allowed versions into requirements/
 	echo uv | .venv/bin/uv pip compile --quiet --generate-hashes --no-header --python-version 3.11 - -o requirements/bootstrap.txt
 	.venv/bin/uv pip compile --quiet --generate-hashes --no-header --universal --python-version 3.11 --no-emit-package layerwatch requirements/lock.in -o requirements/lock.txt
+
+sbom: setup      ## what the package needs at run time, as a CycloneDX bill of materials in dist/
+	mkdir -p dist
+	$(PY) tools/runtime_requirements.py --extra demo --extra claim-check > dist/runtime.txt
+	$(PY) -W ignore -m cyclonedx_py requirements dist/runtime.txt --pyproject pyproject.toml --mc-type library \
+	    --output-reproducible --of JSON -o dist/layerwatch.cdx.json
+	rm dist/runtime.txt
+
+release: check test ## source archive, wheel, bill of materials and checksums in dist/; uploads nothing
+	rm -rf dist build
+	SOURCE_DATE_EPOCH=$$(git log -1 --format=%ct) .venv/bin/uv build --quiet --python $(PY) --no-build-isolation
+	$(MAKE) sbom
+	cd dist && rm -f .gitignore && sha256sum * > SHA256SUMS
 
 clean:           ## remove the environment and caches
 	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache *.egg-info build

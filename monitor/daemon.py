@@ -27,7 +27,7 @@ from monitor.config.schema import Config
 from monitor.core.aggregate import Aggregation
 from monitor.evaluate.evaluator import Evaluator
 from monitor.evaluate.presentation import Presentation
-from monitor.fleet.exporter import FleetMetrics
+from monitor.fleet.exporter import FleetExporter
 from monitor.ingest.assignment import Assignment, AssignmentPolicy
 from monitor.ingest.consumer import Consumer
 from monitor.ingest.decode.pool import DecoderPool
@@ -159,7 +159,7 @@ class Daemon:
             for receiver in settings.receivers
         ]
         self._dispatcher: Dispatcher | None = None
-        self._fleet: FleetMetrics | None = None
+        self._fleet: FleetExporter | None = None
         self._rates = settings.buckets.length_ms, settings.buckets.lateness_ms
         self._evaluator = Evaluator(
             self._store, rules, profiles.layouts, self._rates, presentation_of(settings), self._on_lease
@@ -266,7 +266,7 @@ class Daemon:
             self._fleet = None
         if held:
             names = [receiver.name for receiver in self._receivers]
-            self._fleet = FleetMetrics(self._store, self._settings.monitor, names, self._rates).start()
+            self._fleet = FleetExporter(self._store, self._settings.monitor, names, self._rates).start()
         if self._dispatcher is not None:
             self._dispatcher.stop()
             self._dispatcher = None

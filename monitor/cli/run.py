@@ -92,6 +92,7 @@ def _check_config(args: argparse.Namespace) -> int:
 def _streams(args: argparse.Namespace) -> int:
     from monitor.fleet.overview import stream_rows  # noqa: PLC0415
     from monitor.store import StoreConfigError, StoreError, open_store  # noqa: PLC0415
+    from monitor.web.stream_answers import StreamJson  # noqa: PLC0415
 
     settings: Config = load_config(args.config)
     try:
@@ -101,14 +102,15 @@ def _streams(args: argparse.Namespace) -> int:
     except (StoreError, StoreConfigError) as error:
         sys.stderr.write(f"layerwatch streams: {error}\n")
         return EXIT_UNAVAILABLE
+    answers = {stream: StreamJson.of(row) for stream, row in rows.items()}
     if args.json:
-        sys.stdout.write(json.dumps({"streams": {stream: row.to_json() for stream, row in rows.items()}}) + "\n")
+        document = {"streams": {name: answer.model_dump() for name, answer in answers.items()}}
+        sys.stdout.write(json.dumps(document) + "\n")
         return 0
     table = Table("stream", "applied", "rejected", "late", "duplicates", "OOD share", "watermark", "alerts")
-    for stream, row in rows.items():
-        shown = row.to_json()
+    for name, row in answers.items():
         share = "" if row.ood_share is None else f"{row.ood_share:.1%}"
-        counts = [str(shown[name]) for name in ("applied", "rejected", "late", "duplicates")]
-        table.add_row(Text(stream), *counts, share, shown["watermark"] or "", ", ".join(row.alerts) or "-")
+        counts = map(str, (row.applied, row.rejected, row.late, row.duplicates))
+        table.add_row(Text(name), *counts, share, row.watermark or "", ", ".join(row.alerts) or "-")
     Console().print(table)
     return 0

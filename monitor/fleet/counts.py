@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,7 +13,6 @@ from scipy.special import bdtrik
 from monitor.core.buckets import (
     BINS,
     IMAGES,
-    LEVELS,
     Layout,
     cut_index,
     distance_from_uniform,
@@ -23,16 +22,16 @@ from monitor.core.buckets import (
 )
 from monitor.core.types import Vector
 from monitor.core.windows import Windows
+from monitor.fleet.tables import Rows, StreamRows, grown
 from monitor.rules.bounds import reference_bounds
-from monitor.rules.evidence import moved_signals, triage
+from monitor.rules.evidence import Triage, moved_signals, triage
 
 SHOWN_LEVELS = (0.05, 0.01)
-"""Of the OOD share: what on-call looks at, and a stricter one that a small share of strange images still moves."""
+"""Of the OOD share: what on-call looks at, and a stricter one that a small share of unusual images still moves."""
 BAND_RISK = 0.0025
-"""Four of them make 1 %: the calibration set and the window may each be unlucky on either side."""
+"""Four of them make 1 %: the calibration set and the window may each deviate to either side."""
 
 Counts = NDArray[np.int64]
-Sealed = Mapping[str, Mapping[str, Vector]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,107 +50,103 @@ class Movement:
 
     effects: tuple[tuple[str, bool, float], ...]
     """(signal, whether it is learned, effect)."""
-    triage: str | None
+    triage: Triage | None
 
 
-class FleetCounts:
-    """Takes closed buckets in and answers per stream.
+class ClosedCounts:
+    """Adds closed buckets up and answers per stream.
 
     Whole vectors are kept only of the streams that `watch` names: those of 5,000 streams would fill 120 MB.
 
     Args:
-        window_ms: how far back the window reaches.
+        window_ms: length of the window, which ends with the newest bucket.
     """
 
     def __init__(self, window_ms: int) -> None:
         self._window_ms = window_ms
         self._until_ms = 0
-        self._whole = Windows(window_ms)
-        self._held: deque[tuple[int, str, dict[str, Counts]]] = deque()
-        self._sums: dict[tuple[str, str], Counts] = {}
-        self._watched: set[str] = set()
         self._layouts: dict[str, Layout] = {}
-        self._narrow: dict[str, Layout] = {}
         self._judged_by: dict[str, str] = {}
-        self.p_values: dict[str, Counts] = {}
-        """{stream: (9,) images per bin of the OOD p-value since counting began}."""
+        self._watched: set[str] = set()
+        self._vectors = Windows(window_ms)
+        self._buckets: deque[tuple[int, str, Rows, NDArray[np.uint32]]] = deque()
+        self._sums: dict[str, Counts] = {}
+        """{fingerprint: (N, 10)} images per bin of the OOD p-value, and images, over the window."""
+        self.streams = StreamRows()
+        self.p_values: Counts = np.zeros((0, BINS), dtype=np.int64)
+        """(N, 9) images per bin of the OOD p-value since counting began, by row of `streams`."""
         self.signals: dict[str, Counts] = {}
-        """{signal: (9,) likewise, over all streams}."""
+        """{signal: (9,) images per bin of its p-value since counting began, over all streams}."""
 
-    def know(self, layouts: Mapping[str, Layout]) -> None:
-        """Learn what vectors mean; those of an unknown profile are passed over."""
-        for fingerprint, layout in layouts.items():
-            if fingerprint not in self._layouts and "ood" in layout.signals:
-                self._layouts[fingerprint] = layout
-                self._narrow[fingerprint] = _only_ood(layout)
-                for signal in layout.signals:
-                    self.signals.setdefault(signal, np.zeros(BINS, dtype=np.int64))
+    def set_layouts(self, layouts: Mapping[str, Layout]) -> None:
+        """Say what vectors mean, {fingerprint: layout}; buckets of other profiles are ignored."""
+        self._layouts = dict(layouts)
+        for layout in layouts.values():
+            for signal in layout.signals:
+                self.signals.setdefault(signal, np.zeros(BINS, dtype=np.int64))
 
     def watch(self, streams: Collection[str]) -> None:
         """Keep whole vectors of these streams from the next bucket on."""
         self._watched = set(streams)
 
-    def add(self, bucket_ms: int, sealed: Sealed, count: bool = True) -> None:
-        """Take in one closed bucket, oldest first; `count=False` fills the window alone."""
-        known = {fingerprint: streams for fingerprint, streams in sealed.items() if fingerprint in self._layouts}
-        for fingerprint, streams in known.items():
-            layout = self._layouts[fingerprint]
-            self._slide(bucket_ms, fingerprint, {s: _ood_of(layout, vector) for s, vector in streams.items()})
-            self._judged_by.update(dict.fromkeys(streams, fingerprint))
-            if count and streams:
-                self._count(layout, streams)
+    def add(self, bucket_ms: int, fingerprint: str, names: Sequence[str], table: Vector, count: bool = True) -> None:
+        """Add one partition's closed bucket; buckets come oldest first.
+
+        Args:
+            names, table: K streams and their (K, V) counts.
+            count: False adds to the window alone.
+        """
+        if fingerprint in self._layouts and names:
+            layout, rows = self._layouts[fingerprint], self.streams.of(names)
+            self._judged_by.update(dict.fromkeys(names, fingerprint))
+            self._slide_in(bucket_ms, fingerprint, rows, table)
+            # copies: a view of one row would keep the whole bucket in memory
+            whole = {name: table[i].copy() for i, name in enumerate(names) if name in self._watched}
+            self._vectors.add(bucket_ms, {fingerprint: whole})
+            if count:
+                self.p_values = grown(self.p_values, len(self.streams))
+                self.p_values[rows] += histogram(layout, table, "ood")
+                for signal in layout.signals:
+                    self.signals[signal] += histogram(layout, table, signal).sum(axis=0, dtype=np.int64)
         self._until_ms = bucket_ms
-        while self._held and self._held[0][0] <= bucket_ms - self._window_ms:
-            _, fingerprint, gone = self._held.popleft()
-            for stream, counted in gone.items():
-                left = self._sums[fingerprint, stream] - counted
-                if left.any():
-                    self._sums[fingerprint, stream] = left
-                else:
-                    del self._sums[fingerprint, stream]
-        whole = {f: {s: v for s, v in streams.items() if s in self._watched} for f, streams in known.items()}
-        self._whole.add(bucket_ms, whole)
+        while self._buckets and self._buckets[0][0] <= bucket_ms - self._window_ms:
+            _, fingerprint, rows, counted = self._buckets.popleft()
+            self._sums[fingerprint][rows] -= counted
 
-    def _count(self, layout: Layout, streams: Mapping[str, Vector]) -> None:
-        for stream, vector in streams.items():
-            held = self.p_values.setdefault(stream, np.zeros(BINS, dtype=np.int64))
-            held += histogram(layout, vector, "ood")
-        total: Counts = np.stack(list(streams.values())).sum(axis=0, dtype=np.int64)
-        for i, signal in enumerate(layout.signals):
-            self.signals[signal] += total[i * BINS : (i + 1) * BINS]
-
-    def _slide(self, bucket_ms: int, fingerprint: str, counts: dict[str, Counts]) -> None:
-        # sums that slide: adding thirty buckets up anew for 5,000 streams takes half a second
-        self._held.append((bucket_ms, fingerprint, counts))
-        for stream, counted in counts.items():
-            held = self._sums.get((fingerprint, stream))
-            self._sums[fingerprint, stream] = counted if held is None else held + counted
+    def _slide_in(self, bucket_ms: int, fingerprint: str, rows: Rows, table: Vector) -> None:
+        # sums that slide: summing thirty buckets of 5,000 streams at each read takes half a second
+        counted = np.column_stack([histogram(self._layouts[fingerprint], table, "ood"), table[:, IMAGES]])
+        sums = self._sums.get(fingerprint, np.zeros((0, BINS + 1), dtype=np.int64))
+        self._sums[fingerprint] = grown(sums, len(self.streams))
+        self._sums[fingerprint][rows] += counted
+        self._buckets.append((bucket_ms, fingerprint, rows, counted))
 
     def shares(self) -> dict[str, tuple[Share, ...]]:
         """OOD share of the window at each of SHOWN_LEVELS, of every stream that had images in it."""
         found: dict[str, tuple[Share, ...]] = {}
-        for fingerprint, layout in self._narrow.items():
-            mine = [s for f, s in self._sums if f == fingerprint and self._judged_by[s] == fingerprint]
-            rows = np.array([self._sums[fingerprint, stream] for stream in mine]).reshape(len(mine), BINS + 1)
-            counted = rows[:, -1]
-            passed = np.flip(np.cumsum(np.flip(rows[:, 1:-1], 1), axis=1), 1)
+        names = self.streams.names
+        for fingerprint, sums in self._sums.items():
+            layout = self._layouts[fingerprint]
+            mine = [i for i in np.flatnonzero(sums[:, -1]) if self._judged_by[names[i]] == fingerprint]
+            counted = sums[mine, -1]
+            passed = np.flip(np.cumsum(np.flip(sums[mine, 1:-1], 1), axis=1), 1)
             per_level = []
             for level in SHOWN_LEVELS:
-                lower, upper = _bands(layout, level, np.maximum(counted, 1))
-                share = passed[:, cut_index(level)] / np.maximum(counted, 1)
-                per_level.append([level, share.tolist(), lower.tolist(), upper.tolist()])
-            for i, stream in enumerate(mine):
-                if counted[i]:
-                    found[stream] = tuple(Share(lv, s[i], lo[i], up[i]) for lv, s, lo, up in per_level)
+                share = passed[:, cut_index(level)] / counted
+                lower, upper = _bands(layout, level, counted)
+                per_level.append(
+                    [Share(level, *row) for row in zip(share.tolist(), lower.tolist(), upper.tolist(), strict=True)]
+                )
+            found.update({names[i]: shares for i, *shares in zip(mine, *per_level, strict=True)})
         return found
 
     def movement(self, stream: str) -> Movement | None:
-        """How far the signals of a watched stream have moved in the window; None where nothing is known yet."""
+        """How far the signals of a watched stream have moved in the window; None while there is nothing to judge."""
         fingerprint = self._judged_by.get(stream)
         if fingerprint is None:
             return None
         layout = self._layouts[fingerprint]
-        window = self._whole.sum(layout, fingerprint, stream, self._until_ms - self._window_ms)
+        window = self._vectors.sum(layout, fingerprint, stream, self._until_ms - self._window_ms)
         if images(window) == 0:
             return None
         effects = [
@@ -159,25 +154,6 @@ class FleetCounts:
             for signal, learned in zip(layout.signals, layout.learned, strict=True)
         ]
         return Movement(tuple(effects), triage(moved_signals(layout, window)))
-
-
-def cumulative(counts: Iterable[int]) -> list[tuple[str, float]]:
-    """(9,) counts per bin as a Prometheus histogram: (upper edge, images with a p-value up to it)."""
-    from_low = np.cumsum(np.asarray(list(counts))[::-1]).tolist()
-    edges = [*(f"{level:g}" for level in reversed(LEVELS)), "+Inf"]
-    return list(zip(edges, map(float, from_low), strict=True))
-
-
-def _only_ood(layout: Layout) -> Layout:
-    i = layout.index("ood")
-    return Layout(
-        ("ood",), (layout.calibration_sizes[i],), (layout.two_sided[i],), (layout.learned[i],), (layout.dependence[i],)
-    )
-
-
-def _ood_of(layout: Layout, vector: Vector) -> Counts:
-    """(10,) images per bin of the OOD p-value, and images."""
-    return np.append(histogram(layout, vector, "ood"), vector[IMAGES]).astype(np.int64)
 
 
 def band(layout: Layout, level: float, counted: int) -> tuple[float, float]:

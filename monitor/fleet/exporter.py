@@ -1,28 +1,31 @@
-"""Metrics of the whole monitor, read from Redis by whoever holds the lease, so that each stands once in Prometheus.
+"""Metrics of the whole monitor, read from Redis by the holder of the lease, so that each is in Prometheus once.
 
-A thread reads every ten seconds; a scrape takes what was read last and never waits for Redis. At most STREAMS_SHOWN
-streams have series of their own: those with most trouble. The others are summed under "(other)".
+A thread reads every ten seconds; a scrape returns what was read last and never waits for Redis. At most STREAMS_SHOWN
+streams have series of their own: those with the most urgent alerts. The others are summed under "(other)".
 """
 
 from __future__ import annotations
 
+import math
 import threading
 import time
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, fields
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
+from dataclasses import astuple
+from typing import TypeAlias
 
 import numpy as np
 import structlog
-from numpy.typing import NDArray
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from monitor.core.alert_state import UNDER_WAY
-from monitor.core.buckets import BINS, Layout
-from monitor.core.event_time import closable, fleet_watermark
-from monitor.core.types import Alert, AlertPhase, Partition, Totals, Vector
-from monitor.fleet.counts import FleetCounts, Share, cumulative
-from monitor.store import Store, StoreError
+from monitor.core.buckets import BINS, LEVELS
+from monitor.core.event_time import closable
+from monitor.core.types import AlertPhase, Totals
+from monitor.fleet.counts import ClosedCounts, Counts, Share
+from monitor.fleet.state import FleetState, read_state
+from monitor.fleet.tables import grown
+from monitor.store import OTHER_STREAM, Store, StoreError
 from monitor.telemetry import metrics
 from monitor.telemetry.metrics import FleetMetric
 
@@ -35,24 +38,15 @@ STREAMS_SHOWN = 500
 """13 series each: what one Prometheus scrape carries without notice."""
 STREAMS_IN_DETAIL = 50
 """Of which every signal's movement is shown: twenty series each."""
-OTHER = "(other)"
 DEAD_ALERTS_COUNTED = 1_000
 
-Series = dict[tuple[str, ...], float]
-"""{label values: value}."""
-Bins = NDArray[np.int64]
+FIRING, PENDING = AlertPhase.FIRING, AlertPhase.PENDING
+Series: TypeAlias = Mapping[tuple[str, ...], float | Counts]
+"""{label values: value}; a histogram's value is (9,) counts per bin."""
+Values: TypeAlias = tuple[FleetMetric, Series]
 
 
-@dataclass(frozen=True, slots=True)
-class _Now:
-    """What one reading found."""
-
-    totals: Mapping[str, Totals]
-    active: Sequence[Alert]
-    shares: Mapping[str, tuple[Share, ...]]
-
-
-class FleetMetrics(Collector):
+class FleetExporter(Collector):
     """Registered while the lease is held: between `start` and `stop`.
 
     Args:
@@ -71,20 +65,15 @@ class FleetMetrics(Collector):
     ) -> None:
         self._store, self._monitor, self._receivers = store, monitor, tuple(receivers)
         self._bucket_ms, self._lateness_ms = rates
-        self._shown_max = shown
-        self._counts = FleetCounts(WINDOW_MS)
-        self._read_ms: int | None = None  # the last bucket taken in
-        self._layouts: dict[str, Layout] = {}
-        self._shown: list[str] = []
-        self._before: dict[str, Totals] = {}
-        self._rest = Totals()
-        self._bins_before: dict[str, Bins] = {}
-        self._rest_bins = np.zeros(BINS, dtype=np.int64)
+        self._shown_max, self._shown = shown, list[str]()
+        self._forget()
+        self._totals_before: Mapping[str, Totals] = {}
+        self._rest, self._rest_bins = Totals(), np.zeros(BINS, dtype=np.int64)
         self._families: Sequence[Metric] = ()
         self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="fleet-metrics", daemon=True)
+        self._thread = threading.Thread(target=self._run, name="fleet-exporter", daemon=True)
 
-    def start(self) -> FleetMetrics:
+    def start(self) -> FleetExporter:
         """Begin to read and to export."""
         metrics.REGISTRY.register(self)
         self._thread.start()
@@ -116,198 +105,174 @@ class FleetMetrics(Collector):
                 self._families = ()  # no series rather than old ones; alerts do not come this way
             self._stop.wait(min(READ_EVERY_S, self._bucket_ms / 1000))
 
-    # ---------------------------------------------------------------- reading
-
     def read(self) -> None:
-        """Read Redis once and make what `collect` gives.
+        """Read Redis once and make what `collect` returns.
 
         Raises:
             StoreError: Redis does not answer.
         """
-        partitions = self._store.catalog.partitions()
-        found = list(self._store.evaluation.alerts().values())
-        active = [alert for alert in found if alert.phase in UNDER_WAY]
-        if self._read_ms is None:
-            self._counts.watch({alert.stream for alert in active[:STREAMS_IN_DETAIL]})
-        self._take_buckets(partitions)
-        totals = self._store.counts.totals(partitions)
+        state = read_state(self._store, self._lateness_ms)
+        if self._counted_ms is None:
+            self._counts.watch({alert.stream for alert in state.active[:STREAMS_IN_DETAIL]})
+        self._count_closed(state)
         shares = self._counts.shares()
-        now = _Now(totals, active, shares)
-        self._choose(now)
+        self._shown = self._most_urgent(state, shares)
         self._counts.watch(self._shown[:STREAMS_IN_DETAIL])
-        families = [
-            *self._monitor_families(now, partitions, found),
-            *self._count_families(now),
-            *self._share_families(now),
-            *self._alert_families(now),
-            *self._outbox_families(),
+        self._add_to_rest(state)
+        values = [
+            *self._monitor_values(state),
+            *self._stream_values(state),
+            *self._share_values(shares),
+            *self._movement_values({alert.stream for alert in state.active}),
+            *self._alert_values(state),
+            *self._outbox_values(),
         ]
+        exported = [_family(self._monitor, metric, series) for metric, series in values]
         if not self._stop.is_set():
-            self._families = families
+            self._families = exported
 
-    def _take_buckets(self, partitions: tuple[Partition, ...]) -> None:
-        decided = self._store.evaluation.state().bucket_ms
-        if decided is None or (self._read_ms is not None and decided < self._read_ms):
-            self._counts, self._read_ms = FleetCounts(WINDOW_MS), None  # the state is new, or was set back
-            self._bins_before = {}
-        self._layouts = self._store.catalog.layouts()
-        self._counts.know(self._layouts)
-        if decided is None:
+    # ---------------------------------------------------------------- counting
+
+    def _forget(self) -> None:
+        self._counts, self._bins_before = ClosedCounts(WINDOW_MS), np.zeros((0, BINS), dtype=np.int64)
+        self._counted_ms: int | None = None  # start of the newest bucket that was counted
+
+    def _count_closed(self, state: FleetState) -> None:
+        decided_ms = state.evaluator.bucket_ms
+        if decided_ms is None or (self._counted_ms is not None and decided_ms < self._counted_ms):
+            self._forget()  # the state is new, or was set back
+        self._counts.set_layouts(state.layouts)
+        if decided_ms is None:
             return
-        first = self._read_ms is None
-        since_ms = decided - WINDOW_MS if self._read_ms is None else self._read_ms + 1
-        held: dict[int, dict[str, Mapping[str, Vector]]] = {}
-        for fingerprint in self._layouts:
-            read = self._store.counts.buckets(partitions, fingerprint, since_ms, decided + 1, ("closed",))
-            for start, streams in read.items():
-                held.setdefault(start, {})[fingerprint] = streams
-        for start in sorted(held):
-            # what another holder of the lease has counted is not counted again
-            self._counts.add(start, held[start], count=not first)
-        self._read_ms = decided
+        # buckets of before the first read fill the window alone: another holder of the lease has counted them
+        first = self._counted_ms is None
+        since_ms = decided_ms - WINDOW_MS if self._counted_ms is None else self._counted_ms + 1
+        closed = self._store.counts.members(state.partitions, since_ms)
+        for bucket in sorted(closed, key=lambda bucket: bucket[2]):
+            if bucket[2] <= decided_ms:
+                self._counts.add(bucket[2], bucket[1], *self._store.counts.table(bucket), count=not first)
+        self._counted_ms = decided_ms
 
-    def _choose(self, now: _Now) -> None:
-        """The streams that are shown, those with most trouble first; the rest goes on in "(other)".
+    # ---------------------------------------------------------------- choosing
 
-        Both kinds of counts are sums of steps, so that a stream that changes sides makes no counter fall.
-        """
-        trouble: dict[str, tuple[int, int]] = {}
-        for alert in now.active:
-            firing, pending = trouble.get(alert.stream, (0, 0))
-            fires = alert.phase is AlertPhase.FIRING
-            trouble[alert.stream] = (firing + fires, pending + (not fires))
+    def _most_urgent(self, state: FleetState, shares: Mapping[str, tuple[Share, ...]]) -> list[str]:
+        """The shown streams: by firing alerts, then pending ones, then how far the OOD share lies above normal."""
+        alerts = Counter((alert.stream, alert.phase) for alert in state.active)
         shown_before = set(self._shown)
 
-        def rank(stream: str) -> tuple[tuple[int, int], float, bool, str]:
-            share = now.shares.get(stream)
+        def rank(stream: str) -> tuple[int, int, float, bool]:
+            share = shares.get(stream)
             excess = max(0.0, share[0].share - share[0].upper) if share else 0.0
-            return (trouble.get(stream, (0, 0)), excess, stream in shown_before, stream)
+            return alerts[stream, FIRING], alerts[stream, PENDING], excess, stream in shown_before
 
-        names = {*now.totals, *trouble} - {OTHER}
-        self._shown = sorted(sorted(names), key=lambda s: rank(s)[:3], reverse=True)[: self._shown_max]
+        names = sorted({*state.totals, *(stream for stream, _ in alerts)} - {OTHER_STREAM})
+        return sorted(names, key=rank, reverse=True)[: self._shown_max]
+
+    def _add_to_rest(self, state: FleetState) -> None:
+        """Add what the streams without series have grown by to "(other)".
+
+        Its counts are sums of steps, so that no counter falls when a stream gets or loses its series.
+        """
         shown = set(self._shown)
-        for stream, total in now.totals.items():
+        for stream, total in state.totals.items():
             if stream not in shown:
-                self._rest += _minus(total, self._before.get(stream, Totals()))
-        self._before = dict(now.totals)
-        for stream, counted in self._counts.p_values.items():
-            if stream not in shown:
-                self._rest_bins = self._rest_bins + counted - self._bins_before.get(stream, 0)
-        self._bins_before = {stream: counted.copy() for stream, counted in self._counts.p_values.items()}
+                self._rest += _minus(total, self._totals_before.get(stream, Totals()))
+        self._totals_before = state.totals
+        now = self._counts.p_values
+        hidden = [i for i, stream in enumerate(self._counts.streams.names[: len(now)]) if stream not in shown]
+        self._rest_bins += (now - grown(self._bins_before, len(now)))[hidden].sum(axis=0)
+        self._bins_before = now.copy()
 
-    # ---------------------------------------------------------------- families
+    # ---------------------------------------------------------------- values
 
-    def _monitor_families(self, now: _Now, partitions: tuple[Partition, ...], found: Iterable[Alert]) -> list[Metric]:
-        by_phase: Series = {}
-        for alert in found:
-            key = alert.rule, str(alert.phase)
-            by_phase[key] = by_phase.get(key, 0.0) + 1
-        return [
-            self._family(metrics.STREAMS, {(): len(now.totals)}),
-            self._family(metrics.PARTITIONS, {(): len(partitions)}),
-            self._family(metrics.BUCKET_LAG, {(): self._bucket_lag_s(partitions)}),
-            self._family(metrics.FLEET_READ, {(): time.time()}),
-            self._family(metrics.ALERTS, by_phase),
-            self._histogram(metrics.P_VALUE, self._counts.signals),
-        ]
-
-    def _bucket_lag_s(self, partitions: tuple[Partition, ...]) -> float:
-        watermark = fleet_watermark(self._store.partitions.cursors(partitions).values(), self._lateness_ms)
-        opened = {start for found in self._store.partitions.open_buckets(partitions).values() for _, start in found}
-        due = closable(opened, watermark, self._bucket_ms)
-        return max(0.0, ((watermark or 0) - min(due) - self._bucket_ms) / 1000) if due else 0.0
-
-    def _count_families(self, now: _Now) -> list[Metric]:
-        counts = {stream: now.totals.get(stream, Totals()) for stream in self._shown}
-        bins = {stream: self._counts.p_values.get(stream, np.zeros(BINS, dtype=np.int64)) for stream in self._shown}
-        if len(self._shown) < len(now.totals) or self._rest != Totals():
-            counts[OTHER], bins[OTHER] = self._rest, self._rest_bins
-        return [
-            self._family(metrics.STREAM_IMAGES, {(s,): t.applied for s, t in counts.items()}),
-            self._family(metrics.STREAM_REJECTED, {(s,): t.rejected for s, t in counts.items()}),
-            self._family(metrics.STREAM_LATE, {(s,): t.late for s, t in counts.items()}),
-            self._family(metrics.STREAM_DUPLICATES, {(s,): t.duplicates for s, t in counts.items()}),
-            self._histogram(metrics.STREAM_P_VALUE, bins),
-        ]
-
-    def _share_families(self, now: _Now) -> list[Metric]:
-        shares: Series = {}
-        bands: Series = {}
-        for stream in self._shown:
-            for share in now.shares.get(stream, ()):
-                level = f"{share.level:g}"
-                shares[stream, level] = share.share
-                bands[stream, level, "lower"], bands[stream, level, "upper"] = share.lower, share.upper
-        alerted = {alert.stream for alert in now.active}
-        effects: Series = {}
-        looks: Series = {}
-        for stream in self._shown[:STREAMS_IN_DETAIL]:
-            movement = self._counts.movement(stream)
-            for signal, learned, effect in movement.effects if movement else ():
-                effects[stream, signal, "learned" if learned else "property"] = effect
-            if stream in alerted:
-                looks[stream, (movement.triage if movement else None) or "unknown"] = 1.0
-        return [
-            self._family(metrics.STREAM_OOD_SHARE, shares),
-            self._family(metrics.STREAM_OOD_BAND, bands),
-            self._family(metrics.STREAM_EFFECT, effects),
-            self._family(metrics.STREAM_TRIAGE, looks),
-        ]
-
-    def _alert_families(self, now: _Now) -> list[Metric]:
-        shown = set(self._shown)
-        active: Series = {}
-        since: Series = {}
-        for alert in now.active:
-            stream = alert.stream if alert.stream in shown else OTHER
-            key = alert.rule, stream, str(alert.phase)
-            active[key] = active.get(key, 0.0) + 1
-            since[key[:2]] = min(since.get(key[:2], float("inf")), alert.since_ms / 1000)
-        own = [name.partition(" ") for name in self._store.outbox.self_alerts()]
-        return [
-            self._family(metrics.ALERT_ACTIVE, active),
-            self._family(metrics.ALERT_SINCE, since),
-            self._family(metrics.OWN_ALERT, {(rule, subject): 1.0 for rule, _, subject in own}),
-        ]
-
-    def _outbox_families(self) -> list[Metric]:
-        backlogs = {name: self._store.outbox.backlog(name) for name in self._receivers}
-        dead: Series = {(name,): 0.0 for name in self._receivers}
-        for letter in self._store.outbox.dead_alerts(DEAD_ALERTS_COUNTED):
-            if (letter.receiver,) in dead:
-                dead[letter.receiver,] += 1
-        now_s = time.time()
-        ages: Series = {
-            (name,): max(0.0, now_s - backlog.oldest_ms / 1000) if backlog.oldest_ms else 0.0
-            for name, backlog in backlogs.items()
+    def _monitor_values(self, state: FleetState) -> Iterator[Values]:
+        opened = {
+            start for found in self._store.partitions.open_buckets(state.partitions).values() for _, start in found
         }
-        return [
-            self._family(metrics.OUTBOX_ENTRIES, {(name,): backlog.entries for name, backlog in backlogs.items()}),
-            self._family(metrics.OUTBOX_AGE, ages),
-            self._family(metrics.DEAD_ALERTS, dead),
-            self._family(metrics.OUTBOX_DROPPED, {(): self._store.evaluation.state().outbox_dropped}),
-        ]
+        due = closable(opened, state.watermark_ms, self._bucket_ms)
+        lag_ms = (state.watermark_ms or 0) - min(due) - self._bucket_ms if due else 0
+        yield metrics.STREAMS, {(): len(state.totals)}
+        yield metrics.PARTITIONS, {(): len(state.partitions)}
+        yield metrics.BUCKET_LAG, {(): max(0.0, lag_ms / 1000)}
+        yield metrics.FLEET_READ, {(): time.time()}
+        yield metrics.P_VALUE, {(signal,): counts for signal, counts in self._counts.signals.items()}
+        yield metrics.OUTBOX_DROPPED, {(): state.evaluator.outbox_dropped}
+        yield metrics.OWN_ALERT, {(alert.rule, alert.subject): 1 for alert in state.self_alerts}
 
-    def _family(self, metric: FleetMetric, values: Series) -> Metric:
-        labels = ("monitor", *metric.labels)
-        family: CounterMetricFamily | GaugeMetricFamily = (
-            CounterMetricFamily(metric.name, metric.meaning, labels=labels)
-            if metric.kind == "counter"
-            else GaugeMetricFamily(metric.name, metric.meaning, labels=labels)
-        )
-        for names, value in values.items():
-            family.add_metric([self._monitor, *names], float(value))
-        return family
+    def _stream_values(self, state: FleetState) -> Iterator[Values]:
+        p_values = grown(self._counts.p_values, len(self._counts.streams))
+        row = {stream: i for i, stream in enumerate(self._counts.streams.names)}
+        totals = {stream: state.totals.get(stream, Totals()) for stream in self._shown}
+        nothing = np.zeros(BINS, dtype=np.int64)
+        bins: dict[tuple[str, ...], Counts] = {(s,): p_values[row[s]] if s in row else nothing for s in self._shown}
+        if len(self._shown) < len(state.totals) or self._rest != Totals():
+            totals[OTHER_STREAM], bins[OTHER_STREAM,] = self._rest, self._rest_bins
+        yield metrics.STREAM_IMAGES, {(s,): total.applied for s, total in totals.items()}
+        yield metrics.STREAM_REJECTED, {(s,): total.rejected for s, total in totals.items()}
+        yield metrics.STREAM_LATE, {(s,): total.late for s, total in totals.items()}
+        yield metrics.STREAM_DUPLICATES, {(s,): total.duplicates for s, total in totals.items()}
+        yield metrics.STREAM_P_VALUE, bins
 
-    def _histogram(self, metric: FleetMetric, values: Mapping[str, Bins]) -> Metric:
-        family = HistogramMetricFamily(metric.name, metric.meaning, labels=("monitor", *metric.labels))
-        for name, counts in values.items():
-            family.add_metric([self._monitor, name], cumulative(counts.tolist()), sum_value=None)
-        return family
+    def _share_values(self, shares: Mapping[str, Sequence[Share]]) -> Iterator[Values]:
+        found = [(s, f"{share.level:g}", share) for s in self._shown for share in shares.get(s, ())]
+        bands: dict[tuple[str, ...], float] = {}
+        for stream, level, share in found:
+            bands[stream, level, "lower"], bands[stream, level, "upper"] = share.lower, share.upper
+        yield metrics.STREAM_OOD_SHARE, {(s, level): share.share for s, level, share in found}
+        yield metrics.STREAM_OOD_BAND, bands
+
+    def _movement_values(self, alerting: Set[str]) -> Iterator[Values]:
+        found = {stream: self._counts.movement(stream) for stream in self._shown[:STREAMS_IN_DETAIL]}
+        effects: dict[tuple[str, ...], float] = {
+            (stream, signal, "learned" if learned else "property"): effect
+            for stream, movement in found.items()
+            for signal, learned, effect in (movement.effects if movement else ())
+        }
+        looks = {stream: movement.triage if movement else None for stream, movement in found.items()}
+        yield metrics.STREAM_EFFECT, effects
+        yield metrics.STREAM_TRIAGE, {(s, look or "unknown"): 1 for s, look in looks.items() if s in alerting}
+
+    def _alert_values(self, state: FleetState) -> Iterator[Values]:
+        shown = set(self._shown)
+        active = [(a.rule, a.stream if a.stream in shown else OTHER_STREAM, a) for a in state.active]
+        since: dict[tuple[str, ...], float] = {}
+        for rule, stream, alert in active:
+            since[rule, stream] = min(since.get((rule, stream), math.inf), alert.since_ms / 1000)
+        yield metrics.ALERTS, Counter((alert.rule, str(alert.phase)) for alert in state.alerts)
+        yield metrics.ALERT_ACTIVE, Counter((rule, stream, str(alert.phase)) for rule, stream, alert in active)
+        yield metrics.ALERT_SINCE, since
+
+    def _outbox_values(self) -> Iterator[Values]:
+        backlogs = {name: self._store.outbox.backlog(name) for name in self._receivers}
+        oldest_s = {name: backlog.oldest_ms / 1000 for name, backlog in backlogs.items() if backlog.oldest_ms}
+        now_s = time.time()
+        dead = Counter(letter.receiver for letter in self._store.outbox.dead_alerts(DEAD_ALERTS_COUNTED))
+        yield metrics.OUTBOX_ENTRIES, {(name,): backlog.entries for name, backlog in backlogs.items()}
+        yield metrics.OUTBOX_AGE, {(name,): max(0.0, now_s - oldest_s.get(name, now_s)) for name in self._receivers}
+        yield metrics.DEAD_ALERTS, {(name,): dead[name] for name in self._receivers}
 
 
-def _minus(a: Totals, b: Totals) -> Totals:
-    # a total that fell was counted anew (lost state): all of it is new
-    if any(getattr(a, f.name) < getattr(b, f.name) for f in fields(Totals)):
-        return a
-    return Totals(*(getattr(a, f.name) - getattr(b, f.name) for f in fields(Totals)))
+def _minus(now: Totals, before: Totals) -> Totals:
+    steps = [a - b for a, b in zip(astuple(now), astuple(before), strict=True)]
+    # a total that fell was counted again from the start (lost state): all of it is new
+    return now if min(steps) < 0 else Totals(*steps)
+
+
+def cumulative(counts: Counts) -> list[tuple[str, float]]:
+    """(9,) counts per bin as a Prometheus histogram: (upper edge, images with a p-value up to it)."""
+    edges = [*(f"{level:g}" for level in reversed(LEVELS)), "+Inf"]
+    return list(zip(edges, map(float, np.cumsum(counts[::-1])), strict=True))
+
+
+def _family(monitor: str, metric: FleetMetric, series: Series) -> Metric:
+    labels = ("monitor", *metric.labels)
+    if metric.kind == "histogram":
+        histogram = HistogramMetricFamily(metric.name, metric.meaning, labels=labels)
+        for own, counts in series.items():
+            histogram.add_metric([monitor, *own], cumulative(np.asarray(counts)), sum_value=None)
+        return histogram
+    kind = CounterMetricFamily if metric.kind == "counter" else GaugeMetricFamily
+    family = kind(metric.name, metric.meaning, labels=labels)
+    for own, value in series.items():
+        family.add_metric([monitor, *own], float(value))
+    return family

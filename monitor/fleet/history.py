@@ -1,54 +1,35 @@
 """The share of unusual images of every stream over the last hour, in memory; each sealed bucket is read once.
 
 A sealed bucket never changes, so what was read of it stays true. An hour of 5,000 streams takes some 15 MB here and
-1.4 GB to read: `follow` reads a few buckets at a time, newest first, and whoever looks meanwhile sees less of the past.
+1.4 GB to read: `follow` reads a few buckets at a time, newest first; until it is done, less of the past is known.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
 from monitor.core.buckets import IMAGES, Layout, cut_index, exceedances
 from monitor.core.types import Partition
+from monitor.fleet.state import read_layouts
+from monitor.fleet.tables import StreamRows, grown
 from monitor.store import Store
 
 LEVEL = 0.05
 """An image is called unusual at p <= this."""
 WINDOW_MS = 60_000
-"""What `share` looks back on."""
+"""Length of the window of `shares`."""
 REACH_MS = 3_600_000
 SLOT_MS = 10_000
-"""What is kept together: the default bucket. Shorter buckets would only take more memory."""
+"""What is summed together: the default bucket. Shorter slots would only take more memory."""
 
-Counts = NDArray[np.int64]
-Member = tuple[Partition, str, int]
-
-
-@dataclass
-class _Slot:
-    """(N,) images and those beyond the cut, by number of the stream; N grows with the number of known streams."""
-
-    images: NDArray[np.uint32] = field(default_factory=lambda: np.zeros(0, dtype=np.uint32))
-    passed: NDArray[np.uint32] = field(default_factory=lambda: np.zeros(0, dtype=np.uint32))
-
-    def add(self, ids: NDArray[np.intp], images: NDArray[np.uint32], passed: Counts) -> None:
-        if ids.size and ids.max() >= len(self.images):
-            more = int(ids.max()) + 1 - len(self.images)
-            self.images, self.passed = np.pad(self.images, (0, more)), np.pad(self.passed, (0, more))
-        self.images[ids] += images
-        self.passed[ids] += passed.astype(np.uint32)
-
-    def of(self, ids: NDArray[np.intp]) -> Counts:
-        """(2, K) images and unusual ones of some streams."""
-        inside = ids < len(self.images)
-        found = np.zeros((2, len(ids)), dtype=np.int64)
-        found[0, inside], found[1, inside] = self.images[ids[inside]], self.passed[ids[inside]]
-        return found
+Slots = dict[int, NDArray[np.uint32]]
+"""{start ms: (N, 2) images and unusual images by row of the stream}."""
+Bucket = tuple[Partition, str, int]
+"""(partition, fingerprint, start ms)."""
 
 
 class History:
@@ -61,18 +42,18 @@ class History:
     def __init__(self, store: Store, reach_ms: int = REACH_MS) -> None:
         self._store, self._reach_ms = store, reach_ms
         self._layouts: dict[str, Layout] = {}
-        self._number: dict[str, int] = {}
         self._forget()
 
     def _forget(self) -> None:
-        self._number.clear()
-        self._slots: dict[int, _Slot] = {}
-        self._read: set[Member] = set()
-        self._open: dict[int, _Slot] = {}
-        self._judged_ms: dict[str, Counts] = {}
+        self._streams = StreamRows()
+        self._sealed: Slots = {}
+        self._read: set[Bucket] = set()
+        self._open: Slots = {}
+        self._judged_ms: dict[str, NDArray[np.int64]] = {}
+        """{fingerprint: (N,) start of the stream's newest bucket that this profile judged, 0 for none}."""
 
     def follow(self, partitions: Sequence[Partition], high_ms: int, for_s: float) -> int:
-        """Take in sealed buckets that are not held yet, newest first; returns how many are left for another call.
+        """Read sealed buckets that are not held yet, newest first; returns how many are left for another call.
 
         Args:
             high_ms: the newest event time of all.
@@ -82,103 +63,98 @@ class History:
         sealed = set(self._store.counts.members(partitions, since_ms))
         if self._lost(sealed, since_ms):
             self._forget()
-        self._read = {member for member in self._read if member[2] >= since_ms}
-        for start in [start for start in self._slots if start < since_ms - SLOT_MS]:
-            del self._slots[start]
-        missing = sorted(sealed - self._read, key=lambda member: -member[2])
+        self._read = {bucket for bucket in self._read if bucket[2] >= since_ms}
+        for start in [start for start in self._sealed if start < since_ms - SLOT_MS]:
+            del self._sealed[start]
+        missing = sorted(sealed - self._read, key=lambda bucket: -bucket[2])
         until_s = time.monotonic() + for_s
-        for taken, member in enumerate(missing):
+        for taken, bucket in enumerate(missing):
             if taken and time.monotonic() > until_s:
                 return len(missing) - taken
-            self._take(member, self._slots)
-            self._read.add(member)
+            self._add(bucket, self._sealed)
+            self._read.add(bucket)
         return 0
 
-    def look(self, partitions: Sequence[Partition], high_ms: int) -> None:
-        """Read the buckets that are still open; they are read anew each time."""
-        opened: dict[int, _Slot] = {}
-        for member in self._store.counts.members(partitions, high_ms - self._reach_ms, ("open",)):
-            if member not in self._read:  # sealed since
-                self._take(member, opened)
+    def read_open(self, partitions: Sequence[Partition], high_ms: int) -> None:
+        """Read the buckets that are still open; they are read again each time."""
+        opened: Slots = {}
+        for bucket in self._store.counts.members(partitions, high_ms - self._reach_ms, ("open",)):
+            if bucket not in self._read:  # sealed since
+                self._add(bucket, opened)
         self._open = opened
 
     def shares(self, high_ms: int) -> dict[str, float]:
         """{stream: share of its images in the last minute before `high_ms` that are unusual}, of those with images."""
-        images = np.zeros(len(self._number), dtype=np.int64)
-        passed = np.zeros_like(images)
-        for slot in self._within(high_ms - WINDOW_MS, high_ms):
-            images[: len(slot.images)] += slot.images
-            passed[: len(slot.passed)] += slot.passed
-        names = list(self._number)
-        return {names[i]: float(passed[i] / images[i]) for i in np.flatnonzero(images)}
+        total = np.zeros((len(self._streams), 2), dtype=np.int64)
+        for start in self._starts(high_ms - WINDOW_MS, high_ms):
+            for table in self._at(start):
+                total += table
+        names = self._streams.names
+        return {names[i]: float(total[i, 1] / total[i, 0]) for i in np.flatnonzero(total[:, 0])}
 
     def lines(self, streams: Sequence[str], high_ms: int, points: int) -> dict[str, list[tuple[int, int, int]]]:
-        """{stream: [(start ms, images, unusual ones), ...]} over the reach in at most `points` equal steps.
+        """{stream: [(start ms, images, unusual images), ...]} over the reach in at most `points` equal steps.
 
         Oldest first, without steps that had no images. The steps are the same for all streams.
         """
-        starts = sorted({start for start in {*self._slots, *self._open} if start > high_ms - self._reach_ms})
-        known = [stream for stream in streams if stream in self._number]
+        starts = self._starts(high_ms - self._reach_ms + 1)
+        known = [stream for stream in streams if stream in self._streams]
         if not starts or not known:
             return {}
-        ids = np.array([self._number[stream] for stream in known])
+        rows = self._streams.of(known)
         step_ms = SLOT_MS * -(-((starts[-1] - starts[0]) // SLOT_MS + 1) // points)
-        steps: dict[int, Counts] = {}
+        steps: dict[int, NDArray[np.int64]] = {}
         for start in starts:
-            held = steps.setdefault(start // step_ms * step_ms, np.zeros((2, len(ids)), dtype=np.int64))
-            for slot in self._within(start, start):
-                held += slot.of(ids)
+            step = steps.setdefault(start // step_ms * step_ms, np.zeros((len(rows), 2), dtype=np.int64))
+            for slot in self._at(start):
+                step += slot[rows]
         table = np.stack(list(steps.values())).tolist()
         return {
-            stream: [(start, row[0][i], row[1][i]) for start, row in zip(steps, table, strict=True) if row[0][i]]
+            stream: [(start, *row[i]) for start, row in zip(steps, table, strict=True) if row[i][0]]
             for i, stream in enumerate(known)
         }
 
     def judged_by(self) -> dict[str, list[str]]:
         """{fingerprint: streams whose newest images that profile judged}, as far as is held."""
-        names = list(self._number)
-        latest = {f: np.pad(judged, (0, len(names) - len(judged))) for f, judged in self._judged_ms.items()}
+        names = self._streams.names
+        latest = {fingerprint: grown(judged, len(names)) for fingerprint, judged in self._judged_ms.items()}
         newest = np.maximum.reduce([np.zeros(len(names), dtype=np.int64), *latest.values()])
         return {
             fingerprint: sorted(names[i] for i in np.flatnonzero((judged == newest) & (judged > 0)))
             for fingerprint, judged in latest.items()
         }
 
-    def _within(self, since_ms: int, until_ms: int) -> Iterator[_Slot]:
-        """The slots that start in [since, until]; a sealed and an open one may start together."""
-        for slots in (self._slots, self._open):
-            if since_ms == until_ms:
-                if since_ms in slots:
-                    yield slots[since_ms]
-            else:
-                yield from (slot for start, slot in slots.items() if since_ms <= start <= until_ms)
+    def _starts(self, since_ms: int, until_ms: int | None = None) -> list[int]:
+        """Starts of the slots in [since, until], in order."""
+        starts = {*self._sealed, *self._open}
+        return sorted(start for start in starts if since_ms <= start and (until_ms is None or start <= until_ms))
 
-    def _lost(self, sealed: set[Member], since_ms: int) -> bool:
-        """Whether Redis no longer has a bucket that we took in: it was set back, and counts will come again.
+    def _at(self, start: int) -> list[NDArray[np.uint32]]:
+        """The (N, 2) tables of one slot: what is sealed of it, and what is still open."""
+        return [grown(slots[start], len(self._streams)) for slots in (self._sealed, self._open) if start in slots]
 
-        Its retention takes the oldest first, so a bucket that is gone while an older one stands was lost.
+    def _lost(self, sealed: set[Bucket], since_ms: int) -> bool:
+        """Whether Redis no longer has a bucket that was read: it was set back, and its images will be counted again.
+
+        Its retention removes the oldest first, so a bucket that is gone while an older one stands was lost.
         """
-        gone = {member for member in self._read if member[2] >= since_ms} - sealed
+        gone = {bucket for bucket in self._read if bucket[2] >= since_ms} - sealed
         oldest = min((start for _, _, start in sealed), default=None)
         return bool(gone) and (oldest is None or any(start > oldest for _, _, start in gone))
 
-    def _take(self, member: Member, slots: dict[int, _Slot]) -> None:
-        _, fingerprint, start = member
-        layout = self._layout(fingerprint)
-        names, table = self._store.counts.table(member)
+    def _add(self, bucket: Bucket, slots: Slots) -> None:
+        _, fingerprint, start = bucket
+        if fingerprint not in self._layouts:
+            self._layouts = read_layouts(self._store)
+        layout = self._layouts.get(fingerprint)
+        names, table = self._store.counts.table(bucket)
         if layout is None or not names:
             return
-        ids = np.array([self._number.setdefault(name, len(self._number)) for name in names], dtype=np.intp)
-        passed = exceedances(layout, table, "ood")[:, cut_index(LEVEL)]
-        judged = self._judged_ms.get(fingerprint, np.zeros(0, dtype=np.int64))
-        judged = np.pad(judged, (0, len(self._number) - len(judged)))
-        judged[ids] = np.maximum(judged[ids], start)
+        rows, known = self._streams.of(names), len(self._streams)
+        judged = grown(self._judged_ms.get(fingerprint, np.zeros(0, dtype=np.int64)), known)
+        judged[rows] = np.maximum(judged[rows], start)
         self._judged_ms[fingerprint] = judged
-        slots.setdefault(start // SLOT_MS * SLOT_MS, _Slot()).add(ids, table[:, IMAGES], passed)
-
-    def _layout(self, fingerprint: str) -> Layout | None:
-        """None where nobody said what its vectors mean."""
-        if fingerprint not in self._layouts:
-            self._layouts = self._store.catalog.layouts()
-        layout = self._layouts.get(fingerprint)
-        return layout if layout is not None and "ood" in layout.signals else None
+        slot_ms = start // SLOT_MS * SLOT_MS
+        slots[slot_ms] = grown(slots.get(slot_ms, np.zeros((0, 2), dtype=np.uint32)), known)
+        passed = exceedances(layout, table, "ood")[:, cut_index(LEVEL)].astype(np.uint32)
+        slots[slot_ms][rows] += np.column_stack([table[:, IMAGES], passed])

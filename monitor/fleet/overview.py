@@ -1,4 +1,4 @@
-"""What stands in Redis, per stream, for people and scripts: the command line, the pages and the JSON API."""
+"""The newest state of the fleet and of every stream, kept in memory for pages and scripts that ask often."""
 
 from __future__ import annotations
 
@@ -7,34 +7,33 @@ import threading
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 import structlog
 
-from monitor.core.alert_document import rfc3339
-from monitor.core.alert_state import UNDER_WAY
-from monitor.core.event_time import fleet_watermark, watermark_ms
-from monitor.core.types import Alert, Cursor, Partition, Totals
+from monitor.core.event_time import watermark_ms
+from monitor.core.silences import Silence
+from monitor.core.types import Partition, Totals
 from monitor.fleet.history import REACH_MS, WINDOW_MS, History
+from monitor.fleet.state import FleetState, newest_event_ms, read_silences, read_state
 from monitor.store import Store, StoreError
 
 log = structlog.get_logger(__name__)
 
 FRESH_S = 1.5
-"""A snapshot younger than this is shown again: reloading a page must not read Redis anew."""
+"""A younger snapshot is shown again: reloading a page must not read Redis each time."""
 CATCHING_UP_FRESH_S = 10.0
 """Likewise while the past is read: both at once would make the first visitors wait."""
 LOOK_EVERY_S = 1.0
-"""Between looks for news while somebody watches a page; less than FRESH_S, so that watchers read nothing twice."""
+"""Between two looks for changes while a page is watched; less than FRESH_S, so that watchers read nothing twice."""
 FOLLOW_EVERY_S = 5.0
-"""Between looks for sealed buckets while nobody does."""
+"""Between two looks for sealed buckets while no page is watched."""
 CATCH_UP_S, CATCH_UP_PAUSE_S = 0.05, 0.1
 """Catching up takes a third of the time: the daemon has other work, and pages wait for one piece at most."""
 
 
 @dataclass(frozen=True, slots=True)
 class StreamRow:
-    """One stream: counts since the state began, and how it looks now."""
+    """One stream: counts since the state began, and its state now."""
 
     totals: Totals
     ood_share: float | None
@@ -48,40 +47,22 @@ class StreamRow:
     partitions: tuple[Partition, ...] = ()
     """Where its images come from; empty where that is not known ("(other)")."""
 
-    def to_json(self) -> dict[str, Any]:
-        """As the API and `layerwatch streams --json` give it."""
-        return {
-            "applied": self.totals.applied,
-            "rejected": self.totals.rejected,
-            "rejected_by_reason": dict(sorted(self.reasons.items())),
-            "late": self.totals.late,
-            "duplicates": self.totals.duplicates,
-            "changes": self.totals.changes,
-            "ood_share": None if self.ood_share is None else round(self.ood_share, 6),
-            "last_event": rfc3339(self.last_event_ms) if self.last_event_ms else None,
-            "watermark": rfc3339(self.watermark_ms) if self.last_event_ms else None,
-            "alerts": list(self.alerts),
-        }
-
 
 @dataclass(frozen=True)
 class Snapshot:
-    """Everything that the pages show of the whole fleet, read at about the same time."""
+    """All that the pages show of the whole fleet, read at about the same time."""
 
+    state: FleetState = field(default_factory=FleetState)
     rows: Mapping[str, StreamRow] = field(default_factory=dict)
     """By name, in order."""
-    alerts: Sequence[Alert] = ()
-    """All that are kept, firing ones first, then the latest."""
-    own: Mapping[str, str] = field(default_factory=dict)
-    """Open episodes of the monitor's own troubles: name -> alert document."""
-    silences: Mapping[str, str] = field(default_factory=dict)
-    cursors: Mapping[Partition, Cursor | None] = field(default_factory=dict)
-    high_ms: int = 0
-    """The newest event time of all."""
-    watermark_ms: int | None = None
-    """Event time up to which every partition has been read; None while that is unknown."""
+    silences: Sequence[Silence] = ()
     number: int = 0
     """Grows with every change."""
+
+    def partitions_of(self, stream: str) -> tuple[Partition, ...]:
+        """Where a stream's images come from; every partition where that is not known."""
+        row = self.rows.get(stream)
+        return row.partitions if row is not None and row.partitions else self.state.partitions
 
 
 def stream_rows(store: Store, lateness_ms: int) -> dict[str, StreamRow]:
@@ -94,10 +75,10 @@ def stream_rows(store: Store, lateness_ms: int) -> dict[str, StreamRow]:
 
 
 class Overview:
-    """Keeps the fleet's state at hand. Safe to share between threads.
+    """Keeps a snapshot of the fleet. Safe to share between threads.
 
-    Between `start` and `stop` a thread follows the sealed buckets, and looks for news while somebody watches. Without
-    it everything is read when asked for.
+    Between `start` and `stop` a thread reads sealed buckets as they come, and looks for changes while a page is
+    watched. Without the thread everything is read when asked for.
     """
 
     def __init__(self, store: Store, lateness_ms: int, reach_ms: int = REACH_MS) -> None:
@@ -108,13 +89,13 @@ class Overview:
         self._taken_s = -math.inf
         self._watchers, self._counting = 0, threading.Lock()
         self.behind = 1
-        """Sealed buckets still to be read, as far as it reaches."""
+        """Sealed buckets of the last hour that are still to be read."""
         self._stop = threading.Event()
         self._wake = threading.Event()
         self._thread: threading.Thread | None = None
 
     def start(self) -> None:
-        """Begin to follow, with a first snapshot at hand."""
+        """Take a first snapshot and start the thread."""
         self._thread = threading.Thread(target=self._run, name="overview", daemon=True)
         try:
             self.snapshot()
@@ -123,7 +104,7 @@ class Overview:
         self._thread.start()
 
     def stop(self) -> None:
-        """End it; what is being read is waited for."""
+        """Stop the thread; waits for what it is reading."""
         self._stop.set()
         self._wake.set()
         if self._thread is not None:
@@ -142,14 +123,14 @@ class Overview:
             return self._snapshot
 
     def changed(self) -> None:
-        """Something was written by us: whoever asks next must see it."""
+        """Make the next snapshot read again: this process has just written something."""
         self._taken_s = -math.inf
         self._wake.set()
 
     def lines(self, streams: Sequence[str], points: int) -> dict[str, list[tuple[int, int, int]]]:
         """`History.lines` up to the newest event time."""
         with self._reading:
-            return self._history.lines(streams, self._snapshot.high_ms, points)
+            return self._history.lines(streams, self._snapshot.state.high_ms, points)
 
     def judged_by(self) -> dict[str, list[str]]:
         """`History.judged_by`, of the last hour."""
@@ -165,16 +146,16 @@ class Overview:
 
     @property
     def stopping(self) -> bool:
-        """Whether whoever watches should let go."""
+        """Whether watchers must disconnect."""
         return self._stop.is_set()
 
     @property
     def watchers(self) -> int:
-        """How many watch."""
+        """Number of watchers."""
         return self._watchers
 
     def watch(self, more: int) -> None:
-        """Somebody begins (1) or ends (-1) to watch; never waits for Redis."""
+        """A watcher comes (1) or goes (-1); never waits for Redis."""
         with self._counting:
             self._watchers += more
         self._wake.set()
@@ -194,17 +175,16 @@ class Overview:
             self._wake.clear()
 
     def _follow(self) -> int:
-        partitions = self._store.catalog.partitions()
-        high_ms = _high(self._store.partitions.cursors(partitions))
+        cursors = self._store.partitions.cursors(self._store.catalog.partitions())
         with self._reading:
-            self.behind = self._history.follow(partitions, high_ms, CATCH_UP_S)
+            self.behind = self._history.follow(tuple(cursors), newest_event_ms(cursors), CATCH_UP_S)
         return self.behind
 
     def _look(self) -> None:
         with self._reading:
             if self._read_stamp() != self._stamp:
                 self._refresh()
-            self._taken_s = time.monotonic()  # what is shown is still so
+            self._taken_s = time.monotonic()  # the snapshot is still true
 
     # ---------------------------------------------------------------- reading
 
@@ -215,59 +195,34 @@ class Overview:
         return repr((store.evaluation.state(), store.silences.all(), store.outbox.self_alerts(), cursors))
 
     def _refresh(self) -> None:
-        store, stamp = self._store, self._read_stamp()
-        partitions = store.catalog.partitions()
-        cursors = store.partitions.cursors(partitions)
-        high_ms = _high(cursors)
-        while self._history.follow(partitions, high_ms, CATCH_UP_S) and self._thread is None:
-            pass  # nobody catches up for us
-        self._history.look(partitions, high_ms)
-        known = sorted(store.evaluation.alerts().values(), key=_urgency)
-        self._snapshot = Snapshot(
-            rows=self._rows(partitions, high_ms, known),
-            alerts=tuple(known),
-            own=store.outbox.self_alerts(),
-            silences=store.silences.all(),
-            cursors=cursors,
-            high_ms=high_ms,
-            watermark_ms=fleet_watermark(cursors.values(), self._lateness_ms),
-            number=self._snapshot.number + (stamp != self._stamp),
-        )
+        stamp, state = self._read_stamp(), read_state(self._store, self._lateness_ms)
+        while self._history.follow(state.partitions, state.high_ms, CATCH_UP_S) and self._thread is None:
+            pass  # without the thread all of the past is read here
+        self._history.read_open(state.partitions, state.high_ms)
+        number = self._snapshot.number + (stamp != self._stamp)
+        self._snapshot = Snapshot(state, self._rows(state), read_silences(self._store), number)
         self._stamp, self._taken_s = stamp, time.monotonic()
 
-    def _rows(self, partitions: Sequence[Partition], high_ms: int, known: Sequence[Alert]) -> dict[str, StreamRow]:
-        store = self._store
-        totals = store.counts.totals(partitions)
+    def _rows(self, state: FleetState) -> dict[str, StreamRow]:
         last_event: dict[str, int] = {}
-        places: dict[str, tuple[Partition, ...]] = {}
-        for partition in partitions:
-            for stream, facts in store.partitions.facts(partition).items():
+        partitions: dict[str, tuple[Partition, ...]] = {}
+        for partition in state.partitions:
+            for stream, facts in self._store.partitions.facts(partition).items():
                 last_event[stream] = max(last_event.get(stream, 0), facts.event_time_ms)
-                places[stream] = (*places.get(stream, ()), partition)
-        shares, reasons = self._history.shares(high_ms), store.counts.rejected_reasons(partitions)
-        under_way: dict[str, list[str]] = {}
-        for alert in known:
-            if alert.phase in UNDER_WAY:
-                under_way.setdefault(alert.stream, []).append(alert.rule)
+                partitions[stream] = (*partitions.get(stream, ()), partition)
+        shares, reasons = self._history.shares(state.high_ms), self._store.counts.rejected_reasons(state.partitions)
+        active: dict[str, list[str]] = {}
+        for alert in state.active:
+            active.setdefault(alert.stream, []).append(alert.rule)
         return {
             stream: StreamRow(
-                totals=totals.get(stream, Totals()),
+                totals=state.totals.get(stream, Totals()),
                 ood_share=shares.get(stream),
                 last_event_ms=last_event.get(stream, 0),
                 watermark_ms=watermark_ms(last_event.get(stream, 0), self._lateness_ms),
-                alerts=tuple(sorted(under_way.get(stream, ()))),
+                alerts=tuple(sorted(active.get(stream, ()))),
                 reasons=reasons.get(stream, {}),
-                partitions=places.get(stream, ()),
+                partitions=partitions.get(stream, ()),
             )
-            for stream in sorted({*totals, *under_way})
+            for stream in sorted({*state.totals, *active})
         }
-
-
-def _urgency(alert: Alert) -> tuple[int, int, str, str]:
-    rank = UNDER_WAY.index(alert.phase) if alert.phase in UNDER_WAY else len(UNDER_WAY)
-    latest_ms = alert.since_ms if rank < len(UNDER_WAY) else alert.resolved_ms
-    return rank, -latest_ms, alert.rule, alert.stream
-
-
-def _high(cursors: Mapping[Partition, Cursor | None]) -> int:
-    return max((cursor.high_ms for cursor in cursors.values() if cursor), default=0)

@@ -1,148 +1,170 @@
-"""The JSON API under /api/v1: what the pages show, for scripts. `static/openapi.json` describes it."""
+"""The JSON API under /api/v1: what the pages show, for scripts. Each function here is one endpoint.
+
+The signature of an endpoint also describes it in the OpenAPI document (`monitor.web.openapi`): its return type is the
+answer, and a third argument is the JSON body.
+"""
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from typing import get_type_hints
 
+from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import BaseRoute, Route
 
-from monitor.core.alert_document import rfc3339
-from monitor.fleet.overview import Overview
-from monitor.fleet.stream_view import view_stream
-from monitor.rules.settings import RuleSettings
-from monitor.store import Store, StoreError
-from monitor.web import health, silencing
-from monitor.web.guard import Credentials, from_our_pages
-from monitor.web.pages import read_profiles
-from monitor.web.silencing import MAX_BODY_BYTES, RequestError
-from monitor.web.troubles import Teller
-
-UNAVAILABLE = "Redis does not answer"
+from monitor.store import StoreError
+from monitor.web import silencing
+from monitor.web.answers import AlertJson, AlertsJson, Answer, ProfilesJson, SilenceJson, SilencesJson
+from monitor.web.guard import from_our_pages
+from monitor.web.health import HealthJson, read_health
+from monitor.web.silencing import NewSilence, RequestError, read_body
+from monitor.web.site import Site, now_ms
+from monitor.web.stream_answers import StreamsJson, StreamViewJson
 
 
-class Api:
-    """Answers in JSON; errors are `{"error": text}`."""
+@dataclass(frozen=True)
+class Endpoint:
+    """One method of one path."""
 
-    def __init__(
-        self,
-        store: Store,
-        overview: Overview,
-        rules: Sequence[RuleSettings],
-        credentials: Credentials,
-        why_unready: Callable[[], str],
-    ) -> None:
-        self._store, self._overview, self._credentials = store, overview, credentials
-        self._teller, self._why_unready = Teller(rules), why_unready
+    method: str
+    path: str
+    """As Starlette routes it, below /api/v1."""
+    summary: str
+    run: Callable[..., Answer | None]
+    """run(site, request), or run(site, request, body)."""
+    may_miss: bool
+    """Whether it answers 404 where there is nothing of that name."""
 
-    def routes(self) -> list[BaseRoute]:
-        """Below /api/v1."""
-        return [
-            Route("/streams", _guarded(self._streams)),
-            Route("/streams/{name:path}", _guarded(self._stream)),
-            Route("/alerts", _guarded(self._alerts)),
-            Route("/silences", _guarded(self._silences)),
-            Route("/silences", self._add_silence, methods=["POST"]),
-            Route("/silences/{silence_id}", _guarded(self._expire_silence), methods=["DELETE"]),
-            Route("/profile", _guarded(self._profile)),
-            Route("/health", _guarded(self._health)),
-        ]
+    @property
+    def writes(self) -> bool:
+        """Whether it changes the state."""
+        return self.method != "GET"
 
-    def _streams(self, _: Request) -> Response:
-        snapshot = self._overview.snapshot()
-        return JSONResponse(
-            {
-                "watermark": None if snapshot.watermark_ms is None else rfc3339(snapshot.watermark_ms),
-                "streams": {stream: row.to_json() for stream, row in snapshot.rows.items()},
-            }
-        )
+    @property
+    def answer(self) -> type[Answer] | None:
+        """Type of the answer."""
+        returned: type[Answer] = get_type_hints(self.run)["return"]
+        return returned if isinstance(returned, type) and issubclass(returned, Answer) else None
 
-    def _stream(self, request: Request) -> Response:
-        name = request.query_params.get("name", "") or request.path_params["name"]
-        snapshot = self._overview.snapshot()
-        if name not in snapshot.rows:
-            return _error(404, "no such stream")
-        view = view_stream(self._store, snapshot, name, request.query_params.get("alert", ""))
-        own = [alert for alert in self._known_alerts() if alert["stream"] == name]
-        return JSONResponse({"stream": name, **snapshot.rows[name].to_json(), "known_alerts": own, **view.to_json()})
+    @property
+    def takes_body(self) -> bool:
+        """Whether it takes a JSON body."""
+        return "wanted" in self.run.__annotations__
 
-    def _alerts(self, _: Request) -> Response:
-        return JSONResponse({"alerts": self._known_alerts()})
 
-    def _known_alerts(self) -> list[dict[str, Any]]:
-        snapshot, now_ms = self._overview.snapshot(), time.time_ns() // 1_000_000
-        silences = silencing.readable(snapshot.silences)
-        return [self._teller.show(alert, snapshot, silences, now_ms).to_json() for alert in snapshot.alerts]
+class ApiError(Exception):
+    """An answer other than success."""
 
-    def _silences(self, _: Request) -> Response:
-        found = silencing.readable(self._overview.snapshot().silences)
-        return JSONResponse({"silences": [silencing.to_json(silence) for silence in found]})
+    def __init__(self, status: int, text: str) -> None:
+        super().__init__(text)
+        self.status = status
 
-    async def _add_silence(self, request: Request) -> Response:
-        if refused := self._may_not_write(request):
-            return refused
-        # a form of another site cannot have this type without being asked first
-        if request.headers.get("content-type", "").partition(";")[0].strip().lower() != "application/json":
-            return _error(415, "content-type must be application/json")
+
+ENDPOINTS: list[Endpoint] = []
+
+
+def _endpoint(
+    method: str, path: str, summary: str, may_miss: bool = False
+) -> Callable[[Callable[..., Answer | None]], Callable[..., Answer | None]]:
+    def register(run: Callable[..., Answer | None]) -> Callable[..., Answer | None]:
+        ENDPOINTS.append(Endpoint(method, path, summary, run, may_miss))
+        return run
+
+    return register
+
+
+# ------------------------------------------------------------------------------------------------ endpoints
+
+
+@_endpoint("GET", "/streams", "Every stream: counts and state")
+def _streams(site: Site, _: Request) -> StreamsJson:
+    return StreamsJson.of(site.overview.snapshot())
+
+
+@_endpoint("GET", "/streams/{name:path}", "One stream: time line, what moved, most unusual images", may_miss=True)
+def _stream(site: Site, request: Request) -> StreamViewJson:
+    name = request.query_params.get("name", "") or request.path_params["name"]
+    snapshot = site.overview.snapshot()
+    if name not in snapshot.rows:
+        raise ApiError(404, "no such stream")
+    view = site.view_stream(snapshot, name, request.query_params.get("alert", ""))
+    return StreamViewJson.of_view(name, snapshot.rows[name], site.alert_views(snapshot, name), view)
+
+
+@_endpoint("GET", "/alerts", "Alerts under way, and those of the last week")
+def _alerts(site: Site, _: Request) -> AlertsJson:
+    return AlertsJson(alerts=[AlertJson.of(view) for view in site.alert_views(site.overview.snapshot())])
+
+
+@_endpoint("GET", "/silences", "All silences, ended ones of the last week too")
+def _silences(site: Site, _: Request) -> SilencesJson:
+    return SilencesJson(silences=[SilenceJson.of(silence, now_ms()) for silence in site.overview.snapshot().silences])
+
+
+@_endpoint("POST", "/silences", "Make a silence, in force at once")
+def _add_silence(site: Site, _: Request, wanted: NewSilence) -> SilenceJson:
+    silence = silencing.keep(site.store, wanted)
+    site.overview.changed()
+    return SilenceJson.of(silence, silence.starts_ms)
+
+
+@_endpoint("DELETE", "/silences/{id}", "End a silence", may_miss=True)
+def _expire_silence(site: Site, request: Request) -> None:
+    if not silencing.expire(site.store, request.path_params["id"]):
+        raise ApiError(404, "no such silence")
+    site.overview.changed()
+
+
+@_endpoint("GET", "/profile", "What normal is compared with")
+def _profile(site: Site, _: Request) -> ProfilesJson:
+    return site.profiles(site.overview.snapshot())
+
+
+@_endpoint("GET", "/health", "How the monitor itself fares")
+def _health(site: Site, _: Request) -> HealthJson:
+    return HealthJson.of(read_health(site.store, site.overview, site.why_unready()))
+
+
+# ------------------------------------------------------------------------------------------------ answering
+
+
+def routes(site: Site) -> list[BaseRoute]:
+    """All endpoints, below /api/v1; an error is `{"error": text}`."""
+    return [Route(e.path, _answering(site, e), methods=[e.method]) for e in ENDPOINTS]
+
+
+def _answering(site: Site, endpoint: Endpoint) -> Callable[[Request], Awaitable[Response]]:
+    async def answer(request: Request) -> Response:
         try:
-            wanted = silencing.from_json(await read_body(request))
-            silence = silencing.keep(self._store, wanted)
+            if endpoint.writes:
+                _check_may_write(site, request)
+            body = [silencing.from_json(await _json_body(request))] if endpoint.takes_body else []
+            found = await run_in_threadpool(endpoint.run, site, request, *body)
+        except ApiError as error:
+            return JSONResponse({"error": str(error)}, error.status)
         except RequestError as error:
-            return _error(422, str(error))
+            return JSONResponse({"error": str(error)}, 422)
         except StoreError:
-            return _error(503, UNAVAILABLE)
-        self._overview.changed()
-        return JSONResponse(silencing.to_json(silence), status_code=201)
-
-    def _expire_silence(self, request: Request) -> Response:
-        if refused := self._may_not_write(request):
-            return refused
-        if not silencing.expire(self._store, request.path_params["silence_id"]):
-            return _error(404, "no such silence")
-        self._overview.changed()
-        return Response(status_code=204)
-
-    def _may_not_write(self, request: Request) -> Response | None:
-        if not self._credentials.configured:
-            return _error(403, "nothing can be written without a token or password: set web.token")
-        if not from_our_pages(request.headers):
-            return _error(403, "sent by another site")
-        return None
-
-    def _profile(self, _: Request) -> Response:
-        self._overview.snapshot()
-        return JSONResponse({"profiles": read_profiles(self._store, self._overview)})
-
-    def _health(self, _: Request) -> Response:
-        return JSONResponse(health.look(self._store, self._overview, self._why_unready()).to_json())
-
-
-async def read_body(request: Request) -> bytes:
-    """The body of a small request.
-
-    Raises:
-        RequestError: it is longer than MAX_BODY_BYTES.
-    """
-    body = b""
-    async for chunk in request.stream():
-        body += chunk
-        if len(body) > MAX_BODY_BYTES:
-            raise RequestError("too long")
-    return body
-
-
-def _guarded(handler: Callable[[Request], Response]) -> Callable[[Request], Response]:
-    def answer(request: Request) -> Response:
-        try:
-            return handler(request)
-        except StoreError:
-            return _error(503, UNAVAILABLE)
+            return JSONResponse({"error": "Redis does not answer"}, 503)
+        if found is None:
+            return Response(status_code=204)
+        return Response(found.model_dump_json(), 201 if endpoint.writes else 200, media_type="application/json")
 
     return answer
 
 
-def _error(status: int, text: str) -> JSONResponse:
-    return JSONResponse({"error": text}, status_code=status)
+def _check_may_write(site: Site, request: Request) -> None:
+    if not site.credentials.configured:
+        raise ApiError(403, "nothing can be written without a token or password: set web.token")
+    if not from_our_pages(request.headers):
+        raise ApiError(403, "sent by another site")
+
+
+async def _json_body(request: Request) -> bytes:
+    # a form of another site cannot have this type unless the browser asks first
+    if request.headers.get("content-type", "").partition(";")[0].strip().lower() != "application/json":
+        raise ApiError(415, "content-type must be application/json")
+    return await read_body(request)

@@ -1,6 +1,6 @@
 """Drawings of the pages: numbers to the coordinates of inline SVG. Pure.
 
-Nothing here is text from outside: every string is made of numbers, and the templates escape what they write anyway.
+Every string is made of numbers: no text from outside gets in, and the templates escape what they write anyway.
 """
 
 from __future__ import annotations
@@ -9,30 +9,17 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from monitor.core.buckets import BINS, Layout, reference_counts
+from monitor.fleet.stream_view import Point
 from monitor.rules.evidence import MovedSignal
 
 SPARK_WIDTH, SPARK_HEIGHT = 120, 28
 SPARK_SHARE = 0.25
-"""Top of a sparkline at least: normal shares of some 5 % stay near the ground in every one of them."""
+"""Top of a sparkline at least: normal shares of some 5 % stay near the bottom of every sparkline."""
 WIDTH, HEIGHT, COUNT_HEIGHT = 600, 160, 36
 MOST_BAND = 0.5
-"""A band from a handful of images reaches to 100 %, and would press the line to the ground."""
+"""A band from a handful of images reaches to 100 % and would flatten the line."""
 TOPS = (0.2, 0.3, 0.4, 0.5, 0.6, 0.8, 1.0)
 BAR_WIDTH, BAR_HEIGHT = 10, 44
-
-
-@dataclass(frozen=True, slots=True)
-class Point:
-    """One step of a stream's time line."""
-
-    start_ms: int
-    images: int
-    share: float
-    """Of images with p <= .05."""
-    lower: float
-    upper: float
-    """Band in which `share` lies in distribution, at 99 %."""
-    rejected: int
 
 
 @dataclass(frozen=True, slots=True)

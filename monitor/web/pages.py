@@ -1,49 +1,42 @@
-"""The pages for people: made on the server, readable without JavaScript; every name in them is escaped by Jinja."""
+"""The pages for people, readable without JavaScript. A page is one function here and the template of the same name."""
 
 from __future__ import annotations
 
-import glob
-import hashlib
-import json
-import time
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
-from importlib.resources import files
-from operator import itemgetter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 from urllib.parse import urlencode
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
+from starlette.concurrency import run_in_threadpool
+from starlette.requests import Request
+from starlette.responses import HTMLResponse, PlainTextResponse, RedirectResponse, Response
+from starlette.routing import BaseRoute, Route
 
-from monitor.core.alert_document import rfc3339, stream_path
-from monitor.core.types import AlertPhase
-from monitor.fleet.overview import Overview, Snapshot, StreamRow
-from monitor.fleet.stream_view import Glance, glance, picture_address, view_stream
-from monitor.rules.settings import RuleSettings
-from monitor.store import Store
-from monitor.web import drawing, silencing, words
-from monitor.web.health import Health
-from monitor.web.troubles import Shown, Teller, Trouble, own_troubles
+from monitor.core.types import AlertPhase, Exemplar
+from monitor.fleet.overview import Snapshot, StreamRow
+from monitor.fleet.stream_view import StreamEvidence
+from monitor.store import StoreError
+from monitor.web import drawing, labels, silencing
+from monitor.web.guard import from_our_pages, user_of
+from monitor.web.health import read_health
+from monitor.web.presenter import AlertView, StreamAlerts
+from monitor.web.silencing import RequestError, read_body
+from monitor.web.site import NAV, Site, now_ms
 
 ROWS = 100
 """Streams on one page: as many as a person reads, and quickly made; a search field and further pages lead on."""
 CARDS = 8
-"""Streams in trouble that are told of in full; the table below has all."""
-GLANCE_S = 10.0
-"""How long what an alert looks like is shown again: one default bucket."""
+"""Alerting streams that are described in full; the table below has all."""
 POINTS = 60
 RESOLVED = 100
 FIELDS = ("stream", "rule", "duration_s", "author", "comment")
 DONE = {"silenced": "Silenced.", "expired": "The silence is over."}
 
-
-@dataclass(frozen=True, slots=True)
-class Visitor:
-    """Who asks, as far as pages differ."""
-
-    user: str = ""
-    form_token: str = ""
-    """Empty where nothing can be written."""
+Facts = Mapping[str, Any]
+"""What a template shows, by name."""
+View = Callable[[Site, Snapshot, Request], Facts | None]
+PAGES: dict[str, View] = {}
+"""Path -> the function of the page."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,212 +45,227 @@ class StreamLine:
 
     name: str
     row: StreamRow
-    trouble: Trouble | None
+    alerts: StreamAlerts | None
     spark: drawing.Spark | None
     quiet: str
     """How long it has sent nothing, where that is longer than the last minute."""
 
 
-class Pages:
-    """Renders pages; every method may raise StoreError.
+def _page(path: str, nav: str = "") -> Callable[[View], View]:
+    """Serve a view at that path; `nav` is the text of the link to it in the head of all pages."""
 
-    Args:
-        monitor: its name, for the head of the pages.
-        rules: as configured.
-        base: path below which a proxy puts the pages, as /layerwatch; empty without one.
-    """
+    def register(view: View) -> View:
+        PAGES[path] = view
+        if nav:
+            NAV.append((view.__name__, path, nav))
+        return view
 
-    def __init__(
-        self, store: Store, overview: Overview, monitor: str, rules: Sequence[RuleSettings], base: str = ""
-    ) -> None:
-        self._store, self._overview, self._monitor = store, overview, monitor
-        self._teller = Teller(rules)
-        self._templates = _environment(base)
-        for name in self._templates.list_templates():
-            self._templates.get_template(name)  # compiled now, not while the first visitor waits
-        self._glances: Mapping[str, tuple[float, Glance]] = {}
-
-    def overview(self, search: str = "", page: int = 1) -> str:
-        """All streams, those in trouble first."""
-        snapshot, now_ms = self._overview.snapshot(), _now_ms()
-        troubles = self._teller.troubles(snapshot, silencing.readable(snapshot.silences), now_ms)
-        names = _by_trouble(snapshot, troubles, search)
-        pages = max(1, -(-len(names) // ROWS))
-        page = min(max(1, page), pages)
-        shown = names[(page - 1) * ROWS : page * ROWS]
-        return self._render(
-            "overview.html",
-            snapshot,
-            troubles=troubles,
-            cards=self._cards(snapshot, troubles[:CARDS]),
-            own=own_troubles(snapshot),
-            lines=self._lines(snapshot, shown, troubles),
-            found=len(names),
-            search=search,
-            page=page,
-            pages=pages,
-            behind=self._overview.behind,
-        )
-
-    def stream(self, name: str, alert_id: str = "") -> str | None:
-        """One stream around one of its alerts, or now; None where it was never seen."""
-        snapshot, now_ms = self._overview.snapshot(), _now_ms()
-        if name not in snapshot.rows:
-            return None
-        view = view_stream(self._store, snapshot, name, alert_id)
-        silences = silencing.readable(snapshot.silences)
-        known = [self._teller.show(alert, snapshot, silences, now_ms) for alert in snapshot.alerts]
-        own = [shown for shown in known if shown.alert.stream == name]
-        chart = drawing.chart(view.points, view.step_ms)
-        (line,) = self._lines(snapshot, [name], self._teller.troubles(snapshot, silences, now_ms))
-        return self._render(
-            "stream.html",
-            snapshot,
-            name=name,
-            line=line,
-            known=own,
-            focus=next((shown for shown in own if view.focus and shown.alert.id == view.focus.id), None),
-            view=view,
-            chart=chart,
-            spans=_spans(chart, own, snapshot.high_ms),
-            moved=[(moved, drawing.histogram(view.layout, moved)) for moved in view.moved] if view.layout else [],
-            exemplars=[(exemplar, _p_values(view, exemplar)) for exemplar in view.exemplars],
-            typical=[(exemplar, _p_values(view, exemplar)) for exemplar in view.typical],
-        )
-
-    def alerts(self, visitor: Visitor, asked: Mapping[str, str], error: str = "") -> str:
-        """Alerts under way and lately resolved, silences, and the form for a new one.
-
-        Args:
-            asked: what to fill the form with (stream, rule, ...); `done` says what was done just now.
-            error: what was wrong with the form.
-        """
-        snapshot, now_ms = self._overview.snapshot(), _now_ms()
-        silences = silencing.readable(snapshot.silences)
-        resolved = [alert for alert in snapshot.alerts if alert.phase is AlertPhase.RESOLVED][:RESOLVED]
-        return self._render(
-            "alerts.html",
-            snapshot,
-            troubles=self._teller.troubles(snapshot, silences, now_ms),
-            own=own_troubles(snapshot),
-            resolved=[self._teller.show(alert, snapshot, silences, now_ms) for alert in resolved],
-            silences=[(silence, silence.active(now_ms)) for silence in silences],
-            durations=silencing.DURATIONS_S,
-            visitor=visitor,
-            asked={**dict.fromkeys(FIELDS, ""), **asked},
-            done=DONE.get(asked.get("done", ""), ""),
-            error=error,
-        )
-
-    def profiles(self) -> str:
-        """What each profile in use was learned from, and what it measures."""
-        snapshot = self._overview.snapshot()
-        return self._render("profile.html", snapshot, profiles=read_profiles(self._store, self._overview))
-
-    def health(self, health: Health) -> str:
-        """How the monitor itself fares."""
-        snapshot = self._overview.snapshot()
-        return self._render("health.html", snapshot, health=health, own=own_troubles(snapshot))
-
-    def error(self, title: str, text: str) -> str:
-        """A page that says what went wrong; reads nothing."""
-        return self._render("error.html", Snapshot(), title=title, text=text)
-
-    def _cards(self, snapshot: Snapshot, troubles: Sequence[Trouble]) -> list[tuple[Trouble, Glance]]:
-        held, now_s = self._glances, time.monotonic()
-        looked: dict[str, tuple[float, Glance]] = {}
-        for trouble in troubles:
-            alert = trouble.first.alert
-            seen = held.get(alert.id)
-            fresh = seen is not None and now_s - seen[0] < GLANCE_S
-            looked[alert.id] = seen if seen and fresh else (now_s, glance(self._store, snapshot, alert))
-        self._glances = looked  # of those shown, so it stays small
-        return [(trouble, looked[trouble.first.alert.id][1]) for trouble in troubles]
-
-    def _lines(self, snapshot: Snapshot, names: Sequence[str], troubles: Sequence[Trouble]) -> list[StreamLine]:
-        in_trouble = {trouble.stream: trouble for trouble in troubles}
-        lines = self._overview.lines(names, POINTS)
-        since_ms = min((points[0][0] for points in lines.values() if points), default=0)
-        found = []
-        for name in names:
-            row = snapshot.rows[name]
-            silent = row.ood_share is None and row.last_event_ms > 0
-            quiet = words.duration(snapshot.high_ms - row.last_event_ms) if silent else ""
-            spark = drawing.spark(lines.get(name, ()), since_ms, snapshot.high_ms)
-            found.append(StreamLine(name, row, in_trouble.get(name), spark, quiet))
-        return found
-
-    def _render(self, template: str, snapshot: Snapshot, **facts: Any) -> str:
-        shared = {"monitor": self._monitor, "snapshot": snapshot, "now_ms": _now_ms(), "page_name": template[:-5]}
-        return self._templates.get_template(template).render(**shared, **facts)
+    return register
 
 
-def read_profiles(store: Store, overview: Overview) -> dict[str, dict[str, Any]]:
-    """{fingerprint: {"layout", "manifest" (or None), "streams"}} of the profiles that counted here lately."""
-    manifests, judged_by = store.catalog.profiles(), overview.judged_by()
+# ------------------------------------------------------------------------------------------------ pages
+
+
+@_page("/", nav="Streams")
+def overview(site: Site, snapshot: Snapshot, request: Request) -> Facts:
+    """All streams, alerting ones first."""
+    search, number = request.query_params.get("q", ""), request.query_params.get("page", "1")
+    alerting = site.alerting(snapshot)
+    names = _most_urgent(snapshot, alerting, search)
+    pages = max(1, -(-len(names) // ROWS))
+    page = int(number) if number.isascii() and number.isdigit() and len(number) < 10 else 1
+    page = min(max(1, page), pages)
+    cards = alerting[:CARDS]
     return {
-        fingerprint: {
-            "layout": asdict(layout),
-            "manifest": json.loads(manifests[fingerprint]) if fingerprint in manifests else None,
-            "streams": judged_by.get(fingerprint, []),
-        }
-        for fingerprint, layout in sorted(store.catalog.layouts().items(), key=itemgetter(0))
+        "alerting": alerting,
+        "cards": list(zip(cards, site.evidence(snapshot, [c.first.alert for c in cards]), strict=True)),
+        "lines": _lines(site, snapshot, names[(page - 1) * ROWS : page * ROWS], alerting),
+        "found": len(names),
+        "search": search,
+        "page": page,
+        "pages": pages,
+        "behind": site.overview.behind,
     }
 
 
-def _by_trouble(snapshot: Snapshot, troubles: Sequence[Trouble], search: str) -> list[str]:
-    place = {trouble.stream: i for i, trouble in enumerate(troubles)}
+@_page("/streams/{name:path}")
+def stream(site: Site, snapshot: Snapshot, request: Request) -> Facts | None:
+    """One stream during one of its alerts, or now; None where no such stream was ever seen."""
+    name = request.query_params.get("name", "") or request.path_params["name"]
+    if name not in snapshot.rows:
+        return None
+    view = site.view_stream(snapshot, name, request.query_params.get("alert", ""))
+    alerts = site.alert_views(snapshot, name)
+    chart = drawing.chart(view.points, view.step_ms)
+    (line,) = _lines(site, snapshot, [name], site.alerting(snapshot))
+    layout = view.evidence.layout
+    return {
+        "name": name,
+        "line": line,
+        "focus": next((alert for alert in alerts if view.focus and alert.alert.id == view.focus.id), None),
+        "view": view,
+        "chart": chart,
+        "spans": _spans(chart, alerts, snapshot.state.high_ms),
+        "moved": [(moved, drawing.histogram(layout, moved)) for moved in view.evidence.moved] if layout else [],
+        "exemplars": [(image, _p_values(view.evidence, image)) for image in view.evidence.exemplars],
+        "typical": [(image, _p_values(view.evidence, image)) for image in view.typical],
+    }
+
+
+@_page("/alerts", nav="Alerts")
+def alerts(site: Site, snapshot: Snapshot, request: Request) -> Facts:
+    """Active and lately resolved alerts, silences, and the form for a new silence."""
+    return _alerts(site, snapshot, request, request.query_params)
+
+
+@_page("/profile", nav="Profile")
+def profile(site: Site, snapshot: Snapshot, _: Request) -> Facts:
+    """What each profile in use was learned from, and what it measures."""
+    return {"profiles": site.profiles(snapshot).profiles}
+
+
+@_page("/health", nav="Health")
+def health(site: Site, _: Snapshot, __: Request) -> Facts:
+    """Health of the monitor itself."""
+    return {"health": read_health(site.store, site.overview, site.why_unready())}
+
+
+def _alerts(site: Site, snapshot: Snapshot, request: Request, asked: Mapping[str, str], error: str = "") -> Facts:
+    """Facts of the alerts page.
+
+    Args:
+        asked: what to fill the form with (stream, rule, ...); `done` says what was done just now.
+        error: what was wrong with the form.
+    """
+    resolved = [alert for alert in snapshot.state.alerts if alert.phase is AlertPhase.RESOLVED][:RESOLVED]
+    return {
+        "alerting": site.alerting(snapshot),
+        "resolved": [site.presenter.view(alert, snapshot, now_ms()) for alert in resolved],
+        "silences": [(silence, silence.active(now_ms())) for silence in snapshot.silences],
+        "durations": silencing.DURATIONS_S,
+        "user": user_of(request.headers.get("authorization", "")),
+        "form_token": site.credentials.form_token() if site.credentials.configured else "",
+        "asked": {**dict.fromkeys(FIELDS, ""), **asked},
+        "done": DONE.get(asked.get("done", ""), ""),
+        "error": error,
+    }
+
+
+# ------------------------------------------------------------------------------------------------ parts of pages
+
+
+def _lines(site: Site, snapshot: Snapshot, names: Sequence[str], alerting: Sequence[StreamAlerts]) -> list[StreamLine]:
+    by_stream = {alerts.stream: alerts for alerts in alerting}
+    lines = site.overview.lines(names, POINTS)
+    since_ms = min((points[0][0] for points in lines.values() if points), default=0)
+    found = []
+    for name in names:
+        row = snapshot.rows[name]
+        silent = row.ood_share is None and row.last_event_ms > 0
+        quiet = labels.duration(snapshot.state.high_ms - row.last_event_ms) if silent else ""
+        spark = drawing.spark(lines.get(name, ()), since_ms, snapshot.state.high_ms)
+        found.append(StreamLine(name, row, by_stream.get(name), spark, quiet))
+    return found
+
+
+def _most_urgent(snapshot: Snapshot, alerting: Sequence[StreamAlerts], search: str) -> list[str]:
+    place = {alerts.stream: i for i, alerts in enumerate(alerting)}
     wanted = search.casefold()
     names = [name for name in snapshot.rows if wanted in name.casefold()] if wanted else list(snapshot.rows)
     return sorted(names, key=lambda name: (place.get(name, len(place)), -(snapshot.rows[name].ood_share or 0.0), name))
 
 
-def _spans(chart: drawing.Chart | None, own: Sequence[Shown], high_ms: int) -> list[tuple[Shown, drawing.Span]]:
+def _spans(
+    chart: drawing.Chart | None, alerts: Sequence[AlertView], high_ms: int
+) -> list[tuple[AlertView, drawing.Span]]:
     if chart is None:
         return []
-    placed = [(shown, chart.span(shown.alert.since_ms, shown.alert.resolved_ms or high_ms + 1)) for shown in own]
-    return [(shown, span) for shown, span in placed if span is not None]
+    placed = [(view, chart.span(view.alert.since_ms, view.alert.resolved_ms or high_ms + 1)) for view in alerts]
+    return [(view, span) for view, span in placed if span is not None]
 
 
-def _p_values(view: Any, exemplar: Any) -> list[tuple[str, float]]:
+def _p_values(evidence: StreamEvidence, image: Exemplar) -> list[tuple[str, float]]:
     """(signal, p-value) of one image, the most unusual first."""
-    signals = view.layout.signals if view.layout else ()
-    return sorted(zip(signals, exemplar.p_values, strict=False), key=lambda pair: pair[1])
+    signals = evidence.layout.signals if evidence.layout else ()
+    return sorted(zip(signals, image.p_values, strict=False), key=lambda pair: pair[1])
 
 
-def _environment(base: str) -> Environment:
-    made = Environment(
-        loader=PackageLoader("monitor.web"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    made.filters.update(
-        advice=lambda shown, triage=None: words.advice(shown.kind, triage),
-        clock=words.clock,
-        duration=words.duration,
-        glob=glob.escape,
-        iso=rfc3339,
-        moment=words.moment,
-        path=lambda name: base + stream_path(name),
-        percent=words.percent,
-        picture=picture_address,
-        query=urlencode,
-        short=words.shortened,
-        signal=words.signal,
-    )
-    made.globals.update(base=base, TRIAGE=words.TRIAGE, version=_static_version())
-    return made
+# ------------------------------------------------------------------------------------------------ answering
 
 
-def _static_version() -> str:
-    """Changes with the files, so that browsers may keep them."""
-    digest = hashlib.blake2b(digest_size=6)
-    for name in ("layerwatch.css", "layerwatch.js"):
-        digest.update(files("monitor.web").joinpath("static", name).read_bytes())
-    return digest.hexdigest()
+def routes(site: Site) -> list[BaseRoute]:
+    """All pages, and the forms on them."""
+    return [
+        *(Route(path, _showing(site, view)) for path, view in PAGES.items()),
+        Route("/alerts/silences", _submitting(site, _add_silence), methods=["POST"]),
+        Route("/alerts/silences/expire", _submitting(site, _expire_silence), methods=["POST"]),
+    ]
 
 
-def _now_ms() -> int:
-    return time.time_ns() // 1_000_000
+def first_page(site: Site) -> None:
+    """Render the overview once, so that the first visitor does not wait longer than the others."""
+    _html(site, overview, Request({"type": "http", "query_string": b"", "headers": []}))
+
+
+def error_page(site: Site, title: str, text: str, status: int) -> Response:
+    """A page that says what went wrong; reads nothing."""
+    return HTMLResponse(site.render("error.html", Snapshot(), {"title": title, "text": text}), status)
+
+
+def _html(site: Site, view: View, request: Request) -> str | None:
+    snapshot = site.overview.snapshot()
+    facts = view(site, snapshot, request)
+    return None if facts is None else site.render(f"{view.__name__}.html", snapshot, facts)
+
+
+def _showing(site: Site, view: View) -> Callable[[Request], Response]:
+    def answer(request: Request) -> Response:
+        try:
+            html = _html(site, view, request)
+        except StoreError as error:
+            return error_page(site, "Redis does not answer", str(error), 503)
+        if html is None:
+            return error_page(site, "Not found", "No stream of that name has sent anything.", 404)
+        return HTMLResponse(html)
+
+    return answer
+
+
+Submit = Callable[[Site, Request, Mapping[str, str]], str]
+"""Does what a form asks for; returns the key of DONE that says so. RequestError says what is wrong with the form."""
+
+
+def _submitting(site: Site, submit: Submit) -> Callable[[Request], Any]:
+    def run(request: Request, fields: Mapping[str, str]) -> Response:
+        try:
+            done = submit(site, request, fields)
+            site.overview.changed()
+            return RedirectResponse(f"{site.base}/alerts?{urlencode({'done': done})}", 303)
+        except RequestError as error:
+            snapshot = site.overview.snapshot()
+            facts = _alerts(site, snapshot, request, fields, str(error))
+            return HTMLResponse(site.render("alerts.html", snapshot, facts), 422)
+        except StoreError as error:
+            return error_page(site, "Redis does not answer", str(error), 503)
+
+    async def answer(request: Request) -> Response:
+        try:
+            fields = silencing.parse_form(await read_body(request))
+        except RequestError as error:
+            return PlainTextResponse(f"{error}\n", 400)
+        if not (from_our_pages(request.headers) and site.credentials.is_form_token(fields.get("form", ""))):
+            return error_page(site, "Refused", "This form is not one of ours; load the page again.", 403)
+        return await run_in_threadpool(run, request, fields)
+
+    return answer
+
+
+def _add_silence(site: Site, request: Request, fields: Mapping[str, str]) -> str:
+    user = user_of(request.headers.get("authorization", ""))
+    silencing.keep(site.store, silencing.from_form(fields, user))
+    return "silenced"
+
+
+def _expire_silence(site: Site, _: Request, fields: Mapping[str, str]) -> str:
+    silencing.expire(site.store, fields.get("id", ""))
+    return "expired"

@@ -1,26 +1,27 @@
-"""Silences made over the web: read from a form or from JSON, checked, stored."""
+"""Silences created over the web: read from a form or from JSON, checked, stored."""
 
 from __future__ import annotations
 
-import json
 import time
 import uuid
-from collections.abc import Mapping
-from typing import Annotated, Any
+from collections.abc import Callable, Mapping
+from typing import Annotated
 from urllib.parse import parse_qsl
 
 import structlog
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from starlette.requests import Request
 
 from monitor.core import silences
 from monitor.core.silences import Silence
+from monitor.fleet.state import read_silences
 from monitor.store import Store
 
 log = structlog.get_logger(__name__)
 
 MAX_BODY_BYTES = 16_384
 KEPT_AFTER_END_MS = 7 * 86_400_000
-"""An ended silence is listed for a week, so that one can see who hid what."""
+"""An ended silence is listed for a week, so that people can see who silenced what."""
 DURATIONS_S = {"30 minutes": 1_800, "1 hour": 3_600, "4 hours": 14_400, "1 day": 86_400, "1 week": 604_800}
 """What the form offers."""
 
@@ -29,11 +30,11 @@ Name = Annotated[str, Field(min_length=1, max_length=500)]
 
 
 class RequestError(ValueError):
-    """What was sent cannot be used; the message is for whoever sent it."""
+    """The request cannot be used; the message says why and is part of the answer."""
 
 
 class NewSilence(BaseModel):
-    """What a person asks for; `matchers` as in `monitor.core.silences.Silence`."""
+    """A silence to create; matchers as in `Silence`."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -47,7 +48,7 @@ def from_json(body: bytes) -> NewSilence:
     """A JSON body.
 
     Raises:
-        RequestError: it is none, or a field is wrong.
+        RequestError: it is not a silence, or a field is wrong.
     """
     return _checked(lambda: NewSilence.model_validate_json(body))
 
@@ -62,17 +63,15 @@ def from_form(fields: Mapping[str, str], user: str) -> NewSilence:
     if not matchers:
         raise RequestError("give a stream or a rule; * is all")
     author = fields.get("author", "").strip() or user
-    duration_s: Any = fields.get("duration_s", "")  # text: the model reads the number or says what is wrong
-    return _checked(
-        lambda: NewSilence(matchers=matchers, duration_s=duration_s, author=author, comment=fields.get("comment", ""))
-    )
+    given = {"duration_s": fields.get("duration_s", ""), "author": author, "comment": fields.get("comment", "")}
+    return _checked(lambda: NewSilence.model_validate({"matchers": matchers, **given}))
 
 
 def parse_form(body: bytes) -> dict[str, str]:
     """Fields of a URL-encoded form; of a repeated one the last.
 
     Raises:
-        RequestError: it is none.
+        RequestError: it is not a form.
     """
     try:
         return dict(parse_qsl(body.decode(), keep_blank_values=True, max_num_fields=50))
@@ -81,7 +80,7 @@ def parse_form(body: bytes) -> dict[str, str]:
 
 
 def keep(store: Store, wanted: NewSilence) -> Silence:
-    """Store it, in force from now; ended ones of long ago are dropped.
+    """Store a silence, in force from now; silences that ended more than a week ago are removed.
 
     Raises:
         StoreError: Redis does not answer.
@@ -91,7 +90,7 @@ def keep(store: Store, wanted: NewSilence) -> Silence:
     silence = Silence(uuid.uuid4().hex[:12], wanted.matchers, now_ms, until_ms, wanted.author, wanted.comment)
     store.silences.put(silence.id, silences.to_json(silence))
     log.info("silence.made", id=silence.id, matchers=wanted.matchers, seconds=wanted.duration_s, author=wanted.author)
-    for old in readable(store.silences.all()):
+    for old in read_silences(store):
         if old.ends_ms < now_ms - KEPT_AFTER_END_MS:
             store.silences.remove(old.id)
     return silence
@@ -109,31 +108,27 @@ def expire(store: Store, silence_id: str) -> bool:
     return removed
 
 
-def readable(stored: Mapping[str, str]) -> list[Silence]:
-    """Those that can be read, the next to end first; one that cannot hides nothing either."""
-    found = []
-    for text in stored.values():
-        try:
-            found.append(silences.from_json(text))
-        except ValueError as error:
-            log.debug("silence.unreadable", error=str(error))
-    return sorted(found, key=lambda silence: (silence.ends_ms, silence.id))
+async def read_body(request: Request) -> bytes:
+    """The body of a small request.
+
+    Raises:
+        RequestError: it is longer than MAX_BODY_BYTES.
+    """
+    body = b""
+    async for chunk in request.stream():
+        body += chunk
+        if len(body) > MAX_BODY_BYTES:
+            raise RequestError("too long")
+    return body
 
 
-def to_json(silence: Silence) -> dict[str, Any]:
-    """As the API gives it."""
-    fields: dict[str, Any] = json.loads(silences.to_json(silence))
-    return {**fields, "active": silence.active(_now_ms())}
-
-
-def _checked(build: Any) -> NewSilence:
+def _checked(build: Callable[[], NewSilence]) -> NewSilence:
     try:
-        made: NewSilence = build()
+        return build()
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"])
         raise RequestError(f"{where}: {first['msg']}" if where else str(first["msg"])) from error
-    return made
 
 
 def _now_ms() -> int:

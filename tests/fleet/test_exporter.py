@@ -15,9 +15,9 @@ from scipy.stats import betabinom
 
 from monitor.core.buckets import BINS, Layout
 from monitor.core.types import Alert, AlertPhase, Delta, Partition, Vector, Verdict
-from monitor.fleet.counts import FleetCounts, cumulative
-from monitor.fleet.exporter import OTHER, FleetMetrics
-from monitor.store import Store, open_store
+from monitor.fleet.counts import ClosedCounts
+from monitor.fleet.exporter import FleetExporter, cumulative
+from monitor.store import OTHER_STREAM, Store, open_store
 from monitor.store.private_server import PrivateRedis
 from monitor.store.settings import RedisSettings
 from monitor.telemetry import metrics
@@ -55,8 +55,8 @@ class Fleet:
             self.store.evaluation.state().version, self.bucket_ms, (alerts_now or {}).values(), {}, documents
         )
 
-    def exported(self, shown: int = 500) -> FleetMetrics:
-        return FleetMetrics(self.store, self.name, ["hook"], (BUCKET_MS, 0), shown)
+    def exported(self, shown: int = 500) -> FleetExporter:
+        return FleetExporter(self.store, self.name, ["hook"], (BUCKET_MS, 0), shown)
 
 
 @pytest.fixture
@@ -81,7 +81,7 @@ def values(families: Iterator[Metric] | list[Metric], sample: str) -> dict[tuple
     }
 
 
-def read(exported: FleetMetrics) -> list[Metric]:
+def read(exported: FleetExporter) -> list[Metric]:
     exported.read()
     return list(exported.collect())
 
@@ -107,9 +107,9 @@ def test_counts_shares_and_histograms_are_those_of_the_closed_buckets(fleet: Fle
 
 
 def test_the_band_holds_normal_windows_99_times_in_100() -> None:
-    counts = FleetCounts(300_000)
-    counts.know({"fp": LAYOUT})
-    counts.add(0, {"fp": {"cam-1": vector()}})
+    counts = ClosedCounts(300_000)
+    counts.set_layouts({"fp": LAYOUT})
+    counts.add(0, "fp", ["cam-1"], np.stack([vector()]))
     for share in counts.shares()["cam-1"]:
         k = round(share.level * 1000)
         law = betabinom(100, k, 1000 - k)
@@ -118,13 +118,13 @@ def test_the_band_holds_normal_windows_99_times_in_100() -> None:
 
 
 def test_what_lies_before_the_window_no_longer_counts() -> None:
-    counts = FleetCounts(30_000)
-    counts.know({"fp": LAYOUT})
+    counts = ClosedCounts(30_000)
+    counts.set_layouts({"fp": LAYOUT})
     for i in range(3):
-        counts.add(i * BUCKET_MS, {"fp": {"cam-1": vector(STRANGE), "cam-2": vector()}})
+        counts.add(i * BUCKET_MS, "fp", ["cam-1", "cam-2"], np.stack([vector(STRANGE), vector()]))
     assert counts.shares()["cam-1"][0].share == 1.0
     for i in range(3, 6):
-        counts.add(i * BUCKET_MS, {"fp": {"cam-1": vector()}})
+        counts.add(i * BUCKET_MS, "fp", ["cam-1"], np.stack([vector()]))
     assert counts.shares()["cam-1"][0].share == pytest.approx(0.05)
     assert "cam-2" not in counts.shares()  # silent for longer than the window
 
@@ -139,7 +139,7 @@ def test_streams_beyond_the_limit_are_summed_and_no_counter_ever_falls(fleet: Fl
         families = read(exported)
         now = values(families, "layerwatch_stream_images_total")
         assert len(now) == 3
-        assert OTHER in {stream for (stream,) in now}
+        assert OTHER_STREAM in {stream for (stream,) in now}
         for sample in ("layerwatch_stream_images_total", "layerwatch_stream_ood_p_value_bucket"):
             for labels, value in values(families, sample).items():
                 assert value >= before.get((sample, *labels), 0.0)
@@ -206,8 +206,8 @@ def test_a_thousand_streams_are_read_in_far_less_than_the_time_between_two_reads
 
 
 def test_the_cumulative_histogram_ends_with_all_images() -> None:
-    assert cumulative(range(1, BINS + 1))[0] == ("0.002", 9.0)
-    assert cumulative(range(1, BINS + 1))[-1] == ("+Inf", 45.0)
+    assert cumulative(np.arange(1, BINS + 1))[0] == ("0.002", 9.0)
+    assert cumulative(np.arange(1, BINS + 1))[-1] == ("+Inf", 45.0)
 
 
 def test_no_created_series_stand_beside_the_counters() -> None:

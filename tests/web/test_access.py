@@ -8,7 +8,7 @@ import httpx
 import pytest
 from pydantic import SecretStr
 
-from monitor.web import silencing
+from monitor.fleet.state import read_silences
 from monitor.web.settings import WebSettings
 from tests.web.fleet import HOSTILE, Fleet, served
 
@@ -88,7 +88,7 @@ def test_a_silence_is_made_shown_and_ended_over_the_form(inside: httpx.Client, f
     assert done.status_code == 200
     assert "Silenced." in done.text
     assert "&lt;i&gt;known" in done.text
-    (silence,) = silencing.readable(fleet.store.silences.all())
+    (silence,) = read_silences(fleet.store)
     assert (dict(silence.matchers), silence.author) == ({"stream": "[<]script*"}, "ops")
     assert "silenced until" in inside.get("/").text
     assert HOSTILE not in done.text

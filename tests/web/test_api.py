@@ -1,4 +1,4 @@
-"""Every answer of the API is what its OpenAPI file says."""
+"""Every answer of the API is what its OpenAPI document says."""
 
 from __future__ import annotations
 
@@ -15,11 +15,12 @@ from pydantic import SecretStr
 
 from monitor.__main__ import main
 from monitor.store.private_server import PrivateRedis
+from monitor.web.api import ENDPOINTS
+from monitor.web.openapi import document
 from monitor.web.settings import WebSettings
 from tests.web.fleet import HOSTILE, STREAMS, Fleet, firing, served
 
-OPENAPI = Path(__file__).parents[2] / "monitor" / "web" / "static" / "openapi.json"
-DOCUMENT = json.loads(OPENAPI.read_text())
+DOCUMENT = document(ENDPOINTS)
 
 
 @pytest.fixture(scope="module")
@@ -33,11 +34,11 @@ def api(fleet: Fleet) -> Iterator[httpx.Client]:
 
 def check(answer: httpx.Response, path: str, method: str = "get") -> Any:
     """The body, which is what the document says of that path and status."""
-    told = DOCUMENT["paths"][path][method]["responses"][str(answer.status_code)]
-    if "content" not in told:
+    described = DOCUMENT["paths"][path][method]["responses"][str(answer.status_code)]
+    if "content" not in described:
         assert answer.content == b""
         return None
-    ((kind, content),) = told["content"].items()
+    ((kind, content),) = described["content"].items()
     assert answer.headers["content-type"].partition(";")[0] == kind
     schema = {**content["schema"], "components": DOCUMENT["components"]}
     body = answer.json() if kind == "application/json" else answer.text
@@ -45,7 +46,7 @@ def check(answer: httpx.Response, path: str, method: str = "get") -> Any:
     return body
 
 
-def test_the_file_itself_is_served_and_its_schemas_are_schemas(api: httpx.Client) -> None:
+def test_the_document_itself_is_served_and_its_schemas_are_schemas(api: httpx.Client) -> None:
     assert api.get("/openapi.json").json() == DOCUMENT
     for schema in DOCUMENT["components"]["schemas"].values():
         jsonschema.Draft202012Validator.check_schema(schema)
@@ -127,7 +128,7 @@ def test_what_is_no_silence_is_refused_with_a_reason(api: httpx.Client, body: An
     assert check(answer, "/silences", "post")["error"]
 
 
-def test_errors_are_json_as_told(api: httpx.Client) -> None:
+def test_errors_are_json_as_described(api: httpx.Client) -> None:
     assert check(api.get("/streams/nobody"), "/streams/{name}") == {"error": "no such stream"}
     assert api.get("/nothing").json() == {"error": "no such path"}
     check(api.get("/streams", headers={"Authorization": "Bearer wrong"}), "/streams")

@@ -37,7 +37,7 @@ def followed(store: Store, for_s: float = 60.0) -> History:
     history = History(store)
     while history.follow(LOGS, NOW_MS, for_s):
         pass
-    history.look(LOGS, NOW_MS)
+    history.read_open(LOGS, NOW_MS)
     return history
 
 
@@ -60,7 +60,7 @@ def test_each_sealed_bucket_is_read_once(own: Fleet, monkeypatch: pytest.MonkeyP
     assert read == []
     own.store.partitions.seal(LOGS, bucket_ms(BUCKETS - 1))
     history.follow(LOGS, NOW_MS, 60.0)
-    history.look(LOGS, NOW_MS)
+    history.read_open(LOGS, NOW_MS)
     assert [member[2] for member in read] == [bucket_ms(BUCKETS - 1)] * len(LOGS)
 
 
@@ -77,11 +77,11 @@ def test_what_redis_has_lost_is_forgotten_and_read_again(own: Fleet) -> None:
     before = history.lines(STREAMS, NOW_MS, 30)
     own.store._connection.client.flushall()
     assert history.follow(LOGS, NOW_MS, 60.0) == 0
-    history.look(LOGS, NOW_MS)
+    history.read_open(LOGS, NOW_MS)
     assert history.lines(STREAMS, NOW_MS, 30) == {}
     build(own.store)
     history.follow(LOGS, NOW_MS, 60.0)
-    history.look(LOGS, NOW_MS)
+    history.read_open(LOGS, NOW_MS)
     after = history.lines(STREAMS, NOW_MS, 30)
     assert {s: [images for _, images, _ in line] for s, line in after.items()} == {
         s: [images for _, images, _ in line] for s, line in before.items()
@@ -92,9 +92,9 @@ def test_time_moving_on_leaves_only_the_reach(own: Fleet) -> None:
     history = followed(own.store)
     later_ms = NOW_MS + REACH_MS
     history.follow(LOGS, later_ms, 60.0)
-    history.look(LOGS, later_ms)
+    history.read_open(LOGS, later_ms)
     assert history.lines(STREAMS, later_ms, 30) == {}
-    assert len(history._slots) <= 2
+    assert len(history._sealed) <= 2
 
 
 def test_a_followed_overview_says_what_a_fresh_one_says(own: Fleet) -> None:

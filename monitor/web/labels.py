@@ -1,4 +1,4 @@
-"""What the pages say in words: states, times, signals, and what to do. Pure."""
+"""The texts of the pages: states, times, signals, and what to do. Pure."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ SIGNALS = {
     "bytes_per_pixel": "file size per pixel",
 }
 DRIFT = ("sequential", "rate", "shift")
-FIRING_WORDS = {"rejected": "undecodable images", "frozen": "picture is frozen", "silence": "no images"}
+STATES = {"rejected": "undecodable images", "frozen": "picture is frozen", "silence": "no images"}
 CAUSES = {"rejected images": "rejected", "identical images": "frozen", "silence": "silence"}
 TRIAGE = {
     "sensor": "Looks like the sensor: the pictures themselves changed (light, focus, lens, colour).",
@@ -46,17 +46,17 @@ MINUTE_MS, HOUR_MS, DAY_MS = 60_000, 3_600_000, 86_400_000
 
 
 def kind_of(alert: Alert, kinds: Mapping[str, str]) -> str:
-    """Kind of the rule behind an alert: as configured, else (a rule that is no more) by its cause."""
+    """Kind of the rule behind an alert: as configured, else (the rule was removed) by its cause."""
     cause = alert.verdict.cause if alert.verdict else ""
     return kinds.get(alert.rule) or CAUSES.get(cause, "sequential")
 
 
 def state(alert: Alert, kind: str) -> str:
-    """What an alert says of its stream: `drifting`, `may be drifting`, `picture is frozen`."""
-    words = "drifting" if kind in DRIFT else FIRING_WORDS.get(kind, alert.rule)
+    """State of the stream of an alert: `drifting`, `may be drifting`, `picture is frozen`."""
+    text = "drifting" if kind in DRIFT else STATES.get(kind, alert.rule)
     if alert.phase is AlertPhase.PENDING:
-        return "may be drifting" if kind in DRIFT else f"{words}?"
-    return words
+        return "may be drifting" if kind in DRIFT else f"{text}?"
+    return text
 
 
 def advice(kind: str, triage: str | None) -> str:
@@ -64,7 +64,7 @@ def advice(kind: str, triage: str | None) -> str:
     return ADVICE.get(kind) or ADVICE.get(triage or "") or ADVICE[""]
 
 
-def how_bad(alert: Alert) -> str:
+def severity(alert: Alert) -> str:
     """The share of images concerned, with its interval; empty where the rule has none."""
     if alert.verdict is None or alert.verdict.severity is None:
         return ""
@@ -75,7 +75,7 @@ def how_bad(alert: Alert) -> str:
 
 
 def signal(name: str) -> str:
-    """A signal's meaning: `layer3` is `layer 3 of the network`."""
+    """Meaning of a signal: `layer3` is `layer 3 of the network`."""
     if name.startswith("layer") and name[5:].isdigit():
         return f"layer {name[5:]} of the network"
     return SIGNALS.get(name, name)
@@ -112,7 +112,7 @@ def percent(share: float | None) -> str:
 
 
 def shortened(text: str, longest: int = 120) -> str:
-    """Names are as long as their senders like; the middle of a long one is left out."""
+    """The text without its middle where it is long: names of streams have no limit."""
     if len(text) <= longest:
         return text
     half = longest // 2

@@ -1,0 +1,111 @@
+"""The OpenAPI document of the JSON API, generated from its endpoints and the types of their answers."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from typing import Any
+
+from pydantic.json_schema import GenerateJsonSchema, models_json_schema
+
+from monitor.web.answers import Answer, ErrorJson
+from monitor.web.api import Endpoint
+from monitor.web.silencing import NewSilence
+
+DESCRIPTION = (
+    "State of a monitor, for scripts. New fields may join version 1; a change that breaks readers gets another path."
+)
+SUCCESS = {"GET": (200, "The state now."), "POST": (201, "It is in force."), "DELETE": (204, "It is over.")}
+ERRORS = {
+    403: "Nothing may be written: no token is configured, or another site sent this.",
+    404: "There is none of that name.",
+    415: "The body is not application/json.",
+    422: "The body cannot be used; `error` says why.",
+    503: "Redis does not answer.",
+}
+NAME = "Percent-encoded, slashes too. The names `.` and `..`: leave it empty and give the query parameter `name`."
+ALERT = {
+    "name": "alert",
+    "in": "query",
+    "required": False,
+    "schema": {"type": "string"},
+    "description": "Look at the time of this alert.",
+}
+
+
+class _Schemas(GenerateJsonSchema):
+    def normalize_name(self, name: str) -> str:
+        return super().normalize_name(name.removesuffix("Json"))
+
+
+def document(endpoints: Iterable[Endpoint]) -> dict[str, Any]:
+    """The document as JSON; its schemas are closed: fields that are not described never occur."""
+    found = list(endpoints)
+    answers = [(answer, "serialization") for answer in {endpoint.answer for endpoint in found} if answer]
+    _, schemas = models_json_schema(
+        [*answers, (ErrorJson, "serialization"), (NewSilence, "validation")],  # type: ignore[list-item]
+        ref_template="#/components/schemas/{model}",
+        schema_generator=_Schemas,
+    )
+    paths: dict[str, dict[str, Any]] = {}
+    for endpoint in found:
+        path = re.sub(r":\w+}", "}", endpoint.path)
+        paths.setdefault(path, {})[endpoint.method.lower()] = _operation(endpoint, re.findall(r"{(\w+)}", path))
+    return {
+        "openapi": "3.1.0",
+        "info": {"title": "Layerwatch", "version": "1", "description": DESCRIPTION},
+        "servers": [{"url": "."}],
+        "security": [{"bearer": []}, {"basic": []}, {}],
+        "paths": paths,
+        "components": {
+            "securitySchemes": {scheme: {"type": "http", "scheme": scheme} for scheme in ("bearer", "basic")},
+            "schemas": _without_titles(schemas["$defs"]),
+        },
+    }
+
+
+def _operation(endpoint: Endpoint, names: list[str]) -> dict[str, Any]:
+    status, meaning = SUCCESS[endpoint.method]
+    success: dict[str, Any] = {"description": meaning}
+    if endpoint.answer is not None:
+        success["content"] = _json_of(endpoint.answer)
+    statuses = [
+        *([403] if endpoint.writes else []),
+        *([404] if endpoint.may_miss else []),
+        *([415, 422] if endpoint.takes_body else []),
+        503,
+    ]
+    refused = {"text/plain": {"schema": {"type": "string"}}}
+    operation: dict[str, Any] = {
+        "summary": endpoint.summary,
+        "responses": {
+            str(status): success,
+            "401": {"description": "Credentials are missing or wrong.", "content": refused},
+            **{str(error): {"description": ERRORS[error], "content": _json_of(ErrorJson)} for error in statuses},
+        },
+    }
+    if endpoint.takes_body:
+        operation["requestBody"] = {"required": True, "content": _json_of(NewSilence)}
+    parameters: list[dict[str, Any]] = [
+        {"name": name, "in": "path", "required": True, "schema": {"type": "string"}} for name in names
+    ]
+    if "name" in names:
+        parameters[0]["description"] = NAME
+        parameters.append(ALERT)
+    return {**operation, "parameters": parameters} if parameters else operation
+
+
+def _json_of(model: type[Answer] | type[NewSilence]) -> dict[str, Any]:
+    name = model.__name__.removesuffix("Json")
+    return {"application/json": {"schema": {"$ref": f"#/components/schemas/{name}"}}}
+
+
+def _without_titles(schema: Any) -> Any:
+    """Without the titles that pydantic derives from names: they say nothing new."""
+    if isinstance(schema, dict):
+        return {
+            key: _without_titles(value)
+            for key, value in schema.items()
+            if not (key == "title" and isinstance(value, str))
+        }
+    return [_without_titles(item) for item in schema] if isinstance(schema, list) else schema

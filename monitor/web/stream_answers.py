@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 from collections.abc import Sequence
-from dataclasses import asdict
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field
@@ -43,7 +42,11 @@ class StreamJson(Answer):
     def of(cls, row: StreamRow, **more: Any) -> Self:
         """The answer about one stream; `more` are the fields of a subclass."""
         return cls(
-            **asdict(row.totals),
+            applied=row.totals.applied,
+            rejected=row.totals.rejected,
+            late=row.totals.late,
+            duplicates=row.totals.duplicates,
+            changes=row.totals.changes,
             rejected_by_reason=dict(sorted(row.reasons.items())),
             ood_share=row.ood_share,
             last_event=optional_time(row.last_event_ms),

@@ -28,9 +28,8 @@ FUTURE, FUTURE_MS = 150, 4_000_000_000_000
 def write_story(redis_url: str, topic: str) -> None:
     """Three cameras in two partitions, of which one drifts; some records are bad, late, or stamped in the year 2096."""
     redis_stream = RedisStreamSettings(topics=(topic,), partitions=2)
-    producer = open_producer(
-        Config(source="redis-stream", redis=RedisSettings(url=SecretStr(redis_url)), redis_stream=redis_stream)
-    )
+    config = Config(source="redis-stream", redis=RedisSettings(url=SecretStr(redis_url)), redis_stream=redis_stream)
+    producer = open_producer(config.source_settings())
     normal = [encoded(image) for _, image in pictures(5, 60)]
     strange = [encoded(image) for _, image in pictures(6, 60, stripes=True)]
     for i in range(IMAGES):

@@ -24,7 +24,7 @@ DEAD_LETTERS = "layerwatch-dead-letters"
 VERDICTS = "layerwatch-verdicts"
 """The sink of per-image verdicts cannot be written."""
 TOPIC = "layerwatch-topic"
-"""The topic was deleted, created anew or cut off, or we may not read it any more."""
+"""The topic was deleted, created again or cut off, or we may not read it any more."""
 
 STREAMS = "layerwatch-streams"
 """More streams than `stream.max_streams`: those beyond are counted together."""

@@ -229,7 +229,7 @@ def test_a_topic_that_is_deleted_and_created_anew_is_told_and_not_read(rig: Rig)
     rig.tell(HALF, STORY)
     second = rig.start()
     wait_for("it to stop", lambda: len(second.events("own.alert")) >= 2)
-    assert "created anew" in second.ready()[1]
+    assert "created again" in second.ready()[1]
     assert not second.ended()
     assert rig.counted() == counted
 

@@ -134,7 +134,7 @@ def test_a_topic_created_anew_is_another_log(world: KafkaWorld) -> None:
     former = source.log_id(Partition(world.topic, 0))
     world.cluster.delete_topic(world.topic)
     world.cluster.create_topic(world.topic, 2)
-    with pytest.raises(FatalSourceError, match=f"topic {world.topic} was deleted and created anew"):
+    with pytest.raises(FatalSourceError, match=f"topic {world.topic} was deleted and created again"):
         follow_until(source, lambda owned: False)
     assert world.open().log_id(Partition(world.topic, 0)) not in {"", former}
 

@@ -283,7 +283,7 @@ class KafkaSource:
         for topic, topic_id in self._topic_ids.items():
             current = self._current_id(topic)
             if current and current != topic_id:
-                raise FatalSourceError(f"kafka: topic {topic} was deleted and created anew ({topic_id} -> {current})")
+                raise FatalSourceError(f"kafka: topic {topic} was deleted and created again ({topic_id} -> {current})")
             if current:
                 self._missing_since_s.pop(topic, None)
             elif time.monotonic() - self._missing_since_s.setdefault(topic, time.monotonic()) > TOPIC_GONE_S:

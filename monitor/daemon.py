@@ -69,7 +69,7 @@ def build_consumer(
     Args:
         join: opens the source; called again after every failure of it.
     """
-    alerts = SelfAlerts(store, settings.monitor, heard=bool(settings.receivers))
+    alerts = SelfAlerts(store, settings.monitor, has_receivers=bool(settings.receivers))
     verdicts = settings.verdicts
     # the broker of the image log need not be the source's: each has its own section
     image_log_broker = settings.model_copy(update={"source": verdicts.type})
@@ -119,7 +119,7 @@ def presentation_of(settings: Config) -> Presentation:
         external_url=settings.web.external_url,
         dashboard_url=settings.web.dashboard_url,
         exemplars=settings.evidence.exemplars,
-        heard=bool(settings.receivers),
+        has_receivers=bool(settings.receivers),
     )
 
 

@@ -56,7 +56,7 @@ def replay_documents(settings: Config, span: Span, store: Store) -> list[str]:
     rules = tuple(rule for rule in bound_rules(settings) if not rule.judge.reads_clock)
     consumer = build_consumer(_without_traces(settings), profiles, rules, store, lambda: span)
     rates = settings.buckets.length_ms, settings.buckets.lateness_ms
-    presentation = replace(presentation_of(settings), heard=True)
+    presentation = replace(presentation_of(settings), has_receivers=True)
     evaluator = Evaluator(store, rules, profiles.layouts, rates, presentation)
     try:
         evaluator.load()

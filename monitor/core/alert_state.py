@@ -18,6 +18,8 @@ from monitor.core.types import Alert, AlertPhase, Verdict
 UNDER_WAY = (AlertPhase.FIRING, AlertPhase.PENDING)
 """Phases of an alert that is not over, the more urgent first."""
 _VERSION = 1
+_SUPPRESSED_KEY = "untold"
+"""The stored name of `Alert.suppressed`, from version 1 on."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,7 +110,7 @@ def withdraw(alert: Alert, at_ms: int) -> tuple[Alert, Transition | None]:
     if alert.phase is not AlertPhase.FIRING:
         return Alert(alert.rule, alert.stream), None
     verdict = alert.verdict and replace(alert.verdict, breached=False, summary="no rule watches this any more")
-    after = replace(alert, phase=AlertPhase.RESOLVED, verdict=verdict, resolved_ms=at_ms, untold=False)
+    after = replace(alert, phase=AlertPhase.RESOLVED, verdict=verdict, resolved_ms=at_ms, suppressed=False)
     return after, Transition(alert.id, alert.rule, alert.stream, alert.phase, after.phase, at_ms)
 
 
@@ -117,7 +119,9 @@ def withdraw(alert: Alert, at_ms: int) -> tuple[Alert, Transition | None]:
 
 def to_json(alert: Alert) -> str:
     """The alert as one line of JSON with a version; equal alerts give equal text."""
-    return json.dumps({"version": _VERSION, **asdict(alert)}, sort_keys=True, allow_nan=False)
+    fields = asdict(alert)
+    fields[_SUPPRESSED_KEY] = fields.pop("suppressed")
+    return json.dumps({"version": _VERSION, **fields}, sort_keys=True, allow_nan=False)
 
 
 def from_json(text: str | bytes) -> Alert:
@@ -134,4 +138,5 @@ def from_json(text: str | bytes) -> Alert:
     if verdict is not None:
         severity = verdict.pop("severity")
         verdict = Verdict(**verdict, severity=None if severity is None else tuple(severity))
+    fields["suppressed"] = fields.pop(_SUPPRESSED_KEY, False)
     return Alert(**{**fields, "phase": AlertPhase(fields["phase"]), "verdict": verdict})

@@ -241,5 +241,5 @@ class Alert:
     """Start of the first calm bucket after the last breach; 0 while breached."""
     resolved_ms: int = 0
     verdict: Verdict | None = None
-    untold: bool = False
-    """It began to fire while lost counts were rebuilt, and nobody was told; see `Cursor.rebuild_until`."""
+    suppressed: bool = False
+    """It began to fire while lost counts were rebuilt, and was not published; see `Cursor.rebuild_until`."""

@@ -63,7 +63,7 @@ class Evaluator:
         self._on_lease = on_lease
         self._memory = Memory(store, rules, layouts, self._bucket_ms)
         self._presenter = Presenter(store, self._memory, self._bucket_ms, presentation)
-        self._has_receivers = presentation.heard
+        self._has_receivers = presentation.has_receivers
         self._token = uuid.uuid4().hex
         self._stop = threading.Event()
         self._silence_looked_s = 0.0
@@ -154,7 +154,7 @@ class Evaluator:
         for alert, rule in self._memory.unwatched():
             after, transition = alerts.withdraw(alert, at_ms)
             decision.alerts[alert.rule, alert.stream] = after
-            if transition is not None and not alert.untold:
+            if transition is not None and not alert.suppressed:
                 decision.add(Change(rule, "", self._memory.decided_ms, transition, after))
             log.info("alert.withdrawn", rule=alert.rule, stream=alert.stream, id=alert.id)
         if decision.alerts:
@@ -200,7 +200,7 @@ class Evaluator:
             row = decision.rows.get((rule.name, fingerprint), {}).get(stream)
             onset_ms = self._onset_ms(rule, fingerprint, stream, row)
             since_ms = after.since_ms if onset_ms is None else onset_ms
-            after = replace(after, untold=self._muted, since_ms=since_ms)
+            after = replace(after, suppressed=self._muted, since_ms=since_ms)
         decision.alerts[rule.name, stream] = after
         if transition is not None and decision.add(Change(rule, fingerprint, bucket_ms, transition, after)):
             log.info(f"alert.{transition.phase}", rule=rule.name, stream=stream, id=after.id, summary=verdict.summary)
@@ -216,7 +216,7 @@ class Evaluator:
         rules = {rule.name: rule for rule in self._rules}
         decision = Decision()
         for alert in self._memory.suppressed:
-            decision.alerts[alert.rule, alert.stream] = after = replace(alert, untold=False)
+            decision.alerts[alert.rule, alert.stream] = after = replace(alert, suppressed=False)
             if rule := rules.get(alert.rule):
                 at_ms = alert.fired_ms
                 change = Transition(alert.id, alert.rule, alert.stream, AlertPhase.PENDING, AlertPhase.FIRING, at_ms)

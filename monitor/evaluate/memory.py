@@ -48,7 +48,7 @@ class Decision:
         """Count the transition, and publish it where receivers should get it; returns whether they do."""
         phase = change.transition.phase
         self.phases.append((change.alert.rule, str(phase)))
-        publish = phase in {AlertPhase.FIRING, AlertPhase.RESOLVED} and not change.alert.untold
+        publish = phase in {AlertPhase.FIRING, AlertPhase.RESOLVED} and not change.alert.suppressed
         if publish:
             self.published.append(change)
         return publish
@@ -80,8 +80,8 @@ class Memory:
 
     @property
     def suppressed(self) -> list[Alert]:
-        """Firing alerts of which the receivers know nothing yet; see `Alert.untold`."""
-        return [alert for alert in self.alerts.values() if alert.untold and alert.phase is AlertPhase.FIRING]
+        """Firing alerts that are not published yet; see `Alert.suppressed`."""
+        return [alert for alert in self.alerts.values() if alert.suppressed and alert.phase is AlertPhase.FIRING]
 
     def rows(self, rule: BoundRule, fingerprint: str) -> Mapping[str, bytes]:
         """{stream: packed state} of one rule under one profile."""

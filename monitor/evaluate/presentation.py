@@ -20,8 +20,8 @@ class Presentation:
     external_url: str = ""
     dashboard_url: str = ""
     exemplars: int = 12
-    heard: bool = True
-    """Whether there is anybody to tell; without receivers nothing goes to the outbox."""
+    has_receivers: bool = True
+    """Without receivers nothing goes to the outbox."""
 
 
 class Presenter:

@@ -34,11 +34,11 @@ class SelfAlerts:
     """Tells of troubles, and of their end; a trouble that is known already is not told again.
 
     Args:
-        heard: whether there are receivers; without any nothing goes to the outbox.
+        has_receivers: whether there are receivers; without any nothing goes to the outbox.
     """
 
-    def __init__(self, store: Store, monitor: str, heard: bool) -> None:
-        self._store, self._monitor, self._heard = store, monitor, heard
+    def __init__(self, store: Store, monitor: str, has_receivers: bool) -> None:
+        self._store, self._monitor, self._has_receivers = store, monitor, has_receivers
 
     def tell(self, rule: str, subject: str, now_ms: int, summary: str) -> None:
         """An episode of `rule` about `subject` (a partition, a topic) has begun, or goes on.
@@ -47,7 +47,7 @@ class SelfAlerts:
             StoreError: it is not told; call again.
         """
         log.error("own.alert", rule=rule, subject=subject, summary=summary)
-        if self._heard:
+        if self._has_receivers:
             self._store.outbox.raise_self_alert(
                 _name(rule, subject), own_document(self._monitor, rule, subject, now_ms, summary)
             )
@@ -65,7 +65,7 @@ class SelfAlerts:
         Raises:
             StoreError: call again.
         """
-        if not self._heard:
+        if not self._has_receivers:
             return
         opened = self._store.outbox.self_alerts()
         for subject, rule in product(subjects, rules) if opened else ():

@@ -33,7 +33,7 @@ def told(store: Store) -> list[dict[str, object]]:
 
 
 def test_an_episode_is_told_once_and_ended_once_and_the_next_one_is_another(store: Store) -> None:
-    alerts = SelfAlerts(store, "own-alerts", heard=True)
+    alerts = SelfAlerts(store, "own-alerts", has_receivers=True)
     for _ in range(3):
         alerts.tell(GAP, "images:0", NOW_MS, "images:0: retention removed 7 records unread")
     alerts.tell(DEAD_LETTERS, "images:0", NOW_MS, "images:0: too many")
@@ -55,7 +55,7 @@ def test_an_episode_is_told_once_and_ended_once_and_the_next_one_is_another(stor
 
 
 def test_without_receivers_nothing_waits_for_them(store: Store) -> None:
-    alerts = SelfAlerts(store, "own-alerts", heard=False)
+    alerts = SelfAlerts(store, "own-alerts", has_receivers=False)
     alerts.tell(GAP, "images:0", NOW_MS, "x")
     alerts.end(NOW_MS, ["images:0"], GAP)
     assert told(store) == []

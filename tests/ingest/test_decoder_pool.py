@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Iterator
 
@@ -10,7 +11,8 @@ import pytest
 
 from detectors.images.prepare import Limits, Preparer
 from monitor.core.types import DeadLetter, Partition, Record
-from monitor.ingest.decode.pool import DecoderPool
+from monitor.ingest.decode import pool as pool_module
+from monitor.ingest.decode.pool import DecoderError, DecoderPool
 from monitor.ingest.decode.records import Decoder
 from monitor.ingest.scoring.profiles import Preparers
 from monitor.ingest.settings import DecodingSettings, StreamNaming
@@ -84,3 +86,39 @@ def test_close_ends_the_processes_soon_and_cancels_what_waits() -> None:
     made.close()
     assert time.monotonic() - began < 3
     assert futures[-1].cancelled()
+
+
+@pytest.mark.parametrize("pool", ["decode:hang@1"], indirect=True)
+def test_a_thread_that_is_slow_to_end_ends_after_close(pool: DecoderPool, monkeypatch: pytest.MonkeyPatch) -> None:
+    stuck, release = threading.Event(), threading.Event()
+    end = pool_module._Process.end
+
+    def slow_end(process: pool_module._Process) -> None:
+        stuck.set()
+        release.wait(60)
+        end(process)
+
+    monkeypatch.setattr(pool_module._Process, "end", slow_end)
+    threads = [thread for thread in threading.enumerate() if thread.name.startswith("decode-")]
+    futures = pool.submit(records(PICTURES * 4))
+    assert stuck.wait(60)  # one process hangs, and its thread is slow to replace it
+    pool.close()
+    assert any(thread.is_alive() for thread in threads)
+    release.set()
+    for thread in threads:
+        thread.join(30)
+    assert not any(thread.is_alive() for thread in threads)
+    assert all(future.done() for future in futures)
+
+
+def test_where_no_other_process_starts_every_record_fails(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(failpoints.VARIABLE, "decode:kill~CULPRIT")
+    made = DecoderPool(decoder(workers=1))
+    try:
+        made.submit(records(PICTURES[:1]))[0].result(60)
+        monkeypatch.setattr(pool_module.sys, "executable", "/bin/false")
+        for future in made.submit(records([PICTURES[0] + b"CULPRIT", *PICTURES])):
+            with pytest.raises(DecoderError):
+                future.result(60)
+    finally:
+        made.close()

@@ -95,23 +95,23 @@ class DecoderPool:
         return [job.future for job in jobs]
 
     def close(self) -> None:
-        """End the processes; futures that are open are cancelled."""
+        """End the processes. Open futures are cancelled, each by the thread that takes it from the queue."""
         self._closed.set()
         for _ in self._threads:
             self._tasks.put(None)
         for thread in self._threads:
             thread.join(timeout=2 * SLICE_S + 1.0)
-        while not self._tasks.empty():
-            _cancel(self._tasks.get() or ())
 
     # ---------------------------------------------------------------- one thread and its process
 
     def _serve(self) -> None:
+        """Decode task by task until None: every thread takes exactly one None, however late."""
         process: _Process | None = None
+        waiting: deque[_Job] = deque()
         try:
             process = self._start()  # before the first record comes: a start takes most of a second
-            while (task := self._tasks.get()) is not None and not self._closed.is_set():
-                waiting = deque(task)
+            while (task := self._tasks.get()) is not None:
+                waiting.extend(task)
                 while waiting and not self._closed.is_set():
                     process = process or self._start()
                     try:
@@ -120,10 +120,12 @@ class DecoderPool:
                         process.end()
                         process = None
                         self._blame(waiting, lost)
-                _cancel(waiting)  # not empty only where the pool is closed
+                while waiting:  # only where the pool is closed
+                    waiting.popleft().future.cancel()
         except DecoderError as error:
-            log.exception("decode.no_process")
-            self._fail_all(error)
+            if not self._closed.is_set():
+                log.exception("decode.no_process")
+            self._fail_all(waiting, error)
         finally:
             if process is not None:
                 process.end()
@@ -169,15 +171,12 @@ class DecoderPool:
                 break
         raise DecoderError("decoder processes do not start; see the log")
 
-    def _fail_all(self, error: DecoderError) -> None:
-        while (task := self._tasks.get()) is not None:
+    def _fail_all(self, waiting: Iterable[_Job], error: DecoderError) -> None:
+        task: Iterable[_Job] | None = waiting
+        while task is not None:
             for job in task:
                 job.future.set_exception(error)
-
-
-def _cancel(jobs: Iterable[_Job]) -> None:
-    for job in jobs:
-        job.future.cancel()
+            task = self._tasks.get()
 
 
 class _Process:

@@ -7,14 +7,16 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, Literal
 from urllib.parse import quote, urlencode
 
 from monitor.core.alert_state import Transition, alert_id
 from monitor.core.types import Alert, AlertPhase, Exemplar, Verdict
-from monitor.rules.evidence import MovedSignal, Triage
+
+Direction = Literal["low", "high"]
+Triage = Literal["sensor", "content"]
 
 SCHEMA = "layerwatch.alert/1"
 MAX_SIGNALS = 8
@@ -33,9 +35,27 @@ class About:
     dashboard_url: str = ""
 
 
+@dataclass(frozen=True, slots=True)
+class MovedSignal:
+    """One signal whose p-values are not distributed as they are in distribution; an entry of `signals` in the document.
+
+    effect: estimated share of images that must have changed to give this histogram (`distance_from_uniform`).
+    bound: lower confidence bound of the effect; the error is shared out over the signals of the profile. direction:
+    "low" where more p-values are small than normal (unusual images), "high" where fewer are (images too alike).
+    histogram: nine counts, p > .5 first, p <= .002 last.
+    """
+
+    signal: str
+    learned: bool
+    effect: float
+    bound: float
+    direction: Direction
+    histogram: tuple[int, ...]
+
+
 @dataclass(frozen=True)
 class Evidence:
-    """What the alert shows for itself; all of it may be missing."""
+    """What explains the alert; each part may be missing."""
 
     moved: Sequence[MovedSignal] = ()
     triage: Triage | None = None
@@ -126,7 +146,10 @@ def _data(about: About, transition: Transition, alert: Alert, evidence: Evidence
         "images": verdict.images,
         "severity": _severity(verdict),
         "triage": evidence.triage,
-        "signals": [_signal(moved) for moved in evidence.moved[:MAX_SIGNALS]],
+        "signals": [
+            asdict(moved) | {"effect": _short(moved.effect), "bound": _short(moved.bound)}
+            for moved in evidence.moved[:MAX_SIGNALS]
+        ],
         "exemplars": [_exemplar(e) for e in sorted(evidence.exemplars, key=_worst_first)[:MAX_EXEMPLARS]],
         "links": {"status": about.status_url, "dashboard": about.dashboard_url},
     }
@@ -136,17 +159,6 @@ def _severity(verdict: Verdict) -> dict[str, float] | None:
     if verdict.severity is None:
         return None
     return dict(zip(("lower", "estimate", "upper"), map(_short, verdict.severity), strict=True))
-
-
-def _signal(moved: MovedSignal) -> dict[str, Any]:
-    return {
-        "signal": moved.signal,
-        "learned": moved.learned,
-        "effect": _short(moved.effect),
-        "bound": _short(moved.bound),
-        "direction": moved.direction,
-        "histogram": list(moved.histogram),
-    }
 
 
 def _exemplar(exemplar: Exemplar) -> dict[str, Any]:

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.special import bdtrik
 
+from monitor.core.alert_document import Triage
 from monitor.core.buckets import (
     BINS,
     IMAGES,
@@ -24,7 +25,7 @@ from monitor.core.types import Vector
 from monitor.core.windows import Windows
 from monitor.fleet.tables import Rows, StreamRows, grown
 from monitor.rules.bounds import reference_bounds
-from monitor.rules.evidence import Triage, moved_signals, triage
+from monitor.rules.evidence import moved_signals, triage
 
 SHOWN_LEVELS = (0.05, 0.01)
 """Of the OOD share: what on-call looks at, and a stricter one that a small share of unusual images still moves."""

@@ -6,13 +6,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
+from monitor.core.alert_document import MovedSignal, Triage
 from monitor.core.alert_state import UNDER_WAY
 from monitor.core.buckets import IMAGES, REJECTED, Layout, cut_index, exceedances, sum_vectors
 from monitor.core.types import Alert, Exemplar, Vector
 from monitor.fleet.counts import band
 from monitor.fleet.history import LEVEL
 from monitor.fleet.overview import Snapshot
-from monitor.rules.evidence import MovedSignal, Triage, cause_is_learned, moved_signals, triage
+from monitor.rules.evidence import cause_is_learned, moved_signals, triage
 from monitor.store import Store
 
 EVIDENCE_MS = 300_000

@@ -3,39 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
 
+from monitor.core.alert_document import MovedSignal, Triage
 from monitor.core.buckets import Layout, distance_from_uniform, exceedances, histogram, images, reference_counts
 from monitor.core.types import Vector
 from monitor.rules.shift import surely_moved
 
-Direction = Literal["low", "high"]
-Triage = Literal["sensor", "content"]
-
 # Between what was measured on CIFAR-10: the strongest property moved 0 times as much as the strongest learned signal in
 # 164 of 167 alarms on coloured pictures of other things, and .55 times and more in all 720 on 24 sensor faults.
 SENSOR_RATIO = 0.5
-
-
-@dataclass(frozen=True, slots=True)
-class MovedSignal:
-    """One signal whose p-values are not spread as they are in distribution.
-
-    effect: estimated share of images that must have changed to give this histogram (`distance_from_uniform`).
-    bound: what it surely is at least; the error is shared out over the signals of the profile. direction: "low" where
-    more p-values are small than normal (unusual images), "high" where fewer are (images too alike). histogram: nine
-    counts, p > .5 first, p <= .002 last.
-    """
-
-    signal: str
-    learned: bool
-    effect: float
-    bound: float
-    direction: Direction
-    histogram: tuple[int, ...]
 
 
 def moved_signals(layout: Layout, window: Vector, risk: float = 0.01, limit: int = 8) -> tuple[MovedSignal, ...]:

@@ -8,9 +8,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from monitor.core.alert_document import MovedSignal
 from monitor.core.buckets import BINS, Layout, reference_counts
 from monitor.fleet.stream_view import Point
-from monitor.rules.evidence import MovedSignal
 
 SPARK_WIDTH, SPARK_HEIGHT = 120, 28
 SPARK_SHARE = 0.25

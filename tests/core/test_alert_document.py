@@ -4,11 +4,18 @@ from pathlib import Path
 import jsonschema
 import pytest
 
-from monitor.core.alert_document import About, Evidence, alert_document, dashboard_url, rfc3339, stream_url
+from monitor.core.alert_document import (
+    About,
+    Evidence,
+    MovedSignal,
+    alert_document,
+    dashboard_url,
+    rfc3339,
+    stream_url,
+)
 from monitor.core.alert_document import test_document as document_for_tests
 from monitor.core.alert_state import Transition
 from monitor.core.types import Alert, AlertPhase, Exemplar, Verdict
-from monitor.rules.evidence import MovedSignal
 
 AT_MS = 1_795_508_410_000  # 2026-11-24T08:20:10Z
 VERDICT = Verdict(True, 0.31, 0.24, 0.1, 300, "12 % of 300 images", (0.2, 0.25, 1 / 3), "ood: more images")

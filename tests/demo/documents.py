@@ -6,10 +6,9 @@ import json
 from datetime import UTC, datetime
 from typing import Any
 
-from monitor.core.alert_document import About, Evidence, alert_document
+from monitor.core.alert_document import About, Evidence, MovedSignal, alert_document
 from monitor.core.alert_state import Policy, Transition, step
 from monitor.core.types import Alert, Verdict
-from monitor.rules.evidence import MovedSignal
 
 START_MS = int(datetime(2026, 1, 5, 8, 0, tzinfo=UTC).timestamp()) * 1000
 

@@ -10,10 +10,9 @@ from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
-from monitor.core.alert_document import About, Evidence, alert_document
+from monitor.core.alert_document import About, Evidence, MovedSignal, alert_document
 from monitor.core.alert_state import Transition, alert_id
 from monitor.core.types import Alert, AlertPhase, Exemplar, Verdict
-from monitor.rules.evidence import MovedSignal
 from monitor.store import Store
 
 T0_MS = 1_795_508_400_000

@@ -2,8 +2,9 @@ import numpy as np
 import pytest
 
 from monitor.core import buckets
+from monitor.core.alert_document import MovedSignal
 from monitor.core.buckets import IMAGES, Layout
-from monitor.rules.evidence import MovedSignal, cause_is_learned, moved_signals, triage
+from monitor.rules.evidence import cause_is_learned, moved_signals, triage
 
 SIGNALS = ("ood", "layer1", "contrast", "sharpness")
 LAYOUT = Layout(SIGNALS, (2000,) * 4, (False, False, True, True), (True, True, False, False), (1.0,) * 4)

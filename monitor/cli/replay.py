@@ -90,7 +90,8 @@ def _sent(store: Store) -> Iterator[str]:
 
 def _replay(args: argparse.Namespace) -> int:
     from monitor.daemon import limits_of  # noqa: PLC0415
-    from monitor.store.private_server import PrivateRedis, PrivateRedisError  # noqa: PLC0415
+    from monitor.store.child_process import ChildError  # noqa: PLC0415
+    from monitor.store.private_server import PrivateRedis  # noqa: PLC0415
 
     settings = load_config(args.config)
     try:
@@ -101,7 +102,7 @@ def _replay(args: argparse.Namespace) -> int:
             store.close()
     except ValueError as error:
         raise ConfigError([f"{args.config or 'defaults'}: {error}"]) from error
-    except (SourceError, FatalSourceError, StoreError, PrivateRedisError) as error:
+    except (SourceError, FatalSourceError, StoreError, ChildError) as error:
         sys.stderr.write(f"layerwatch replay: {error}\n")
         return EXIT_UNAVAILABLE
     for document in documents:

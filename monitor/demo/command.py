@@ -24,7 +24,8 @@ from monitor.demo.run import DemoRun
 from monitor.demo.story import BUCKET_S, STREAMS, TOPIC, WINDOW_S, reference
 from monitor.sources import open_producer
 from monitor.sources.protocol import FatalSourceError, SourceError
-from monitor.store.private_server import PrivateRedis, PrivateRedisError
+from monitor.store.child_process import ChildError
+from monitor.store.private_server import PrivateRedis
 
 SEED = 7
 REFERENCE_IMAGES = 1000
@@ -41,7 +42,7 @@ def demo(headless: bool, stay: bool) -> int:
     try:
         with closing(screen):
             return run_demo(screen, stay)
-    except (DemoError, PrivateRedisError, SourceError, FatalSourceError) as error:
+    except (DemoError, ChildError, SourceError, FatalSourceError) as error:
         sys.stderr.write(f"layerwatch demo: {error}\n")
         return 1
 
@@ -50,7 +51,7 @@ def run_demo(screen: Screen, stay: bool = False) -> int:
     """The whole demo; 0 when every injected drift raised its alerts, all of them resolved, and there were no others.
 
     Raises:
-        DemoError, PrivateRedisError, SourceError: something that it needs does not work.
+        DemoError, ChildError, SourceError: something that it needs does not work.
     """
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="layerwatch-demo-")))

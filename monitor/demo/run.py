@@ -64,7 +64,8 @@ class DemoRun:
         """Send until every alert has resolved or the story is over, then wait until everything sent is counted.
 
         Raises:
-            DemoError: the daemon has ended, or no longer counts anything.
+            ChildError: the daemon has ended.
+            DemoError: it no longer counts anything.
             SourceError: Redis is gone.
         """
         rng = np.random.default_rng(seed)

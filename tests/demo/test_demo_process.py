@@ -14,9 +14,10 @@ from pathlib import Path
 import pytest
 
 from monitor.demo.command import daemon_settings
-from monitor.demo.process import DaemonProcess, DemoError
+from monitor.demo.process import DaemonProcess
 from monitor.demo.receiver import AlertReceiver
 from monitor.demo.story import STREAMS
+from monitor.store.child_process import ChildError
 from monitor.store.private_server import PrivateRedis
 
 pytestmark = pytest.mark.slow
@@ -110,5 +111,5 @@ def test_the_daemon_process_is_ready_inside_and_gone_outside(
 def test_a_daemon_that_cannot_start_is_reported_with_its_own_log(redis_server: PrivateRedis, tmp_path: Path) -> None:
     with AlertReceiver() as receiver:
         settings = {**daemon_settings(redis_server.url, tmp_path, receiver), "buckets": {"seconds": -5}}
-        with pytest.raises(DemoError, match=r"(?s)ended with status 78.*buckets\.seconds: must be greater than 0"):
+        with pytest.raises(ChildError, match=r"(?s)ended with status 78.*buckets\.seconds: must be greater than 0"):
             DaemonProcess(tmp_path, settings).__enter__()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import random
 import socket
-import subprocess
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -13,7 +12,8 @@ import pytest
 import redis
 from redis.cluster import RedisCluster
 
-from monitor.store.private_server import PrivateRedis, dies_with_parent, find_redis_server
+from monitor.store.child_process import ChildProcess, free_port
+from monitor.store.private_server import PrivateRedis, find_redis_server
 from tests.faults.rig import STORY, Rig, commits, wait_for
 from tests.kafka.broker import Brokers, BrokerUnavailableError
 
@@ -106,25 +106,21 @@ def test_a_redis_cluster_of_which_a_node_is_killed_keeps_the_counts(make_rig: Ma
         rig.close()
 
 
-@contextmanager
-def sentinel(folder: Path, primary: PrivateRedis) -> Iterator[int]:
-    """Watches the primary, alone; its port."""
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        port = int(server.getsockname()[1])
-    config = folder / "sentinel.conf"
-    config.write_text(
-        f"port {port}\nbind 127.0.0.1\ndir {folder}\n"
-        f"sentinel monitor mymaster 127.0.0.1 {primary.port} 1\n"
-        "sentinel down-after-milliseconds mymaster 1000\nsentinel failover-timeout mymaster 10000\n"
-    )
-    with (folder / "sentinel.log").open("ab") as log:
-        command = [*dies_with_parent(), str(find_redis_server()), str(config), "--sentinel"]
-        process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT)
-    try:
-        yield port
-    finally:
-        process.kill()
-        process.wait()
+class Sentinel(ChildProcess):
+    """Watches the primary, alone."""
+
+    def __init__(self, folder: Path, primary: PrivateRedis) -> None:
+        super().__init__("the sentinel", folder / "sentinel.log", stop_timeout_s=1.0)
+        self.port = free_port()
+        self._config = folder / "sentinel.conf"
+        self._config.write_text(
+            f"port {self.port}\nbind 127.0.0.1\ndir {folder}\n"
+            f"sentinel monitor mymaster 127.0.0.1 {primary.port} 1\n"
+            "sentinel down-after-milliseconds mymaster 1000\nsentinel failover-timeout mymaster 10000\n"
+        )
+
+    def start(self) -> None:
+        self._launch([str(find_redis_server()), str(self._config), "--sentinel"])
 
 
 def test_sentinel_fails_over_to_a_replica_that_lags_and_what_was_lost_is_counted_again(
@@ -135,13 +131,13 @@ def test_sentinel_fails_over_to_a_replica_that_lags_and_what_was_lost_is_counted
     link = ["--replicaof", "127.0.0.1", str(own_redis.port), "--masteruser", "copy", "--masterauth", "secret"]
     with PrivateRedis(options=link) as spare, redis.Redis.from_url(spare.url) as replica:
         wait_for("the first sync", lambda: replica.info("replication")["master_link_status"] == "up")
-        with sentinel(tmp_path, own_redis) as port, redis.Redis(port=port) as watcher:
+        with Sentinel(tmp_path, own_redis) as sentinel, redis.Redis(port=sentinel.port) as watcher:
 
             def state(of: str) -> list[dict[str, str]]:
                 return watcher.execute_command("SENTINEL", of, "mymaster")
 
             wait_for("sentinel to know the replica", lambda: state("SLAVES"))
-            settings = {"redis": {"mode": "sentinel", "sentinels": [f"127.0.0.1:{port}"]}}
+            settings = {"redis": {"mode": "sentinel", "sentinels": [f"127.0.0.1:{sentinel.port}"]}}
             rig = make_rig(settings=settings)
             rig.tell(0, HALF)
             daemon = rig.start()

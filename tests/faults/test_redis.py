@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 import redis
 
-from monitor.store.private_server import PrivateRedis, PrivateRedisError
+from monitor.store.child_process import ChildError
+from monitor.store.private_server import PrivateRedis
 from tests.faults.proxy import Proxy
 from tests.faults.rig import STORY, Daemon, Rig, wait_for
 
@@ -82,7 +83,7 @@ def on_disk(tmp_path: Path) -> Iterator[PrivateRedis]:
     try:
         with PrivateRedis(folder, ["--appendonly", "yes", "--appendfsync", "no"], at_least=(7, 2)) as server:
             yield server
-    except PrivateRedisError as error:
+    except ChildError as error:
         pytest.skip(f"WAITAOF: {error}")
 
 

@@ -11,9 +11,9 @@ import hashlib
 import os
 import re
 import shutil
-import signal
 import socket
 import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -22,7 +22,7 @@ from types import TracebackType
 
 from kafka.admin import KafkaAdminClient
 
-from monitor.store.private_server import dies_with_parent
+from monitor.store.child_process import ChildProcess
 
 VERSION = "4.1.0"
 POM = Path(__file__).with_name("pom.xml")
@@ -88,7 +88,7 @@ class Cluster:
             admin.close()
 
 
-class Broker(Cluster):
+class Broker(Cluster, ChildProcess):
     """Runs a broker between `start` and `stop`, or as a context manager; `start` again keeps ports and data.
 
     Args:
@@ -106,30 +106,24 @@ class Broker(Cluster):
         heap: str = "512m",
     ) -> None:
         self.directory = directory
-        self.log_path = directory / "broker.log"
         self._listeners = {"PLAINTEXT": "PLAINTEXT", **(listeners or {})}
         *ports, self.controller_port = _free_ports(len(self._listeners) + 1)
         self._ports = dict(zip(self._listeners, ports, strict=True))
         self.properties = dict(properties or {})
         self._heap = heap
-        self._process: subprocess.Popen[bytes] | None = None
-        super().__init__(self.address("PLAINTEXT"))
+        Cluster.__init__(self, self.address("PLAINTEXT"))
+        ChildProcess.__init__(self, "the broker", directory / "broker.log", STOP_TIMEOUT_S)
 
     def address(self, listener: str) -> str:
         """host:port of a listener. Its host is `localhost`, so that certificates can name it."""
         return f"localhost:{self._ports[listener]}"
-
-    @property
-    def pid(self) -> int | None:
-        """Process id of the running broker."""
-        return self._process.pid if self._process else None
 
     def start(self) -> None:
         """Start it and wait until it answers.
 
         Raises:
             BrokerUnavailableError: Java or the jars cannot be had.
-            RuntimeError: it did not come up; the message ends with the last lines of its log.
+            ChildError: it did not come up.
         """
         self.launch()
         self.await_answer()
@@ -141,52 +135,16 @@ class Broker(Cluster):
         classes = [java, f"-Xmx{self._heap}", *JVM_OPTIONS, "-cp", f"{jars}/*"]
         if not (self.directory / "data" / "meta.properties").exists():
             self._format([*classes, "kafka.tools.StorageTool", "format", "-t", CLUSTER_ID, "-c", str(settings)])
-        with self.log_path.open("ab") as log_file:
-            self._process = subprocess.Popen(
-                [*dies_with_parent(), *classes, "kafka.Kafka", str(settings)],
-                stdout=log_file,
-                stderr=subprocess.STDOUT,
-                stdin=subprocess.DEVNULL,
-                start_new_session=True,
-            )
+        self._launch([*classes, "kafka.Kafka", str(settings)])
 
     def await_answer(self) -> None:
         """Wait until it may be used."""
-        deadline = time.monotonic() + START_TIMEOUT_S
-        while not self._answers():
-            if self._process is None or self._process.poll() is not None or time.monotonic() > deadline:
-                self.kill()
-                raise RuntimeError(f"the broker did not come up: {self._log_tail()}")
-            time.sleep(0.05)
-
-    def stop(self) -> None:
-        """Shut it down in good order; ended for sure when this returns."""
-        if self._process:
-            self._process.terminate()
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                self._process.wait(STOP_TIMEOUT_S)
-            self.kill()
-
-    def kill(self) -> None:
-        """SIGKILL, as a crash would."""
-        if self._process:
-            self._process.send_signal(signal.SIGKILL)
-            self._process.wait()
-            self._process = None
+        self._wait_until(self._answers, START_TIMEOUT_S)
 
     def restart(self) -> None:
         """Stop it in good order and bring it up again."""
         self.stop()
         self.start()
-
-    def __enter__(self) -> Broker:
-        self.start()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.stop()
 
     def _write_settings(self) -> Path:
         addresses = {name: f"{name}://localhost:{port}" for name, port in self._ports.items()}
@@ -232,9 +190,6 @@ class Broker(Cluster):
             return True
         return False
 
-    def _log_tail(self) -> str:
-        return " | ".join(self.log_path.read_text(errors="replace").splitlines()[-5:])
-
 
 class Brokers(Cluster):
     """Brokers that are controllers too, in a process each; every topic lies on all of them, one of which may fail."""
@@ -261,10 +216,14 @@ class Brokers(Cluster):
         return self.nodes[found["leader_id"]]
 
     def __enter__(self) -> Brokers:
-        for node in self.nodes.values():
-            node.launch()
-        for node in self.nodes.values():
-            node.await_answer()
+        try:
+            for node in self.nodes.values():
+                node.launch()
+            for node in self.nodes.values():
+                node.await_answer()
+        except BaseException:
+            self.__exit__(*sys.exc_info())
+            raise
         return self
 
     def __exit__(

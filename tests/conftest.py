@@ -1,10 +1,11 @@
-"""Real parts shared by the tests: a Redis server, a Kafka broker and a small profile, each made once per run."""
+"""Real parts shared by the tests: a Redis server per worker; a Kafka broker and a small profile per run."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 
@@ -14,6 +15,10 @@ from tests.certificates import make_certificates
 from tests.faults.rig import Zygote
 from tests.kafka.broker import LOGIN, LOGIN_MODULE, Broker, BrokerUnavailableError, Cluster
 from tests.pictures import pictures
+from tests.shared import SharedParts, ask, made_once
+
+if TYPE_CHECKING:
+    from xdist.workermanage import WorkerController
 
 MARKS_OF_FIXTURES = {
     "kafka_broker": "kafka",
@@ -24,9 +29,40 @@ MARKS_OF_FIXTURES = {
 }
 
 
+LONGEST_FIRST = (
+    "tests/demo/test_demo_process.py",
+    "tests/e2e/test_exact_counts.py",
+    "tests/deploy/test_dashboards.py",
+)
+"""Files that take longest, in order of their start: none of them may begin when the others have ended."""
+
+SHARED = pytest.StashKey[SharedParts]()
+FOLDER = "shared_parts"
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Offer the shared parts in the process that begins the run; nothing starts yet."""
+    if not hasattr(config, "workerinput"):
+        config.stash[SHARED] = SharedParts()
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_configure_node(node: WorkerController) -> None:
+    """Let a worker of pytest-xdist find the shared parts."""
+    node.workerinput[FOLDER] = str(node.config.stash[SHARED].folder)
+
+
+def pytest_unconfigure(config: pytest.Config) -> None:
+    """End the shared parts."""
+    if shared := config.stash.get(SHARED, None):
+        shared.close()
+
+
 @pytest.hookimpl(tryfirst=True)  # before `-m` selects
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark each test by the expensive parts that it asks for, so that none is forgotten."""
+    """Put the longest files first; mark each test by the expensive parts that it uses, so that none is forgotten."""
+    place = {name: i for i, name in enumerate(LONGEST_FIRST)}
+    items.sort(key=lambda item: place.get(item.location[0], len(place)))
     for item in items:
         for fixture in getattr(item, "fixturenames", ()):
             if mark := MARKS_OF_FIXTURES.get(fixture):
@@ -41,32 +77,34 @@ def redis_server() -> Iterator[PrivateRedis]:
 
 
 @pytest.fixture(scope="session")
-def kafka_broker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+def shared_folder(pytestconfig: pytest.Config) -> Path:
+    """Of the parts that all workers share."""
+    if shared := pytestconfig.stash.get(SHARED, None):
+        return shared.folder
+    return Path(pytestconfig.workerinput[FOLDER])  # type: ignore[attr-defined]  # set by pytest-xdist
+
+
+@pytest.fixture(scope="session")
+def kafka_broker(shared_folder: Path) -> Cluster:
     """One real Kafka for the whole run: the cluster at KAFKA_BOOTSTRAP_SERVERS, else a broker of our own.
 
     A test that uses it takes topic and group names of its own. Skips where there is none; where CI=true only a
     machine that cannot reach Maven may skip.
     """
     if servers := os.environ.get("KAFKA_BOOTSTRAP_SERVERS"):
-        yield Cluster(servers)
-        return
-    broker = Broker(tmp_path_factory.mktemp("kafka"))
+        return Cluster(servers)
     try:
-        broker.start()
+        return Cluster(ask(shared_folder, "kafka"))
     except BrokerUnavailableError as error:
         if os.environ.get("CI") == "true" and not error.excused:
             pytest.fail(f"no Kafka broker: {error}")
         pytest.skip(f"no Kafka broker (set KAFKA_BOOTSTRAP_SERVERS to use another): {error}")
-    yield broker
-    broker.stop()
 
 
 @pytest.fixture(scope="session")
-def zygote() -> Iterator[Zygote]:
+def zygote(shared_folder: Path) -> Zygote:
     """Forks the daemons of the whole run."""
-    made = Zygote()
-    yield made
-    made.close()
+    return Zygote(ask(shared_folder, "zygote"))
 
 
 @pytest.fixture(scope="session")
@@ -106,8 +144,10 @@ def breakable_broker(
 
 
 @pytest.fixture(scope="session")
-def profile_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A real profile, fitted on 300 drawn pictures with the embedded backbone and saved."""
-    folder = tmp_path_factory.mktemp("profile")
-    detectors.fit_profile(pictures(0, 300)).save(folder)
+def profile_folder(shared_folder: Path) -> Path:
+    """A real profile, fitted once per run on 300 drawn pictures with the embedded backbone and saved."""
+    folder = shared_folder / "profile"
+    with made_once(folder) as first:
+        if first:
+            detectors.fit_profile(pictures(0, 300)).save(folder)
     return folder

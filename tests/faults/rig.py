@@ -8,7 +8,7 @@ import os
 import signal
 import socket
 import subprocess
-import sys
+import tempfile
 import threading
 import time
 import uuid
@@ -32,6 +32,8 @@ from tests.kafka.broker import Cluster
 from tests.pictures import encoded, pictures
 
 PATIENCE_S = 90.0
+COMMAND_PATIENCE_S = 200.0
+"""Some commands score thousands of images."""
 BUCKET_MS, LATENESS_MS = 10_000, 10_000
 STEP_MS = 1000
 STORY = 200
@@ -54,35 +56,32 @@ def wait_for(what: str, condition: Callable[[], Any], patience_s: float = PATIEN
 
 
 class Zygote:
-    """The process that forks daemons; see tests/faults/zygote.py."""
+    """The process that forks daemons and commands, which tests/shared.py starts; see tests/faults/zygote.py."""
 
-    def __init__(self) -> None:
-        one = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
-        self._process = subprocess.Popen(
-            [sys.executable, "-m", "tests.faults.zygote"],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-            env={**os.environ, **one},
-        )
-        self._lock = threading.Lock()
+    def __init__(self, path: str) -> None:
+        self._path = path
 
     def ask(self, **request: Any) -> Any:
         """One request, one answer."""
-        assert self._process.stdin is not None
-        assert self._process.stdout is not None
-        with self._lock:
-            self._process.stdin.write(json.dumps(request) + "\n")
-            self._process.stdin.flush()
-            return json.loads(self._process.stdout.readline())
+        with socket.socket(socket.AF_UNIX) as connection:
+            connection.connect(self._path)
+            with connection.makefile("rw") as lines:
+                lines.write(json.dumps(request) + "\n")
+                lines.flush()
+                return json.loads(lines.readline())
 
-    def close(self) -> None:
-        """End it; its daemons die with it."""
-        assert self._process.stdin is not None
-        assert self._process.stdout is not None
-        self._process.stdin.close()
-        self._process.wait(10)
-        self._process.stdout.close()
+    def layerwatch(self, *arguments: str) -> subprocess.CompletedProcess[str]:
+        """One command of the command line, run to its end."""
+        with tempfile.TemporaryDirectory() as folder:
+            output, log = Path(folder, "output"), Path(folder, "log")
+            pid = self.ask(argv=arguments, env={}, output=str(output), log=str(log))["pid"]
+            deadline = time.monotonic() + COMMAND_PATIENCE_S
+            while (status := self.ask(wait=pid)["status"]) is None:
+                if time.monotonic() > deadline:
+                    os.kill(pid, signal.SIGKILL)
+                    raise AssertionError(f"layerwatch {arguments[0]} did not end:\n{log.read_text()[-3000:]}")
+                time.sleep(0.02)
+            return subprocess.CompletedProcess(arguments, status, output.read_text(), log.read_text())
 
 
 class Daemon:

@@ -1,7 +1,7 @@
 """Forks daemons: loads torch once, so that a test can start, kill and start again in a second instead of twenty.
 
-One JSON line in, one out: {"argv": [...], "env": {...}, "log": path} -> {"pid": n}, or
-{"wait": pid} -> {"status": n | null}.
+One JSON line in, one out: {"argv": [...], "env": {...}, "log": path, "output": path or none} -> {"pid": n}, or
+{"wait": pid} -> {"status": n | null}. `log` takes the standard error, and the standard output if `output` is not given.
 What it forks is the real program with the real `main`; only the import of the libraries is shared.
 """
 
@@ -13,6 +13,7 @@ import gc
 import json
 import os
 import signal
+import socket
 import sys
 import traceback
 from pathlib import Path
@@ -46,8 +47,9 @@ def become(request: dict[str, Any]) -> None:
     os.setsid()
     ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # die with the zygote
     log = os.open(request["log"], os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    output = os.open(request["output"], os.O_WRONLY | os.O_CREAT | os.O_APPEND) if "output" in request else log
     null = os.open(os.devnull, os.O_RDONLY)
-    for source, target in ((null, 0), (log, 1), (log, 2)):
+    for source, target in ((null, 0), (output, 1), (log, 2)):
         os.dup2(source, target)
     os.environ.update(request["env"])
     status = 1
@@ -62,30 +64,32 @@ def become(request: dict[str, Any]) -> None:
     except BaseException:
         traceback.print_exc()
     finally:
+        sys.stdout.flush()
         sys.stderr.flush()
         os._exit(status)
 
 
-def serve() -> None:
-    """Until the other end closes."""
-    answers = os.fdopen(os.dup(1), "w", buffering=1)
-    requests = os.fdopen(os.dup(0), "r", buffering=1)
-    for line in requests:
-        request = json.loads(line)
-        if "wait" in request:
-            pid, status = 0, None
-            with contextlib.suppress(ChildProcessError):
-                pid, status = os.waitpid(request["wait"], os.WNOHANG)
-            answers.write(json.dumps({"status": os.waitstatus_to_exitcode(status) if pid else None}) + "\n")
-            continue
-        pid = os.fork()
-        if pid == 0:
-            os.close(answers.fileno())
-            os.close(requests.fileno())
-            become(request)
-        answers.write(json.dumps({"pid": pid}) + "\n")
+def serve(server: socket.socket) -> None:
+    """One request a connection, until somebody ends this process."""
+    while True:
+        connection, _ = server.accept()
+        with connection, connection.makefile("rw") as lines:
+            request = json.loads(lines.readline())
+            if "wait" in request:
+                pid, status = 0, None
+                with contextlib.suppress(ChildProcessError):
+                    pid, status = os.waitpid(request["wait"], os.WNOHANG)
+                answer = {"status": os.waitstatus_to_exitcode(status) if pid and status is not None else None}
+            else:
+                pid = os.fork()
+                if pid == 0:
+                    os.close(server.fileno())
+                    os.close(connection.fileno())
+                    become(request)
+                answer = {"pid": pid}
+            lines.write(json.dumps(answer) + "\n")
 
 
 if __name__ == "__main__":
     load()
-    serve()
+    serve(socket.socket(fileno=int(sys.argv[1])))

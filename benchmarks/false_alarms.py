@@ -31,8 +31,9 @@ from scipy.stats import binom, kstwobign, norm
 from detectors.profile.calibration import dependence
 from monitor.core import buckets
 from monitor.core.buckets import BINS, IMAGES, LEVELS, Layout
-from monitor.rules import sequential
 from monitor.rules.rate import RateRule
+from monitor.rules.sequential.detector import advance
+from monitor.rules.sequential.plan import Sequential, initial
 
 Floats = NDArray[np.float64]
 BUCKET = 10
@@ -80,14 +81,14 @@ class Product:
 
     def __init__(self, n: int, streams: int, dependence: float = 1.0, a: float = A, **options: Any) -> None:
         self.layout = layout_of(n, dependence)
-        self.rule = sequential.Sequential(bucket_s=BUCKET, seconds_per_false_alarm=a, **options)
-        self.state = sequential.initial(self.rule, self.layout, streams)
+        self.rule = Sequential(bucket_s=BUCKET, seconds_per_false_alarm=a, **options)
+        self.state = initial(self.rule, self.layout, streams)
         self.bucket = 0
 
     def feed(self, vectors: NDArray[np.uint32]) -> NDArray[np.bool_]:
         before = self.state["firing"].copy()
         self.bucket += 1
-        self.state, _ = sequential.advance(self.rule, self.layout, self.state, self.bucket, vectors)
+        self.state, _ = advance(self.rule, self.layout, self.state, self.bucket, vectors)
         alarms: NDArray[np.bool_] = self.state["firing"] & ~before
         return alarms
 

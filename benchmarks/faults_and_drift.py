@@ -33,8 +33,9 @@ from detectors.images.reading import read_images
 from detectors.profile.calibration import Calibration, jitter
 from monitor.core import buckets
 from monitor.core.buckets import BINS, IMAGES, Layout
-from monitor.rules import sequential
 from monitor.rules.evidence import cause_is_learned, moved_signals, triage
+from monitor.rules.sequential.detector import advance, drift_start
+from monitor.rules.sequential.plan import Sequential, initial
 
 Pixels = NDArray[np.uint8]
 Values = NDArray[np.float64]
@@ -239,21 +240,19 @@ class Alarm:
 
 
 def first_alarms(
-    rule: sequential.Sequential, layout: Layout, state: Any, before: NDArray[np.uint32], stream: NDArray[np.uint32]
+    rule: Sequential, layout: Layout, state: Any, before: NDArray[np.uint32], stream: NDArray[np.uint32]
 ) -> list[Alarm | None]:
     """Per replicate, the first alarm after the clean start `before` (B, K, V) that left `state`."""
     alarms: list[Alarm | None] = [None] * len(state)
     waiting, state = np.arange(len(state)), state.copy()
     history = before[-TRIAGE_BUCKETS:]
     for b in range(len(stream)):
-        after, verdicts = sequential.advance(
-            rule, layout, state[waiting], (len(before) + b) * BUCKET_MS, stream[b, waiting]
-        )
+        after, verdicts = advance(rule, layout, state[waiting], (len(before) + b) * BUCKET_MS, stream[b, waiting])
         state[waiting] = after
         for i in np.flatnonzero(after["firing"]):
             row = int(waiting[i])
             seen = np.concatenate([history[:, row], stream[: b + 1, row]])
-            start = sequential.drift_start(rule, layout, after[i : i + 1], seen)
+            start = drift_start(rule, layout, after[i : i + 1], seen)
             moved = moved_signals(layout, buckets.sum_vectors(seen[start:]), limit=len(layout.signals))
             sides = [
                 max((m.effect for m in moved if m.learned is side and m.bound > 0), default=0.0)
@@ -285,9 +284,9 @@ def summary(alarms: list[Alarm | None]) -> dict[str, Any]:
 LISTS = {"ood": ("ood",), "learned": ("learned",), "properties": ("properties",), "all": ("*",)}
 
 
-def rule_of(layout: Layout, chosen: str, a: float = A) -> sequential.Sequential:
+def rule_of(layout: Layout, chosen: str, a: float = A) -> Sequential:
     signals = layout.select(LISTS[chosen])
-    return sequential.Sequential(signals=signals, bucket_s=BUCKET, seconds_per_false_alarm=a)
+    return Sequential(signals=signals, bucket_s=BUCKET, seconds_per_false_alarm=a)
 
 
 def false_alarms(scored: Scored, count: int, rng: np.random.Generator) -> dict[str, Any]:
@@ -300,10 +299,10 @@ def false_alarms(scored: Scored, count: int, rng: np.random.Generator) -> dict[s
         row = {}
         for a in (1e6, 1e4):
             rule, alarms = rule_of(replicates.layout, chosen, a), 0
-            state = sequential.initial(rule, replicates.layout, count)
+            state = initial(rule, replicates.layout, count)
             for b, vectors in enumerate(stream):
                 before = state["firing"].copy()
-                state, _ = sequential.advance(rule, replicates.layout, state, b * BUCKET_MS, vectors)
+                state, _ = advance(rule, replicates.layout, state, b * BUCKET_MS, vectors)
                 alarms += int((state["firing"] & ~before).sum())
             row[f"{a:g}"] = {"alarms": alarms, "bound": images / a}
         shown = "; ".join(f"A = {a}: {r['alarms']} ({r['bound']:.1f})" for a, r in row.items())
@@ -322,9 +321,9 @@ def drift_and_faults(scored: Scored, count: int, rng: np.random.Generator) -> di
     found: dict[str, Any] = {}
     for chosen in LISTS:
         rule = rule_of(replicates.layout, chosen)
-        state = sequential.initial(rule, replicates.layout, count)
+        state = initial(rule, replicates.layout, count)
         for b, vectors in enumerate(before):
-            state, _ = sequential.advance(rule, replicates.layout, state, b * BUCKET_MS, vectors)
+            state, _ = advance(rule, replicates.layout, state, b * BUCKET_MS, vectors)
         quiet = ~state["firing"]
         if not quiet.all():
             print(f"  {chosen}: {int((~quiet).sum())} replicates alarm falsely before the drift and are left out")

@@ -21,7 +21,8 @@ from typing import Any
 import numpy as np
 
 from monitor.core.buckets import BINS, IMAGES, LEVELS, Layout
-from monitor.rules import sequential
+from monitor.rules.sequential.detector import advance
+from monitor.rules.sequential.plan import Sequential, initial, pack, unpack
 
 LIMIT_S = 1.0
 
@@ -39,13 +40,13 @@ def main() -> None:
     for signals in (1, 5, 22):
         names = tuple(f"s{i}" for i in range(signals))
         layout = Layout(names, (2000,) * signals, (False,) * signals, (True,) * signals, (1.0,) * signals)
-        found[f"{signals} signals"] = measure(sequential.Sequential(signals=names), layout, options)
+        found[f"{signals} signals"] = measure(Sequential(signals=names), layout, options)
     if options.json:
         options.json.parent.mkdir(parents=True, exist_ok=True)
         options.json.write_text(json.dumps(found, indent=1))
 
 
-def measure(rule: sequential.Sequential, layout: Layout, options: argparse.Namespace) -> dict[str, float]:
+def measure(rule: Sequential, layout: Layout, options: argparse.Namespace) -> dict[str, float]:
     rng = np.random.default_rng(0)
     shares = -np.diff([1, 0.5, 0.2, 0.1, 0.05, 0.02, 0.01, 0.005, 0.002, 0])
     vectors = np.zeros((options.repeats, options.streams, layout.size), dtype=np.uint32)
@@ -53,7 +54,7 @@ def measure(rule: sequential.Sequential, layout: Layout, options: argparse.Names
         counts = rng.multinomial(options.images, shares, size=vectors.shape[:2])
         vectors[..., i * BINS : (i + 1) * BINS] = counts
     vectors[..., IMAGES] = options.images
-    first = sequential.initial(rule, layout, options.streams)
+    first = initial(rule, layout, options.streams)
     learning, firing = first.copy(), first.copy()
     # due to tighten with this bucket; rates differ, so not every stream has the same number of images
     learning["images"] = rng.integers(990, 1000, options.streams)
@@ -64,13 +65,13 @@ def measure(rule: sequential.Sequential, layout: Layout, options: argparse.Names
     for name, state in (("watching", first), ("learning", learning), ("firing", firing)):
         times = np.zeros((2, options.repeats))
         for repeat in range(options.repeats):
-            rows = sequential.pack(state)
+            rows = pack(state)
             start = time.process_time()
-            unpacked = sequential.unpack(rule, layout, rows)
+            unpacked = unpack(rule, layout, rows)
             middle = time.process_time()
-            after, _ = sequential.advance(rule, layout, unpacked, repeat, vectors[repeat])
+            after, _ = advance(rule, layout, unpacked, repeat, vectors[repeat])
             end = time.process_time()
-            sequential.pack(after)
+            pack(after)
             times[:, repeat] = end - middle, time.process_time() - end + middle - start
         advance_s, storage_s = np.median(times, axis=1)
         print(

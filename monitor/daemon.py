@@ -41,7 +41,7 @@ from monitor.ingest.sinks import Sinks
 from monitor.ingest.stages import Stages
 from monitor.notify import Dispatcher, Receiver, build_receiver
 from monitor.notify.self_alerts import SelfAlerts
-from monitor.rules.registry import BoundRule
+from monitor.rules.rule import Rule
 from monitor.sources import open_producer, open_source
 from monitor.sources.protocol import FatalSourceError, Source
 from monitor.store import Limits, Store, StoreError, open_store
@@ -56,7 +56,7 @@ FINAL_FLUSH_S = 5.0
 MIN_REBUILD_MS = 300_000
 """Rebuilt at least, after Redis was lost: the evidence of an alert reaches back that far."""
 
-Rules = tuple[BoundRule, ...]
+Rules = tuple[Rule, ...]
 
 # ------------------------------------------------------------------------------------------------ parts
 
@@ -83,7 +83,7 @@ def build_consumer(
         sinks=sinks,
     )
     source = settings.kafka if settings.source == "kafka" else settings.redis_stream
-    longest_ms = max([rule.judge.window_ms for rule in rules], default=0)
+    longest_ms = max([rule.window_ms for rule in rules], default=0)
     policy = AssignmentPolicy(
         start=source.start,
         rebuild_ms=max(longest_ms, MIN_REBUILD_MS) + settings.buckets.lateness_ms,

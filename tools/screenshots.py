@@ -31,7 +31,6 @@ from monitor.demo.story import reference
 from monitor.evaluate.evaluator import Evaluator
 from monitor.ingest.scoring.profiles import layout_of
 from monitor.ingest.scoring.thumbnails import thumbnail
-from monitor.rules.registry import bind_rules
 from monitor.store import Store, open_store
 from monitor.store.private_server import PrivateRedis
 from monitor.store.settings import RedisSettings
@@ -84,7 +83,7 @@ def play(store: Store, settings: Config) -> None:
     how = Aggregation(buckets, layouts, lambda _: profile.fingerprint, 12, lambda prepared: thumbnail(prepared, 96))
     evaluator = Evaluator(
         store,
-        bind_rules(settings.rules, settings.monitor, BUCKET_S),
+        settings.rules,
         layouts,
         (buckets.length_ms, buckets.lateness_ms),
         presentation_of(settings),

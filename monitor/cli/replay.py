@@ -17,7 +17,7 @@ from typing import Any
 
 from pydantic import SecretStr
 
-from monitor.cli.run import add_config_option, bound_rules
+from monitor.cli.run import add_config_option, checked_rules
 from monitor.cli.times import TIME_HELP, parse_time
 from monitor.config.errors import EXIT_UNAVAILABLE, ConfigError
 from monitor.config.loading import load_config
@@ -53,7 +53,7 @@ def replay_documents(settings: Config, span: Span, store: Store) -> list[str]:
     from monitor.daemon import build_consumer, presentation_of  # noqa: PLC0415 - loads what a daemon needs
 
     profiles = load_profiles(settings.scoring, settings.decoding)
-    rules = tuple(rule for rule in bound_rules(settings) if not rule.judge.reads_clock)
+    rules = tuple(rule for rule in checked_rules(settings) if not rule.reads_clock)
     consumer = build_consumer(_without_traces(settings), profiles, rules, store, lambda: span)
     rates = settings.buckets.length_ms, settings.buckets.lateness_ms
     presentation = replace(presentation_of(settings), has_receivers=True)

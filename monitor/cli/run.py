@@ -15,7 +15,8 @@ from rich.text import Text
 from monitor.config.errors import EXIT_UNAVAILABLE, ConfigError
 from monitor.config.loading import load_config
 from monitor.config.schema import Config
-from monitor.rules.registry import BoundRule, RuleError, bind_rules, check_rules
+from monitor.rules.registry import unsuited_rules, wrong_numbers
+from monitor.rules.rule import Rule
 
 
 def add_commands(commands: Any) -> None:
@@ -37,12 +38,11 @@ def add_config_option(command: argparse.ArgumentParser) -> None:
     command.add_argument("-c", "--config", type=Path, default=path if path.exists() else None)
 
 
-def bound_rules(settings: Config) -> tuple[BoundRule, ...]:
-    """The configured rules with their judges; ConfigError where the numbers of one do not go together."""
-    try:
-        return bind_rules(settings.rules, settings.monitor, settings.buckets.seconds)
-    except RuleError as error:
-        raise ConfigError(error.lines) from error
+def checked_rules(settings: Config) -> tuple[Rule, ...]:
+    """The configured rules; ConfigError where the numbers of one are not consistent."""
+    if wrong := wrong_numbers(settings.rules, settings.buckets.seconds):
+        raise ConfigError(wrong)
+    return settings.rules
 
 
 def _run(args: argparse.Namespace) -> int:
@@ -56,12 +56,12 @@ def _run(args: argparse.Namespace) -> int:
 
     configure_logs(settings.log.level, settings.log.format)
     where = args.config or "defaults"
-    rules = bound_rules(settings)
+    rules = checked_rules(settings)
     try:
         profiles = load_profiles(settings.scoring, settings.decoding)
     except ValueError as error:
         raise ConfigError([f"{where}: scoring.profile: {error}"]) from error
-    if wrong := check_rules(rules, profiles.layouts):
+    if wrong := unsuited_rules(rules, profiles.layouts):
         raise ConfigError([f"{where}: {line}" for line in wrong])
     try:
         return Daemon(settings, profiles, rules).run()
@@ -77,7 +77,7 @@ def _check_config(args: argparse.Namespace) -> int:
     from monitor.sources import open_producer  # noqa: PLC0415
 
     settings = load_config(args.config)
-    bound_rules(settings)
+    checked_rules(settings)
     wrong = []
     for receiver in settings.receivers:
         try:

@@ -16,14 +16,13 @@ from dataclasses import replace
 import structlog
 
 from monitor.core import alert_state as alerts
-from monitor.core.alert_state import Transition
+from monitor.core.alert_state import Policy, Transition
 from monitor.core.buckets import Layout
 from monitor.core.event_time import bucket_of, closable, fleet_watermark
 from monitor.core.types import Alert, AlertPhase, Partition, Verdict
 from monitor.evaluate.memory import Change, Decision, Memory, Sealed
 from monitor.evaluate.presentation import Presentation, Presenter
-from monitor.rules.judge import ClosedBucket, LastSeen
-from monitor.rules.registry import BoundRule
+from monitor.rules.rule import ClosedBucket, LastSeen, Rule
 from monitor.store import Store, StoreError
 from monitor.telemetry import metrics
 from monitor.telemetry.failpoints import failpoint
@@ -52,7 +51,7 @@ class Evaluator:
     def __init__(
         self,
         store: Store,
-        rules: tuple[BoundRule, ...],
+        rules: tuple[Rule, ...],
         layouts: Mapping[str, Layout],
         rates: tuple[int, int],
         presentation: Presentation,
@@ -61,6 +60,15 @@ class Evaluator:
         self._store, self._rules = store, rules
         self._bucket_ms, self._lateness_ms = rates
         self._on_lease = on_lease
+        self._policies = {
+            rule.name: Policy(
+                monitor=presentation.monitor,
+                bucket_len_ms=self._bucket_ms,
+                for_ms=round(rule.for_s * 1000),
+                keep_firing_for_ms=round(rule.keep_firing_for_s * 1000),
+            )
+            for rule in rules
+        }
         self._memory = Memory(store, rules, layouts, self._bucket_ms)
         self._presenter = Presenter(store, self._memory, self._bucket_ms, presentation)
         self._has_receivers = presentation.has_receivers
@@ -176,12 +184,12 @@ class Evaluator:
         memory, decision = self._memory, Decision()
         memory.add_bucket(bucket_ms, sealed)
         for rule in self._rules:
-            if rule.judge.reads_clock:
+            if rule.reads_clock:
                 continue
             for fingerprint, counts in memory.watched(rule, sealed).items():
                 layout = memory.layouts[fingerprint]
                 bucket = ClosedBucket(bucket_ms, self._bucket_ms, fingerprint, layout, counts, memory.windows)
-                judgement = rule.judge.judge(bucket, memory.rows(rule, fingerprint))
+                judgement = rule.judge(bucket, memory.rows(rule, fingerprint))
                 if judgement.rows:
                     decision.rows[rule.name, fingerprint] = judgement.rows
                 for stream, verdict in judgement.verdicts.items():
@@ -189,11 +197,11 @@ class Evaluator:
         return decision
 
     def _step(
-        self, rule: BoundRule, stream: str, verdict: Verdict, fingerprint: str, bucket_ms: int, decision: Decision
+        self, rule: Rule, stream: str, verdict: Verdict, fingerprint: str, bucket_ms: int, decision: Decision
     ) -> None:
         """One stream's alert one bucket further."""
         before = self._memory.alerts.get((rule.name, stream), Alert(rule.name, stream))
-        after, transition = alerts.step(before, verdict, bucket_ms, rule.policy)
+        after, transition = alerts.step(before, verdict, bucket_ms, self._policies[rule.name])
         if after == before:
             return
         if transition is not None and transition.phase is AlertPhase.FIRING:
@@ -205,11 +213,11 @@ class Evaluator:
         if transition is not None and decision.add(Change(rule, fingerprint, bucket_ms, transition, after)):
             log.info(f"alert.{transition.phase}", rule=rule.name, stream=stream, id=after.id, summary=verdict.summary)
 
-    def _onset_ms(self, rule: BoundRule, fingerprint: str, stream: str, row: bytes | None) -> int | None:
+    def _onset_ms(self, rule: Rule, fingerprint: str, stream: str, row: bytes | None) -> int | None:
         layout = self._memory.layouts.get(fingerprint)
         if layout is None:
             return None
-        return rule.judge.onset_ms(layout, row, self._memory.windows.buckets(fingerprint, stream))
+        return rule.onset_ms(layout, row, self._memory.windows.buckets(fingerprint, stream))
 
     def _publish_suppressed(self) -> None:
         """The counts are rebuilt: publish what began meanwhile and still fires. A repeated document has the same id."""
@@ -254,7 +262,7 @@ class Evaluator:
         """The decisions that go by the clock of the machine, not by event time."""
         now_ms = time.time_ns() // 1_000_000
         running_since_ms = self._store.evaluation.heartbeat(now_ms, HEARTBEAT_GAP_S)
-        rules = [rule for rule in self._rules if rule.judge.reads_clock]
+        rules = [rule for rule in self._rules if rule.reads_clock]
         if not rules:
             return
         seen: dict[str, int] = {}
@@ -264,8 +272,8 @@ class Evaluator:
         decision = Decision()
         bucket_ms = bucket_of(now_ms, self._bucket_ms)
         for rule in rules:
-            watched = {stream: seen_ms or None for stream, seen_ms in seen.items() if rule.settings.watches(stream)}
-            for stream, verdict in rule.judge.judge_clock(LastSeen(watched, now_ms, running_since_ms)).items():
+            watched = {stream: seen_ms or None for stream, seen_ms in seen.items() if rule.watches(stream)}
+            for stream, verdict in rule.judge_clock(LastSeen(watched, now_ms, running_since_ms)).items():
                 self._step(rule, stream, verdict, "", bucket_ms, decision)
         if decision.alerts:
             self._decide(self._memory.decided_ms, decision)

@@ -9,7 +9,7 @@ from monitor.core.alert_state import UNDER_WAY, Transition
 from monitor.core.buckets import Layout
 from monitor.core.types import Alert, AlertPhase, Vector
 from monitor.core.windows import Windows
-from monitor.rules.registry import BoundRule
+from monitor.rules.rule import Rule
 from monitor.store import EvaluatorState, Store
 
 AlertKey = tuple[str, str]
@@ -22,7 +22,7 @@ Sealed = Mapping[str, Mapping[str, Vector]]
 class Change:
     """An alert that goes from one phase to another: all that its document needs to know."""
 
-    rule: BoundRule | None
+    rule: Rule | None
     """None where the configuration no longer has a rule of that name."""
     fingerprint: str
     """Of the profile whose counts made it; empty where no counts did: then there is no evidence to show."""
@@ -62,11 +62,9 @@ class Memory:
         bucket_ms: length of a bucket.
     """
 
-    def __init__(
-        self, store: Store, rules: tuple[BoundRule, ...], layouts: Mapping[str, Layout], bucket_ms: int
-    ) -> None:
+    def __init__(self, store: Store, rules: tuple[Rule, ...], layouts: Mapping[str, Layout], bucket_ms: int) -> None:
         self._store, self._rules = store, rules
-        self._reach_ms = max([rule.judge.evidence_ms for rule in rules], default=bucket_ms)
+        self._reach_ms = max([rule.evidence_ms for rule in rules], default=bucket_ms)
         self.layouts = dict(layouts)
         self.state = EvaluatorState()
         self.alerts: dict[AlertKey, Alert] = {}
@@ -83,7 +81,7 @@ class Memory:
         """Firing alerts that are not published yet; see `Alert.suppressed`."""
         return [alert for alert in self.alerts.values() if alert.suppressed and alert.phase is AlertPhase.FIRING]
 
-    def rows(self, rule: BoundRule, fingerprint: str) -> Mapping[str, bytes]:
+    def rows(self, rule: Rule, fingerprint: str) -> Mapping[str, bytes]:
         """{stream: packed state} of one rule under one profile."""
         return self._rows.get((rule.name, fingerprint), {})
 
@@ -97,7 +95,7 @@ class Memory:
         self._rows = {
             (rule.name, fingerprint): store.evaluation.rule_states(rule.name, fingerprint)
             for rule in self._rules
-            if rule.judge.keeps_state
+            if rule.keeps_state
             for fingerprint in self.layouts
         }
         if self.state.bucket_ms is None:
@@ -118,7 +116,7 @@ class Memory:
             self._read_layouts()
         self.windows.add(bucket_ms, sealed)
 
-    def watched(self, rule: BoundRule, sealed: Sealed) -> dict[str, dict[str, Vector | None]]:
+    def watched(self, rule: Rule, sealed: Sealed) -> dict[str, dict[str, Vector | None]]:
         """{fingerprint: {stream: its counts in this bucket}} of the streams the rule judges now.
 
         These are the streams with counts in the bucket, and those with an alert under way: their window moves on too.
@@ -126,7 +124,7 @@ class Memory:
         watched: dict[str, dict[str, Vector | None]] = {}
         for fingerprint, streams in sealed.items():
             if fingerprint in self.layouts:
-                watched[fingerprint] = {s: vector for s, vector in streams.items() if rule.settings.watches(s)}
+                watched[fingerprint] = {s: vector for s, vector in streams.items() if rule.watches(s)}
         present = {stream for streams in watched.values() for stream in streams}
         for (name, stream), alert in self.alerts.items():
             if name == rule.name and alert.phase in UNDER_WAY and stream not in present:
@@ -135,12 +133,12 @@ class Memory:
                     watched.setdefault(fingerprint, {})[stream] = None
         return watched
 
-    def unwatched(self) -> Iterable[tuple[Alert, BoundRule | None]]:
+    def unwatched(self) -> Iterable[tuple[Alert, Rule | None]]:
         """Alerts under way that no rule judges any more, and the rule of their name if there is one."""
         rules = {rule.name: rule for rule in self._rules}
         for alert in self.alerts.values():
             rule = rules.get(alert.rule)
-            if alert.phase in UNDER_WAY and not (rule and rule.settings.watches(alert.stream)):
+            if alert.phase in UNDER_WAY and not (rule and rule.watches(alert.stream)):
                 yield alert, rule
 
     def take_up(self, decision: Decision, bucket_ms: int) -> None:

@@ -47,13 +47,12 @@ class Presenter:
         ]
 
     def _about(self, change: Change) -> About:
-        settings = change.rule.settings if change.rule else None
-        stream = change.alert.stream
+        rule, stream = change.rule, change.alert.stream
         return About(
             monitor=self._presentation.monitor,
             rule=change.alert.rule,
-            kind=settings.kind if settings else "removed",
-            labels=settings.labels if settings else {},
+            kind=rule.kind if rule else "removed",
+            labels=rule.labels if rule else {},
             status_url=stream_url(self._presentation.external_url, stream),
             dashboard_url=dashboard_url(self._presentation.dashboard_url, stream),
         )
@@ -63,10 +62,10 @@ class Presenter:
         layout = self._memory.layouts.get(change.fingerprint)
         if layout is None or change.rule is None:
             return Evidence()
-        alert, bucket_ms, judge = change.alert, change.bucket_ms, change.rule.judge
+        alert, bucket_ms, rule = change.alert, change.bucket_ms, change.rule
         # a window rule's own window, which begins before the first breach; else from where the drift began
-        begin_ms = bucket_ms - judge.window_ms if judge.window_ms else alert.since_ms - self._bucket_ms
-        after_ms = max(bucket_ms - judge.evidence_ms, begin_ms)
+        begin_ms = bucket_ms - rule.window_ms if rule.window_ms else alert.since_ms - self._bucket_ms
+        after_ms = max(bucket_ms - rule.evidence_ms, begin_ms)
         window = self._memory.windows.sum(layout, change.fingerprint, alert.stream, after_ms)
         moved = moved_signals(layout, window)
         worst = self._store.exemplars.unusual(

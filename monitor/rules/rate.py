@@ -22,46 +22,28 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import PositiveFloat, PositiveInt
-
 from monitor.core.buckets import LEVELS, Layout, cut_index, exceedances, images, reference_counts, usable_cuts
 from monitor.core.settings import Share
 from monitor.core.types import Vector, Verdict
 from monitor.rules.bounds import drifted_share, reference_bounds, share_lower, share_upper
-from monitor.rules.judge import WindowJudge
-from monitor.rules.settings import RuleSettings
+from monitor.rules.rule import WindowRule
 
 
-class RateRule(RuleSettings, WindowJudge):
+class RateRule(WindowRule):
     """Breached when surely more than `threshold` of the window's images have a p-value of at most `level`."""
 
     kind: Literal["rate"]
     signal: str = "ood"
     level: float = 0.05
-    window_s: PositiveFloat = 300.0
     threshold: Share = 0.10
-    min_images: PositiveInt = 100
-    confidence: Share = 0.99
 
-    @property
-    def window_ms(self) -> int:
-        """Length of the window."""
-        return round(self.window_s * 1000)
-
-    def bind(self, bucket_s: int) -> WindowJudge:  # noqa: ARG002 - buckets of any length do
-        """Itself; ValueError where the level is not one of buckets.LEVELS, or the confidence is below one half."""
+    def check_numbers(self, bucket_s: int) -> None:
+        """Raise ValueError where the level is not one of `buckets.LEVELS`, or the confidence is below one half."""
         cut_index(self.level)
-        if self.confidence < 0.5:
-            raise ValueError(f"confidence must be at least 0.5 and below 1 (got {self.confidence})")
-        return self
+        super().check_numbers(bucket_s)
 
     def check(self, layout: Layout) -> None:
-        """Raise where this profile cannot carry the rule.
-
-        Raises:
-            KeyError: the profile has no such signal.
-            ValueError: too few calibration images for the level.
-        """
+        """Raise KeyError where the profile lacks the signal, ValueError where it has too few images for the level."""
         if cut_index(self.level) not in usable_cuts(layout, self.signal):
             n = layout.calibration_sizes[layout.index(self.signal)]
             usable = [LEVELS[i] for i in usable_cuts(layout, self.signal)]
@@ -79,10 +61,7 @@ class RateRule(RuleSettings, WindowJudge):
         i, cut = layout.index(self.signal), cut_index(self.level)
         total, passed = images(window), int(exceedances(layout, window, self.signal)[cut])
         if total < self.min_images:
-            share = passed / total if total else 0.0
-            summary = f"{total} images are too few to judge (the rule needs {self.min_images})"
-            return Verdict(None, share, 0.0, self.threshold, total, summary)
-
+            return self.too_few(total, passed / total if total else 0.0, self.threshold)
         risk = (1 - self.confidence) / 2
         n, k = layout.calibration_sizes[i], int(reference_counts(layout, self.signal)[cut])
         nominal = k / (n + 1)

@@ -25,11 +25,10 @@ from monitor.core.buckets import BINS, LEVELS, Layout, distance_from_uniform, hi
 from monitor.core.settings import Names, Share
 from monitor.core.types import Vector, Verdict
 from monitor.rules.bounds import Floats
-from monitor.rules.judge import WindowJudge
-from monitor.rules.settings import RuleSettings
+from monitor.rules.rule import WindowRule
 
 
-class ShiftRule(RuleSettings, WindowJudge):
+class ShiftRule(WindowRule):
     """Breached when at least a share `effect` of the window's images must have changed, in any of the signals.
 
     Signals are named singly or by group (`learned`, `properties`, `*`); the error is shared out over them.
@@ -40,18 +39,12 @@ class ShiftRule(RuleSettings, WindowJudge):
     window_s: PositiveFloat = 3600.0
     effect: Share = 0.15
     min_images: PositiveInt = 500
-    confidence: Share = 0.99
 
-    @property
-    def window_ms(self) -> int:
-        """Length of the window."""
-        return round(self.window_s * 1000)
-
-    def bind(self, bucket_s: int) -> WindowJudge:  # noqa: ARG002 - buckets of any length do
-        """Itself; ValueError where no signal is named, or the confidence is below one half."""
-        if not self.signals or self.confidence < 0.5:
-            raise ValueError("shift: needs signals, 0 <= effect < 1 and 0.5 <= confidence < 1")
-        return self
+    def check_numbers(self, bucket_s: int) -> None:
+        """Raise ValueError where no signal is named, or the confidence is below one half."""
+        if not self.signals:
+            raise ValueError("shift: needs at least one signal")
+        super().check_numbers(bucket_s)
 
     def check(self, layout: Layout) -> None:
         """Raise KeyError where the profile lacks a signal."""
@@ -61,8 +54,7 @@ class ShiftRule(RuleSettings, WindowJudge):
         """Verdict on the signal that surely moved most; `value` is its estimated distance, `bound` the sure part."""
         total = images(window)
         if total < self.min_images:
-            summary = f"{total} images are too few to judge (the rule needs {self.min_images})"
-            return Verdict(None, 0.0, 0.0, self.effect, total, summary)
+            return self.too_few(total, 0.0, self.effect)
         signals = layout.select(self.signals)
         risk = (1 - self.confidence) / len(signals)
         bound, (first, last), signal = max((*surely_moved(layout, window, s, risk), s) for s in signals)

@@ -8,18 +8,18 @@ import pytest
 import yaml
 from pydantic import BaseModel
 
-from monitor.cli.run import bound_rules
+from monitor.cli.run import checked_rules
 from monitor.config.errors import ConfigError
 from monitor.config.loading import load_config
 from monitor.config.schema import Config
-from monitor.rules.frozen import FrozenRule
+from monitor.rules.stream_health import FrozenRule
 
 DEFAULT = Path(__file__).parents[2] / "config.yaml"
 
 
 def test_the_commented_default_is_the_default_but_for_its_examples() -> None:
     shown = load_config(DEFAULT, {})
-    assert bound_rules(shown)
+    assert checked_rules(shown)
     examples = {"rules", "receivers"}
     assert shown.model_dump(exclude=examples) == Config().model_dump(exclude=examples)
 
@@ -59,7 +59,7 @@ def test_a_rule_whose_numbers_do_not_go_together_is_named(tmp_path: Path) -> Non
     path = tmp_path / "c.yaml"
     path.write_text("rules:\n  - {name: odd, kind: rate, level: 0.07}\n")
     with pytest.raises(ConfigError, match=r"rules\.0 \(odd\): level must be one of"):
-        bound_rules(load_config(path, {}))
+        checked_rules(load_config(path, {}))
 
 
 def test_a_rule_watches_what_its_glob_matches_but_for_its_exceptions() -> None:

@@ -14,7 +14,6 @@ from monitor.core.types import Alert, AlertPhase, Verdict
 from monitor.daemon import presentation_of
 from monitor.evaluate.evaluator import Evaluator
 from monitor.rules.rate import RateRule
-from monitor.rules.registry import bind_rules
 from monitor.store import open_store
 from monitor.store.private_server import PrivateRedis
 from monitor.store.settings import RedisSettings
@@ -42,7 +41,7 @@ def test_alerts_that_no_rule_watches_any_more_are_ended_and_told(redis_server: P
     rule = RateRule(name="ood", kind="rate", streams="cam-*", labels={"team": "vision"})
     settings = Config(monitor="evaluator", rules=(rule,), receivers=())
     presentation = presentation_of(settings.model_copy(update={"receivers": ("somebody",)}))
-    evaluator = Evaluator(store, bind_rules(settings.rules, settings.monitor, 10), {}, (10_000, 10_000), presentation)
+    evaluator = Evaluator(store, settings.rules, {}, (10_000, 10_000), presentation)
     evaluator.load()
     for _ in range(2):
         evaluator.look()

@@ -13,9 +13,8 @@ from monitor.core.buckets import Layout, fill, images
 from monitor.core.types import AlertPhase, Delta, Partition, StreamFacts, Vector, Verdict
 from monitor.evaluate.evaluator import Evaluator
 from monitor.evaluate.presentation import Presentation
-from monitor.rules.judge import ClosedBucket, Judge, Judgement, LastSeen
-from monitor.rules.registry import KINDS, any_rule, bind_rules, check_rules
-from monitor.rules.settings import RuleSettings
+from monitor.rules.registry import KINDS, any_rule, unsuited_rules, wrong_numbers
+from monitor.rules.rule import ClosedBucket, Judgement, LastSeen, Rule
 from monitor.store import Store, open_store
 from monitor.store.private_server import PrivateRedis
 from monitor.store.settings import RedisSettings
@@ -26,7 +25,7 @@ BUCKET_MS = 10_000
 T0_MS = 1_750_000_000_000
 
 
-class CrowdRule(RuleSettings, Judge):
+class CrowdRule(Rule):
     """Breached once a stream has sent more than `most` images in all: keeps one number per stream."""
 
     kind: Literal["crowd"]
@@ -34,9 +33,8 @@ class CrowdRule(RuleSettings, Judge):
 
     keeps_state: ClassVar[bool] = True
 
-    def bind(self, bucket_s: int) -> Judge:
+    def check_numbers(self, bucket_s: int) -> None:
         assert bucket_s * 1000 == BUCKET_MS
-        return self
 
     def check(self, layout: Layout) -> None:
         layout.index("ood")
@@ -57,16 +55,12 @@ class CrowdRule(RuleSettings, Judge):
         return buckets[0][0]
 
 
-class AwakeRule(RuleSettings, Judge):
+class AwakeRule(Rule):
     """Breached while the stream has ever sent an image: a rule by the clock."""
 
     kind: Literal["awake"]
 
     reads_clock: ClassVar[bool] = True
-
-    def bind(self, bucket_s: int) -> Judge:
-        del bucket_s
-        return self
 
     def judge_clock(self, last_seen: LastSeen) -> Mapping[str, Verdict]:
         return {s: Verdict(bool(seen), 1.0, 1.0, 0.0, 0, "awake") for s, seen in last_seen.seen_ms.items()}
@@ -91,9 +85,10 @@ def test_a_new_kind_of_rule_needs_only_its_own_class(redis_server: PrivateRedis)
         {"name": "crowd", "kind": "crowd", "most": 25, "labels": {"team": "doors"}},
         {"name": "awake", "kind": "awake", "except": ["cam-9"]},
     ]
-    section: TypeAdapter[tuple[RuleSettings, ...]] = TypeAdapter(tuple[any_rule((*KINDS, CrowdRule, AwakeRule)), ...])
-    rules = bind_rules(section.validate_python(entries), "crowd", BUCKET_MS // 1000)
-    assert check_rules(rules, {"fp": LAYOUT}) == []
+    section: TypeAdapter[tuple[Rule, ...]] = TypeAdapter(tuple[any_rule((*KINDS, CrowdRule, AwakeRule)), ...])
+    rules = section.validate_python(entries)
+    assert wrong_numbers(rules, BUCKET_MS // 1000) == []
+    assert unsuited_rules(rules, {"fp": LAYOUT}) == []
 
     evaluator = Evaluator(store, rules, {}, (BUCKET_MS, 0), Presentation("crowd"))
     evaluator.load()

@@ -65,7 +65,7 @@ def test_a_level_that_the_calibration_set_cannot_carry_is_refused():
     with pytest.raises(ValueError, match="too few for level"):
         rate(level=0.005, threshold=0.05).check(layout_of(n=500))
     with pytest.raises(ValueError, match="level must be one of"):
-        rate(level=0.03).bind(10)
+        rate(level=0.03).check_numbers(10)
     with pytest.raises(KeyError, match="no signal"):
         rate(signal="layer9").check(layout_of())
 

@@ -9,9 +9,8 @@ from detectors.profile.calibration import Calibration, jitter
 from monitor.core import buckets
 from monitor.core.buckets import IMAGES, Layout
 from monitor.rules.bounds import anytime_interval
-from monitor.rules.sequential import Sequential, advance, drift_start, fleet_budget_s, initial, pack, unpack
-from monitor.rules.sequential.detector import log_ratios
-from monitor.rules.sequential.rule import plan_of
+from monitor.rules.sequential.detector import advance, drift_start, log_ratios
+from monitor.rules.sequential.plan import Sequential, fleet_budget_s, initial, pack, plan_of, unpack
 
 BUCKET_MS = 10_000
 
@@ -110,7 +109,7 @@ def test_a_group_of_signals_is_the_same_as_its_names():
     stored = []
     for signals in (("learned",), ("ood", "layer1")):
         rule = Sequential(signals=signals)
-        rule.check(layout)
+        plan_of(rule, layout)
         state, _ = advance(rule, layout, initial(rule, layout), 0, vectors)
         stored.append(pack(state))
     assert stored[0] == stored[1]
@@ -292,9 +291,9 @@ def test_state_of_other_signals_or_calibration_starts_anew_and_the_rest_is_kept(
 
 def test_a_profile_that_cannot_carry_the_rule_is_refused():
     with pytest.raises(ValueError, match="too few"):
-        Sequential().check(layout_of(5))
+        plan_of(Sequential(), layout_of(5))
     with pytest.raises(KeyError, match="no signal"):
-        Sequential(signals=("layer9",)).check(layout_of())
+        plan_of(Sequential(signals=("layer9",)), layout_of())
 
 
 # ------------------------------------------------------------------------------------------------ since when

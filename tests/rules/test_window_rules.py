@@ -3,11 +3,9 @@ import pytest
 
 from monitor.core import buckets
 from monitor.core.buckets import DUPLICATES, IMAGES, LONGEST_RUN, REJECTED, Layout
-from monitor.rules.frozen import FrozenRule
-from monitor.rules.judge import LastSeen
-from monitor.rules.rejected import RejectedRule
+from monitor.rules.rule import LastSeen
 from monitor.rules.shift import ShiftRule, surely_moved
-from monitor.rules.silence import SilenceRule
+from monitor.rules.stream_health import FrozenRule, RejectedRule, SilenceRule
 
 
 def shift(**keys):
@@ -105,7 +103,7 @@ def test_a_frozen_stream_is_told_by_its_longest_run():
     assert frozen(run=10).judge_window(*window(images=40, repeats=20, run=9)).breached is False
     assert frozen(run=10).judge_window(*window()).breached is None
     with pytest.raises(ValueError, match="at least 2"):
-        frozen(run=1).bind(10)
+        frozen(run=1).check_numbers(10)
 
 
 def test_silence_counts_only_time_in_which_somebody_listened():

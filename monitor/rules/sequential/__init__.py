@@ -17,25 +17,6 @@ formulas, the proof and the measured tables are in docs/explanation/statistics.m
     state = initial(rule, layout, streams=200)
     state, verdicts = advance(rule, layout, state, bucket_ms, vectors)        # vectors (200, V), once per closed bucket
 
-`rule.py` holds the parameters and what follows from them, `state.py` the rows kept per stream, `detector.py` the
-statistic, `verdicts.py` what it means to a person, `onset.py` since when; `judge.py` ties them to the configuration.
+`plan.py` holds the parameters and the row stored per stream, `detector.py` the statistic, `verdicts.py` its explanation
+in words; `rule.py` connects them to the configuration.
 """
-
-from monitor.rules.sequential.detector import advance
-from monitor.rules.sequential.onset import drift_start
-from monitor.rules.sequential.rule import DAY_S, Sequential, fleet_budget_s
-from monitor.rules.sequential.state import State, initial, pack, unpack
-from monitor.rules.sequential.verdicts import verdicts
-
-__all__ = [
-    "DAY_S",
-    "Sequential",
-    "State",
-    "advance",
-    "drift_start",
-    "fleet_budget_s",
-    "initial",
-    "pack",
-    "unpack",
-    "verdicts",
-]

@@ -1,164 +1,83 @@
-"""Parameters of the sequential rule, and everything that follows from them and the profile alone."""
+"""The sequential rule of the configuration: judges closed buckets with the stored state of their streams."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from functools import lru_cache
-from hashlib import blake2b
-from typing import Literal
+from collections.abc import Mapping, Sequence
+from typing import Annotated, ClassVar, Literal
 
 import numpy as np
-from numpy.typing import NDArray
-from scipy.special import betaincinv
+from pydantic import Field, PositiveFloat, PositiveInt
 
-from monitor.core.buckets import Layout, cut_index, reference_counts, usable_cuts
-
-Floats = NDArray[np.float64]
-
-# Shares of drifted images that upward bets are placed on, doubling: whatever the true share, some bet is within a
-# factor of sqrt(2) of it, which costs a few per cent of the growth rate. Downward: the share that is left.
-UP = np.array([0.005, 0.01, 0.02, 0.04, 0.08, 0.16, 0.32, 0.64])
-DOWN = np.array([0.95, 0.9, 0.8, 0.6, 0.3])
-CLEAR_BETS = np.array([0.9, 0.8, 0.6, 0.4])
-BETS = len(UP) + len(DOWN)
-
-DAY_S = 86400.0
+from monitor.core.buckets import Layout
+from monitor.core.settings import Names, Share
+from monitor.core.types import Vector
+from monitor.rules.rule import ClosedBucket, Judgement, Rule
+from monitor.rules.sequential.detector import advance, drift_start
+from monitor.rules.sequential.plan import DAY_S, Sequential, fleet_budget_s, pack, plan_of, unpack
 
 
-def fleet_budget_s(streams: int, period_s: float = 7 * DAY_S) -> float:
-    """A for each of `streams` streams so that the fleet expects at most one false alarm per period; at least 30 days.
+class SequentialRule(Rule):
+    """Drift alarms with a proven bound on false ones, looked at after every bucket."""
 
-    False alarms add up over streams, dependent or not: K streams with A = K x period give period x K / A = 1. A
-    single stream would alarm falsely once a week by this; 30 days cost it only ln(30/7) = 1.5 of evidence.
-    """
-    return max(streams * period_s, 30 * DAY_S)
+    keeps_state: ClassVar[bool] = True
 
-
-@dataclass(frozen=True)
-class Sequential:
-    """Parameters; hashable. Times in seconds of event time.
-
-    Attributes:
-        signals: what it watches, by name or group (`Layout.select`); the bound holds for all of them together. The
-            first has half of the weight, the others share the rest: twenty more signals delay the alarm on the first
-            by one doubling of the evidence.
-        bucket_s: length of a bucket.
-        seconds_per_false_alarm: A; see `fleet_budget_s`.
-        delta: risk, over calibration sets, that the bound does not hold because this set is unlucky.
-        pi_min: share of drifted images that must never alarm (day and night, weather).
-        level: the user's cut; half of a signal's weight bets on more images beyond it.
-        reference: "tightening" learns each stream's own rates from its clean past; "fixed" trusts only calibration
-            (where normal itself comes and goes).
-        min_images: images after a start or an alarm before it may alarm.
-        dependence: D, how many consecutive images count as one (video); None takes what the profile measured.
-        clear_images: images between false all-clears while at least 1 % of the images still drift.
-
-    Raises:
-        ValueError: a number outside its range.
-    """
-
-    signals: tuple[str, ...] = ("ood",)
-    bucket_s: float = 10.0
-    seconds_per_false_alarm: float = 30 * DAY_S
-    delta: float = 0.01
-    pi_min: float = 0.0
-    level: float = 0.05
+    kind: Literal["sequential"]
+    signals: Names = ("ood",)
+    false_alarm_days: PositiveFloat | None = None
+    """At most one false alarm in that many days over all streams; None: 7 for a fleet, 30 for one stream."""
+    expected_streams: PositiveInt = 1
+    delta: Share = 0.01
+    benign_share: Annotated[float, Field(ge=0, lt=1)] = 0.0
     reference: Literal["tightening", "fixed"] = "tightening"
-    dependence: float | None = None
-    min_images: int = 50
-    clear_images: float = 10_000
+    dependence: Annotated[float, Field(ge=1)] | None = None
+    """Frames that count as one (video); None takes what the profile measured at fit."""
 
-    def __post_init__(self) -> None:
-        cut_index(self.level)
-        if not self.signals or len(set(self.signals)) != len(self.signals):
-            raise ValueError(f"sequential: signals must be given, each once (got {self.signals})")
-        if not (0 < self.bucket_s < self.seconds_per_false_alarm):
-            raise ValueError("sequential: seconds_per_false_alarm must exceed one bucket")
-        if not (0 < self.delta < 1 and 0 <= self.pi_min < 0.5 and self.clear_images > 1):
-            raise ValueError("sequential: needs 0 < delta < 1, 0 <= pi_min < 0.5, clear_images > 1")
-
-        if self.dependence is not None and not self.dependence >= 1:
-            raise ValueError(f"sequential: dependence must be at least 1 (got {self.dependence})")
-
-    def check(self, layout: Layout) -> None:
-        """Raise where this profile cannot carry the rule.
+    def statistic(self, bucket_s: float = 1.0) -> Sequential:
+        """The parameters of the statistic for buckets of that length; rows and plans do not depend on it.
 
         Raises:
-            KeyError: the profile has no such signal.
-            ValueError: too few calibration images for any cut of a signal.
+            ValueError: as `Sequential`.
         """
-        plan_of(self, layout)
+        days = self.false_alarm_days
+        return Sequential(
+            signals=self.signals,
+            bucket_s=bucket_s,
+            seconds_per_false_alarm=(
+                self.expected_streams * days * DAY_S if days else fleet_budget_s(self.expected_streams)
+            ),
+            delta=self.delta,
+            pi_min=self.benign_share,
+            reference=self.reference,
+            dependence=self.dependence,
+        )
 
+    def check_numbers(self, bucket_s: int) -> None:
+        """Raise ValueError as `Sequential`."""
+        self.statistic(bucket_s)
 
-@dataclass(frozen=True)
-class Plan:
-    """Everything that is the same for all streams. T cuts, all signals one after the other."""
+    def check(self, layout: Layout) -> None:
+        """Raise as `plan_of`."""
+        plan_of(self.statistic(), layout)
 
-    cuts: tuple[tuple[str, int], ...]
-    """(signal, index in LEVELS) of each cut."""
-    k: Floats
-    n: Floats
-    dependence: Floats
-    log_weights: Floats
-    """(T, bets)."""
-    risk: float
-    """delta_l: per cut and direction; half is spent at the start, half over all tightenings."""
-    start: tuple[Floats, Floats]
-    """(lower, upper) (T,) bounds of the ID rates that calibration alone gives."""
-    digest: int
-    """Of everything that gives the stored numbers their meaning; A, D and the weights may change between buckets."""
+    def judge(self, bucket: ClosedBucket, rows: Mapping[str, bytes]) -> Judgement:
+        """Verdicts of the streams with images, and their rows after the bucket."""
+        counted = {stream: vector for stream, vector in bucket.counts.items() if vector is not None}
+        if not counted:
+            return Judgement({})
+        rule = self.statistic(bucket.length_ms / 1000)
+        state = unpack(rule, bucket.layout, [rows.get(stream) for stream in counted])
+        vectors = np.stack(list(counted.values()))
+        state, verdicts = advance(rule, bucket.layout, state, bucket.start_ms, vectors)
+        return Judgement(
+            verdicts=dict(zip(counted, verdicts, strict=True)), rows=dict(zip(counted, pack(state), strict=True))
+        )
 
-    @property
-    def nominal(self) -> Floats:
-        """(T,) ID rates of the cuts, on average over calibration sets."""
-        return self.k / (self.n + 1)
-
-
-@lru_cache(maxsize=256)
-def plan_of(rule: Sequential, layout: Layout) -> Plan:
-    """What the rule does on this profile; errors as `Sequential.check`."""
-    cuts: list[tuple[str, int]] = []
-    weights: list[Floats] = []
-    signals = layout.select(rule.signals)
-    for signal, share in zip(signals, _signal_weights(len(signals)), strict=True):
-        usable = [int(cut) for cut in usable_cuts(layout, signal)]
-        if not usable:
-            size = layout.calibration_sizes[layout.index(signal)]
-            raise ValueError(f"sequential: {size} calibration images of {signal!r} are too few; use 100 or more")
-        cuts += [(signal, cut) for cut in usable]
-        weights.append(_weights(usable, cut_index(rule.level)) * share)
-    index = [layout.index(signal) for signal, _ in cuts]
-    k = np.array([reference_counts(layout, signal)[cut] for signal, cut in cuts], dtype=np.float64)
-    n = np.array([layout.calibration_sizes[i] for i in index], dtype=np.float64)
-    risk = rule.delta / (2 * len(cuts))
-    identity = repr((cuts, k.tolist(), n.tolist(), rule.delta, rule.pi_min, rule.reference))
-    return Plan(
-        cuts=tuple(cuts),
-        k=k,
-        n=n,
-        dependence=np.array([rule.dependence or layout.dependence[i] for i in index]),
-        log_weights=np.log(np.concatenate(weights)),
-        risk=risk,
-        start=(betaincinv(k, n + 1 - k, risk / 2), betaincinv(k, n + 1 - k, 1 - risk / 2)),
-        digest=int.from_bytes(blake2b(identity.encode(), digest_size=8).digest(), "little"),
-    )
-
-
-def _signal_weights(count: int) -> list[float]:
-    """Sum 1: half on the first, the rest even over the others."""
-    return [1.0] if count == 1 else [0.5] + [0.5 / (count - 1)] * (count - 1)
-
-
-def _weights(usable: list[int], user_cut: int) -> Floats:
-    """(cuts, bets), sum 1: half on the user's cut upward, the rest even over the other cuts and directions."""
-    by_side = np.ones((len(usable), 2))
-    if user_cut in usable:
-        by_side[usable.index(user_cut), 0] = by_side.size - 1
-    by_side /= by_side.sum()
-    return np.concatenate(
-        [
-            np.repeat(by_side[:, :1] / len(UP), len(UP), axis=1),
-            np.repeat(by_side[:, 1:] / len(DOWN), len(DOWN), axis=1),
-        ],
-        axis=1,
-    )
+    def onset_ms(self, layout: Layout, row: bytes | None, buckets: Sequence[tuple[int, Vector]]) -> int | None:
+        """Start of the bucket in which the drift most likely began."""
+        if row is None or not buckets:
+            return None
+        rule = self.statistic()
+        state = unpack(rule, layout, [row])
+        if not state["firing"][0]:
+            return None
+        return buckets[drift_start(rule, layout, state, np.stack([vector for _, vector in buckets]))][0]

@@ -10,9 +10,8 @@ from numpy.typing import NDArray
 
 from monitor.core.buckets import LEVELS, Layout
 from monitor.core.types import Verdict
-from monitor.rules.bounds import anytime_interval
-from monitor.rules.sequential.rule import BETS, CLEAR_BETS, UP, Floats, Plan, Sequential, plan_of
-from monitor.rules.sequential.state import State
+from monitor.rules.bounds import Floats, anytime_interval
+from monitor.rules.sequential.plan import BETS, CLEAR_BETS, UP, Plan, Sequential, State, plan_of
 
 SEVERITY_RISK = 0.025
 BLOCK = 2**15

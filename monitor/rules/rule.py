@@ -1,0 +1,160 @@
+"""What every rule is: its section of the configuration, and how it judges the counts the evaluator gives it. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
+from typing import Annotated, ClassVar
+
+from pydantic import ConfigDict, Field, NonNegativeFloat, PositiveFloat, PositiveInt
+
+from monitor.core.buckets import Layout
+from monitor.core.settings import Glob, Names, Section, Share
+from monitor.core.types import Vector, Verdict
+from monitor.core.windows import Windows
+
+EVIDENCE_MS = 300_000
+"""How far back the evidence of a rule without a window reaches: five minutes hold enough images to see what moved."""
+
+
+@dataclass(frozen=True, slots=True)
+class ClosedBucket:
+    """A bucket whose counts no longer change: those of the streams that one rule watches under one profile."""
+
+    start_ms: int
+    length_ms: int
+    fingerprint: str
+    layout: Layout
+    counts: Mapping[str, Vector | None]
+    """{stream: its counts}; None for a stream with an active alert that has no images here: its window moves on too."""
+    windows: Windows
+    """Closed buckets up to this one, as far back as any rule's `evidence_ms` reaches."""
+
+    def window(self, stream: str, window_ms: int) -> Vector:
+        """(V,) sum of the stream's counts over the last `window_ms`; of this bucket alone where that is 0."""
+        after_ms = self.start_ms - (window_ms or self.length_ms)
+        return self.windows.sum(self.layout, self.fingerprint, stream, after_ms)
+
+
+@dataclass(frozen=True, slots=True)
+class Judgement:
+    """What a rule says about a closed bucket."""
+
+    verdicts: Mapping[str, Verdict]
+    """{stream: verdict}; the alert of a stream that is left out stays as it is."""
+    rows: Mapping[str, bytes] = field(default_factory=dict)
+    """{stream: packed state} that changed: stored together with the verdicts, and passed in with the next bucket."""
+
+
+@dataclass(frozen=True, slots=True)
+class LastSeen:
+    """When the watched streams last sent an image. All times by the clock of the machine, not event time."""
+
+    seen_ms: Mapping[str, int | None]
+    """None for a stream that has never sent one."""
+    now_ms: int
+    running_since_ms: int
+    """Since when this installation has read without a break: while nothing is read, no stream is silent."""
+
+
+class Rule(Section):
+    """One entry of the section `rules`: a name, the streams it watches, how long a breach must last, and its judgement.
+
+    A kind narrows `kind` to its own name, a Literal, adds its own keys, and implements `judge_window`, `judge` or
+    `judge_clock`. A rule is immutable: what it remembers between buckets is packed into rows that the evaluator stores.
+    """
+
+    keeps_state: ClassVar[bool] = False
+    """Whether `judge` returns rows, and needs them back."""
+    reads_clock: ClassVar[bool] = False
+    """Whether `judge_clock` is called, every few seconds, instead of `judge`. A replay leaves such rules out."""
+
+    name: Annotated[str, Field(pattern=r"^[a-z][a-z0-9_-]{0,62}$")]
+    streams: Glob = "*"
+    except_streams: Names = Field(default=(), alias="except")
+    for_s: NonNegativeFloat = Field(default=0.0, alias="for")
+    keep_firing_for_s: NonNegativeFloat = Field(default=0.0, alias="keep_firing_for")
+    labels: dict[str, str] = Field(default_factory=dict)
+    kind: str
+
+    model_config = ConfigDict(populate_by_name=True)
+
+    def watches(self, stream: str) -> bool:
+        """Whether `streams` matches (case-sensitive; without wildcards: equality) and none of the exceptions does."""
+        left_out = any(fnmatchcase(stream, glob) for glob in self.except_streams)
+        return fnmatchcase(stream, self.streams) and not left_out
+
+    @property
+    def window_ms(self) -> int:
+        """How far back it judges; 0 where it judges the closed bucket alone."""
+        return 0
+
+    @property
+    def evidence_ms(self) -> int:
+        """How far back its evidence reaches: over its own window, so that it shows what the rule judged."""
+        return self.window_ms or EVIDENCE_MS
+
+    def check_numbers(self, bucket_s: int) -> None:
+        """Raise ValueError where its numbers are not consistent with each other or with buckets of that length."""
+
+    def check(self, layout: Layout) -> None:
+        """Raise where the rule cannot judge by a profile; called once, at the start.
+
+        Raises:
+            KeyError: the profile has no such signal.
+            ValueError: the profile has too few calibration images.
+        """
+
+    def judge_window(self, layout: Layout, window: Vector) -> Verdict:
+        """Verdict on one stream by its (V,) counts, summed over `window_ms`; errors as `check`."""
+        raise NotImplementedError
+
+    def judge(self, bucket: ClosedBucket, rows: Mapping[str, bytes]) -> Judgement:  # noqa: ARG002 - keeps no state
+        """Verdicts on the streams of a closed bucket; equal arguments give equal answers, since buckets are repeated.
+
+        Args:
+            rows: {stream: packed state} as it stands after the bucket before.
+        """
+        return Judgement({s: self.judge_window(bucket.layout, bucket.window(s, self.window_ms)) for s in bucket.counts})
+
+    def judge_clock(self, last_seen: LastSeen) -> Mapping[str, Verdict]:
+        """{stream: verdict} by the clock."""
+        raise NotImplementedError
+
+    def onset_ms(
+        self,
+        layout: Layout,  # noqa: ARG002 - a kind that keeps state may use it
+        row: bytes | None,  # noqa: ARG002
+        buckets: Sequence[tuple[int, Vector]],  # noqa: ARG002
+    ) -> int | None:
+        """Start of the bucket in which the change began, called when an alert fires; None: the first that breached.
+
+        Args:
+            row: the stream's packed state after the bucket that fired.
+            buckets: (start ms, counts) of the stream, oldest first; a change before the first cannot be seen.
+        """
+        return None
+
+
+class WindowRule(Rule):
+    """A rule that judges each stream by its counts over a window, once the window holds enough images."""
+
+    window_s: PositiveFloat = 300.0
+    min_images: PositiveInt = 100
+    confidence: Share = 0.99
+
+    @property
+    def window_ms(self) -> int:
+        """Length of the window."""
+        return round(self.window_s * 1000)
+
+    def check_numbers(self, bucket_s: int) -> None:  # noqa: ARG002 - buckets of any length do
+        """Raise ValueError where the confidence is below one half."""
+        if self.confidence < 0.5:
+            raise ValueError(f"{self.kind}: confidence must be at least 0.5 (got {self.confidence})")
+
+    def too_few(self, images: int, value: float, threshold: float) -> Verdict:
+        """The verdict on a window with fewer than `min_images`: none."""
+        summary = f"{images} images are too few to judge (the rule needs {self.min_images})"
+        return Verdict(None, value, 0.0, threshold, images, summary)

@@ -105,9 +105,10 @@ class Consumer:
         stages = self._stages
         # 1. poll
         if polling:
+            self._claim_due(source)
             polled = source.poll(BUSY_POLL_S if self._backlog.works else self._settings.poll_s)
             failpoint("polled")
-            self._follow(source, polled)
+            self._follow(polled)
             self._backlog.add(polled, self._assignment.owned)
         # 2. decode, in processes: as much as fits into memory
         started = self._backlog.start()
@@ -147,15 +148,12 @@ class Consumer:
         for part, outcome in zip(batch.parts, applied, strict=True):
             self._move_cursor(source, part, outcome)
 
-    def _follow(self, source: Source, polled: Polled) -> None:
-        """Claim the partitions that came, drop those that went."""
+    def _follow(self, polled: Polled) -> None:
+        """Drop the partitions that went; those that came are claimed before the next poll."""
         self.health.polled()
         self.health.joined = self._ever_joined = True
         metrics.LAST_POLL.set_to_current_time()
         self._assignment.follow(polled)
-        for partition in self._assignment.due():
-            self._claim(source, partition)
-        metrics.PARTITIONS_OWNED.set(len(self._assignment.owned))
 
     def _due_batch(self) -> Batch | None:
         """The batch to write and apply now; None where there is none, or it waits for its next try."""
@@ -191,7 +189,7 @@ class Consumer:
             raise SourceError(f"{delta.partition}: another owner has claimed it")
         # REWIND or LOST: Redis is the truth. Claiming the partition again seeks to where Redis stands; work in flight
         # belongs to the old claim and is dropped.
-        self._claim_again(source, delta.partition)
+        self._claim_again(delta.partition)
 
     # ---------------------------------------------------------------- membership
 
@@ -202,23 +200,29 @@ class Consumer:
             self._maintenance.register_soon()
         return self._source
 
-    def _claim(self, source: Source, partition: Partition) -> None:
-        try:
-            skipped = self._assignment.claim(source, partition)
-        except StoreError as error:
-            self.health.redis_failed("claim", error)
-            return
-        if skipped is not None:
-            self._skipped.append(skipped)
-        if partition in self._assignment.owned:  # not stopped
-            if self._paused:
-                source.pause([partition])
-            self._maintenance.commit_soon()
+    def _claim_due(self, source: Source) -> None:
+        """Claim the partitions that came, or that must be claimed again.
 
-    def _claim_again(self, source: Source, partition: Partition) -> None:
+        Always before a poll: until its claim succeeds, a partition is read on from where it stood, and records of
+        the same poll would be taken for those that follow the new cursor.
+        """
+        for partition in self._assignment.due():
+            try:
+                skipped = self._assignment.claim(source, partition)
+            except StoreError as error:
+                self.health.redis_failed("claim", error)
+                continue
+            if skipped is not None:
+                self._skipped.append(skipped)
+            if partition in self._assignment.owned:  # not stopped
+                if self._paused:
+                    source.pause([partition])
+                self._maintenance.commit_soon()
+        metrics.PARTITIONS_OWNED.set(len(self._assignment.owned))
+
+    def _claim_again(self, partition: Partition) -> None:
         self._assignment.claim_again(partition)
         self._maintenance.register_soon()
-        self._claim(source, partition)
 
     def _rejoin(self, error: SourceError) -> None:
         """Close the client, drop everything that was read through it, and let the next round open another."""
@@ -268,7 +272,7 @@ class Consumer:
             self.health.redis_ok |= done.registered
             if self._batch is None:  # a batch that waits finds out by itself when it is applied
                 for partition in done.lost:
-                    self._claim_again(source, partition)
+                    self._claim_again(partition)
         except StoreError as error:
             self.health.redis_failed("maintenance", error)
 

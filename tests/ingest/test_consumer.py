@@ -10,20 +10,22 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 from pydantic import SecretStr
 
 from monitor.config.schema import Config
-from monitor.core.types import Applied, Delta, Partition
+from monitor.core.types import Applied, ApplyStatus, Delta, Partition
 from monitor.daemon import build_consumer, limits_of
+from monitor.ingest import assignment
 from monitor.ingest.consumer import Consumer
 from monitor.ingest.scoring.profiles import load_profiles
 from monitor.ingest.settings import DecodingSettings, ScoringSettings, VerdictSettings
 from monitor.notify.receivers.settings import WebhookSettings
 from monitor.sources import open_producer, open_source
 from monitor.sources.redis_streams.settings import RedisStreamSettings
-from monitor.store import Store, StoreError, open_store
+from monitor.store import Claim, Store, StoreError, open_store
 from monitor.store.private_server import PrivateRedis
 from monitor.store.settings import RedisSettings
 from monitor.telemetry import metrics
@@ -32,6 +34,7 @@ from tests.pictures import encoded, pictures
 
 IMAGES = 60
 BAD = (7, 30)
+PICTURES = list(pictures(5, IMAGES))
 
 
 @dataclass
@@ -56,12 +59,21 @@ class Running:
 Make = Callable[..., Running]
 
 
+def send(settings: Config, values: Sequence[bytes]) -> None:
+    """Write records of three streams by turns, each in the partition of its stream."""
+    producer = open_producer(settings.source_settings())
+    for i, value in enumerate(values):
+        producer.send(settings.monitor, value, f"cam-{i % 3}".encode(), (), 1_750_000_000_000 + 100 * i)
+    producer.flush()
+    producer.close()
+
+
 @pytest.fixture
 def make(redis_server: PrivateRedis, profile_folder: Path, tmp_path: Path) -> Iterator[Make]:
     """Starts one; `store` may be changed before its consumer starts."""
     ends: list[Callable[[], None]] = []
 
-    def made(name: str, change: Callable[[Store], None] = lambda _: None, **verdicts: object) -> Running:
+    def made(name: str, change: Callable[[Store, Config], None] = lambda *_: None, **verdicts: object) -> Running:
         path = tmp_path / "folder" / "verdicts.jsonl"
         settings = Config(
             monitor=name,
@@ -73,14 +85,9 @@ def make(redis_server: PrivateRedis, profile_folder: Path, tmp_path: Path) -> It
             receivers=(WebhookSettings(name="hook", type="webhook", url="http://127.0.0.1:9/"),),
             verdicts=VerdictSettings.model_validate({"type": "jsonl", "target": str(path), **verdicts}),
         )
-        producer = open_producer(settings.source_settings())
-        for i, (_, image) in enumerate(pictures(5, IMAGES)):
-            value = b"no picture" if i in BAD else encoded(image)
-            producer.send(name, value, f"cam-{i % 3}".encode(), (), 1_750_000_000_000 + 100 * i)
-        producer.flush()
-        producer.close()
+        send(settings, [b"no picture" if i in BAD else encoded(image) for i, (_, image) in enumerate(PICTURES)])
         store = open_store(settings.redis, name, limits_of(settings))
-        change(store)
+        change(store, settings)
         profiles = load_profiles(settings.scoring, settings.decoding)
         consumer = build_consumer(settings, profiles, (), store, lambda: open_source(settings.source_settings()))
         thread = threading.Thread(target=consumer.run)
@@ -139,7 +146,7 @@ def test_no_image_counts_before_its_verdict_is_written_and_a_lost_reply_writes_n
     too_early: list[int] = []
     statuses: list[str] = []
 
-    def lose_replies(store: Store) -> None:
+    def lose_replies(store: Store, _: Config) -> None:
         apply, heard = store.partitions.apply, set[int]()
 
         def answer(deltas: Sequence[Delta]) -> Sequence[Applied]:
@@ -161,3 +168,34 @@ def test_no_image_counts_before_its_verdict_is_written_and_a_lost_reply_writes_n
     wait_for("their last reply", lambda: statuses[-1] == "dup")
     assert not too_early
     check_complete(running)
+
+
+def test_records_that_come_while_a_claim_is_tried_again_move_no_cursor_over_what_is_not_counted(
+    make: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Redis refuses an apply (it was set back) and then a claim; the source meanwhile reads on from the old place."""
+    monkeypatch.setattr(assignment, "CLAIM_RETRY_S", 0.0)
+    refused: list[Partition] = []
+
+    def set_back(store: Store, settings: Config) -> None:
+        apply, claim = store.partitions.apply, store.partitions.claim
+
+        def answer(deltas: Sequence[Delta]) -> Sequence[Applied]:
+            if refused:
+                return apply(deltas)
+            refused.extend(delta.partition for delta in deltas)
+            return [Applied(ApplyStatus.REWIND, delta.expect) for delta in deltas]
+
+        def claim_again(partition: Partition, *args: Any) -> Claim:
+            if partition in refused:
+                refused[refused.index(partition)] = Partition("none", 0)
+                send(settings, [encoded(image) for _, image in PICTURES[:3]])
+                raise StoreError("connection reset")
+            return claim(partition, *args)
+
+        store.partitions.apply, store.partitions.claim = answer, claim_again  # type: ignore[method-assign]
+
+    running = make("rewind", set_back)
+    wait_for("the apply to be refused", lambda: refused)
+    more = 3 * len(refused)
+    wait_for("all of them", lambda: running.counted() == (IMAGES - len(BAD) + more, len(BAD)), 30)

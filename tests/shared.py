@@ -6,8 +6,6 @@ import contextlib
 import fcntl
 import os
 import shutil
-import socket
-import subprocess
 import sys
 import tempfile
 import threading
@@ -15,11 +13,26 @@ from collections.abc import Iterator
 from multiprocessing.connection import Client, Listener
 from pathlib import Path
 
-from monitor.store.private_server import dies_with_parent
+from monitor.store.child_process import ChildProcess
 from tests.kafka.broker import Broker
 
-ZYGOTE_STOP_TIMEOUT_S = 10.0
+ZYGOTE_START_TIMEOUT_S = 30.0
 END = "end"
+
+
+class ZygoteProcess(ChildProcess):
+    """Forks daemons; see tests/faults/zygote.py."""
+
+    def __init__(self, socket: Path) -> None:
+        super().__init__("the zygote", socket.with_suffix(".log"), stop_timeout_s=1.0)
+        self.socket = socket
+
+    def start(self) -> None:
+        """Start it and wait until requests can be sent; it answers them once it has loaded torch."""
+        one_thread = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
+        command = [sys.executable, "-m", "tests.faults.zygote", str(self.socket)]
+        self._launch(command, env={**os.environ, **one_thread})
+        self._wait_until(self.socket.exists, ZYGOTE_START_TIMEOUT_S)
 
 
 class SharedParts:
@@ -33,7 +46,7 @@ class SharedParts:
         self.folder = Path(tempfile.mkdtemp(prefix="layerwatch-tests-"))
         self._listener = Listener(str(_socket(self.folder)), "AF_UNIX", backlog=64)
         self._broker: Broker | None = None
-        self._zygote: subprocess.Popen[bytes] | None = None
+        self._zygote: ZygoteProcess | None = None
         self._thread = threading.Thread(target=self._serve, name="shared parts", daemon=True)
         self._thread.start()
 
@@ -57,30 +70,17 @@ class SharedParts:
         return self._broker.bootstrap_servers
 
     def _zygote_socket(self) -> str:
-        path = str(self.folder / "zygote")
         if self._zygote is None:
-            one_thread = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
-            with socket.socket(socket.AF_UNIX) as server:
-                server.bind(path)
-                server.listen(64)
-                self._zygote = subprocess.Popen(
-                    [*dies_with_parent(), sys.executable, "-m", "tests.faults.zygote", str(server.fileno())],
-                    pass_fds=[server.fileno()],
-                    env={**os.environ, **one_thread},
-                )
-        return path
+            zygote = ZygoteProcess(self.folder / "zygote")
+            zygote.start()
+            self._zygote = zygote
+        return str(self._zygote.socket)
 
     def close(self) -> None:
         """End every part."""
-        if self._zygote is not None:
-            self._zygote.terminate()
-            try:
-                self._zygote.wait(ZYGOTE_STOP_TIMEOUT_S)
-            except subprocess.TimeoutExpired:
-                self._zygote.kill()
-                self._zygote.wait()
-        if self._broker is not None:
-            self._broker.kill()
+        for part in (self._zygote, self._broker):
+            if part is not None:
+                part.kill()
         with Client(str(_socket(self.folder)), "AF_UNIX") as connection:
             connection.send(END)
         self._thread.join()

@@ -90,6 +90,16 @@ def serve(server: socket.socket) -> None:
             lines.write(json.dumps(answer) + "\n")
 
 
+def listening(path: str) -> socket.socket:
+    """A socket that exists at that path only once it takes requests."""
+    server = socket.socket(socket.AF_UNIX)
+    server.bind(f"{path}.new")
+    server.listen(64)
+    Path(f"{path}.new").rename(path)
+    return server
+
+
 if __name__ == "__main__":
+    requests = listening(sys.argv[1])
     load()
-    serve(socket.socket(fileno=int(sys.argv[1])))
+    serve(requests)

@@ -39,7 +39,7 @@ from monitor.ingest.scoring.stage import ScoringError, ScoringStage
 from monitor.ingest.scoring.thumbnails import thumbnail
 from monitor.ingest.sinks import Sinks
 from monitor.ingest.stages import Stages
-from monitor.notify import Dispatcher, Receiver, build_receiver
+from monitor.notify import DeliveryContext, Dispatcher, Receiver
 from monitor.notify.self_alerts import SelfAlerts
 from monitor.rules.rule import Rule
 from monitor.sources import open_producer, open_source
@@ -155,8 +155,7 @@ class Daemon:
             settings, profiles, rules, self._store, lambda: open_source(settings.source_settings())
         )
         self._receivers: list[Receiver] = [
-            build_receiver(receiver, settings.monitor, lambda: open_producer(settings.source_settings()))
-            for receiver in settings.receivers
+            receiver.build(lambda: open_producer(settings.source_settings())) for receiver in settings.receivers
         ]
         self._dispatcher: Dispatcher | None = None
         self._fleet: FleetExporter | None = None
@@ -271,13 +270,13 @@ class Daemon:
             self._dispatcher.stop()
             self._dispatcher = None
         if held and self._receivers:
-            self._dispatcher = Dispatcher(
+            context = DeliveryContext(
                 self._store,
-                self._receivers,
                 self._settings.monitor,
                 holds_lease=lambda: self._evaluator.holds_lease,
                 observe=_observe,
             )
+            self._dispatcher = Dispatcher(context, self._receivers)
             self._dispatcher.start()
 
     def _why_unready(self) -> str:

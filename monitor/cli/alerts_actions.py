@@ -7,7 +7,6 @@ import getpass
 import json
 import sys
 import time
-import uuid
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from typing import Any
@@ -21,10 +20,9 @@ from monitor.config.loading import load_config
 from monitor.core import silences
 from monitor.core.alert_document import rfc3339, test_document
 from monitor.core.types import Alert, AlertPhase
+from monitor.notify.silences import create_silence
 from monitor.store import Store, StoreConfigError, StoreError, open_store
 
-KEPT_AFTER_END_MS = 7 * 86_400_000
-"""An ended silence is listed as JSON for a week, so that one can see who hid what."""
 EXIT_NOT_FOUND = 1
 EXIT_USAGE = 2
 
@@ -47,7 +45,7 @@ def _list(args: argparse.Namespace, store: Store, monitor: str) -> int:
     del monitor
     now_ms = _now_ms()
     found = sorted(store.evaluation.alerts().values(), key=lambda a: (a.phase, a.rule, a.stream))
-    kept = sorted(_silences(store), key=lambda s: (s.ends_ms, s.id))
+    kept = _silences(store)
     undelivered = store.outbox.dead_alerts()
     if args.json:
         body = {
@@ -85,15 +83,8 @@ def _silence(args: argparse.Namespace, store: Store, monitor: str) -> int:
     if not matchers or not all(matchers) or not all(matchers.values()):
         sys.stderr.write("layerwatch alerts silence: give --stream, --rule or --label NAME=GLOB ('*' is all)\n")
         return EXIT_USAGE
-    now_ms = _now_ms()
     author = args.author if args.author is not None else _user()
-    silence = silences.Silence(
-        uuid.uuid4().hex[:12], matchers, now_ms, now_ms + round(1000 * args.duration), author, args.comment
-    )
-    store.silences.put(silence.id, silences.to_json(silence))
-    for old in _silences(store):
-        if old.ends_ms < now_ms - KEPT_AFTER_END_MS:
-            store.silences.remove(old.id)
+    silence = create_silence(store, matchers, args.duration, author, args.comment, known=_silences(store))
     text = silences.to_json(silence)
     sys.stdout.write((text if args.json else f"{silence.id} until {rfc3339(silence.ends_ms)}") + "\n")
     return 0
@@ -117,13 +108,9 @@ def _send_test(args: argparse.Namespace, store: Store, monitor: str) -> int:
 
 
 def _silences(store: Store) -> list[silences.Silence]:
-    """Those that can be read; one that cannot hides nothing either."""
-    found = []
-    for silence_id, text in store.silences.all().items():
-        try:
-            found.append(silences.from_json(text))
-        except ValueError as error:
-            sys.stderr.write(f"layerwatch alerts: silence {silence_id} is left out: {error}\n")
+    found, unreadable = silences.read_all(store.silences.all())
+    for silence_id, error in unreadable.items():
+        sys.stderr.write(f"layerwatch alerts: silence {silence_id} is left out: {error}\n")
     return found
 
 

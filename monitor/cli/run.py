@@ -73,7 +73,7 @@ def _run(args: argparse.Namespace) -> int:
 
 
 def _check_config(args: argparse.Namespace) -> int:
-    from monitor.notify import ReceiverConfigError, build_receiver  # noqa: PLC0415
+    from monitor.notify import ReceiverConfigError  # noqa: PLC0415
     from monitor.sources import open_producer  # noqa: PLC0415
 
     settings = load_config(args.config)
@@ -81,7 +81,7 @@ def _check_config(args: argparse.Namespace) -> int:
     wrong = []
     for receiver in settings.receivers:
         try:
-            build_receiver(receiver, settings.monitor, lambda: open_producer(settings.source_settings())).close()
+            receiver.build(lambda: open_producer(settings.source_settings())).close()
         except ReceiverConfigError as error:
             wrong.append(f"{args.config or 'defaults'}: {error}")
     if wrong:

@@ -16,15 +16,14 @@ from monitor.ingest.settings import (
     StreamNaming,
     VerdictSettings,
 )
-from monitor.notify.receivers.settings import AnyReceiverSettings
+from monitor.notify.receivers.registry import AnyReceiver
+from monitor.notify.self_alerts import OWN_RULES
 from monitor.rules.registry import AnyRule
 from monitor.sources import SOURCES, SourceSection, SourceSettings
 from monitor.sources.kafka.settings import KafkaSettings
 from monitor.sources.redis_streams.settings import RedisStreamSettings
 from monitor.store.settings import RedisSettings
 from monitor.web.settings import WebSettings
-
-OWN_RULES = "layerwatch-"
 
 
 class LogSettings(Section):
@@ -45,7 +44,7 @@ class Config(Section):
     decoding: DecodingSettings = DecodingSettings()
     buckets: BucketSettings = BucketSettings()
     rules: tuple[AnyRule, ...] = ()
-    receivers: tuple[AnyReceiverSettings, ...] = ()
+    receivers: tuple[AnyReceiver, ...] = ()
     evidence: EvidenceSettings = EvidenceSettings()
     verdicts: VerdictSettings = VerdictSettings()
     pipeline: PipelineSettings = PipelineSettings()

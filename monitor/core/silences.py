@@ -1,4 +1,4 @@
-"""Silences: who does not want to hear of what, from when to when. Pure; times are those of the wall clock."""
+"""Silences: which alerts are not sent, from when to when. Pure; times are those of the wall clock."""
 
 from __future__ import annotations
 
@@ -46,6 +46,21 @@ def silenced(document: Mapping[str, Any], silences: Iterable[Silence], now_ms: i
     if document["type"] == "alert.test":
         return None
     return next((s for s in silences if s.active(now_ms) and s.matches(document["data"])), None)
+
+
+def read_all(stored: Mapping[str, str]) -> tuple[list[Silence], dict[str, str]]:
+    """The silences that can be read, the next to end first, and {id: why not} of the others, which hide nothing.
+
+    Args:
+        stored: {id: text of `to_json`}.
+    """
+    found, unreadable = [], {}
+    for silence_id, text in stored.items():
+        try:
+            found.append(from_json(text))
+        except ValueError as error:
+            unreadable[silence_id] = str(error)
+    return sorted(found, key=lambda silence: (silence.ends_ms, silence.id)), unreadable
 
 
 def to_json(silence: Silence) -> str:

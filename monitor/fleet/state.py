@@ -88,13 +88,10 @@ def read_layouts(store: Store) -> dict[str, Layout]:
 
 def read_silences(store: Store) -> list[Silence]:
     """The silences that are kept, the next to end first; an unreadable one hides no alert and is left out."""
-    found = []
-    for text in store.silences.all().values():
-        try:
-            found.append(silences.from_json(text))
-        except ValueError as error:
-            log.debug("silence.unreadable", error=str(error))
-    return sorted(found, key=lambda silence: (silence.ends_ms, silence.id))
+    found, unreadable = silences.read_all(store.silences.all())
+    for error in unreadable.values():
+        log.debug("silence.unreadable", error=error)
+    return found
 
 
 def newest_event_ms(cursors: Mapping[Partition, Cursor | None]) -> int:

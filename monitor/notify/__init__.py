@@ -1,32 +1,11 @@
-"""Alerts to people and machines: one file per receiver, and the dispatcher that brings them what the outbox holds.
+"""Alerts to people and machines: one file per receiver, and the dispatcher that delivers what the outbox holds.
 
-A receiver is sent the alert document as the evaluator wrote it, at least once, always with the same id. It says what
-became of the try; when and how often to try again is the dispatcher's business.
+A receiver gets every alert document at least once, always with the same id, and reports the outcome of each try; the
+dispatcher decides when and how often to try again.
 """
 
+from monitor.notify.delivery.context import DeliveryContext
 from monitor.notify.delivery.dispatcher import Dispatcher
-from monitor.notify.delivery.schedule import STANDARD_WEBHOOKS_S, Timing
-from monitor.notify.receivers.protocol import (
-    Delivered,
-    Outcome,
-    Receiver,
-    ReceiverConfigError,
-    Refused,
-    Resending,
-    Retry,
-)
-from monitor.notify.receivers.registry import build_receiver
+from monitor.notify.receivers.protocol import Receiver, ReceiverConfigError
 
-__all__ = [
-    "STANDARD_WEBHOOKS_S",
-    "Delivered",
-    "Dispatcher",
-    "Outcome",
-    "Receiver",
-    "ReceiverConfigError",
-    "Refused",
-    "Resending",
-    "Retry",
-    "Timing",
-    "build_receiver",
-]
+__all__ = ["DeliveryContext", "Dispatcher", "Receiver", "ReceiverConfigError"]

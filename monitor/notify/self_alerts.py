@@ -1,22 +1,25 @@
-"""Alerts about the monitor itself: one per trouble and episode, told to the receivers like any other."""
+"""Alerts about the monitor itself, in the same documents and for the same receivers as those of rules."""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable
 from itertools import product
 
 import structlog
 
-from monitor.core.alert_document import About, alert_document
+from monitor.core.alert_document import About, alert_document, rfc3339
 from monitor.core.alert_state import Transition, alert_id
 from monitor.core.types import Alert, AlertPhase, Verdict
-from monitor.notify.delivery.delivery_alert import recovered_document
+from monitor.notify.receivers.notice import RESOLVED
 from monitor.store import Store, StoreError
 
 log = structlog.get_logger(__name__)
 
+OWN_RULES = "layerwatch-"
+"""How the names of all rules below begin; configured rules must not."""
 GAP = "layerwatch-gap"
-"""Retention removed records that nobody had read."""
+"""Retention removed records that were never read."""
 UNREADABLE = "layerwatch-unreadable"
 """The log held bytes that no client can read."""
 DEAD_LETTERS = "layerwatch-dead-letters"
@@ -25,42 +28,45 @@ VERDICTS = "layerwatch-verdicts"
 """The sink of per-image verdicts cannot be written."""
 TOPIC = "layerwatch-topic"
 """The topic was deleted, created again or cut off, or we may not read it any more."""
-
 STREAMS = "layerwatch-streams"
 """More streams than `stream.max_streams`: those beyond are counted together."""
+DELIVERY = "layerwatch-delivery"
+"""A receiver does not get its alerts; goes to the other receivers."""
+
+LABELS = {"severity": "error"}
 
 
 class SelfAlerts:
-    """Tells of troubles, and of their end; a trouble that is known already is not told again.
+    """Opens and ends alerts about the monitor, one per rule and subject at a time.
 
     Args:
-        has_receivers: whether there are receivers; without any nothing goes to the outbox.
+        has_receivers: without receivers nothing goes to the outbox.
     """
 
     def __init__(self, store: Store, monitor: str, has_receivers: bool) -> None:
         self._store, self._monitor, self._has_receivers = store, monitor, has_receivers
 
     def tell(self, rule: str, subject: str, now_ms: int, summary: str) -> None:
-        """An episode of `rule` about `subject` (a partition, a topic) has begun, or goes on.
+        """Open the alert of `rule` about `subject` (a partition, a topic); does nothing while it is open.
 
         Raises:
-            StoreError: it is not told; call again.
+            StoreError: it was not opened; call again.
         """
         log.error("own.alert", rule=rule, subject=subject, summary=summary)
         if self._has_receivers:
-            self._store.outbox.raise_self_alert(
-                _name(rule, subject), own_document(self._monitor, rule, subject, now_ms, summary)
-            )
+            verdict = Verdict(True, 0.0, 0.0, 0.0, 0, summary, cause=summary)
+            document = _firing_document(About(self._monitor, rule, "monitor", LABELS), subject, verdict, now_ms, now_ms)
+            self._store.outbox.raise_self_alert(_name(rule, subject), document)
 
     def tell_if_possible(self, rule: str, subject: str, now_ms: int, summary: str) -> None:
-        """As `tell`; while Redis is away the log alone has it."""
+        """As `tell`; while Redis is away only the log has it."""
         try:
             self.tell(rule, subject, now_ms, summary)
         except StoreError as error:
             log.warning("own.not_told", rule=rule, subject=subject, error=str(error))
 
     def end(self, now_ms: int, subjects: Iterable[str], *rules: str) -> None:
-        """What these rules told about the subjects is over.
+        """Resolve the open alerts of these rules about these subjects.
 
         Raises:
             StoreError: call again.
@@ -69,18 +75,42 @@ class SelfAlerts:
             return
         opened = self._store.outbox.self_alerts()
         for subject, rule in product(subjects, rules) if opened else ():
-            if document := opened.get(_name(rule, subject)):
-                ended = recovered_document(document, now_ms, f"{subject}: over")
-                self._store.outbox.end_self_alert(_name(rule, subject), document, ended)
+            name = _name(rule, subject)
+            if document := opened.get(name):
+                resolved = _resolved_document(document, now_ms, f"{subject}: over")
+                self._store.outbox.end_self_alert(name, document, resolved)
 
 
-def own_document(monitor: str, rule: str, subject: str, now_ms: int, summary: str) -> str:
-    """The firing document; `subject` stands where other alerts name their stream."""
-    name = alert_id(monitor, rule, subject, now_ms)
-    verdict = Verdict(True, 0.0, 0.0, 0.0, 0, summary, cause=summary)
-    alert = Alert(rule, subject, AlertPhase.FIRING, name, since_ms=now_ms, fired_ms=now_ms, verdict=verdict)
-    change = Transition(name, rule, subject, AlertPhase.INACTIVE, AlertPhase.FIRING, now_ms)
-    return alert_document(About(monitor, rule, "monitor", {"severity": "error"}), change, alert)
+def delivery_alert(monitor: str, receiver: str, entry_ms: int, now_ms: int, tries: int, reason: str) -> str:
+    """The document that says that one for `receiver` was given up.
+
+    Args:
+        entry_ms: when the given-up document was written to the outbox; the same gives the same alert id.
+    """
+    summary = f"receiver {receiver} does not get its alerts: one was given up after {tries} tries"
+    verdict = Verdict(True, float(tries), 0.0, 0.0, 0, summary, cause=reason)
+    return _firing_document(About(monitor, DELIVERY, "delivery", LABELS), receiver, verdict, entry_ms, now_ms)
+
+
+def delivery_alert_end(opened: str, receiver: str, now_ms: int) -> str:
+    """The document that ends the alert which `delivery_alert` gave."""
+    return _resolved_document(opened, now_ms, f"receiver {receiver} gets its alerts again, or is no longer configured")
+
+
+def _firing_document(about: About, subject: str, verdict: Verdict, since_ms: int, now_ms: int) -> str:
+    """`subject` stands where the alerts of rules name their stream."""
+    name = alert_id(about.monitor, about.rule, subject, since_ms)
+    alert = Alert(about.rule, subject, AlertPhase.FIRING, name, since_ms=since_ms, fired_ms=now_ms, verdict=verdict)
+    change = Transition(name, about.rule, subject, AlertPhase.INACTIVE, AlertPhase.FIRING, now_ms)
+    return alert_document(about, change, alert)
+
+
+def _resolved_document(firing: str, now_ms: int, summary: str) -> str:
+    document = json.loads(firing)
+    at = rfc3339(now_ms)
+    document["data"].update(phase=str(AlertPhase.RESOLVED), resolved_at=at, summary=summary)
+    document.update(type=RESOLVED, id=f"{document['data']['alert_id']}-{AlertPhase.RESOLVED}", timestamp=at)
+    return json.dumps(document, ensure_ascii=False)
 
 
 def _name(rule: str, subject: str) -> str:

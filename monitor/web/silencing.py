@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import time
-import uuid
 from collections.abc import Callable, Mapping
 from typing import Annotated
 from urllib.parse import parse_qsl
@@ -12,16 +10,14 @@ import structlog
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from starlette.requests import Request
 
-from monitor.core import silences
 from monitor.core.silences import Silence
 from monitor.fleet.state import read_silences
+from monitor.notify.silences import create_silence
 from monitor.store import Store
 
 log = structlog.get_logger(__name__)
 
 MAX_BODY_BYTES = 16_384
-KEPT_AFTER_END_MS = 7 * 86_400_000
-"""An ended silence is listed for a week, so that people can see who silenced what."""
 DURATIONS_S = {"30 minutes": 1_800, "1 hour": 3_600, "4 hours": 14_400, "1 day": 86_400, "1 week": 604_800}
 """What the form offers."""
 
@@ -80,19 +76,14 @@ def parse_form(body: bytes) -> dict[str, str]:
 
 
 def keep(store: Store, wanted: NewSilence) -> Silence:
-    """Store a silence, in force from now; silences that ended more than a week ago are removed.
+    """Store a silence, in force from now.
 
     Raises:
         StoreError: Redis does not answer.
     """
-    now_ms = _now_ms()
-    until_ms = now_ms + 1000 * wanted.duration_s
-    silence = Silence(uuid.uuid4().hex[:12], wanted.matchers, now_ms, until_ms, wanted.author, wanted.comment)
-    store.silences.put(silence.id, silences.to_json(silence))
+    known = read_silences(store)
+    silence = create_silence(store, wanted.matchers, wanted.duration_s, wanted.author, wanted.comment, known)
     log.info("silence.made", id=silence.id, matchers=wanted.matchers, seconds=wanted.duration_s, author=wanted.author)
-    for old in read_silences(store):
-        if old.ends_ms < now_ms - KEPT_AFTER_END_MS:
-            store.silences.remove(old.id)
     return silence
 
 
@@ -129,7 +120,3 @@ def _checked(build: Callable[[], NewSilence]) -> NewSilence:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"])
         raise RequestError(f"{where}: {first['msg']}" if where else str(first["msg"])) from error
-
-
-def _now_ms() -> int:
-    return time.time_ns() // 1_000_000

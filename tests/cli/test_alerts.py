@@ -13,8 +13,8 @@ import pytest
 from pydantic import SecretStr
 
 from monitor.cli.alerts import add_command
-from monitor.cli.alerts_actions import KEPT_AFTER_END_MS
 from monitor.core import silences
+from monitor.notify.silences import KEPT_AFTER_END_MS
 from monitor.store import Store, open_store
 from monitor.store.private_server import PrivateRedis
 from monitor.store.settings import RedisSettings

@@ -12,8 +12,8 @@ import pytest
 from pydantic import SecretStr
 
 from monitor.demo.receiver import MAX_BODY_BYTES, AlertReceiver
-from monitor.notify.receivers.settings import WebhookSettings
-from monitor.notify.receivers.webhook import WebhookSender
+from monitor.notify.receivers.notice import Notice
+from monitor.notify.receivers.webhook import WebhookSender, WebhookSettings
 from tests.demo.documents import episode
 
 
@@ -26,8 +26,9 @@ def receiver() -> Iterator[AlertReceiver]:
 def deliver(receiver: AlertReceiver, secret: str, times: int = 1) -> None:
     settings = WebhookSettings(name="demo", type="webhook", url=receiver.url, secret=SecretStr(secret))
     sender = WebhookSender(settings)
-    for attempt in range(times):
-        sender.send(json.dumps(episode("line-2", 130)[0]), attempt)
+    notice = Notice.parse(json.dumps(episode("line-2", 130)[0]))
+    for _ in range(times):
+        sender.send(notice)
     sender.close()
 
 

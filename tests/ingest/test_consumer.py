@@ -22,7 +22,7 @@ from monitor.ingest import assignment
 from monitor.ingest.consumer import Consumer
 from monitor.ingest.scoring.profiles import load_profiles
 from monitor.ingest.settings import DecodingSettings, ScoringSettings, VerdictSettings
-from monitor.notify.receivers.settings import WebhookSettings
+from monitor.notify.receivers.webhook import WebhookSettings
 from monitor.sources import open_producer, open_source
 from monitor.sources.redis_streams.settings import RedisStreamSettings
 from monitor.store import Claim, Store, StoreError, open_store

@@ -16,8 +16,11 @@ import yaml
 from pydantic import SecretStr
 
 from monitor.core.types import AlertPhase
-from monitor.notify import Delivered, Dispatcher, Resending, Timing, build_receiver
-from monitor.notify.receivers.settings import AlertmanagerSettings
+from monitor.notify import DeliveryContext, Dispatcher
+from monitor.notify.delivery.context import Timing
+from monitor.notify.receivers.alertmanager import AlertmanagerSettings
+from monitor.notify.receivers.notice import Notice
+from monitor.notify.receivers.protocol import Delivered, Resending
 from monitor.store import Store, open_store
 from monitor.store.private_server import PrivateRedis
 from monitor.store.settings import RedisSettings
@@ -100,7 +103,7 @@ def _ready(alertmanager: Alertmanager) -> bool:
 @pytest.fixture
 def receiver(alertmanager: Alertmanager) -> Iterator[Resending]:
     settings = AlertmanagerSettings(name="am", type="alertmanager", urls=(alertmanager.url,), resend_s=RESEND_S)
-    built = build_receiver(settings, "layerwatch", _no_producer)
+    built = settings.build(_no_producer)
     assert isinstance(built, Resending)
     yield built
     built.close()
@@ -120,7 +123,7 @@ def store(redis_server: PrivateRedis) -> Iterator[Store]:
 def test_an_alert_fires_is_grouped_stays_while_it_fires_and_resolves(
     alertmanager: Alertmanager, receiver: Resending, store: Store
 ) -> None:
-    dispatcher = Dispatcher(store, [receiver], "layerwatch", timing=Timing(poll_s=0.05))
+    dispatcher = Dispatcher(DeliveryContext(store, "layerwatch", timing=Timing(poll_s=0.05)), [receiver])
     dispatcher.start()
     try:
         decide(store, "cam-1")
@@ -143,11 +146,12 @@ def test_an_alert_fires_is_grouped_stays_while_it_fires_and_resolves(
 
 def test_an_alert_that_nobody_says_again_ends(alertmanager: Alertmanager, receiver: Resending) -> None:
     """What the test above would see without re-sending."""
-    assert receiver.send(firing(), 1) == Delivered()
+    assert receiver.send(Notice.parse(firing())) == Delivered()
     eventually(lambda: alertmanager.active() == ["cam-1"])
     eventually(lambda: alertmanager.notified("resolved") == ["cam-1"], LIFE_S + 5)
 
 
 def test_labels_that_prometheus_would_not_allow_are_taken(alertmanager: Alertmanager, receiver: Resending) -> None:
-    assert receiver.send(firing("kamera ß/1", labels={"team-name": "x", "0": "y", "none": ""}), 1) == Delivered()
+    document = firing("kamera ß/1", labels={"team-name": "x", "0": "y", "none": ""})
+    assert receiver.send(Notice.parse(document)) == Delivered()
     eventually(lambda: alertmanager.active() == ["kamera ß/1"])

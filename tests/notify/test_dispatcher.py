@@ -6,7 +6,7 @@ import itertools
 import json
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import Any
@@ -18,15 +18,15 @@ from structlog.testing import capture_logs
 from monitor.core.alert_document import test_document as a_test_document
 from monitor.core.silences import Silence, to_json
 from monitor.core.types import Alert, AlertPhase
-from monitor.notify import STANDARD_WEBHOOKS_S, Dispatcher, Receiver, Timing
-from monitor.notify.delivery.context import DeliveryContext
-from monitor.notify.delivery.delivery_alert import DELIVERY_RULE
-from monitor.notify.delivery.still_firing import UNMUTE_REST_MS
+from monitor.notify import Dispatcher, Receiver
+from monitor.notify.delivery.context import STANDARD_WEBHOOKS_S, DeliveryContext, Timing
+from monitor.notify.delivery.still_firing import RETRY_WITHHELD_MS
 from monitor.notify.delivery.worker import Worker
-from monitor.notify.receivers.alertmanager import AlertmanagerSender
-from monitor.notify.receivers.pagerduty import PagerDutySender
-from monitor.notify.receivers.settings import AlertmanagerSettings, PagerDutySettings, WebhookSettings
-from monitor.notify.receivers.webhook import WebhookSender
+from monitor.notify.receivers.alertmanager import AlertmanagerSender, AlertmanagerSettings
+from monitor.notify.receivers.notice import Notice
+from monitor.notify.receivers.pagerduty import PagerDutySender, PagerDutySettings
+from monitor.notify.receivers.webhook import WebhookSender, WebhookSettings
+from monitor.notify.self_alerts import DELIVERY
 from monitor.store import Store, open_store
 from monitor.store.private_server import PrivateRedis
 from monitor.store.settings import RedisSettings
@@ -58,13 +58,13 @@ class Bench:
 
     def worker(self, receiver: Receiver) -> Worker:
         """What one thread of a dispatcher does, step by step; each call is a new process's."""
-        around = DeliveryContext(self.store, "layerwatch", self.timing, self.clock, self.over.is_set, self.observe)
-        return Worker(receiver, around)
+        return Worker(receiver, self.context(lambda: not self.over.is_set()))
 
-    def dispatcher(self, *receivers: Receiver, **more: Any) -> Dispatcher:
-        made = Dispatcher(
-            self.store, receivers, "layerwatch", now_ms=self.clock, timing=self.timing, observe=self.observe, **more
-        )
+    def context(self, holds_lease: Callable[[], bool]) -> DeliveryContext:
+        return DeliveryContext(self.store, "layerwatch", holds_lease, self.clock, self.timing, self.observe)
+
+    def dispatcher(self, *receivers: Receiver, holds_lease: Callable[[], bool] = lambda: True) -> Dispatcher:
+        made = Dispatcher(self.context(holds_lease), receivers)
         self.stack.callback(made.stop, 0.2)
         return made
 
@@ -198,9 +198,9 @@ def test_a_lease_lost_during_a_send_leaves_the_schedule_to_the_next_holder(bench
     worker = bench.worker(bench.webhook(server))
     send = worker.receiver.send
 
-    def lose_the_lease(document: str, attempt: int) -> Any:
+    def lose_the_lease(notice: Notice) -> Any:
         bench.over.set()
-        return send(document, attempt)
+        return send(notice)
 
     worker.receiver.send = lose_the_lease  # type: ignore[method-assign]
     worker.round()
@@ -301,7 +301,7 @@ def test_killed_between_the_answer_and_the_note_of_it_the_same_id_comes_twice(be
     fired = decide(bench.store)
     receiver = bench.webhook(server)
     killed = bench.worker(receiver)
-    killed._note_success = lambda: None  # type: ignore[method-assign]
+    killed._record_success = lambda: None  # type: ignore[method-assign]
     killed.round()
     bench.worker(receiver).round()
     assert server.ids == [fired, fired]
@@ -322,7 +322,7 @@ def test_what_is_given_up_is_a_dead_letter_and_the_others_are_told(bench: Bench,
     eventually(lambda: len(well.requests) == 2 and settled(bench, "dead") and settled(bench, "well"))
     assert dead_ids(bench) == [fired]
     assert ("dead", outcome) in bench.outcomes
-    told = next(request.json for request in well.requests if request.json["data"]["rule"] == DELIVERY_RULE)
+    told = next(request.json for request in well.requests if request.json["data"]["rule"] == DELIVERY)
     assert (told["type"], told["data"]["stream"]) == ("alert.firing", "dead")
     assert str(answer.status) in told["data"]["cause"]
     assert dead.ids == [fired], "a receiver must not be told about itself"
@@ -344,7 +344,7 @@ def test_a_receiver_that_fails_long_is_told_of_once_and_its_recovery_ends_it(ben
     bench.worker(sick).round()
     for _ in range(2):
         bench.worker(healthy).round()
-    about = [r.json for r in well.requests if r.json["data"]["rule"] == DELIVERY_RULE]
+    about = [r.json for r in well.requests if r.json["data"]["rule"] == DELIVERY]
     assert [document["type"] for document in about] == ["alert.firing", "alert.resolved"]
     assert about[0]["data"]["alert_id"] == about[1]["data"]["alert_id"]
     assert bench.store.outbox.failing() == {}
@@ -475,7 +475,7 @@ def test_an_alert_that_outlives_its_silence_is_told_then(bench: Bench) -> None:
     server.answers = [Answer(500)]
     worker = bench.worker(receiver)
     worker.round()
-    bench.clock.pass_s(UNMUTE_REST_MS / 1000 + 10)
+    bench.clock.pass_s(RETRY_WITHHELD_MS / 1000 + 10)
     worker.round()
     bench.clock.pass_s(60)
     worker.round()

@@ -17,9 +17,19 @@ from standardwebhooks import Webhook, WebhookVerificationError
 
 from monitor.config.schema import Config
 from monitor.core.alert_document import test_document as a_test_document
-from monitor.notify import Delivered, Outcome, Receiver, ReceiverConfigError, Refused, Resending, Retry, build_receiver
 from monitor.notify.receivers.http_client import MAX_RETRY_AFTER_S, retry_after_s
-from monitor.notify.receivers.settings import AnyReceiverSettings
+from monitor.notify.receivers.notice import Notice
+from monitor.notify.receivers.protocol import (
+    Delivered,
+    Outcome,
+    Receiver,
+    ReceiverConfigError,
+    ReceiverSettings,
+    Refused,
+    Resending,
+    Retry,
+)
+from monitor.notify.receivers.registry import AnyReceiver
 from monitor.sources import Producer, open_producer
 from monitor.sources.kafka.settings import KafkaSettings
 from monitor.sources.protocol import FatalSourceError, SourceError
@@ -60,10 +70,9 @@ def no_producer() -> Topic:
 
 
 def build(kind: str, settings: dict[str, Any], topic: Producer | None = None) -> Receiver:
-    receiver: AnyReceiverSettings = TypeAdapter(AnyReceiverSettings).validate_python(
-        {"name": "out", "type": kind, "timeout_s": 0.5, **settings}
-    )
-    return build_receiver(receiver, "layerwatch", (lambda: topic) if topic else no_producer)  # type: ignore[return-value,arg-type]
+    section: TypeAdapter[ReceiverSettings] = TypeAdapter(AnyReceiver)
+    receiver = section.validate_python({"name": "out", "type": kind, "timeout_s": 0.5, **settings})
+    return receiver.build((lambda: topic) if topic else no_producer)  # type: ignore[arg-type,return-value]
 
 
 @pytest.fixture
@@ -86,7 +95,7 @@ def receiver(kind: str, server: Server) -> Iterator[Receiver]:
 
 def answered(receiver: Receiver, server: Server, answer: Answer) -> Outcome:
     server.answers = [answer]
-    return receiver.send(firing(), 1)
+    return receiver.send(Notice.parse(firing()))
 
 
 # ------------------------------------------------------------------------------------------------ the contract
@@ -135,7 +144,7 @@ def test_one_that_hangs_up_is_tried_again(kind: str) -> None:
     with socket.create_server(("127.0.0.1", 0)) as listening:
         port = listening.getsockname()[1]
     receiver = build(kind, SETTINGS[kind](f"http://127.0.0.1:{port}"))
-    outcome = receiver.send(firing(), 1)
+    outcome = receiver.send(Notice.parse(firing()))
     receiver.close()
     assert isinstance(outcome, Retry)
     assert outcome.reason.startswith(f"127.0.0.1:{port}: ConnectError")
@@ -216,7 +225,7 @@ def test_retry_after_is_seconds_or_a_date_and_has_a_limit(header: str, seconds: 
 def test_a_webhook_is_signed_so_that_the_library_verifies_it(server: Server) -> None:
     receiver = build("webhook", SETTINGS["webhook"](server.url))
     document = firing(stream="kamera-ß")
-    assert receiver.send(document, 1) == Delivered()
+    assert receiver.send(Notice.parse(document)) == Delivered()
     receiver.close()
     (request,) = server.requests
     assert Webhook(SECRET).verify(request.body, request.headers) == json.loads(document)
@@ -230,15 +239,15 @@ def test_a_webhook_is_signed_so_that_the_library_verifies_it(server: Server) -> 
 
 def test_every_try_carries_the_same_id(server: Server) -> None:
     receiver = build("webhook", SETTINGS["webhook"](server.url))
-    for attempt in (1, 2):
-        receiver.send(firing(), attempt)
+    for _ in range(2):
+        receiver.send(Notice.parse(firing()))
     receiver.close()
     assert len(set(server.ids)) == 1
 
 
 def test_a_webhook_without_secret_is_not_signed(server: Server) -> None:
     receiver = build("webhook", {"url": server.url})
-    receiver.send(firing(), 1)
+    receiver.send(Notice.parse(firing()))
     receiver.close()
     assert "webhook-signature" not in server.requests[0].headers
     assert server.requests[0].body.decode() == firing()
@@ -267,7 +276,7 @@ def alertmanager(*urls: str, **more: Any) -> Receiver:
 def test_an_alert_names_itself_by_labels_and_lives_for_four_resends(server: Server) -> None:
     receiver = alertmanager(f"{server.url}/prefix/", resend_s=30)
     receiver._now_ms = clock = Clock(T0_MS + 15_000)  # type: ignore[attr-defined]
-    receiver.send(firing(labels={"severity": "page", "team-name": "a", "9": "b", "empty": ""}), 1)
+    receiver.send(Notice.parse(firing(labels={"severity": "page", "team-name": "a", "9": "b", "empty": ""})))
     receiver.close()
     (request,) = server.requests
     assert request.path == "/prefix/api/v2/alerts"
@@ -297,7 +306,7 @@ def test_a_resolved_alert_ends_at_its_event_time_and_never_ahead_of_the_clock(
 ) -> None:
     receiver = alertmanager(server.url)
     receiver._now_ms = Clock(T0_MS + 1000 * now_s)  # type: ignore[attr-defined]
-    receiver.send(resolved(), 1)
+    receiver.send(Notice.parse(resolved()))
     receiver.close()
     (alert,) = server.requests[0].json
     assert (alert["startsAt"][11:19], alert["endsAt"][11:19]) == (starts, ends)
@@ -307,11 +316,11 @@ def test_every_instance_is_told_and_one_is_enough(server: Server) -> None:
     with Server() as other:
         receiver = alertmanager(server.url, other.url)
         server.default = Answer(503)
-        assert receiver.send(firing(), 1) == Delivered()
+        assert receiver.send(Notice.parse(firing())) == Delivered()
         other.default = Answer(400)
-        assert isinstance(receiver.send(firing(), 2), Retry)
+        assert isinstance(receiver.send(Notice.parse(firing())), Retry)
         server.default = Answer(400, body=b"bad  label")
-        outcome = receiver.send(firing(), 3)
+        outcome = receiver.send(Notice.parse(firing()))
         assert isinstance(outcome, Refused)
         assert outcome.reason.endswith("answered 400 bad label")
         assert (len(server.requests), len(other.requests)) == (3, 3)
@@ -321,10 +330,10 @@ def test_every_instance_is_told_and_one_is_enough(server: Server) -> None:
 def test_many_alerts_are_said_again_in_few_requests(server: Server) -> None:
     receiver = alertmanager(server.url)
     assert isinstance(receiver, Resending)
-    assert receiver.resend([firing(f"cam-{i}") for i in range(450)]) == Delivered()
+    assert receiver.resend([Notice.parse(firing(f"cam-{i}")) for i in range(450)]) == Delivered()
     assert [len(request.json) for request in server.requests] == [200, 200, 50]
     server.answers = [Answer(), Answer(500), Answer()]
-    assert isinstance(receiver.resend([firing(f"cam-{i}") for i in range(450)]), Retry)
+    assert isinstance(receiver.resend([Notice.parse(firing(f"cam-{i}")) for i in range(450)]), Retry)
     receiver.close()
 
 
@@ -338,7 +347,7 @@ def test_many_alerts_are_said_again_in_few_requests(server: Server) -> None:
 )
 def test_it_logs_in_as_configured(server: Server, settings: dict[str, str], header: str | None) -> None:
     receiver = alertmanager(server.url, **settings)
-    receiver.send(firing(), 1)
+    receiver.send(Notice.parse(firing()))
     receiver.close()
     assert server.requests[0].headers.get("authorization") == header
 
@@ -348,7 +357,7 @@ def test_it_logs_in_as_configured(server: Server, settings: dict[str, str], head
 
 def test_a_slack_message_escapes_what_streams_and_summaries_bring(server: Server) -> None:
     receiver = build("slack", SETTINGS["slack"](server.url))
-    assert receiver.send(firing(stream="<!channel> & co"), 1) == Delivered()
+    assert receiver.send(Notice.parse(firing(stream="<!channel> & co"))) == Delivered()
     receiver.close()
     message = server.requests[0].json
     text = json.dumps(message, ensure_ascii=False)
@@ -361,7 +370,7 @@ def test_a_slack_message_escapes_what_streams_and_summaries_bring(server: Server
 
 def test_a_slack_message_stays_within_its_limits(server: Server) -> None:
     receiver = build("slack", SETTINGS["slack"](server.url))
-    receiver.send(firing(stream="&" * 5000), 1)
+    receiver.send(Notice.parse(firing(stream="&" * 5000)))
     receiver.close()
     blocks = server.requests[0].json["blocks"]
     assert all(len(block["text"]["text"]) <= 3000 for block in blocks if "text" in block)
@@ -374,8 +383,8 @@ def test_a_slack_message_stays_within_its_limits(server: Server) -> None:
 
 def test_pagerduty_opens_and_closes_one_incident(server: Server) -> None:
     receiver = build("pagerduty", SETTINGS["pagerduty"](server.url))
-    receiver.send(firing(), 1)
-    receiver.send(resolved(), 1)
+    receiver.send(Notice.parse(firing()))
+    receiver.send(Notice.parse(resolved()))
     receiver.close()
     trigger, resolve = (request.json for request in server.requests)
     alert_id = json.loads(firing())["data"]["alert_id"]
@@ -392,15 +401,15 @@ def test_pagerduty_opens_and_closes_one_incident(server: Server) -> None:
 )
 def test_the_label_severity_becomes_pagerdutys(server: Server, label: str | None, severity: str) -> None:
     receiver = build("pagerduty", SETTINGS["pagerduty"](server.url))
-    receiver.send(firing(labels={"severity": label} if label else {}), 1)
+    receiver.send(Notice.parse(firing(labels={"severity": label} if label else {})))
     receiver.close()
     assert server.requests[0].json["payload"]["severity"] == severity
 
 
 def test_a_summary_too_long_for_pagerduty_is_cut(server: Server) -> None:
     receiver = build("pagerduty", SETTINGS["pagerduty"](server.url))
-    receiver.send(firing(stream="s" * 3000), 1)
-    receiver.send(a_test_document("layerwatch", T0_MS), 1)
+    receiver.send(Notice.parse(firing(stream="s" * 3000)))
+    receiver.send(Notice.parse(a_test_document("layerwatch", T0_MS)))
     receiver.close()
     assert len(server.requests[0].json["payload"]["summary"]) == 1024
     assert server.requests[1].json["payload"]["severity"] == "info"
@@ -413,7 +422,7 @@ def test_a_record_is_a_cloud_event_keyed_by_its_alert() -> None:
     topic = Topic()
     receiver = build("kafka", {"topic": "alerts"}, topic)
     document = firing(stream="kamera-ß")
-    assert receiver.send(document, 1) == Delivered()
+    assert receiver.send(Notice.parse(document)) == Delivered()
     receiver.close()
     assert topic.closed
     (record,) = topic.records
@@ -438,17 +447,17 @@ def test_a_record_that_is_not_acknowledged_is_tried_again(error: Exception) -> N
     topic = Topic()
     topic.error = error
     receiver = build("kafka", {}, topic)
-    assert receiver.send(firing(), 1) == Retry(str(error))
-    assert receiver.send(firing(), 2) == Delivered()
+    assert receiver.send(Notice.parse(firing())) == Retry(str(error))
+    assert receiver.send(Notice.parse(firing())) == Delivered()
 
 
 @pytest.mark.kafka
 def test_a_real_broker_gets_the_record_and_a_missing_topic_is_tried_again(kafka_broker: Cluster) -> None:
     settings = Config(kafka=KafkaSettings(bootstrap_servers=(kafka_broker.bootstrap_servers,), request_timeout_s=5.0))
     receiver = build("kafka", {"topic": "notify-alerts"}, open_producer(settings.source_settings()))
-    assert isinstance(receiver.send(firing(), 1), Retry)
+    assert isinstance(receiver.send(Notice.parse(firing())), Retry)
     kafka_broker.create_topic("notify-alerts")
-    assert receiver.send(firing(), 2) == Delivered()
+    assert receiver.send(Notice.parse(firing())) == Delivered()
     receiver.close()
     consumer = KafkaConsumer(
         "notify-alerts", bootstrap_servers=kafka_broker.bootstrap_servers, auto_offset_reset="earliest"

@@ -9,18 +9,18 @@ import pytest
 from jsonschema import Draft202012Validator
 
 from monitor.core.alert_document import test_document as a_test_document
-from monitor.notify.delivery.delivery_alert import failing_document, recovered_document
+from monitor.notify.self_alerts import delivery_alert, delivery_alert_end
 from tests.notify.parts import T0_MS, firing, resolved
 
 SCHEMA = json.loads((Path(__file__).parents[2] / "docs" / "alert.schema.json").read_text())
 VALIDATOR = Draft202012Validator(SCHEMA)
-FAILING = failing_document("layerwatch", "hook", T0_MS, T0_MS + 5, 10, "answered 500")
+FAILING = delivery_alert("layerwatch", "hook", T0_MS, T0_MS + 5, 10, "answered 500")
 DOCUMENTS = {
     "firing": firing(),
     "resolved": resolved(),
     "test": a_test_document("layerwatch", T0_MS),
     "delivery fails": FAILING,
-    "delivery works again": recovered_document(FAILING, T0_MS + 9),
+    "delivery works again": delivery_alert_end(FAILING, "hook", T0_MS + 9),
 }
 
 

@@ -2,51 +2,89 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import random
+import threading
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import structlog
 
-from monitor.core.silences import Silence, from_json, silenced
-from monitor.notify.delivery.schedule import Timing
+from monitor.core.silences import Silence, read_all, silenced
+from monitor.notify.receivers.http_client import wall_ms
 from monitor.notify.receivers.notice import Notice
+from monitor.notify.self_alerts import delivery_alert_end
 from monitor.store import Store
 
 log = structlog.get_logger(__name__)
 
+STANDARD_WEBHOOKS_S = (0.0, 5.0, 300.0, 1_800.0, 7_200.0, 18_000.0, 36_000.0, 50_400.0, 72_000.0, 86_400.0)
+"""Wait before each try, as the Standard Webhooks specification recommends: ten tries in a little over three days."""
+
 Observe = Callable[[str, str, float], None]
+"""Called with (receiver, outcome, seconds) after every try and for every silenced document."""
 
 
-def unobserved(receiver: str, outcome: str, seconds: float) -> None:
-    """Looks away: the `Observe` of those who count nothing."""
+@dataclass(frozen=True, slots=True)
+class Timing:
+    """How often the dispatcher looks and how patient it is; the defaults are for production."""
+
+    delays_s: tuple[float, ...] = STANDARD_WEBHOOKS_S
+    """Wait before each try, the first included."""
+    jitter: float = 0.2
+    """Each wait grows by up to this share, so that what failed together is not tried again together."""
+    poll_s: float = 1.0
+    """Between two looks at the outbox."""
+    revisit_s: float = 10.0
+    """Between two looks at the alerts that fire while a silence hides them."""
+
+    def next_try_ms(self, now_ms: int, failed: int, after_s: float | None = None) -> int | None:
+        """When to try again after `failed` tries; None after the last.
+
+        `after_s` is what the receiver asked for. It lengthens the wait and never shortens it: a receiver that always
+        says "in one second" would use up its tries in ten.
+        """
+        if failed >= len(self.delays_s):
+            return None
+        wait_s = self.delays_s[failed] * (1 + self.jitter * random.random())
+        return now_ms + round(1000 * max(wait_s, after_s or 0.0))
 
 
 @dataclass(frozen=True, slots=True)
 class DeliveryContext:
-    """The store, the clock, and whether to go on."""
+    """Store, clock and schedule of one dispatcher, and whether its workers may go on.
+
+    Args:
+        holds_lease: asked before every step; without the lease another replica may be delivering.
+        now_ms: the wall clock.
+        observe: outcomes are delivered, retried, refused, buried, silenced, resent and acknowledged.
+    """
 
     store: Store
     monitor: str
-    timing: Timing
-    now_ms: Callable[[], int]
-    over: Callable[[], bool]
-    """True once we were stopped or another replica may be delivering: nothing is begun any more."""
-    observe: Observe
+    holds_lease: Callable[[], bool] = lambda: True
+    now_ms: Callable[[], int] = wall_ms
+    timing: Timing = Timing()
+    observe: Observe = lambda *_: None
+    stopped: threading.Event = field(default_factory=threading.Event)
     _unreadable: set[str] = field(default_factory=set)
 
+    def over(self) -> bool:
+        """Whether the workers must not begin anything more."""
+        return self.stopped.is_set() or not self.holds_lease()
+
+    def end_delivery_alert(self, receiver: str, opened: str) -> None:
+        """Resolve the alert about a receiver that did not get its alerts; `opened` is its firing document."""
+        self.store.outbox.append(delivery_alert_end(opened, receiver, self.now_ms()))
+        self.store.outbox.set_failing(receiver, "")
+
     def silences(self) -> list[Silence]:
-        """All that are stored; one that cannot be read is said once and hides nothing."""
-        found = []
-        for silence_id, text in self.store.silences.all().items():
-            try:
-                found.append(from_json(text))
-            except ValueError as error:
-                if silence_id not in self._unreadable:
-                    self._unreadable.add(silence_id)
-                    log.warning("notify.silence_unreadable", id=silence_id, error=str(error))
+        """All stored silences that can be read; each unreadable one is logged once."""
+        found, unreadable = read_all(self.store.silences.all())
+        for silence_id in unreadable.keys() - self._unreadable:
+            self._unreadable.add(silence_id)
+            log.warning("notify.silence_unreadable", id=silence_id, error=unreadable[silence_id])
         return found
 
-    def hides(self, notice: Notice, stored: list[Silence]) -> bool:
-        """Whether one of the silences hides it now."""
-        document = {"type": notice.type, "data": notice.fields}
-        return silenced(document, stored, self.now_ms()) is not None
+    def hides(self, notice: Notice, silences: Sequence[Silence]) -> bool:
+        """Whether one of the silences hides the alert now."""
+        return silenced({"type": notice.type, "data": notice.data}, silences, self.now_ms()) is not None

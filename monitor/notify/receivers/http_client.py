@@ -1,4 +1,4 @@
-"""One HTTP POST to a receiver and what its answer means. The only file here that knows the HTTP client."""
+"""HTTP POSTs to a receiver and the meaning of its answers. The only file here that knows the HTTP client."""
 
 from __future__ import annotations
 
@@ -6,18 +6,18 @@ import logging
 import re
 import ssl
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from email.utils import parsedate_to_datetime
 from functools import cache
 from importlib.metadata import version
 
 import httpx
 
-from monitor.notify.receivers.protocol import Delivered, Outcome, ReceiverConfigError, Refused, Retry
+from monitor.notify.receivers.protocol import Delivered, Outcome, ReceiverConfigError, ReceiverSettings, Refused, Retry
 
 GONE = 410
 MAX_RETRY_AFTER_S = 3_600.0
-"""A receiver may ask for a rest of an hour at most; an alert is not worth much much later."""
+"""The longest pause that a receiver can ask for: an alert loses its value with time."""
 EXPLANATION_BYTES = 200
 JSON_HEADERS = {"content-type": "application/json"}
 
@@ -34,13 +34,13 @@ def wall_ms() -> int:
 class Endpoint:
     """A URL that takes POSTs. Safe to share between threads.
 
-    2xx is delivered. 3xx is refused: following one would carry a signed alert to whoever answers. So are the statuses
+    2xx is delivered. 3xx is refused: following one would carry a signed alert to an unknown host. So are the statuses
     in `final`. Everything else is tried again: 5xx, 429, time-outs and errors of the connection because they pass;
-    other 4xx (401 after a key was changed, 404 while the receiver is being deployed, 413 before a proxy was told)
+    other 4xx (401 after a key was changed, 404 while the receiver is being deployed, 413 from a misconfigured proxy)
     because someone can repair them within the three days of the schedule and then nothing is lost.
 
     Args:
-        key: the setting that `url` comes from, for errors.
+        key: the setting of the receiver that `url` comes from, for errors.
         final: statuses after which the same request can never succeed.
         explain: put the start of the answer's body into the reason; only where it cannot echo secrets.
 
@@ -50,47 +50,42 @@ class Endpoint:
 
     def __init__(
         self,
-        key: str,
+        settings: ReceiverSettings,
         url: str,
-        timeout_s: float,
+        *,
+        key: str = "url",
         headers: Mapping[str, str] | None = None,
         final: frozenset[int] = frozenset({GONE}),
         explain: bool = False,
-        now_ms: Callable[[], int] = wall_ms,
     ) -> None:
-        self._url = _checked(key, url)
-        self._headers = dict(headers or {})
+        path = f"receivers.{settings.name}.{key}"
+        self._url = _checked(path, url)
+        self._where = f"{self._url.host}:{self._url.port}" if self._url.port else self._url.host
+        self._headers = {**JSON_HEADERS, **(headers or {})}
         for name, value in self._headers.items():
             if not re.fullmatch(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+", name) or not re.fullmatch(r"[\x20-\x7e\t]*", value):
-                raise ReceiverConfigError(f"{key}: header {name!r} has a name or value that HTTP does not allow")
+                raise ReceiverConfigError(f"{path}: header {name!r} has a name or value that HTTP does not allow")
         self._final = final
         self._explain = explain
-        self._now_ms = now_ms
         self._client = httpx.Client(
-            timeout=timeout_s,
+            timeout=settings.timeout_s,
             verify=_trusted(),
             follow_redirects=False,
             headers={"user-agent": f"layerwatch/{version('layerwatch')}"},
         )
 
-    @property
-    def where(self) -> str:
-        """Host and port: all of the URL that may be logged."""
-        port = f":{self._url.port}" if self._url.port else ""
-        return f"{self._url.host}{port}"
-
     def post(self, body: str, headers: Mapping[str, str] | None = None) -> Outcome:
         """Send once."""
-        all_headers = {**JSON_HEADERS, **self._headers, **(headers or {})}
+        headers = {**self._headers, **(headers or {})}
         try:
-            # streamed: the status is all that counts, a receiver cannot hold us with an endless body
-            with self._client.stream("POST", self._url, content=body.encode(), headers=all_headers) as response:
+            # streamed: only the status counts, and an endless body must not block the thread
+            with self._client.stream("POST", self._url, content=body.encode(), headers=headers) as response:
                 return self._outcome(response)
         except (httpx.ConnectError, httpx.TimeoutException, httpx.ReadError, httpx.WriteError) as error:
-            return Retry(f"{self.where}: {type(error).__name__}: {' '.join(str(error).split())}".rstrip(": "))
+            return Retry(f"{self._where}: {type(error).__name__}: {' '.join(str(error).split())}".rstrip(": "))
         except httpx.HTTPError as error:
             # by name alone: texts of protocol errors can quote headers
-            return Retry(f"{self.where}: {type(error).__name__}")
+            return Retry(f"{self._where}: {type(error).__name__}")
 
     def close(self) -> None:
         """Free the connections."""
@@ -100,18 +95,19 @@ class Endpoint:
         status = response.status_code
         if response.is_success:
             return Delivered()
-        reason = f"{self.where}: answered {status}"
-        if response.is_redirect or 300 <= status < 400:
+        reason = f"{self._where}: answered {status}"
+        if response.is_redirect:
             return Refused(f"{reason}; redirects are not followed, configure the final URL")
         if self._explain:
-            reason = f"{reason} {_start_of(response)}".rstrip()
+            start = next(response.iter_bytes(EXPLANATION_BYTES), b"").decode("utf-8", "replace")
+            reason = " ".join([reason, *start.split()])
         if status in self._final:
             return Refused(reason)
-        return Retry(reason, retry_after_s(response.headers.get("retry-after", ""), self._now_ms()))
+        return Retry(reason, retry_after_s(response.headers.get("retry-after", ""), wall_ms()))
 
 
 def retry_after_s(header: str, now_ms: int) -> float | None:
-    """Seconds that a Retry-After header (seconds or HTTP date) asks for, at most MAX_RETRY_AFTER_S; None: nothing."""
+    """What a Retry-After header (seconds or HTTP date) asks for, at most MAX_RETRY_AFTER_S; None without one."""
     header = header.strip()
     if header.isascii() and header.isdigit():
         asked = float(header[:9])
@@ -125,17 +121,8 @@ def retry_after_s(header: str, now_ms: int) -> float | None:
 
 @cache
 def _trusted() -> ssl.SSLContext:
-    """The authorities that the client trusts; reading them takes some 50 ms, so once for all receivers."""
+    """The trusted certificate authorities; reading them takes some 50 ms, so it is done once for all receivers."""
     return httpx.create_ssl_context()
-
-
-def _start_of(response: httpx.Response) -> str:
-    text = b""
-    for chunk in response.iter_bytes(EXPLANATION_BYTES):
-        text += chunk
-        if len(text) >= EXPLANATION_BYTES:
-            break
-    return " ".join(text[:EXPLANATION_BYTES].decode("utf-8", "replace").split())
 
 
 def _checked(key: str, url: str) -> httpx.URL:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
@@ -18,32 +19,49 @@ class NoticeError(ValueError):
 
 @dataclass(frozen=True, slots=True)
 class Notice:
-    """A parsed alert document; docs/alert.schema.json says what `fields` (its `data`) holds."""
+    """An alert document, parsed once for all that handle it; docs/alert.schema.json describes its fields."""
 
+    document: str
+    """The text as it stands in the outbox."""
     id: str
+    """Of this document: the same on every try."""
     type: str
     timestamp: str
-    fields: dict[str, Any]
+    alert_id: str
+    """Of the episode: the same when it fires and when it resolves."""
+    monitor: str
+    rule: str
+    stream: str
+    summary: str
+    cause: str
+    since: str
+    labels: Mapping[str, str]
+    """From the rule's configuration."""
+    links: Mapping[str, str]
+    """Those of `status` and `dashboard` that are web addresses."""
+    data: Mapping[str, Any]
+    """The whole `data` object."""
 
-    @property
-    def alert_id(self) -> str:
-        """Of the episode: the same when it fires and when it resolves."""
-        return str(self.fields["alert_id"])
+    @classmethod
+    def parse(cls, document: str) -> Notice:
+        """Read a document.
 
-    @property
-    def rule(self) -> str:
-        """Name of the rule."""
-        return str(self.fields["rule"])
-
-    @property
-    def stream(self) -> str:
-        """What it is about."""
-        return str(self.fields["stream"])
-
-    @property
-    def labels(self) -> dict[str, str]:
-        """From the rule's configuration."""
-        return {str(name): str(value) for name, value in self.fields["labels"].items()}
+        Raises:
+            NoticeError: it is not an alert document.
+        """
+        try:
+            tree = json.loads(document)
+            data = tree["data"]
+            own = {name: str(tree[name]) for name in ("id", "type", "timestamp")}
+            about = {name: str(data[name]) for name in ("alert_id", "monitor", "rule", "stream")}
+            texts = {name: str(data[name]) for name in ("summary", "cause", "since")}
+            labels = {str(name): str(value) for name, value in data["labels"].items()}
+            urls = {name: str(data["links"][name]) for name in ("status", "dashboard")}
+            _ = data["severity"], data["triage"]
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise NoticeError(f"not an alert document: {type(error).__name__}") from error
+        links = {name: url for name, url in urls.items() if url.startswith(("http://", "https://"))}
+        return cls(document=document, **own, **about, **texts, labels=labels, links=links, data=data)
 
     @property
     def title(self) -> str:
@@ -52,33 +70,12 @@ class Notice:
 
     @property
     def share(self) -> str:
-        """Share of drifted images with its interval, in words; empty where the rule has none."""
-        severity = self.fields["severity"]
+        """Share of drifted images with its interval, in words; empty where the rule gives none."""
+        severity = self.data["severity"]
         if not severity:
             return ""
         lower, estimate, upper = (100 * float(severity[name]) for name in ("lower", "estimate", "upper"))
         return f"about {estimate:.0f} % of the images ({lower:.0f} to {upper:.0f} %)"
-
-    def link(self, name: str) -> str:
-        """`status` or `dashboard`, where it is a web address; else empty."""
-        url = str(self.fields["links"][name])
-        return url if url.startswith(("http://", "https://")) else ""
-
-
-def parse_notice(document: str) -> Notice:
-    """Read a document.
-
-    Raises:
-        NoticeError: it is none.
-    """
-    try:
-        tree = json.loads(document)
-        fields = tree["data"]
-        notice = Notice(str(tree["id"]), str(tree["type"]), str(tree["timestamp"]), fields)
-        _ = (notice.title, notice.alert_id, notice.labels, fields["severity"], fields["links"]["status"])
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise NoticeError(f"not an alert document: {type(error).__name__}") from error
-    return notice
 
 
 def time_ms(text: str) -> int:

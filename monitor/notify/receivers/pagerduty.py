@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
-from typing import Any
+from typing import Any, Literal
 
+from monitor.core.settings import Secret
 from monitor.notify.receivers.http_client import GONE, Endpoint
-from monitor.notify.receivers.notice import RESOLVED, TEST, Notice, parse_notice
-from monitor.notify.receivers.protocol import Outcome
-from monitor.notify.receivers.settings import PagerDutySettings
+from monitor.notify.receivers.notice import RESOLVED, TEST, Notice
+from monitor.notify.receivers.protocol import Acknowledging, OpenProducer, Outcome, Receiver, ReceiverSettings
 
 FINAL = frozenset({400, GONE})
 """400: the event or the key is wrong, and the service says that it must not be sent again."""
@@ -21,32 +21,34 @@ SEVERITIES = {
     "warning": "warning",
     "info": "info",
 }
-"""The rule's label `severity` in PagerDuty's words; any other is an error, its default."""
+"""From the rule's label `severity` to PagerDuty's; any other is `error`, its default."""
 DETAILS = ("cause", "value", "bound", "threshold", "images", "severity", "triage", "labels", "since", "exemplars")
 
 
-class PagerDutySender:
-    """Triggers with `dedup_key` = alert id, acknowledges and resolves by it; a repeated event changes nothing.
+class PagerDutySettings(ReceiverSettings):
+    type: Literal["pagerduty"]
+    routing_key: Secret
+    url: str = "https://events.pagerduty.com/v2/enqueue"
 
-    Raises:
-        ReceiverConfigError: the URL cannot be used.
-    """
+    def build(self, _: OpenProducer, /) -> Receiver:
+        return PagerDutySender(self)
+
+
+class PagerDutySender(Acknowledging):
+    """Triggers with `dedup_key` = alert id, acknowledges and resolves by it; a repeated event changes nothing."""
 
     def __init__(self, settings: PagerDutySettings) -> None:
-        self.name = settings.name
-        self.send_resolved = settings.send_resolved
+        super().__init__(settings)
         self._routing_key = settings.routing_key.get_secret_value()
-        key = f"receivers.{settings.name}.url"
-        self._endpoint = Endpoint(key, settings.url, settings.timeout_s, final=FINAL, explain=True)
+        self._endpoint = Endpoint(settings, settings.url, final=FINAL, explain=True)
 
-    def send(self, document: str, attempt: int) -> Outcome:
+    def send(self, notice: Notice) -> Outcome:
         """Try once."""
-        del attempt
-        return self._post(_event(parse_notice(document)))
+        return self._post(_event(notice))
 
-    def acknowledge(self, document: str) -> Outcome:
-        """Say that somebody knows of it: nobody is called any more."""
-        return self._post({"event_action": "acknowledge", "dedup_key": parse_notice(document).alert_id})
+    def acknowledge(self, notice: Notice) -> Outcome:
+        """Acknowledge the incident: the service stops calling people."""
+        return self._post({"event_action": "acknowledge", "dedup_key": notice.alert_id})
 
     def close(self) -> None:
         """Free the connections."""
@@ -59,23 +61,21 @@ class PagerDutySender:
 def _event(notice: Notice) -> dict[str, Any]:
     if notice.type == RESOLVED:
         return {"event_action": "resolve", "dedup_key": notice.alert_id}
-    fields = notice.fields
     severity = "info" if notice.type == TEST else SEVERITIES.get(notice.labels.get("severity", ""), "error")
-    links = [{"href": notice.link(name), "text": name} for name in ("status", "dashboard") if notice.link(name)]
     return {
         "event_action": "trigger",
         "dedup_key": notice.alert_id,
         "client": "layerwatch",
-        **({"client_url": notice.link("status")} if notice.link("status") else {}),
-        "links": links,
+        **({"client_url": notice.links["status"]} if "status" in notice.links else {}),
+        "links": [{"href": url, "text": name} for name, url in notice.links.items()],
         "payload": {
-            "summary": f"{notice.title}: {fields['summary']}"[:SUMMARY_CHARS],
+            "summary": f"{notice.title}: {notice.summary}"[:SUMMARY_CHARS],
             "source": notice.stream,
             "severity": severity,
             "timestamp": notice.timestamp,
             "component": notice.rule,
-            "group": fields["monitor"],
-            "class": fields["kind"],
-            "custom_details": {name: fields[name] for name in DETAILS},
+            "group": notice.monitor,
+            "class": notice.data["kind"],
+            "custom_details": {name: notice.data[name] for name in DETAILS},
         },
     }

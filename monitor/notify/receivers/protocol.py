@@ -1,10 +1,20 @@
-"""What a receiver is, and what it says of a try."""
+"""What every kind of receiver consists of: its settings, its sender, and the outcomes of a try."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Protocol, runtime_checkable
+from typing import Annotated
+
+from pydantic import Field, PositiveFloat
+
+from monitor.core.settings import Section
+from monitor.notify.receivers.notice import Notice
+from monitor.sources import Producer
+
+OpenProducer = Callable[[], Producer]
+"""Gives a new producer for the source's broker at every call; the caller closes it."""
 
 
 class ReceiverConfigError(Exception):
@@ -13,12 +23,12 @@ class ReceiverConfigError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Delivered:
-    """The receiver has it."""
+    """The receiver has accepted the document."""
 
 
 @dataclass(frozen=True, slots=True)
 class Retry:
-    """Not this time. `after_s`: the receiver has asked to be left alone for so long."""
+    """The try failed and another one may succeed. `after_s`: the receiver asks for a pause of that length."""
 
     reason: str
     after_s: float | None = None
@@ -26,7 +36,7 @@ class Retry:
 
 @dataclass(frozen=True, slots=True)
 class Refused:
-    """Never: sending the same again cannot succeed."""
+    """The try failed, and so will every other one with the same document."""
 
     reason: str
 
@@ -34,39 +44,51 @@ class Refused:
 Outcome = Delivered | Retry | Refused
 
 
-class Receiver(Protocol):
-    """Somewhere to send alert documents. Safe to share between threads; `reason`s hold no secret."""
+class ReceiverSettings(Section):
+    """One entry of the `receivers` section; each kind adds its keys and `type: Literal[...]`, which names it."""
 
-    @property
-    def name(self) -> str:
-        """As configured; unique."""
+    name: Annotated[str, Field(pattern=r"^[a-z][a-z0-9_-]{0,62}$")]
+    timeout_s: PositiveFloat = 10.0
+    send_resolved: bool = True
 
-    @property
-    def send_resolved(self) -> bool:
-        """Whether it wants to hear that an alert is over."""
+    def build(self, open_producer: OpenProducer, /) -> Receiver:
+        """The receiver of these settings; it does not connect yet.
 
-    def send(self, document: str, attempt: int) -> Outcome:
-        """Try once; gives up after the receiver's time-out without a sign of life. `attempt` counts from 1."""
+        Raises:
+            ReceiverConfigError: a URL, header or secret cannot be used.
+        """
+        raise NotImplementedError
 
+
+class Receiver(ABC):
+    """Sends alert documents to one place. Safe to share between threads; the reasons it gives hold no secret."""
+
+    def __init__(self, settings: ReceiverSettings) -> None:
+        self.name = settings.name
+        self.send_resolved = settings.send_resolved
+
+    @abstractmethod
+    def send(self, notice: Notice) -> Outcome:
+        """Try once; a receiver that does not answer is given up after `timeout_s`."""
+
+    @abstractmethod
     def close(self) -> None:
         """Free connections; never raises."""
 
 
-@runtime_checkable
-class Resending(Receiver, Protocol):
-    """One that forgets an alert that it does not hear of again."""
+class Resending(Receiver):
+    """A receiver that ends an alert unless it gets it again every `resend_s` while it fires."""
 
-    @property
-    def resend_s(self) -> float:
-        """How often it must hear."""
+    resend_s: float
 
-    def resend(self, documents: Sequence[str]) -> Outcome:
-        """Say that these still fire."""
+    @abstractmethod
+    def resend(self, notices: Sequence[Notice]) -> Outcome:
+        """Send again what still fires."""
 
 
-@runtime_checkable
-class Acknowledging(Receiver, Protocol):
-    """One that calls people until somebody says that they know."""
+class Acknowledging(Receiver):
+    """A receiver that keeps calling people until the alert is acknowledged."""
 
-    def acknowledge(self, document: str) -> Outcome:
-        """Say that somebody knows of this alert, which it was told fires."""
+    @abstractmethod
+    def acknowledge(self, notice: Notice) -> Outcome:
+        """Acknowledge an alert that was delivered as firing."""

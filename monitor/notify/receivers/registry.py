@@ -1,43 +1,37 @@
-"""From a receiver's settings to the receiver."""
+"""The kinds of receivers; docs/how-to/add-a-receiver.md adds one."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Iterable
+from functools import reduce
+from operator import or_
+from typing import TYPE_CHECKING, Annotated, Any
 
-from monitor.notify.receivers.alertmanager import AlertmanagerSender
-from monitor.notify.receivers.kafka_topic import KafkaTopicSender
-from monitor.notify.receivers.pagerduty import PagerDutySender
-from monitor.notify.receivers.protocol import Receiver
-from monitor.notify.receivers.settings import (
-    AlertmanagerSettings,
-    AnyReceiverSettings,
-    KafkaTopicSettings,
-    PagerDutySettings,
-    SlackSettings,
+from pydantic import Field
+
+from monitor.notify.receivers.alertmanager import AlertmanagerSettings
+from monitor.notify.receivers.kafka_topic import KafkaTopicSettings
+from monitor.notify.receivers.pagerduty import PagerDutySettings
+from monitor.notify.receivers.protocol import ReceiverSettings
+from monitor.notify.receivers.slack import SlackSettings
+from monitor.notify.receivers.webhook import WebhookSettings
+
+RECEIVERS: tuple[type[ReceiverSettings], ...] = (
     WebhookSettings,
+    AlertmanagerSettings,
+    SlackSettings,
+    PagerDutySettings,
+    KafkaTopicSettings,
 )
-from monitor.notify.receivers.slack import SlackSender
-from monitor.notify.receivers.webhook import WebhookSender
-from monitor.sources import Producer
+"""Every kind of receiver that a configuration may name, in the order of the reference page."""
 
 
-def build_receiver(settings: AnyReceiverSettings, monitor: str, open_producer: Callable[[], Producer]) -> Receiver:
-    """The receiver of these settings; connects to nothing.
+def any_receiver(kinds: Iterable[type[ReceiverSettings]]) -> Any:
+    """The type of one entry of the `receivers` section, told apart by `type`."""
+    return Annotated[reduce(or_, kinds), Field(discriminator="type")]
 
-    Args:
-        open_producer: called for a Kafka receiver only; must give a new one each time, which the receiver closes.
 
-    Raises:
-        ReceiverConfigError: a URL, header or secret cannot be used; the message names the key.
-    """
-    match settings:
-        case WebhookSettings():
-            return WebhookSender(settings)
-        case AlertmanagerSettings():
-            return AlertmanagerSender(settings)
-        case SlackSettings():
-            return SlackSender(settings)
-        case PagerDutySettings():
-            return PagerDutySender(settings)
-        case KafkaTopicSettings():
-            return KafkaTopicSender(settings, monitor, open_producer())
+if TYPE_CHECKING:
+    AnyReceiver = ReceiverSettings
+else:
+    AnyReceiver = any_receiver(RECEIVERS)

@@ -3,41 +3,45 @@
 from __future__ import annotations
 
 import json
-from typing import Any
+from html import escape
+from typing import Any, Literal
 
+from monitor.core.settings import Secret
 from monitor.notify.receivers.http_client import GONE, Endpoint
-from monitor.notify.receivers.notice import FIRING, RESOLVED, Notice, parse_notice
-from monitor.notify.receivers.protocol import Outcome
-from monitor.notify.receivers.settings import SlackSettings
+from monitor.notify.receivers.notice import FIRING, RESOLVED, Notice
+from monitor.notify.receivers.protocol import OpenProducer, Outcome, Receiver, ReceiverSettings
 
 FINAL = frozenset({400, 403, 404, GONE})
-"""Slack's words for a broken message, a forbidden one, and a webhook or channel that is no more."""
+"""Slack's answers to a broken message, to a forbidden one, and where the webhook or channel was deleted."""
 SECTION_CHARS = 500
 """Slack takes 3000 in a section and 2000 in a field; escaping makes a character five at most, and nobody reads more
 in a chat."""
 FIELD_CHARS = 200
 LINK_CHARS = 1000
-"""A longer one is left out: cut it would lead nowhere."""
+"""A longer link is left out: a cut one would not work."""
 SIGNS = {FIRING: "🔴", RESOLVED: "🟢"}
+TRIAGE = {"sensor": "the sensor", "content": "what it shows"}
+URL_ESCAPES = str.maketrans({"<": "%3C", ">": "%3E", "|": "%7C", "&": "&amp;"})
 
 
-class SlackSender:
-    """Posts a short message: what, where, how much, why, and a link.
+class SlackSettings(ReceiverSettings):
+    type: Literal["slack"]
+    url: Secret
 
-    Raises:
-        ReceiverConfigError: the URL cannot be used.
-    """
+    def build(self, _: OpenProducer, /) -> Receiver:
+        return SlackSender(self)
+
+
+class SlackSender(Receiver):
+    """Posts a short message: what, where, how much, why, and a link."""
 
     def __init__(self, settings: SlackSettings) -> None:
-        self.name = settings.name
-        self.send_resolved = settings.send_resolved
-        url = settings.url.get_secret_value()
-        self._endpoint = Endpoint(f"receivers.{settings.name}.url", url, settings.timeout_s, final=FINAL, explain=True)
+        super().__init__(settings)
+        self._endpoint = Endpoint(settings, settings.url.get_secret_value(), final=FINAL, explain=True)
 
-    def send(self, document: str, attempt: int) -> Outcome:
+    def send(self, notice: Notice) -> Outcome:
         """Try once. Slack has no ids: a repeated message is shown twice."""
-        del attempt
-        return self._endpoint.post(json.dumps(_message(parse_notice(document))))
+        return self._endpoint.post(json.dumps(_message(notice)))
 
     def close(self) -> None:
         """Free the connections."""
@@ -46,13 +50,13 @@ class SlackSender:
 
 def _message(notice: Notice) -> dict[str, Any]:
     headline = f"{SIGNS.get(notice.type, '🔵')} *{_escaped(notice.title, FIELD_CHARS)}*"
-    summary = _escaped(notice.fields["summary"], SECTION_CHARS)
+    summary = _escaped(notice.summary, SECTION_CHARS)
     facts = {
         "Drifted": notice.share,
-        "Cause": notice.fields["cause"],
-        "Looks like": {"sensor": "the sensor", "content": "what it shows"}.get(notice.fields["triage"] or "", ""),
-        "Since": notice.fields["since"],
-        "Monitor": notice.fields["monitor"],
+        "Cause": notice.cause,
+        "Looks like": TRIAGE.get(notice.data["triage"], ""),
+        "Since": notice.since,
+        "Monitor": notice.monitor,
     }
     blocks: list[dict[str, Any]] = [
         {"type": "section", "text": _markdown(f"{headline}\n{summary}")},
@@ -61,11 +65,9 @@ def _message(notice: Notice) -> dict[str, Any]:
             "fields": [_markdown(f"*{name}*\n{_escaped(text, FIELD_CHARS)}") for name, text in facts.items() if text],
         },
     ]
-    links = [
-        f"<{url}|{name}>" for name in ("status", "dashboard") if 0 < len(url := _url(notice.link(name))) <= LINK_CHARS
-    ]
-    if links:
-        blocks.append({"type": "context", "elements": [_markdown(" · ".join(links))]})
+    links = {name: url.translate(URL_ESCAPES) for name, url in notice.links.items()}
+    if shown := [f"<{url}|{name}>" for name, url in links.items() if len(url) <= LINK_CHARS]:
+        blocks.append({"type": "context", "elements": [_markdown(" · ".join(shown))]})
     return {"text": f"{headline} {summary}", "blocks": blocks}
 
 
@@ -73,13 +75,7 @@ def _markdown(text: str) -> dict[str, str]:
     return {"type": "mrkdwn", "text": text}
 
 
-def _escaped(text: object, chars: int) -> str:
-    """Cut, then escaped: a stream called `<!channel>` must not call the channel."""
-    cut = str(text) if len(str(text)) <= chars else f"{str(text)[: chars - 1]}…"
-    return cut.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
-
-
-def _url(url: str) -> str:
-    for character in "<>|":
-        url = url.replace(character, f"%{ord(character):02X}")
-    return url.replace("&", "&amp;")
+def _escaped(text: str, chars: int) -> str:
+    """Cut, then escaped: a stream called `<!channel>` must not notify the channel."""
+    cut = text if len(text) <= chars else f"{text[: chars - 1]}…"
+    return escape(cut, quote=False)

@@ -1,4 +1,4 @@
-"""A webhook after the Standard Webhooks specification: the document as it is, signed."""
+"""A webhook as the Standard Webhooks specification describes it: the document unchanged, signed."""
 
 from __future__ import annotations
 
@@ -6,39 +6,48 @@ import base64
 import binascii
 import time
 from datetime import UTC, datetime
+from typing import Literal
 
+from pydantic import Field
 from standardwebhooks import Webhook
 
+from monitor.core.settings import Secret
 from monitor.notify.receivers.http_client import Endpoint
-from monitor.notify.receivers.notice import parse_notice
-from monitor.notify.receivers.protocol import Outcome, ReceiverConfigError
-from monitor.notify.receivers.settings import WebhookSettings
+from monitor.notify.receivers.notice import Notice
+from monitor.notify.receivers.protocol import OpenProducer, Outcome, Receiver, ReceiverConfigError, ReceiverSettings
 
 
-class WebhookSender:
-    """POSTs documents with `webhook-id` (the document's id on every try), `webhook-timestamp` and `webhook-signature`.
+class WebhookSettings(ReceiverSettings):
+    """Standard Webhooks: signed POST of the alert document."""
 
-    Raises:
-        ReceiverConfigError: the URL, a header or the secret cannot be used.
-    """
+    type: Literal["webhook"]
+    url: str
+    secret: Secret | None = None
+    """`whsec_` + base64; without one the request is not signed."""
+    headers: dict[str, Secret] = Field(default_factory=dict)
+
+    def build(self, _: OpenProducer, /) -> Receiver:
+        return WebhookSender(self)
+
+
+class WebhookSender(Receiver):
+    """POSTs documents with `webhook-id` (the document's id), `webhook-timestamp` and `webhook-signature`."""
 
     def __init__(self, settings: WebhookSettings) -> None:
-        self.name = settings.name
-        self.send_resolved = settings.send_resolved
+        super().__init__(settings)
         headers = {name: value.get_secret_value() for name, value in settings.headers.items()}
-        key = f"receivers.{settings.name}"
-        self._signer = _signer(key, settings.secret.get_secret_value()) if settings.secret else None
-        self._endpoint = Endpoint(f"{key}.url", settings.url, settings.timeout_s, headers)
+        secret = settings.secret and settings.secret.get_secret_value()
+        self._signer = _signer(f"receivers.{settings.name}.secret", secret) if secret else None
+        self._endpoint = Endpoint(settings, settings.url, headers=headers)
 
-    def send(self, document: str, attempt: int) -> Outcome:
+    def send(self, notice: Notice) -> Outcome:
         """Try once. The timestamp is that of the try: receivers refuse signatures older than some minutes."""
-        del attempt
-        message_id, now_s = parse_notice(document).id, int(time.time())
-        headers = {"webhook-id": message_id, "webhook-timestamp": str(now_s)}
+        now_s = int(time.time())
+        headers = {"webhook-id": notice.id, "webhook-timestamp": str(now_s)}
         if self._signer:
             at = datetime.fromtimestamp(now_s, UTC)
-            headers["webhook-signature"] = self._signer.sign(msg_id=message_id, timestamp=at, data=document)
-        return self._endpoint.post(document, headers)
+            headers["webhook-signature"] = self._signer.sign(msg_id=notice.id, timestamp=at, data=notice.document)
+        return self._endpoint.post(notice.document, headers)
 
     def close(self) -> None:
         """Free the connections."""
@@ -48,10 +57,10 @@ class WebhookSender:
 def _signer(key: str, secret: str) -> Webhook:
     coded = secret.removeprefix("whsec_")
     try:
-        # checked here: the library leaves out what is no base64, so a typing mistake would sign with another key
+        # checked here: the library skips what is not base64, so a typing mistake would sign with another key
         known = base64.b64decode(coded + "=" * (-len(coded) % 4), validate=True)
     except binascii.Error:
         known = b""
     if not known or coded == secret:
-        raise ReceiverConfigError(f"{key}.secret: must be whsec_ and base64")
+        raise ReceiverConfigError(f"{key}: must be whsec_ and base64")
     return Webhook(known)

@@ -17,7 +17,7 @@ from monitor.fleet.overview import Overview
 from monitor.store import Store, open_store
 from monitor.store.private_server import PrivateRedis
 from monitor.store.settings import RedisSettings
-from monitor.web import WebServer, build_app
+from monitor.web import Site, WebServer
 from monitor.web.settings import WebSettings
 
 LEARNED = ("ood", "layer1", "layer2", "layer3", "layer4")
@@ -81,7 +81,7 @@ def main() -> None:
         print(f"{args.streams} streams, {args.buckets} buckets, filled in {time.perf_counter() - started:.0f} s")
         alone = Overview(store, BUCKET_MS, reach_ms=60_000)
         print(f"layerwatch streams (reads the last minute): {timed(alone.snapshot, 1)[0]:.0f} ms")
-        server = WebServer(build_app(store, "bench", WebSettings(port=0), BUCKET_MS, lambda: ""), "127.0.0.1", 0)
+        server = WebServer(Site(store, "bench", WebSettings(port=0), BUCKET_MS, lambda: ""), "127.0.0.1", 0)
         started = time.perf_counter()
         server.start()
         client = httpx.Client(base_url=server.address, timeout=60)

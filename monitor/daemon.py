@@ -46,7 +46,7 @@ from monitor.sources import open_producer, open_source
 from monitor.sources.protocol import FatalSourceError, Source
 from monitor.store import Limits, Store, StoreError, open_store
 from monitor.telemetry import metrics
-from monitor.web import WebServer, build_app
+from monitor.web import Site, WebServer
 
 log = structlog.get_logger(__name__)
 
@@ -164,8 +164,8 @@ class Daemon:
             self._store, rules, profiles.layouts, self._rates, presentation_of(settings), self._on_lease
         )
         lateness_ms = settings.buckets.lateness_ms
-        app = build_app(self._store, settings.monitor, settings.web, lateness_ms, self._why_unready, settings.rules)
-        self._web = WebServer(app, settings.web.host, settings.web.port)
+        site = Site(self._store, settings.monitor, settings.web, lateness_ms, self._why_unready, settings.rules)
+        self._web = WebServer(site, settings.web.host, settings.web.port)
         metrics.QUEUE_LIMIT_BYTES.set(settings.pipeline.queue_bytes)
         _export(profiles)
 

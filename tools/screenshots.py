@@ -34,7 +34,7 @@ from monitor.ingest.scoring.thumbnails import thumbnail
 from monitor.store import Store, open_store
 from monitor.store.private_server import PrivateRedis
 from monitor.store.settings import RedisSettings
-from monitor.web import WebServer, build_app
+from monitor.web import Site, WebServer
 
 FOLDER = Path(__file__).parent.parent / "docs" / "images"
 SEED = 7
@@ -146,8 +146,8 @@ def main() -> None:
     with PrivateRedis() as redis, sync_playwright() as playwright:
         store = open_store(RedisSettings(url=SecretStr(redis.url)), settings.monitor)
         play(store, settings)
-        app = build_app(store, settings.monitor, settings.web, 10_000, lambda: "", settings.rules)
-        server = WebServer(app, "127.0.0.1", 0)
+        site = Site(store, settings.monitor, settings.web, 10_000, lambda: "", settings.rules)
+        server = WebServer(site, "127.0.0.1", 0)
         server.start()
         browser = playwright.chromium.launch(
             executable_path=shutil.which("chromium"), args=["--no-sandbox", "--disable-gpu", "--no-zygote"]

@@ -90,27 +90,26 @@ def _check_config(args: argparse.Namespace) -> int:
 
 
 def _streams(args: argparse.Namespace) -> int:
-    from monitor.fleet.overview import stream_rows  # noqa: PLC0415
+    from monitor.fleet.history import WINDOW_MS  # noqa: PLC0415
+    from monitor.fleet.overview import Overview  # noqa: PLC0415
     from monitor.store import StoreConfigError, StoreError, open_store  # noqa: PLC0415
-    from monitor.web.stream_answers import StreamJson  # noqa: PLC0415
 
     settings: Config = load_config(args.config)
     try:
         store = open_store(settings.redis, settings.monitor)
-        rows = stream_rows(store, round(settings.buckets.lateness_s * 1000))
+        overview = Overview(store, round(settings.buckets.lateness_s * 1000), reach_ms=WINDOW_MS)
+        streams = {name: stream.model_dump() for name, stream in overview.snapshot().streams.items()}
         store.close()
     except (StoreError, StoreConfigError) as error:
         sys.stderr.write(f"layerwatch streams: {error}\n")
         return EXIT_UNAVAILABLE
-    answers = {stream: StreamJson.of(row) for stream, row in rows.items()}
     if args.json:
-        document = {"streams": {name: answer.model_dump() for name, answer in answers.items()}}
-        sys.stdout.write(json.dumps(document) + "\n")
+        sys.stdout.write(json.dumps({"streams": streams}) + "\n")
         return 0
     table = Table("stream", "applied", "rejected", "late", "duplicates", "OOD share", "watermark", "alerts")
-    for name, row in answers.items():
-        share = "" if row.ood_share is None else f"{row.ood_share:.1%}"
-        counts = map(str, (row.applied, row.rejected, row.late, row.duplicates))
-        table.add_row(Text(name), *counts, share, row.watermark or "", ", ".join(row.alerts) or "-")
+    for name, stream in streams.items():
+        share = "" if stream["ood_share"] is None else f"{stream['ood_share']:.1%}"
+        counts = (str(stream[count]) for count in ("applied", "rejected", "late", "duplicates"))
+        table.add_row(Text(name), *counts, share, stream["watermark"] or "", ", ".join(stream["alerts"]) or "-")
     Console().print(table)
     return 0

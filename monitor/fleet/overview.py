@@ -9,12 +9,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import structlog
+from pydantic import Field
 
 from monitor.core.event_time import watermark_ms
-from monitor.core.silences import Silence
 from monitor.core.types import Partition, Totals
-from monitor.fleet.history import REACH_MS, WINDOW_MS, History
-from monitor.fleet.state import FleetState, newest_event_ms, read_silences, read_state
+from monitor.fleet.answers import Answer, Count, Share, Time
+from monitor.fleet.history import REACH_MS, History
+from monitor.fleet.state import FleetState, newest_event_ms, read_state
 from monitor.store import Store, StoreError
 
 log = structlog.get_logger(__name__)
@@ -31,47 +32,39 @@ CATCH_UP_S, CATCH_UP_PAUSE_S = 0.05, 0.1
 """Catching up takes a third of the time: the daemon has other work, and pages wait for one piece at most."""
 
 
-@dataclass(frozen=True, slots=True)
-class StreamRow:
-    """One stream: counts since the state began, and its state now."""
-
-    totals: Totals
-    ood_share: float | None
-    """Share of the last minute's images (event time) with p <= .05; None where there were none."""
-    last_event_ms: int
-    watermark_ms: int
+class StreamJson(Answer):
+    applied: Count
+    """Images counted since the state began."""
+    rejected: Count
+    """Records that could not be used."""
+    rejected_by_reason: dict[str, Count]
+    """Reason code -> records."""
+    late: Count
+    """Images that counted in a later bucket than their own."""
+    duplicates: Count
+    """Images identical to the one before."""
+    changes: Count
+    """Images whose size or mode differs from the one before."""
+    ood_share: Share | None
+    """Share of the last minute's images (event time) with p <= .05; null where there were none."""
+    last_event: Time | None
+    """Newest event time."""
+    watermark: Time | None
+    """Newest event time less the lateness."""
     alerts: tuple[str, ...]
     """Rules that are pending or firing."""
-    reasons: Mapping[str, int]
-    """Reason code -> records rejected for it."""
-    partitions: tuple[Partition, ...] = ()
+    partitions: tuple[Partition, ...] = Field(exclude=True)
     """Where its images come from; empty where that is not known ("(other)")."""
 
 
 @dataclass(frozen=True)
-class Snapshot:
-    """All that the pages show of the whole fleet, read at about the same time."""
+class Snapshot(FleetState):
+    """The state of the fleet with what is known of every stream, read at about the same time."""
 
-    state: FleetState = field(default_factory=FleetState)
-    rows: Mapping[str, StreamRow] = field(default_factory=dict)
+    streams: Mapping[str, StreamJson] = field(default_factory=dict)
     """By name, in order."""
-    silences: Sequence[Silence] = ()
     number: int = 0
     """Grows with every change."""
-
-    def partitions_of(self, stream: str) -> tuple[Partition, ...]:
-        """Where a stream's images come from; every partition where that is not known."""
-        row = self.rows.get(stream)
-        return row.partitions if row is not None and row.partitions else self.state.partitions
-
-
-def stream_rows(store: Store, lateness_ms: int) -> dict[str, StreamRow]:
-    """Every stream that ever sent something, by name.
-
-    Raises:
-        StoreError: Redis does not answer.
-    """
-    return dict(Overview(store, lateness_ms, reach_ms=WINDOW_MS).snapshot().rows)
 
 
 class Overview:
@@ -79,6 +72,9 @@ class Overview:
 
     Between `start` and `stop` a thread reads sealed buckets as they come, and looks for changes while a page is
     watched. Without the thread everything is read when asked for.
+
+    Args:
+        reach_ms: how far back `lines` and `judged_by` look; no less than `history.WINDOW_MS`.
     """
 
     def __init__(self, store: Store, lateness_ms: int, reach_ms: int = REACH_MS) -> None:
@@ -87,7 +83,8 @@ class Overview:
         self._reading = threading.Lock()
         self._snapshot, self._stamp = Snapshot(), ""
         self._taken_s = -math.inf
-        self._watchers, self._counting = 0, threading.Lock()
+        self.watchers = 0
+        """Open connections of pages that wait for a change; see `watch`."""
         self.behind = 1
         """Sealed buckets of the last hour that are still to be read."""
         self._stop = threading.Event()
@@ -130,7 +127,7 @@ class Overview:
     def lines(self, streams: Sequence[str], points: int) -> dict[str, list[tuple[int, int, int]]]:
         """`History.lines` up to the newest event time."""
         with self._reading:
-            return self._history.lines(streams, self._snapshot.state.high_ms, points)
+            return self._history.lines(streams, self._snapshot.high_ms, points)
 
     def judged_by(self) -> dict[str, list[str]]:
         """`History.judged_by`, of the last hour."""
@@ -149,36 +146,26 @@ class Overview:
         """Whether watchers must disconnect."""
         return self._stop.is_set()
 
-    @property
-    def watchers(self) -> int:
-        """Number of watchers."""
-        return self._watchers
-
     def watch(self, more: int) -> None:
-        """A watcher comes (1) or goes (-1); never waits for Redis."""
-        with self._counting:
-            self._watchers += more
+        """Count a watcher that comes (1) or goes (-1), from one thread; never waits for Redis."""
+        self.watchers += more
         self._wake.set()
 
     def _run(self) -> None:
         while not self._stop.is_set():
-            pause_s, started_s = LOOK_EVERY_S if self._watchers else FOLLOW_EVERY_S, time.monotonic()
+            pause_s, started_s = LOOK_EVERY_S if self.watchers else FOLLOW_EVERY_S, time.monotonic()
             try:
-                behind = self._follow()
-                if self._watchers:
+                cursors = self._store.partitions.cursors(self._store.catalog.partitions())
+                with self._reading:
+                    self.behind = self._history.follow(tuple(cursors), newest_event_ms(cursors), CATCH_UP_S)
+                if self.watchers:
                     self._look()
                 # at most a tenth of the time goes into looking: the daemon has other work
-                pause_s = CATCH_UP_PAUSE_S if behind else max(pause_s, 9 * (time.monotonic() - started_s))
+                pause_s = CATCH_UP_PAUSE_S if self.behind else max(pause_s, 9 * (time.monotonic() - started_s))
             except StoreError as error:
                 log.warning("overview.redis_away", error=str(error))
             self._wake.wait(pause_s)
             self._wake.clear()
-
-    def _follow(self) -> int:
-        cursors = self._store.partitions.cursors(self._store.catalog.partitions())
-        with self._reading:
-            self.behind = self._history.follow(tuple(cursors), newest_event_ms(cursors), CATCH_UP_S)
-        return self.behind
 
     def _look(self) -> None:
         with self._reading:
@@ -200,10 +187,10 @@ class Overview:
             pass  # without the thread all of the past is read here
         self._history.read_open(state.partitions, state.high_ms)
         number = self._snapshot.number + (stamp != self._stamp)
-        self._snapshot = Snapshot(state, self._rows(state), read_silences(self._store), number)
+        self._snapshot = Snapshot(**vars(state), streams=self._streams(state), number=number)
         self._stamp, self._taken_s = stamp, time.monotonic()
 
-    def _rows(self, state: FleetState) -> dict[str, StreamRow]:
+    def _streams(self, state: FleetState) -> dict[str, StreamJson]:
         last_event: dict[str, int] = {}
         partitions: dict[str, tuple[Partition, ...]] = {}
         for partition in state.partitions:
@@ -214,15 +201,20 @@ class Overview:
         active: dict[str, list[str]] = {}
         for alert in state.active:
             active.setdefault(alert.stream, []).append(alert.rule)
-        return {
-            stream: StreamRow(
-                totals=state.totals.get(stream, Totals()),
+        found = {}
+        for stream in sorted({*state.totals, *active}):
+            last_ms, total = last_event.get(stream, 0), state.totals.get(stream, Totals())
+            found[stream] = StreamJson(
+                applied=total.applied,
+                rejected=total.rejected,
+                rejected_by_reason=dict(sorted(reasons.get(stream, {}).items())),
+                late=total.late,
+                duplicates=total.duplicates,
+                changes=total.changes,
                 ood_share=shares.get(stream),
-                last_event_ms=last_event.get(stream, 0),
-                watermark_ms=watermark_ms(last_event.get(stream, 0), self._lateness_ms),
+                last_event=last_ms or None,
+                watermark=watermark_ms(last_ms, self._lateness_ms) if last_ms else None,
                 alerts=tuple(sorted(active.get(stream, ()))),
-                reasons=reasons.get(stream, {}),
                 partitions=partitions.get(stream, ()),
             )
-            for stream in sorted({*state.totals, *active})
-        }
+        return found

@@ -41,6 +41,7 @@ class FleetState:
     self_alerts: Sequence[SelfAlert] = ()
     layouts: Mapping[str, Layout] = field(default_factory=dict)
     """By fingerprint of the profile."""
+    silences: Sequence[Silence] = ()
     evaluator: EvaluatorState = field(default_factory=EvaluatorState)
     watermark_ms: int | None = None
     """Event time up to which every partition has been read; None while that is unknown."""
@@ -76,6 +77,7 @@ def read_state(store: Store, lateness_ms: int) -> FleetState:
             map(_self_alert, store.outbox.self_alerts().items()), key=lambda a: (a.since, a.rule, a.subject)
         ),
         layouts=read_layouts(store),
+        silences=read_silences(store),
         evaluator=store.evaluation.state(),
         watermark_ms=fleet_watermark(cursors.values(), lateness_ms),
     )

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import base64
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import Annotated
 
-from monitor.core.alert_document import MovedSignal, Triage
+from pydantic import Field
+
+from monitor.core.alert_document import Direction, Triage
 from monitor.core.alert_state import UNDER_WAY
 from monitor.core.buckets import IMAGES, REJECTED, Layout, cut_index, exceedances, sum_vectors
 from monitor.core.types import Alert, Exemplar, Vector
+from monitor.fleet.answers import Answer, Count, Rounded, Time
 from monitor.fleet.counts import band
 from monitor.fleet.history import LEVEL
 from monitor.fleet.overview import Snapshot
@@ -25,42 +30,51 @@ LINE_MS, LONGEST_LINE_MS = 3_600_000, 3 * 3_600_000
 POINTS = 90
 STEPS_S = (1, 2, 5, 10, 20, 30, 60, 120, 300)
 SIGNALS = 8
-EXEMPLARS, TYPICAL, EXEMPLARS_IN_SHORT = 12, 6, 4
+EXEMPLARS, EXEMPLARS_IN_SHORT, TYPICAL = 12, 4, 6
 
 Buckets = Mapping[str, Mapping[int, Vector]]
 """{fingerprint: {bucket start ms: counts of the stream}}."""
 
 
-@dataclass(frozen=True, slots=True)
-class Point:
-    """One step of a stream's time line."""
-
-    start_ms: int
-    images: int
-    share: float
-    """Of images with p <= .05."""
-    lower: float
-    upper: float
-    """Band in which `share` lies in distribution, at 99 %."""
-    rejected: int
+class PointJson(Answer):
+    start: Time
+    images: Count
+    rejected: Count
+    share: Rounded | None
+    band: Annotated[list[Rounded], Field(min_length=2, max_length=2)] | None
+    """Where the share of normal images lies, at 99 %."""
 
 
-@dataclass(frozen=True, slots=True)
-class StreamEvidence:
-    """What the images of one stream show in a span of time."""
+class SignalJson(Answer):
+    signal: str
+    learned: bool
+    effect: Rounded
+    """Share of images that must have changed."""
+    bound: Rounded
+    """What it surely is at least; 0: not sure."""
+    direction: Direction
+    """low: more unusual than normal."""
+    histogram: Annotated[list[Count], Field(min_length=9, max_length=9)]
+    """Images per range of p-values: above .5, then down to .2, .1, .05, .02, .01, .005, .002, and below."""
 
-    since_ms: int
-    until_ms: int
-    """[since, until)."""
-    fingerprint: str = ""
-    """Of the profile that judged the newest images; empty where there were none."""
-    layout: Layout | None = None
-    """Of that profile."""
-    images: int = 0
-    moved: Sequence[MovedSignal] = ()
-    triage: Triage | None = None
-    exemplars: Sequence[Exemplar] = ()
-    """The most unusual first."""
+
+class EvidenceJson(Answer):
+    since: Time
+    until: Time
+    images: Count
+    triage: Triage | None
+    signals: list[SignalJson]
+    layout: Layout | None = Field(exclude=True)
+    """Of the profile that judged the newest images; None where there were none."""
+
+
+class ExemplarJson(Answer):
+    id: str
+    event_time: Time
+    p_value: float
+    p_values: dict[str, float]
+    thumbnail: str | None
+    """JPEG as a data: address, re-encoded by Layerwatch."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,79 +83,66 @@ class StreamView:
 
     focus: Alert | None
     """The alert that it is about: the one asked for, else the first active one."""
-    evidence: StreamEvidence
-    points: Sequence[Point]
-    step_ms: int
-    typical: Sequence[Exemplar] = ()
+    evidence: EvidenceJson
+    exemplars: Sequence[ExemplarJson]
+    """The most unusual first."""
+    typical: Sequence[ExemplarJson]
     """What this stream usually shows, the latest first; from before the alert began, where such are kept."""
+    points: Sequence[PointJson]
+    step_ms: int
 
 
-def view_stream(store: Store, snapshot: Snapshot, name: str, alert_id: str = "") -> StreamView:
+def view_stream(store: Store, snapshot: Snapshot, name: str, alert_id: str = "", in_short: bool = False) -> StreamView:
     """Look at a stream of the snapshot, at the time of that alert where there is one.
 
+    Args:
+        in_short: read the evidence and a few images; leave the time line and the typical images empty.
+
     Raises:
         StoreError: Redis does not answer.
     """
-    mine = [alert for alert in snapshot.state.alerts if alert.stream == name]
-    focus = next((alert for alert in mine if alert.id == alert_id), None)
-    # where several rules fire, the one that saw it first explains most of it
-    active = [alert for alert in mine if alert.phase in UNDER_WAY]
-    focus = focus or min(active, key=lambda alert: (UNDER_WAY.index(alert.phase), alert.since_ms), default=None)
-    last_ms = _last_ms(snapshot, name)
+    stream, layouts = snapshot.streams.get(name), snapshot.layouts
+    partitions = (stream.partitions if stream else ()) or snapshot.partitions
+    last_ms = (stream.last_event if stream else None) or snapshot.high_ms
+    focus = _focus([alert for alert in snapshot.alerts if alert.stream == name], alert_id)
     since_ms, until_ms = _evidence_span(focus, last_ms)
-    line_until = last_ms + 1 if focus is None else max(until_ms, min(last_ms + 1, until_ms + MARGIN_MS))
-    line_since = line_until - LINE_MS
-    if focus is not None:
-        line_since = max(min(line_since, focus.since_ms - MARGIN_MS), line_until - LONGEST_LINE_MS)
-    buckets = _read(store, snapshot, name, min(line_since, since_ms), line_until)
-    points, step_ms = _points(snapshot.state.layouts, buckets, line_since)
-    evidence = _evidence(store, snapshot, name, focus, buckets, EXEMPLARS)
-    if not evidence.fingerprint:
-        return StreamView(focus, evidence, points, step_ms)
-    kept = store.exemplars.typical(snapshot.partitions_of(name), evidence.fingerprint, name)
-    before = [exemplar for exemplar in kept if focus is None or exemplar.event_time_ms < focus.since_ms]
-    return StreamView(focus, evidence, points, step_ms, (before or kept)[:TYPICAL])
-
-
-def evidence_in_short(store: Store, snapshot: Snapshot, alert: Alert) -> StreamEvidence:
-    """The evidence of an active alert, with a few of its most unusual images.
-
-    Raises:
-        StoreError: Redis does not answer.
-    """
-    since_ms, until_ms = _evidence_span(alert, _last_ms(snapshot, alert.stream))
-    buckets = _read(store, snapshot, alert.stream, since_ms, until_ms)
-    return _evidence(store, snapshot, alert.stream, alert, buckets, EXEMPLARS_IN_SHORT)
-
-
-def _evidence(
-    store: Store, snapshot: Snapshot, name: str, focus: Alert | None, buckets: Buckets, exemplars: int
-) -> StreamEvidence:
-    since_ms, until_ms = _evidence_span(focus, _last_ms(snapshot, name))
+    line_since, line_until = (until_ms, until_ms) if in_short else _line_span(focus, last_ms, until_ms)
+    first_ms = min(line_since, since_ms)
+    buckets = {f: store.counts.of_stream(partitions, f, name, first_ms, line_until) for f in layouts}
+    points, step_ms = _points(layouts, buckets, line_since)
     inside = {
-        fingerprint: {start: vector for start, vector in held.items() if since_ms <= start < until_ms}
-        for fingerprint, held in buckets.items()
+        f: {start: vector for start, vector in held.items() if since_ms <= start < until_ms}
+        for f, held in buckets.items()
     }
     judged = {fingerprint: max(held) for fingerprint, held in inside.items() if held}
     if not judged:
-        return StreamEvidence(since_ms, until_ms)
+        evidence = EvidenceJson(since=since_ms, until=until_ms, images=0, triage=None, signals=[], layout=None)
+        return StreamView(focus, evidence, (), (), points, step_ms)
     newest = max(judged, key=judged.__getitem__)
-    layout, window = snapshot.state.layouts[newest], sum_vectors(inside[newest].values())
+    layout, window = layouts[newest], sum_vectors(inside[newest].values())
     moved = moved_signals(layout, window, limit=SIGNALS)
     cause = cause_is_learned(layout, focus.verdict.cause) if focus and focus.verdict else None
-    worst = store.exemplars.unusual(snapshot.partitions_of(name), newest, name, since_ms, until_ms, exemplars)
-    return StreamEvidence(since_ms, until_ms, newest, layout, int(window[IMAGES]), moved, triage(moved, cause), worst)
+    evidence = EvidenceJson(
+        since=since_ms,
+        until=until_ms,
+        images=int(window[IMAGES]),
+        triage=triage(moved, cause),
+        signals=[SignalJson.model_validate(signal) for signal in moved],
+        layout=layout,
+    )
+    limit = EXEMPLARS_IN_SHORT if in_short else EXEMPLARS
+    worst = store.exemplars.unusual(partitions, newest, name, since_ms, until_ms, limit)
+    kept = [] if in_short else store.exemplars.typical(partitions, newest, name)
+    before = [exemplar for exemplar in kept if focus is None or exemplar.event_time_ms < focus.since_ms]
+    typical = (before or kept)[:TYPICAL]
+    return StreamView(focus, evidence, _shown(worst, layout), _shown(typical, layout), points, step_ms)
 
 
-def _read(store: Store, snapshot: Snapshot, name: str, since_ms: int, until_ms: int) -> Buckets:
-    partitions, layouts = snapshot.partitions_of(name), snapshot.state.layouts
-    return {f: store.counts.of_stream(partitions, f, name, since_ms, until_ms) for f in layouts}
-
-
-def _last_ms(snapshot: Snapshot, name: str) -> int:
-    """The newest event time of the stream; of all streams where its own is not known."""
-    row = snapshot.rows.get(name)
-    return (row.last_event_ms if row else 0) or snapshot.state.high_ms
+def _focus(alerts: Sequence[Alert], alert_id: str) -> Alert | None:
+    asked = next((alert for alert in alerts if alert.id == alert_id), None)
+    # where several rules fire, the one that saw it first explains most of it
+    active = [alert for alert in alerts if alert.phase in UNDER_WAY]
+    return asked or min(active, key=lambda alert: (UNDER_WAY.index(alert.phase), alert.since_ms), default=None)
 
 
 def _evidence_span(focus: Alert | None, last_ms: int) -> tuple[int, int]:
@@ -152,7 +153,15 @@ def _evidence_span(focus: Alert | None, last_ms: int) -> tuple[int, int]:
     return max(min(focus.since_ms, until_ms - 1), until_ms - LINE_MS), until_ms
 
 
-def _points(layouts: Mapping[str, Layout], buckets: Buckets, since_ms: int) -> tuple[list[Point], int]:
+def _line_span(focus: Alert | None, last_ms: int, evidence_until_ms: int) -> tuple[int, int]:
+    """[since, until) of the time line: the last hour, or the time of the alert with a margin on both sides."""
+    if focus is None:
+        return last_ms + 1 - LINE_MS, last_ms + 1
+    until_ms = max(evidence_until_ms, min(last_ms + 1, evidence_until_ms + MARGIN_MS))
+    return max(min(until_ms - LINE_MS, focus.since_ms - MARGIN_MS), until_ms - LONGEST_LINE_MS), until_ms
+
+
+def _points(layouts: Mapping[str, Layout], buckets: Buckets, since_ms: int) -> tuple[list[PointJson], int]:
     """The time line in at most POINTS steps of a round length, and that length in ms."""
     starts = sorted({start for held in buckets.values() for start in held if start >= since_ms})
     if not starts:
@@ -168,13 +177,32 @@ def _points(layouts: Mapping[str, Layout], buckets: Buckets, since_ms: int) -> t
     return [_point(layouts, start, steps[start]) for start in sorted(steps)], step_ms
 
 
-def _point(layouts: Mapping[str, Layout], start: int, held: Mapping[str, Sequence[Vector]]) -> Point:
+def _point(layouts: Mapping[str, Layout], start: int, held: Mapping[str, Sequence[Vector]]) -> PointJson:
     """Where the profile changed within a step, the band is that of the one with more images."""
     sums = {fingerprint: sum_vectors(vectors) for fingerprint, vectors in held.items()}
     images = sum(int(vector[IMAGES]) for vector in sums.values())
     rejected = sum(int(vector[REJECTED]) for vector in sums.values())
     if images == 0:
-        return Point(start, 0, 0.0, 0.0, 0.0, rejected)
+        return PointJson(start=start, images=0, rejected=rejected, share=None, band=None)
     passed = sum(int(exceedances(layouts[f], vector, "ood")[cut_index(LEVEL)]) for f, vector in sums.items())
     main = max(sums, key=lambda fingerprint: int(sums[fingerprint][IMAGES]))
-    return Point(start, images, passed / images, *band(layouts[main], LEVEL, images), rejected)
+    normal = list(band(layouts[main], LEVEL, images))
+    return PointJson(start=start, images=images, rejected=rejected, share=passed / images, band=normal)
+
+
+def _shown(exemplars: Sequence[Exemplar], layout: Layout) -> list[ExemplarJson]:
+    return [
+        ExemplarJson(
+            id=exemplar.id,
+            event_time=exemplar.event_time_ms,
+            p_value=exemplar.p_value,
+            p_values=dict(zip(layout.signals, exemplar.p_values, strict=False)),
+            thumbnail=_data_address(exemplar.thumbnail) if exemplar.thumbnail else None,
+        )
+        for exemplar in exemplars
+    ]
+
+
+def _data_address(jpeg: bytes) -> str:
+    """A thumbnail as a data: address; Layerwatch encodes every thumbnail itself."""
+    return f"data:image/jpeg;base64,{base64.b64encode(jpeg).decode()}"

@@ -1,41 +1,15 @@
-"""The answers of the JSON API, each described once: these types make both the JSON and its OpenAPI schema.
-
-In the schema a type is called as here without `Json`; the text below a field is its description.
-"""
+"""The answers of the JSON API, which the pages show too; those about streams are `monitor.fleet`'s own."""
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping
-from dataclasses import asdict
-from typing import Annotated, Any, Literal, TypeAlias
+from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+from pydantic import Field, PlainSerializer
 
-from monitor.core.alert_document import rfc3339
 from monitor.core.silences import Silence
-from monitor.fleet.overview import Snapshot
-from monitor.store import Store
-from monitor.web.presenter import AlertView
-
-Count: TypeAlias = Annotated[int, Field(ge=0)]
-_ROUND = AfterValidator(lambda number: round(number, 6))
-Rounded: TypeAlias = Annotated[float, _ROUND]
-Share: TypeAlias = Annotated[float, Field(ge=0, le=1), _ROUND]
-Time: TypeAlias = Annotated[
-    str,
-    Field(
-        pattern=r"^\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z$",
-        json_schema_extra={"format": "date-time"},
-        description="RFC 3339, UTC, milliseconds.",
-    ),
-]
-
-
-class Answer(BaseModel):
-    """What all answers have in common: their fields are fixed."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", from_attributes=True, use_attribute_docstrings=True)
+from monitor.fleet.answers import Answer, Count, Time
+from monitor.fleet.overview import StreamJson
+from monitor.fleet.stream_view import EvidenceJson, ExemplarJson, PointJson
 
 
 class ErrorJson(Answer):
@@ -69,29 +43,15 @@ class AlertJson(Answer):
     severity: SeverityJson | None
     silenced_by: str | None
     """Id of the silence in force."""
+    silence: Silence | None = Field(exclude=True)
+    duration_ms: int = Field(exclude=True)
+    """How long it has lasted in event time, or did last."""
 
-    @classmethod
-    def of(cls, view: AlertView) -> AlertJson:
-        """The answer about one alert."""
-        alert, verdict = view.alert, view.alert.verdict
-        severity = verdict.severity if verdict else None
-        return cls.model_validate(
-            {
-                "alert_id": alert.id,
-                "rule": alert.rule,
-                "kind": view.kind,
-                "stream": alert.stream,
-                "phase": str(alert.phase),
-                "since": optional_time(alert.since_ms),
-                "fired_at": optional_time(alert.fired_ms),
-                "resolved_at": optional_time(alert.resolved_ms),
-                "summary": verdict.summary if verdict else "",
-                "cause": verdict.cause if verdict else "",
-                **{name: getattr(verdict, name, None) for name in ("value", "bound", "threshold", "images")},
-                "severity": dict(zip(SeverityJson.model_fields, severity, strict=True)) if severity else None,
-                "silenced_by": view.silence.id if view.silence else None,
-            }
-        )
+    @property
+    def urgency(self) -> tuple[bool, bool, float, int]:
+        """Sorts alerts: those that are not silenced first, then firing ones, the most severe, the oldest."""
+        severity = self.severity.estimate if self.severity else 0.0
+        return self.silence is not None, self.phase != "firing", -severity, self.since or 0
 
 
 class AlertsJson(Answer):
@@ -114,8 +74,8 @@ class SilenceJson(Answer):
         return cls(
             id=silence.id,
             matchers=dict(silence.matchers),
-            starts=rfc3339(silence.starts_ms),
-            ends=rfc3339(silence.ends_ms),
+            starts=silence.starts_ms,
+            ends=silence.ends_ms,
             author=silence.author,
             comment=silence.comment,
             active=silence.active(now_ms),
@@ -124,6 +84,25 @@ class SilenceJson(Answer):
 
 class SilencesJson(Answer):
     silences: list[SilenceJson]
+
+
+class StreamsJson(Answer):
+    watermark: Time | None
+    """Event time up to which every partition has been read."""
+    streams: dict[str, StreamJson]
+
+
+class StreamViewJson(StreamJson):
+    stream: str
+    known_alerts: list[AlertJson]
+    evidence: EvidenceJson
+    exemplars: list[ExemplarJson]
+    """The most unusual first."""
+    typical: list[ExemplarJson]
+    """What the stream usually shows (p >= .3), the latest first; from before the alert began where such are kept."""
+    step_s: float
+    """Length of a step of `history`."""
+    history: list[PointJson]
 
 
 class LayoutJson(Answer):
@@ -145,25 +124,34 @@ class ProfileJson(Answer):
 class ProfilesJson(Answer):
     profiles: dict[str, ProfileJson]
 
-    @classmethod
-    def of(cls, snapshot: Snapshot, store: Store, judged_by: Mapping[str, list[str]]) -> ProfilesJson:
-        """The answer about the profiles that counted here lately; reads their manifests.
 
-        Args:
-            judged_by: {fingerprint: streams}.
-        """
-        manifests = {fingerprint: json.loads(text) for fingerprint, text in store.catalog.profiles().items()}
-        profiles = {
-            fingerprint: ProfileJson(
-                layout=LayoutJson.model_validate(asdict(layout)),
-                manifest=manifests.get(fingerprint),
-                streams=judged_by.get(fingerprint, []),
-            )
-            for fingerprint, layout in sorted(snapshot.state.layouts.items())
-        }
-        return cls(profiles=profiles)
+class PartitionJson(Answer):
+    partition: str
+    next_offset: int | None
+    newest_event: Time | None
+    idle: bool
+    rebuilding: bool = Field(exclude=True)
+    """Its counts were lost and are being read again."""
 
 
-def optional_time(time_ms: int) -> str | None:
-    """RFC 3339; None for 0, which stands for never."""
-    return rfc3339(time_ms) if time_ms else None
+class UndeliveredJson(Answer):
+    receiver: str
+    alert: str
+    reason: str
+
+
+class HealthJson(Answer):
+    ready: bool
+    reason: str
+    version: str
+    redis_ms: Annotated[float, PlainSerializer(lambda ms: round(ms, 3), return_type=float)]
+    newest_event: Time | None
+    watermark: Time | None
+    decided_bucket: Time | None
+    partitions: list[PartitionJson]
+    failing_receivers: list[str]
+    undelivered: list[UndeliveredJson]
+    outbox_dropped: Count
+    images_over_stream_limit: Count
+    behind: int = Field(exclude=True)
+    """Sealed buckets that the pages have still to read."""

@@ -2,43 +2,42 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import asyncio
+from collections.abc import AsyncIterator
 from functools import partial
 from typing import Any
 
 from starlette.applications import Starlette
 from starlette.middleware import Middleware
 from starlette.requests import Request
-from starlette.responses import JSONResponse, PlainTextResponse, Response
+from starlette.responses import JSONResponse, PlainTextResponse, Response, StreamingResponse
 from starlette.routing import Mount, Route
 from starlette.staticfiles import StaticFiles
 
-from monitor.store import Store
+from monitor.fleet.overview import Overview
+from monitor.store import StoreError
 from monitor.telemetry import metrics
-from monitor.web import api, pages
-from monitor.web.events import Events
+from monitor.web import api
 from monitor.web.guard import Guard, Prefix
 from monitor.web.openapi import document
-from monitor.web.presenter import RuleInfo
-from monitor.web.settings import WebSettings
+from monitor.web.pages import Pages
+from monitor.web.silencing import RequestError
 from monitor.web.site import Site
 
+MOST_WATCHERS = 100
+"""Each is one open connection."""
+LOOK_S = 0.25
+ALIVE_S = 15.0
+"""Proxies cut connections that are quiet for longer, usually a minute."""
 
-def build_app(
-    store: Store,
-    monitor: str,
-    settings: WebSettings,
-    lateness_ms: int,
-    why_unready: Callable[[], str],
-    rules: Sequence[RuleInfo] = (),
-) -> Starlette:
-    """The daemon's pages and API; `WebServer` serves them. Arguments as those of `Site`."""
-    site = Site(store, monitor, settings, lateness_ms, why_unready, rules)
+
+def build_app(site: Site, pages: Pages) -> Starlette:
+    """The daemon's pages and API."""
     openapi = document(api.ENDPOINTS)
-    app = Starlette(
+    return Starlette(
         routes=[
-            *pages.routes(site),
-            Route("/events", Events(site.overview).answer),
+            *pages.routes(),
+            Route("/events", partial(_events, site.overview)),
             Mount("/static", _Static(packages=[("monitor.web", "static")])),
             Route("/healthz", _healthz),
             Route("/readyz", partial(_readyz, site)),
@@ -47,10 +46,12 @@ def build_app(
             Mount("/api/v1", routes=api.routes(site)),
         ],
         middleware=[Middleware(Prefix, site.base), Middleware(Guard, site.credentials)],
-        exception_handlers={404: partial(_not_found, site)},
+        exception_handlers={
+            404: partial(_not_found, pages),
+            StoreError: partial(_redis_away, pages),
+            RequestError: _refused,
+        },
     )
-    app.state.overview, app.state.first_page = site.overview, partial(pages.first_page, site)
-    return app
 
 
 class _Static(StaticFiles):
@@ -71,12 +72,50 @@ async def _readyz(site: Site, _: Request) -> Response:
     return PlainTextResponse(f"{reason or 'ready'}\n", status_code=503 if reason else 200)
 
 
-async def _not_found(site: Site, request: Request, _: Exception) -> Response:
-    if request.url.path.startswith("/api/"):
-        return JSONResponse({"error": "no such path"}, 404)
-    return pages.error_page(site, "Not found", "There is no such page.", 404)
-
-
 def _metrics(_: Request) -> Response:
     body, content_type = metrics.exposition()
     return Response(body, media_type=content_type)
+
+
+def _not_found(pages: Pages, request: Request, _: Exception) -> Response:
+    if request.url.path.startswith("/api/"):
+        return JSONResponse({"error": "no such path"}, 404)
+    return pages.error("Not found", "There is no such page.", 404)
+
+
+def _redis_away(pages: Pages, request: Request, error: Exception) -> Response:
+    if request.url.path.startswith("/api/"):
+        return JSONResponse({"error": "Redis does not answer"}, 503)
+    return pages.error("Redis does not answer", str(error), 503)
+
+
+def _refused(_: Request, error: Exception) -> Response:
+    return JSONResponse({"error": str(error)}, error.status if isinstance(error, RequestError) else 500)
+
+
+# ------------------------------------------------------------------------------------------------ events
+
+
+async def _events(overview: Overview, _: Request) -> Response:
+    """Server-sent events: the number of the newest snapshot, whenever it changes; the page then reloads its parts."""
+    if overview.watchers >= MOST_WATCHERS:
+        return PlainTextResponse("too many watchers\n", 503, {"Retry-After": "30"})
+    return StreamingResponse(_changes(overview), media_type="text/event-stream", headers={"X-Accel-Buffering": "no"})
+
+
+async def _changes(overview: Overview) -> AsyncIterator[str]:
+    overview.watch(1)
+    try:
+        sent, quiet_s = overview.number, 0.0
+        yield f"retry: 3000\ndata: {sent}\n\n"
+        while not overview.stopping:
+            await asyncio.sleep(LOOK_S)
+            quiet_s += LOOK_S
+            if overview.number != sent:
+                sent, quiet_s = overview.number, 0.0
+                yield f"data: {sent}\n\n"
+            elif quiet_s >= ALIVE_S:
+                quiet_s = 0.0
+                yield ": still here\n\n"
+    finally:
+        overview.watch(-1)

@@ -8,9 +8,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from monitor.core.alert_document import MovedSignal
 from monitor.core.buckets import BINS, Layout, reference_counts
-from monitor.fleet.stream_view import Point
+from monitor.fleet.stream_view import PointJson, SignalJson
 
 SPARK_WIDTH, SPARK_HEIGHT = 120, 28
 SPARK_SHARE = 0.25
@@ -32,56 +31,6 @@ class Spark:
     """Height of the 5 % that are normal."""
 
 
-@dataclass(frozen=True, slots=True)
-class Hit:
-    """A strip of the plot that shows one point's numbers under the pointer, and its bar in the counts below."""
-
-    x: float
-    width: float
-    count_y: float
-    count_height: float
-    point: Point
-
-
-@dataclass(frozen=True, slots=True)
-class Span:
-    """Part of the time axis."""
-
-    x: float
-    width: float
-
-
-@dataclass(frozen=True, slots=True)
-class Chart:
-    """A time line: share with its band above, images per step below."""
-
-    top: float
-    most_images: int
-    start_ms: int
-    end_ms: int
-    share: str
-    bands: Sequence[str]
-    hits: Sequence[Hit]
-
-    def span(self, since_ms: int, until_ms: int) -> Span | None:
-        """Where an episode lies; None where it is not on this axis."""
-        left, right = max(since_ms, self.start_ms), min(until_ms, self.end_ms)
-        if right < left:
-            return None
-        x = _x(left, self.start_ms, self.end_ms)
-        return Span(x, max(2.0, round(_x(right, self.start_ms, self.end_ms) - x, 1)))
-
-
-@dataclass(frozen=True, slots=True)
-class Bar:
-    """One bin of a histogram: what was seen, and what was expected."""
-
-    x: int
-    y: float
-    height: float
-    expected_y: float
-
-
 def spark(points: Sequence[tuple[int, int, int]], since_ms: int, until_ms: int) -> Spark | None:
     """From (start ms, images, unusual ones); None where there are no points."""
     if not points:
@@ -90,62 +39,86 @@ def spark(points: Sequence[tuple[int, int, int]], since_ms: int, until_ms: int) 
     top = max(SPARK_SHARE, *(share for _, share in shares))
     spread = max(until_ms - since_ms, 1)
 
-    def at(start: int, share: float) -> tuple[float, float]:
-        x = 2 + (SPARK_WIDTH - 4) * (start - since_ms) / spread
-        return round(x, 1), _spark_y(share, top)
+    def x(start: int) -> float:
+        return round(2 + (SPARK_WIDTH - 4) * (start - since_ms) / spread, 1)
 
-    drawn = [at(*point) for point in shares]
-    return Spark(" ".join(f"{x},{y}" for x, y in drawn), drawn[-1], _spark_y(0.05, top))
+    def y(share: float) -> float:
+        return round(SPARK_HEIGHT - 2 - (SPARK_HEIGHT - 4) * share / top, 1)
 
-
-def _spark_y(share: float, top: float) -> float:
-    return round(SPARK_HEIGHT - 2 - (SPARK_HEIGHT - 4) * share / top, 1)
+    drawn = [(x(start), y(share)) for start, share in shares]
+    return Spark(" ".join(f"{x},{y}" for x, y in drawn), drawn[-1], y(0.05))
 
 
-def chart(points: Sequence[Point], step_ms: int) -> Chart | None:
-    """A time line of consecutive steps; lines break where a step is missing. None where there are no points."""
-    if not points:
-        return None
-    start_ms, end_ms = points[0].start_ms, points[-1].start_ms + step_ms
-    highest = max(max(point.share, min(point.upper, MOST_BAND)) for point in points)
-    top = next((top for top in TOPS if top >= highest), 1.0)
-    most = max(1, *(point.images for point in points))
-    line, bands, hits = [], [], []
-    for run in _runs([point for point in points if point.images], step_ms):
-        middles = [(_x(p.start_ms + step_ms // 2, start_ms, end_ms), p) for p in run]
-        line.append("M" + " L".join(f"{x},{_y(p.share, top)}" for x, p in middles))
-        edges = [(_x(p.start_ms + part, start_ms, end_ms), p) for p in run for part in (0, step_ms)]
-        over = [f"{x},{_y(p.upper, top)}" for x, p in edges]
-        under = [f"{x},{_y(p.lower, top)}" for x, p in reversed(edges)]
-        bands.append("M" + " L".join([*over, *under]) + "Z")
-    for point in points:
-        x = _x(point.start_ms, start_ms, end_ms)
-        width = round(_x(point.start_ms + step_ms, start_ms, end_ms) - x, 1)
-        tall = round(COUNT_HEIGHT * point.images / most, 1)
-        hits.append(Hit(x, width, round(COUNT_HEIGHT - tall, 1), tall, point))
-    return Chart(top, most, start_ms, end_ms, " ".join(line), bands, hits)
+@dataclass(frozen=True, slots=True)
+class Hit:
+    """A strip of the plot that shows one point's numbers under the pointer, and its bar in the counts below."""
+
+    x: float
+    width: float
+    count_y: float
+    count_height: float
+    point: PointJson
 
 
-def _runs(points: Sequence[Point], step_ms: int) -> list[list[Point]]:
-    runs: list[list[Point]] = []
-    for point in points:
-        if runs and point.start_ms - runs[-1][-1].start_ms <= 1.5 * step_ms:
-            runs[-1].append(point)
+class Chart:
+    """A time line of consecutive steps: share with its band above, images per step below.
+
+    Lines break where a step is missing or has no images.
+
+    Args:
+        points: one at least.
+    """
+
+    def __init__(self, points: Sequence[PointJson], step_ms: int) -> None:
+        self.start_ms, self.end_ms = points[0].start, points[-1].start + step_ms
+        shares = [
+            (p.start, p.share, p.band[0], p.band[1]) for p in points if p.share is not None and p.band is not None
+        ]
+        highest = max((max(share, min(upper, MOST_BAND)) for _, share, _, upper in shares), default=0.0)
+        self.top = next((top for top in TOPS if top >= highest), 1.0)
+        lines, self.bands = [], list[str]()
+        for run in _runs(shares, step_ms):
+            lines.append("M" + " L".join(self._at(start + step_ms // 2, share) for start, share, _, _ in run))
+            over = [self._at(start + part, upper) for start, _, _, upper in run for part in (0, step_ms)]
+            under = [self._at(start + part, lower) for start, _, lower, _ in run for part in (0, step_ms)]
+            self.bands.append("M" + " L".join([*over, *reversed(under)]) + "Z")
+        self.share = " ".join(lines)
+        self.most_images = max(1, *(point.images for point in points))
+        self.hits = [self._hit(point, step_ms) for point in points]
+
+    def span(self, since_ms: int, until_ms: int) -> tuple[float, float] | None:
+        """(x, width) of an episode; None where it is not on this axis."""
+        left, right = max(since_ms, self.start_ms), min(until_ms, self.end_ms)
+        if right < left:
+            return None
+        return self._x(left), max(2.0, round(self._x(right) - self._x(left), 1))
+
+    def _hit(self, point: PointJson, step_ms: int) -> Hit:
+        x, tall = self._x(point.start), round(COUNT_HEIGHT * point.images / self.most_images, 1)
+        return Hit(x, round(self._x(point.start + step_ms) - x, 1), round(COUNT_HEIGHT - tall, 1), tall, point)
+
+    def _x(self, time_ms: int) -> float:
+        return round(WIDTH * (time_ms - self.start_ms) / max(self.end_ms - self.start_ms, 1), 1)
+
+    def _at(self, time_ms: int, share: float) -> str:
+        return f"{self._x(time_ms)},{round(HEIGHT * (1 - min(share, self.top) / self.top), 1)}"
+
+
+def _runs(
+    shares: Sequence[tuple[int, float, float, float]], step_ms: int
+) -> list[list[tuple[int, float, float, float]]]:
+    """The (start ms, share, lower, upper) of steps that follow each other without a gap."""
+    runs: list[list[tuple[int, float, float, float]]] = []
+    for step in shares:
+        if runs and step[0] - runs[-1][-1][0] <= 1.5 * step_ms:
+            runs[-1].append(step)
         else:
-            runs.append([point])
+            runs.append([step])
     return runs
 
 
-def _x(time_ms: int, start_ms: int, end_ms: int) -> float:
-    return round(WIDTH * (time_ms - start_ms) / max(end_ms - start_ms, 1), 1)
-
-
-def _y(share: float, top: float) -> float:
-    return round(HEIGHT * (1 - min(share, top) / top), 1)
-
-
-def histogram(layout: Layout, moved: MovedSignal) -> list[Bar]:
-    """Nine bars, ordinary images left and the most unusual right, each as a multiple of what is expected there.
+def histogram(layout: Layout, moved: SignalJson) -> list[tuple[int, float, float]]:
+    """(x, y, height) of nine bars, ordinary images left and the most unusual right; what is expected is 2/3 high.
 
     A bar's height is the square root of seen / expected, cut at nine times: a tail bin of .2 % that holds 5 % would
     hide behind the half of all images in the first one, if heights were counts.
@@ -158,5 +131,5 @@ def histogram(layout: Layout, moved: MovedSignal) -> list[Bar]:
         expected = max(cuts[i] - cuts[i + 1], 1 / size)
         ratio = min(9.0, moved.histogram[i] / total / expected)
         tall = round(BAR_HEIGHT * ratio**0.5 / 3, 1)
-        bars.append(Bar(i * BAR_WIDTH, round(BAR_HEIGHT - tall, 1), tall, round(BAR_HEIGHT * 2 / 3, 1)))
+        bars.append((i * BAR_WIDTH, round(BAR_HEIGHT - tall, 1), tall))
     return bars

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from datetime import UTC, datetime
 
-from monitor.core.types import Alert, AlertPhase
+from monitor.web.answers import AlertJson
 
 SIGNALS = {
     "ood": "the picture as a whole",
@@ -30,6 +29,7 @@ SIGNALS = {
 DRIFT = ("sequential", "rate", "shift")
 STATES = {"rejected": "undecodable images", "frozen": "picture is frozen", "silence": "no images"}
 CAUSES = {"rejected images": "rejected", "identical images": "frozen", "silence": "silence"}
+"""Kind of a rule that is no longer configured, by the cause that its alert names; of all others `sequential`."""
 TRIAGE = {
     "sensor": "Looks like the sensor: the pictures themselves changed (light, focus, lens, colour).",
     "content": "Looks like the content: the pictures are fine, what they show is new.",
@@ -45,30 +45,25 @@ ADVICE = {
 MINUTE_MS, HOUR_MS, DAY_MS = 60_000, 3_600_000, 86_400_000
 
 
-def kind_of(alert: Alert, kinds: Mapping[str, str]) -> str:
-    """Kind of the rule behind an alert: as configured, else (the rule was removed) by its cause."""
-    cause = alert.verdict.cause if alert.verdict else ""
-    return kinds.get(alert.rule) or CAUSES.get(cause, "sequential")
-
-
-def state(alert: Alert, kind: str) -> str:
+def state(alert: AlertJson) -> str:
     """State of the stream of an alert: `drifting`, `may be drifting`, `picture is frozen`."""
-    text = "drifting" if kind in DRIFT else STATES.get(kind, alert.rule)
-    if alert.phase is AlertPhase.PENDING:
-        return "may be drifting" if kind in DRIFT else f"{text}?"
-    return text
+    pending = alert.phase == "pending"
+    if alert.kind in DRIFT:
+        return "may be drifting" if pending else "drifting"
+    text = STATES.get(alert.kind, alert.rule)
+    return f"{text}?" if pending else text
 
 
-def advice(kind: str, triage: str | None) -> str:
+def advice(alert: AlertJson, triage: str | None = None) -> str:
     """The first thing to do."""
-    return ADVICE.get(kind) or ADVICE.get(triage or "") or ADVICE[""]
+    return ADVICE.get(alert.kind) or ADVICE.get(triage or "") or ADVICE[""]
 
 
-def severity(alert: Alert) -> str:
-    """The share of images concerned, with its interval; empty where the rule has none."""
-    if alert.verdict is None or alert.verdict.severity is None:
+def severity(alert: AlertJson) -> str:
+    """The share of images that drift, with its interval; empty where the rule has none."""
+    if alert.severity is None or alert.kind not in DRIFT:
         return ""
-    lower, estimate, upper = (100 * share for share in alert.verdict.severity)
+    lower, estimate, upper = 100 * alert.severity.lower, 100 * alert.severity.estimate, 100 * alert.severity.upper
     if upper - lower < 1:
         return f"{estimate:.0f} % of its images"
     return f"about {estimate:.0f} % of its images ({lower:.0f} to {upper:.0f} %)"

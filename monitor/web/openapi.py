@@ -8,7 +8,8 @@ from typing import Any
 
 from pydantic.json_schema import GenerateJsonSchema, models_json_schema
 
-from monitor.web.answers import Answer, ErrorJson
+from monitor.fleet.answers import Answer
+from monitor.web.answers import ErrorJson
 from monitor.web.api import Endpoint
 from monitor.web.silencing import NewSilence
 
@@ -34,8 +35,13 @@ ALERT = {
 
 
 class _Schemas(GenerateJsonSchema):
+    """Without the titles that pydantic derives from names: they say nothing new."""
+
     def normalize_name(self, name: str) -> str:
         return super().normalize_name(name.removesuffix("Json"))
+
+    def field_title_should_be_set(self, schema: Any) -> bool:  # noqa: ARG002 - pydantic's signature
+        return False
 
 
 def document(endpoints: Iterable[Endpoint]) -> dict[str, Any]:
@@ -59,7 +65,10 @@ def document(endpoints: Iterable[Endpoint]) -> dict[str, Any]:
         "paths": paths,
         "components": {
             "securitySchemes": {scheme: {"type": "http", "scheme": scheme} for scheme in ("bearer", "basic")},
-            "schemas": _without_titles(schemas["$defs"]),
+            "schemas": {
+                name: {key: value for key, value in schema.items() if key != "title"}
+                for name, schema in schemas["$defs"].items()
+            },
         },
     }
 
@@ -71,7 +80,7 @@ def _operation(endpoint: Endpoint, names: list[str]) -> dict[str, Any]:
         success["content"] = _json_of(endpoint.answer)
     statuses = [
         *([403] if endpoint.writes else []),
-        *([404] if endpoint.may_miss else []),
+        *([404] if names else []),
         *([415, 422] if endpoint.takes_body else []),
         503,
     ]
@@ -98,14 +107,3 @@ def _operation(endpoint: Endpoint, names: list[str]) -> dict[str, Any]:
 def _json_of(model: type[Answer] | type[NewSilence]) -> dict[str, Any]:
     name = model.__name__.removesuffix("Json")
     return {"application/json": {"schema": {"$ref": f"#/components/schemas/{name}"}}}
-
-
-def _without_titles(schema: Any) -> Any:
-    """Without the titles that pydantic derives from names: they say nothing new."""
-    if isinstance(schema, dict):
-        return {
-            key: _without_titles(value)
-            for key, value in schema.items()
-            if not (key == "title" and isinstance(value, str))
-        }
-    return [_without_titles(item) for item in schema] if isinstance(schema, list) else schema

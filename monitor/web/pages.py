@@ -2,26 +2,29 @@
 
 from __future__ import annotations
 
+import glob
+import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
+from importlib.resources import files
 from typing import Any
 from urllib.parse import urlencode
 
+from jinja2 import Environment, PackageLoader, StrictUndefined
 from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
 from starlette.responses import HTMLResponse, PlainTextResponse, RedirectResponse, Response
 from starlette.routing import BaseRoute, Route
 
-from monitor.core.types import AlertPhase, Exemplar
-from monitor.fleet.overview import Snapshot, StreamRow
-from monitor.fleet.stream_view import StreamEvidence
-from monitor.store import StoreError
+from monitor.core.alert_document import rfc3339, stream_path
+from monitor.fleet.overview import Snapshot, StreamJson
+from monitor.fleet.stream_view import view_stream
 from monitor.web import drawing, labels, silencing
+from monitor.web.answers import AlertJson
 from monitor.web.guard import from_our_pages, user_of
-from monitor.web.health import read_health
-from monitor.web.presenter import AlertView, StreamAlerts
 from monitor.web.silencing import RequestError, read_body
-from monitor.web.site import NAV, Site, now_ms
+from monitor.web.site import Site, now_ms
 
 ROWS = 100
 """Streams on one page: as many as a person reads, and quickly made; a search field and further pages lead on."""
@@ -35,8 +38,8 @@ DONE = {"silenced": "Silenced.", "expired": "The silence is over."}
 Facts = Mapping[str, Any]
 """What a template shows, by name."""
 View = Callable[[Site, Snapshot, Request], Facts | None]
-PAGES: dict[str, View] = {}
-"""Path -> the function of the page."""
+Submit = Callable[[Site, Request, Mapping[str, str]], str]
+"""Does what a form asks for; returns the key of DONE that says so. RequestError says what is wrong with the form."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,29 +47,17 @@ class StreamLine:
     """One row of the overview's table."""
 
     name: str
-    row: StreamRow
-    alerts: StreamAlerts | None
+    row: StreamJson
+    alerts: Sequence[AlertJson]
+    """Active ones, the most urgent first."""
     spark: drawing.Spark | None
     quiet: str
     """How long it has sent nothing, where that is longer than the last minute."""
 
 
-def _page(path: str, nav: str = "") -> Callable[[View], View]:
-    """Serve a view at that path; `nav` is the text of the link to it in the head of all pages."""
-
-    def register(view: View) -> View:
-        PAGES[path] = view
-        if nav:
-            NAV.append((view.__name__, path, nav))
-        return view
-
-    return register
-
-
 # ------------------------------------------------------------------------------------------------ pages
 
 
-@_page("/", nav="Streams")
 def overview(site: Site, snapshot: Snapshot, request: Request) -> Facts:
     """All streams, alerting ones first."""
     search, number = request.query_params.get("q", ""), request.query_params.get("page", "1")
@@ -78,7 +69,7 @@ def overview(site: Site, snapshot: Snapshot, request: Request) -> Facts:
     cards = alerting[:CARDS]
     return {
         "alerting": alerting,
-        "cards": list(zip(cards, site.evidence(snapshot, [c.first.alert for c in cards]), strict=True)),
+        "cards": list(zip(cards, site.evidence(snapshot, [alerts[0] for alerts in cards]), strict=True)),
         "lines": _lines(site, snapshot, names[(page - 1) * ROWS : page * ROWS], alerting),
         "found": len(names),
         "search": search,
@@ -88,46 +79,49 @@ def overview(site: Site, snapshot: Snapshot, request: Request) -> Facts:
     }
 
 
-@_page("/streams/{name:path}")
 def stream(site: Site, snapshot: Snapshot, request: Request) -> Facts | None:
     """One stream during one of its alerts, or now; None where no such stream was ever seen."""
     name = request.query_params.get("name", "") or request.path_params["name"]
-    if name not in snapshot.rows:
+    if name not in snapshot.streams:
         return None
-    view = site.view_stream(snapshot, name, request.query_params.get("alert", ""))
-    alerts = site.alert_views(snapshot, name)
-    chart = drawing.chart(view.points, view.step_ms)
-    (line,) = _lines(site, snapshot, [name], site.alerting(snapshot))
+    view = view_stream(site.store, snapshot, name, request.query_params.get("alert", ""))
+    alerts = site.alerts(snapshot, name)
+    chart = drawing.Chart(view.points, view.step_ms) if view.points else None
     layout = view.evidence.layout
     return {
         "name": name,
-        "line": line,
-        "focus": next((alert for alert in alerts if view.focus and alert.alert.id == view.focus.id), None),
+        "line": _lines(site, snapshot, [name], site.alerting(snapshot))[0],
+        "focus": next((alert for alert in alerts if view.focus and alert.alert_id == view.focus.id), None),
         "view": view,
         "chart": chart,
-        "spans": _spans(chart, alerts, snapshot.state.high_ms),
-        "moved": [(moved, drawing.histogram(layout, moved)) for moved in view.evidence.moved] if layout else [],
-        "exemplars": [(image, _p_values(view.evidence, image)) for image in view.evidence.exemplars],
-        "typical": [(image, _p_values(view.evidence, image)) for image in view.typical],
+        "spans": _spans(chart, alerts, snapshot.high_ms) if chart else [],
+        "moved": [(moved, drawing.histogram(layout, moved)) for moved in view.evidence.signals] if layout else [],
     }
 
 
-@_page("/alerts", nav="Alerts")
 def alerts(site: Site, snapshot: Snapshot, request: Request) -> Facts:
     """Active and lately resolved alerts, silences, and the form for a new silence."""
     return _alerts(site, snapshot, request, request.query_params)
 
 
-@_page("/profile", nav="Profile")
 def profile(site: Site, snapshot: Snapshot, _: Request) -> Facts:
     """What each profile in use was learned from, and what it measures."""
     return {"profiles": site.profiles(snapshot).profiles}
 
 
-@_page("/health", nav="Health")
 def health(site: Site, _: Snapshot, __: Request) -> Facts:
     """Health of the monitor itself."""
-    return {"health": read_health(site.store, site.overview, site.why_unready())}
+    return {"health": site.health()}
+
+
+PAGES: Sequence[tuple[str, View, str]] = (
+    ("/", overview, "Streams"),
+    ("/streams/{name:path}", stream, ""),
+    ("/alerts", alerts, "Alerts"),
+    ("/profile", profile, "Profile"),
+    ("/health", health, "Health"),
+)
+"""(path, function, text of the link in the head of all pages or "")."""
 
 
 def _alerts(site: Site, snapshot: Snapshot, request: Request, asked: Mapping[str, str], error: str = "") -> Facts:
@@ -137,11 +131,10 @@ def _alerts(site: Site, snapshot: Snapshot, request: Request, asked: Mapping[str
         asked: what to fill the form with (stream, rule, ...); `done` says what was done just now.
         error: what was wrong with the form.
     """
-    resolved = [alert for alert in snapshot.state.alerts if alert.phase is AlertPhase.RESOLVED][:RESOLVED]
     return {
         "alerting": site.alerting(snapshot),
-        "resolved": [site.presenter.view(alert, snapshot, now_ms()) for alert in resolved],
-        "silences": [(silence, silence.active(now_ms())) for silence in snapshot.silences],
+        "resolved": [alert for alert in site.alerts(snapshot) if alert.phase == "resolved"][:RESOLVED],
+        "silences": site.silences(snapshot),
         "durations": silencing.DURATIONS_S,
         "user": user_of(request.headers.get("authorization", "")),
         "form_token": site.credentials.form_token() if site.credentials.configured else "",
@@ -151,113 +144,94 @@ def _alerts(site: Site, snapshot: Snapshot, request: Request, asked: Mapping[str
     }
 
 
-# ------------------------------------------------------------------------------------------------ parts of pages
-
-
-def _lines(site: Site, snapshot: Snapshot, names: Sequence[str], alerting: Sequence[StreamAlerts]) -> list[StreamLine]:
-    by_stream = {alerts.stream: alerts for alerts in alerting}
+def _lines(
+    site: Site, snapshot: Snapshot, names: Sequence[str], alerting: Sequence[Sequence[AlertJson]]
+) -> list[StreamLine]:
+    by_stream = {alerts[0].stream: alerts for alerts in alerting}
     lines = site.overview.lines(names, POINTS)
     since_ms = min((points[0][0] for points in lines.values() if points), default=0)
     found = []
     for name in names:
-        row = snapshot.rows[name]
-        silent = row.ood_share is None and row.last_event_ms > 0
-        quiet = labels.duration(snapshot.state.high_ms - row.last_event_ms) if silent else ""
-        spark = drawing.spark(lines.get(name, ()), since_ms, snapshot.state.high_ms)
-        found.append(StreamLine(name, row, by_stream.get(name), spark, quiet))
+        row = snapshot.streams[name]
+        silent = row.ood_share is None and row.last_event is not None
+        quiet = labels.duration(snapshot.high_ms - (row.last_event or 0)) if silent else ""
+        spark = drawing.spark(lines.get(name, ()), since_ms, snapshot.high_ms)
+        found.append(StreamLine(name, row, by_stream.get(name, ()), spark, quiet))
     return found
 
 
-def _most_urgent(snapshot: Snapshot, alerting: Sequence[StreamAlerts], search: str) -> list[str]:
-    place = {alerts.stream: i for i, alerts in enumerate(alerting)}
-    wanted = search.casefold()
-    names = [name for name in snapshot.rows if wanted in name.casefold()] if wanted else list(snapshot.rows)
-    return sorted(names, key=lambda name: (place.get(name, len(place)), -(snapshot.rows[name].ood_share or 0.0), name))
+def _most_urgent(snapshot: Snapshot, alerting: Sequence[Sequence[AlertJson]], search: str) -> list[str]:
+    place = {alerts[0].stream: i for i, alerts in enumerate(alerting)}
+    rows, wanted = snapshot.streams, search.casefold()
+    names = [name for name in rows if wanted in name.casefold()]
+    return sorted(names, key=lambda name: (place.get(name, len(place)), -(rows[name].ood_share or 0.0), name))
 
 
 def _spans(
-    chart: drawing.Chart | None, alerts: Sequence[AlertView], high_ms: int
-) -> list[tuple[AlertView, drawing.Span]]:
-    if chart is None:
-        return []
-    placed = [(view, chart.span(view.alert.since_ms, view.alert.resolved_ms or high_ms + 1)) for view in alerts]
-    return [(view, span) for view, span in placed if span is not None]
-
-
-def _p_values(evidence: StreamEvidence, image: Exemplar) -> list[tuple[str, float]]:
-    """(signal, p-value) of one image, the most unusual first."""
-    signals = evidence.layout.signals if evidence.layout else ()
-    return sorted(zip(signals, image.p_values, strict=False), key=lambda pair: pair[1])
+    chart: drawing.Chart, alerts: Sequence[AlertJson], high_ms: int
+) -> list[tuple[AlertJson, tuple[float, float]]]:
+    placed = [(alert, chart.span(alert.since or 0, alert.resolved_at or high_ms + 1)) for alert in alerts]
+    return [(alert, span) for alert, span in placed if span is not None]
 
 
 # ------------------------------------------------------------------------------------------------ answering
 
 
-def routes(site: Site) -> list[BaseRoute]:
-    """All pages, and the forms on them."""
-    return [
-        *(Route(path, _showing(site, view)) for path, view in PAGES.items()),
-        Route("/alerts/silences", _submitting(site, _add_silence), methods=["POST"]),
-        Route("/alerts/silences/expire", _submitting(site, _expire_silence), methods=["POST"]),
-    ]
+class Pages:
+    """All pages of a site, and the forms on them."""
 
+    def __init__(self, site: Site) -> None:
+        self._site = site
+        self._templates = _environment(site.base)
+        for name in self._templates.list_templates():
+            self._templates.get_template(name)  # compiled now, not while the first visitor waits
 
-def first_page(site: Site) -> None:
-    """Render the overview once, so that the first visitor does not wait longer than the others."""
-    _html(site, overview, Request({"type": "http", "query_string": b"", "headers": []}))
+    def routes(self) -> list[BaseRoute]:
+        """Where they are."""
+        return [
+            *(Route(path, partial(self._show, view)) for path, view, _ in PAGES),
+            Route("/alerts/silences", partial(self._submitted, _add_silence), methods=["POST"]),
+            Route("/alerts/silences/expire", partial(self._submitted, _expire_silence), methods=["POST"]),
+        ]
 
+    def first(self) -> None:
+        """Render the overview once, so that the first visitor does not wait longer than the others."""
+        self._show(overview, Request({"type": "http", "query_string": b"", "headers": []}))
 
-def error_page(site: Site, title: str, text: str, status: int) -> Response:
-    """A page that says what went wrong; reads nothing."""
-    return HTMLResponse(site.render("error.html", Snapshot(), {"title": title, "text": text}), status)
+    def _show(self, view: View, request: Request) -> Response:
+        snapshot = self._site.overview.snapshot()
+        facts = view(self._site, snapshot, request)
+        if facts is None:
+            return self.error("Not found", "No stream of that name has sent anything.", 404)
+        return self._page(view.__name__, snapshot, facts)
 
+    def error(self, title: str, text: str, status: int) -> Response:
+        """A page that says what went wrong; reads nothing."""
+        return self._page("error", Snapshot(), {"title": title, "text": text}, status)
 
-def _html(site: Site, view: View, request: Request) -> str | None:
-    snapshot = site.overview.snapshot()
-    facts = view(site, snapshot, request)
-    return None if facts is None else site.render(f"{view.__name__}.html", snapshot, facts)
+    def _page(self, name: str, snapshot: Snapshot, facts: Facts, status: int = 200) -> Response:
+        """Jinja escapes every name in it."""
+        shared = {"monitor": self._site.monitor, "snapshot": snapshot, "now_ms": now_ms(), "page_name": name}
+        return HTMLResponse(self._templates.get_template(f"{name}.html").render(**shared, **facts), status)
 
-
-def _showing(site: Site, view: View) -> Callable[[Request], Response]:
-    def answer(request: Request) -> Response:
-        try:
-            html = _html(site, view, request)
-        except StoreError as error:
-            return error_page(site, "Redis does not answer", str(error), 503)
-        if html is None:
-            return error_page(site, "Not found", "No stream of that name has sent anything.", 404)
-        return HTMLResponse(html)
-
-    return answer
-
-
-Submit = Callable[[Site, Request, Mapping[str, str]], str]
-"""Does what a form asks for; returns the key of DONE that says so. RequestError says what is wrong with the form."""
-
-
-def _submitting(site: Site, submit: Submit) -> Callable[[Request], Any]:
-    def run(request: Request, fields: Mapping[str, str]) -> Response:
-        try:
-            done = submit(site, request, fields)
-            site.overview.changed()
-            return RedirectResponse(f"{site.base}/alerts?{urlencode({'done': done})}", 303)
-        except RequestError as error:
-            snapshot = site.overview.snapshot()
-            facts = _alerts(site, snapshot, request, fields, str(error))
-            return HTMLResponse(site.render("alerts.html", snapshot, facts), 422)
-        except StoreError as error:
-            return error_page(site, "Redis does not answer", str(error), 503)
-
-    async def answer(request: Request) -> Response:
+    async def _submitted(self, submit: Submit, request: Request) -> Response:
         try:
             fields = silencing.parse_form(await read_body(request))
         except RequestError as error:
             return PlainTextResponse(f"{error}\n", 400)
-        if not (from_our_pages(request.headers) and site.credentials.is_form_token(fields.get("form", ""))):
-            return error_page(site, "Refused", "This form is not one of ours; load the page again.", 403)
-        return await run_in_threadpool(run, request, fields)
+        if not (from_our_pages(request.headers) and self._site.credentials.is_form_token(fields.get("form", ""))):
+            return self.error("Refused", "This form is not one of ours; load the page again.", 403)
+        return await run_in_threadpool(self._submit, submit, request, fields)
 
-    return answer
+    def _submit(self, submit: Submit, request: Request, fields: Mapping[str, str]) -> Response:
+        site = self._site
+        try:
+            done = submit(site, request, fields)
+        except RequestError as error:
+            snapshot = site.overview.snapshot()
+            return self._page("alerts", snapshot, _alerts(site, snapshot, request, fields, str(error)), 422)
+        site.overview.changed()
+        return RedirectResponse(f"{site.base}/alerts?{urlencode({'done': done})}", 303)
 
 
 def _add_silence(site: Site, request: Request, fields: Mapping[str, str]) -> str:
@@ -269,3 +243,39 @@ def _add_silence(site: Site, request: Request, fields: Mapping[str, str]) -> str
 def _expire_silence(site: Site, _: Request, fields: Mapping[str, str]) -> str:
     silencing.expire(site.store, fields.get("id", ""))
     return "expired"
+
+
+def _environment(base: str) -> Environment:
+    made = Environment(
+        loader=PackageLoader("monitor.web"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    made.filters.update(
+        advice=labels.advice,
+        clock=labels.clock,
+        duration=labels.duration,
+        glob=glob.escape,
+        iso=rfc3339,
+        moment=labels.moment,
+        path=lambda name: base + stream_path(name),
+        percent=labels.percent,
+        query=urlencode,
+        severity=labels.severity,
+        short=labels.shortened,
+        signal=labels.signal,
+        state=labels.state,
+    )
+    nav = [(view.__name__, path, text) for path, view, text in PAGES if text]
+    made.globals.update(base=base, nav=nav, TRIAGE=labels.TRIAGE, version=_static_version())
+    return made
+
+
+def _static_version() -> str:
+    """Changes with the files, so that browsers may keep them."""
+    digest = hashlib.blake2b(digest_size=6)
+    for name in ("layerwatch.css", "layerwatch.js"):
+        digest.update(files("monitor.web").joinpath("static", name).read_bytes())
+    return digest.hexdigest()

@@ -8,7 +8,10 @@ import time
 
 import structlog
 import uvicorn
-from starlette.applications import Starlette
+
+from monitor.web.app import build_app
+from monitor.web.pages import Pages
+from monitor.web.site import Site
 
 log = structlog.get_logger(__name__)
 
@@ -20,15 +23,16 @@ class WebServerError(Exception):
 
 
 class WebServer:
-    """Serves an app of `build_app` between `start` and `stop`, and keeps its overview following meanwhile.
+    """Serves a site between `start` and `stop`, and keeps its overview up to date meanwhile.
 
     Args:
         host, port: where to listen; port 0 picks a free one.
     """
 
-    def __init__(self, app: Starlette, host: str, port: int) -> None:
+    def __init__(self, site: Site, host: str, port: int) -> None:
         self._host, self._port = host, port
-        self._overview, self._first_page = app.state.overview, app.state.first_page
+        self._overview, self._pages = site.overview, Pages(site)
+        app = build_app(site, self._pages)
         settings = uvicorn.Config(app, log_config=None, access_log=False, lifespan="off", timeout_graceful_shutdown=2)
         self._server = uvicorn.Server(settings)
         self._socket: socket.socket | None = None
@@ -53,7 +57,7 @@ class WebServer:
             raise WebServerError(f"web: cannot listen on {self._host}:{self._port}: {error.strerror}") from error
         self._overview.start()
         try:
-            self._first_page()  # the first visitor must not wait longer than the others
+            self._pages.first()  # the first visitor must not wait longer than the others
         except Exception:
             log.exception("web.first_page_failed")  # no reason not to count and to alert
         self._thread = threading.Thread(

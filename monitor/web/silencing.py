@@ -26,7 +26,11 @@ Name = Annotated[str, Field(min_length=1, max_length=500)]
 
 
 class RequestError(ValueError):
-    """The request cannot be used; the message says why and is part of the answer."""
+    """The request cannot be used; the message says why and is part of the answer, which has this status."""
+
+    def __init__(self, text: str, status: int = 422) -> None:
+        super().__init__(text)
+        self.status = status
 
 
 class NewSilence(BaseModel):

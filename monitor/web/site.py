@@ -1,31 +1,33 @@
-"""What pages and API share: the store, the overview of the fleet, and how both are shown."""
+"""What pages and API share: the state of one monitor, in the form in which both show it."""
 
 from __future__ import annotations
 
-import glob
-import hashlib
+import json
 import time
 from collections.abc import Callable, Mapping, Sequence
-from importlib.resources import files
-from typing import Any
-from urllib.parse import urlencode, urlsplit
+from importlib.metadata import version
+from urllib.parse import urlsplit
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
-
-from monitor.core.alert_document import rfc3339, stream_path
-from monitor.core.types import Alert
+from monitor.core.types import Alert, Cursor, Partition
 from monitor.fleet.overview import Overview, Snapshot
-from monitor.fleet.stream_view import StreamEvidence, StreamView, evidence_in_short, view_stream
+from monitor.fleet.stream_view import StreamView, view_stream
+from monitor.rules.rule import Rule
 from monitor.store import Store
 from monitor.web import labels
-from monitor.web.answers import ProfilesJson
+from monitor.web.answers import (
+    AlertJson,
+    HealthJson,
+    LayoutJson,
+    PartitionJson,
+    ProfileJson,
+    ProfilesJson,
+    SeverityJson,
+    SilenceJson,
+    UndeliveredJson,
+)
 from monitor.web.guard import Credentials
-from monitor.web.presenter import AlertView, Presenter, RuleInfo, StreamAlerts
 from monitor.web.settings import WebSettings
-from monitor.web.stream_answers import data_address
 
-NAV: list[tuple[str, str, str]] = []
-"""(template's name, path, text) of each page that the head of all pages links to; filled by `monitor.web.pages`."""
 EVIDENCE_FRESH_S = 10.0
 """How long the evidence of an alert is shown again: one default bucket."""
 
@@ -46,50 +48,109 @@ class Site:
         settings: WebSettings,
         lateness_ms: int,
         why_unready: Callable[[], str],
-        rules: Sequence[RuleInfo] = (),
+        rules: Sequence[Rule] = (),
     ) -> None:
         self.store, self.monitor, self.why_unready = store, monitor, why_unready
-        self.overview, self.presenter = Overview(store, lateness_ms), Presenter(rules)
+        self.overview = Overview(store, lateness_ms)
         self.credentials = Credentials(settings)
         self.base = urlsplit(settings.external_url).path.rstrip("/")
         """Path below which a proxy puts the pages, as /layerwatch; empty without one."""
-        self._templates = _environment(self.base)
-        for name in self._templates.list_templates():
-            self._templates.get_template(name)  # compiled now, not while the first visitor waits
-        self._evidence: Mapping[str, tuple[float, StreamEvidence]] = {}
+        self._rules = {rule.name: rule for rule in rules}
+        self._evidence: Mapping[str, tuple[float, StreamView]] = {}
 
-    def alert_views(self, snapshot: Snapshot, stream: str | None = None) -> list[AlertView]:
+    def alerts(self, snapshot: Snapshot, stream: str | None = None) -> list[AlertJson]:
         """All alerts that are kept, or those of one stream."""
-        mine = (alert for alert in snapshot.state.alerts if stream is None or alert.stream == stream)
-        return [self.presenter.view(alert, snapshot, now_ms()) for alert in mine]
+        now = now_ms()
+        return [self._alert(a, snapshot, now) for a in snapshot.alerts if stream is None or a.stream == stream]
 
-    def alerting(self, snapshot: Snapshot) -> list[StreamAlerts]:
-        """The streams with active alerts, those first that need a person most."""
-        return self.presenter.alerting(snapshot, now_ms())
+    def alerting(self, snapshot: Snapshot) -> list[list[AlertJson]]:
+        """The active alerts of each stream that has some, by `AlertJson.urgency`; the most urgent stream first."""
+        by_stream: dict[str, list[AlertJson]] = {}
+        for alert in self.alerts(snapshot):
+            if alert.phase != "resolved":
+                by_stream.setdefault(alert.stream, []).append(alert)
+        found = [sorted(mine, key=lambda alert: alert.urgency) for mine in by_stream.values()]
+        return sorted(found, key=lambda mine: (*mine[0].urgency, mine[0].stream))
 
-    def view_stream(self, snapshot: Snapshot, name: str, alert_id: str) -> StreamView:
-        """A stream of the snapshot, at the time of that alert where there is one."""
-        return view_stream(self.store, snapshot, name, alert_id)
+    def silences(self, snapshot: Snapshot) -> list[SilenceJson]:
+        """All silences that are kept."""
+        return [SilenceJson.of(silence, now_ms()) for silence in snapshot.silences]
 
-    def evidence(self, snapshot: Snapshot, alerts: Sequence[Alert]) -> list[StreamEvidence]:
+    def evidence(self, snapshot: Snapshot, alerts: Sequence[AlertJson]) -> list[StreamView]:
         """The evidence of some active alerts; it is read every ten seconds at most."""
-        held, now_s = self._evidence, time.monotonic()
-        found: dict[str, tuple[float, StreamEvidence]] = {}
-        for alert in alerts:
-            seen = held.get(alert.id)
-            fresh = seen is not None and now_s - seen[0] < EVIDENCE_FRESH_S
-            found[alert.id] = seen if seen and fresh else (now_s, evidence_in_short(self.store, snapshot, alert))
+        now_s = time.monotonic()
+        fresh = {alert: read for alert, read in self._evidence.items() if now_s - read[0] < EVIDENCE_FRESH_S}
+        found = {
+            alert.alert_id: fresh.get(alert.alert_id)
+            or (now_s, view_stream(self.store, snapshot, alert.stream, alert.alert_id, in_short=True))
+            for alert in alerts
+        }
         self._evidence = found  # of those shown, so it stays small
-        return [evidence for _, evidence in found.values()]
+        return [view for _, view in found.values()]
 
     def profiles(self, snapshot: Snapshot) -> ProfilesJson:
         """The profiles that counted here lately, with the streams that they judge."""
-        return ProfilesJson.of(snapshot, self.store, self.overview.judged_by())
+        manifests, judged_by = self.store.catalog.profiles(), self.overview.judged_by()
+        return ProfilesJson(
+            profiles={
+                fingerprint: ProfileJson(
+                    layout=LayoutJson.model_validate(layout),
+                    manifest=json.loads(manifests[fingerprint]) if fingerprint in manifests else None,
+                    streams=judged_by.get(fingerprint, []),
+                )
+                for fingerprint, layout in sorted(snapshot.layouts.items())
+            }
+        )
 
-    def render(self, template: str, snapshot: Snapshot, facts: Mapping[str, Any]) -> str:
-        """A page; every name in it is escaped by Jinja."""
-        shared = {"monitor": self.monitor, "snapshot": snapshot, "now_ms": now_ms(), "page_name": template[:-5]}
-        return self._templates.get_template(template).render(**shared, **facts)
+    def health(self) -> HealthJson:
+        """How the monitor itself does."""
+        store, started_s = self.store, time.perf_counter()
+        store.ping()
+        redis_ms = 1000 * (time.perf_counter() - started_s)
+        snapshot, evaluator, unready = self.overview.snapshot(), store.evaluation.state(), self.why_unready()
+        return HealthJson(
+            ready=not unready,
+            reason=unready,
+            version=version("layerwatch"),
+            redis_ms=redis_ms,
+            newest_event=snapshot.high_ms or None,
+            watermark=snapshot.watermark_ms,
+            decided_bucket=evaluator.bucket_ms,
+            partitions=[_partition(partition, cursor) for partition, cursor in snapshot.cursors.items()],
+            failing_receivers=sorted(store.outbox.failing()),
+            undelivered=[
+                UndeliveredJson(receiver=dead.receiver, alert=_id(dead.document), reason=dead.reason)
+                for dead in store.outbox.dead_alerts()
+            ],
+            outbox_dropped=evaluator.outbox_dropped,
+            images_over_stream_limit=store.counts.streams_over_limit(snapshot.partitions),
+            behind=self.overview.behind,
+        )
+
+    def _alert(self, alert: Alert, snapshot: Snapshot, now: int) -> AlertJson:
+        verdict, rule = alert.verdict, self._rules.get(alert.rule)
+        cause, severity = (verdict.cause, verdict.severity) if verdict else ("", None)
+        facts = {"stream": alert.stream, "rule": alert.rule, "labels": rule.labels if rule else {}}
+        silence = next((s for s in snapshot.silences if s.active(now) and s.matches(facts)), None)
+        return AlertJson.model_validate(
+            {
+                "alert_id": alert.id,
+                "rule": alert.rule,
+                "kind": rule.kind if rule else labels.CAUSES.get(cause, "sequential"),
+                "stream": alert.stream,
+                "phase": str(alert.phase),
+                "since": alert.since_ms or None,
+                "fired_at": alert.fired_ms or None,
+                "resolved_at": alert.resolved_ms or None,
+                "summary": verdict.summary if verdict else "",
+                "cause": cause,
+                **{name: getattr(verdict, name, None) for name in ("value", "bound", "threshold", "images")},
+                "severity": dict(zip(SeverityJson.model_fields, severity, strict=True)) if severity else None,
+                "silenced_by": silence.id if silence else None,
+                "silence": silence,
+                "duration_ms": (alert.resolved_ms or max(snapshot.high_ms, alert.since_ms)) - alert.since_ms,
+            }
+        )
 
 
 def now_ms() -> int:
@@ -97,35 +158,18 @@ def now_ms() -> int:
     return time.time_ns() // 1_000_000
 
 
-def _environment(base: str) -> Environment:
-    made = Environment(
-        loader=PackageLoader("monitor.web"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
+def _partition(partition: Partition, cursor: Cursor | None) -> PartitionJson:
+    return PartitionJson(
+        partition=str(partition),
+        next_offset=cursor.next_offset if cursor else None,
+        newest_event=cursor.high_ms or None if cursor else None,
+        idle=cursor.idle if cursor else False,
+        rebuilding=cursor.next_offset < cursor.rebuild_until if cursor else False,
     )
-    made.filters.update(
-        advice=lambda view, triage=None: labels.advice(view.kind, triage),
-        clock=labels.clock,
-        duration=labels.duration,
-        glob=glob.escape,
-        iso=rfc3339,
-        moment=labels.moment,
-        path=lambda name: base + stream_path(name),
-        percent=labels.percent,
-        picture=data_address,
-        query=urlencode,
-        short=labels.shortened,
-        signal=labels.signal,
-    )
-    made.globals.update(base=base, nav=NAV, TRIAGE=labels.TRIAGE, version=_static_version())
-    return made
 
 
-def _static_version() -> str:
-    """Changes with the files, so that browsers may keep them."""
-    digest = hashlib.blake2b(digest_size=6)
-    for name in ("layerwatch.css", "layerwatch.js"):
-        digest.update(files("monitor.web").joinpath("static", name).read_bytes())
-    return digest.hexdigest()
+def _id(document: str) -> str:
+    try:
+        return str(json.loads(document)["id"])
+    except (ValueError, KeyError, TypeError):
+        return "?"

@@ -14,7 +14,7 @@ from monitor.core.types import Alert, AlertPhase, Delta, Exemplar, Partition, St
 from monitor.ingest.scoring.thumbnails import thumbnail
 from monitor.rules.rate import RateRule
 from monitor.store import Store
-from monitor.web import WebServer, build_app
+from monitor.web import Site, WebServer
 from monitor.web.settings import WebSettings
 from tests.pictures import draw
 
@@ -117,7 +117,7 @@ def build(store: Store) -> Fleet:
 @contextmanager
 def served(store: Store, settings: WebSettings = WebSettings(port=0), unready: str = "") -> Iterator[str]:  # noqa: B008 - frozen
     """A running server over that state; gives its address."""
-    server = WebServer(build_app(store, "pages", settings, BUCKET_MS, lambda: unready, RULES), "127.0.0.1", 0)
+    server = WebServer(Site(store, "pages", settings, BUCKET_MS, lambda: unready, RULES), "127.0.0.1", 0)
     server.start()
     try:
         yield server.address

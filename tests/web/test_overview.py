@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 import pytest
 from pydantic import SecretStr
 
 from monitor.fleet.history import REACH_MS, History
-from monitor.fleet.overview import Overview, stream_rows
+from monitor.fleet.overview import Overview, StreamJson
 from monitor.store import Store, open_store
 from monitor.store.private_server import PrivateRedis
 from monitor.store.settings import RedisSettings
@@ -39,6 +39,10 @@ def followed(store: Store, for_s: float = 60.0) -> History:
         pass
     history.read_open(LOGS, NOW_MS)
     return history
+
+
+def fresh(store: Store) -> Mapping[str, StreamJson]:
+    return Overview(store, LATENESS_MS).snapshot().streams
 
 
 def test_a_history_read_in_pieces_is_the_same_as_one_read_at_once(own: Fleet) -> None:
@@ -102,11 +106,11 @@ def test_a_followed_overview_says_what_a_fresh_one_says(own: Fleet) -> None:
     overview.start()
     try:
         overview.watch(1)
-        assert dict(overview.snapshot().rows) == stream_rows(own.store, LATENESS_MS)
+        assert overview.snapshot().streams == fresh(own.store)
         number = overview.number
         own.send(BUCKETS - 1, (HOSTILE,))
         overview.changed()
-        assert dict(overview.snapshot().rows) == stream_rows(own.store, LATENESS_MS)
+        assert overview.snapshot().streams == fresh(own.store)
         assert overview.number > number
     finally:
         overview.stop()
@@ -119,7 +123,7 @@ def test_the_first_visitor_reads_nothing_while_the_past_is_read(own: Fleet, monk
     overview.behind = 1
     with monkeypatch.context() as patch:
         patch.setattr(own.store.counts, "totals", lambda _: pytest.fail("read anew"))
-        assert set(overview.snapshot().rows) == set(STREAMS)
+        assert set(overview.snapshot().streams) == set(STREAMS)
         overview.changed()
         with pytest.raises(pytest.fail.Exception):
             overview.snapshot()

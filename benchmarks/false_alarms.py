@@ -147,7 +147,7 @@ class River:
 
 
 def naive(layout: Layout, total: NDArray[np.uint32]) -> NDArray[np.bool_]:
-    return np.asarray(buckets.ood_rate(layout, total, 0.05) > 0.08)
+    return np.asarray(buckets.exceedances(layout, total, "ood")[:, 3] / WINDOW > 0.08)
 
 
 def plug_in(layout: Layout, total: NDArray[np.uint32]) -> NDArray[np.bool_]:

@@ -12,6 +12,7 @@ import json
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from functools import lru_cache
+from itertools import compress
 from typing import Any
 
 import numpy as np
@@ -101,11 +102,9 @@ class Layout:
         Raises:
             KeyError: no such signal.
         """
-        groups = {
-            "*": self.signals,
-            "learned": tuple(s for s, learned in zip(self.signals, self.learned, strict=True) if learned),
-            "properties": tuple(s for s, learned in zip(self.signals, self.learned, strict=True) if not learned),
-        }
+        learned = tuple(compress(self.signals, self.learned))
+        properties = tuple(signal for signal in self.signals if signal not in learned)
+        groups = {"*": self.signals, "learned": learned, "properties": properties}
         chosen: dict[str, None] = {}  # a set that keeps the order
         for name in names:
             chosen.update(dict.fromkeys(groups.get(name) or (self.signals[self.index(name)],)))
@@ -116,7 +115,7 @@ class Layout:
 
 
 def empty(layout: Layout) -> Vector:
-    """A (V,) vector of zeros: the neutral element of `add`."""
+    """A (V,) vector of zeros: the neutral element of `sum_vectors`."""
     return np.zeros(layout.size, dtype=np.uint32)
 
 
@@ -132,24 +131,10 @@ def bins(p_values: NDArray[np.floating[Any]]) -> NDArray[np.intp]:
     return BINS - 1 - np.searchsorted(_EDGES, p, side="left")
 
 
-def fill(layout: Layout, p_values: NDArray[np.floating[Any]]) -> Vector:
-    """Vector of one stream's images: their histograms and their number; the rest of the tail is 0.
-
-    Args:
-        p_values: (N, S), signals in the order of the layout.
-
-    Raises:
-        ValueError: wrong number of signals, or a p-value that is NaN or outside (0, 1].
-    """
-    p_values = np.asarray(p_values)
-    vector: Vector = fill_groups(layout, p_values, np.zeros(len(p_values), dtype=np.intp), 1)[0]
-    return vector
-
-
 def fill_groups(
     layout: Layout, p_values: NDArray[np.floating[Any]], group: NDArray[np.integer[Any]], groups: int
 ) -> NDArray[np.uint32]:
-    """`fill` for many streams at once: row k counts the images with group == k.
+    """Vectors of many streams' images: row k counts those with group == k; the tail holds their number, else zeros.
 
     Args:
         p_values: (N, S), signals in the order of the layout.
@@ -174,34 +159,24 @@ def fill_groups(
     return vectors
 
 
-def sum_vectors(vectors: Iterable[Vector] | NDArray[np.uint32]) -> Vector:
+def sum_vectors(vectors: Iterable[Vector]) -> Vector:
     """Merge of one or more vectors: counts add, the longest run is the maximum. Saturates at 2**32 - 1.
 
     Raises:
         ValueError: there are none (an empty window is `empty(layout)`), or their sizes differ.
     """
-    rows = vectors if isinstance(vectors, np.ndarray) else list(vectors)
-    if len(rows) == 0:
-        raise ValueError("nothing to sum; start from empty(layout)")
-    stacked = np.stack(rows) if isinstance(rows, list) else rows
-    total = np.minimum(stacked.sum(axis=0, dtype=np.uint64), _U32_MAX).astype(np.uint32)
+    stacked = np.stack(list(vectors))
+    total: Vector = np.minimum(stacked.sum(axis=0, dtype=np.uint64), _U32_MAX).astype(np.uint32)
     total[..., LONGEST_RUN] = stacked[..., LONGEST_RUN].max(axis=0)
-    merged: Vector = total
-    return merged
-
-
-def add(a: Vector, b: Vector) -> Vector:
-    """Merge of two vectors; both stay as they are."""
-    return sum_vectors([a, b])
+    return total
 
 
 # ------------------------------------------------------------------------------------------------ reading
 
 
-def images(vector: NDArray[np.uint32]) -> Any:
-    """Images counted: an int for (V,), an array (...,) for (..., V)."""
-    counted = vector[..., IMAGES]
-    return int(counted) if counted.ndim == 0 else counted
+def images(vector: Vector) -> int:
+    """Images counted in a (V,) vector."""
+    return int(vector[IMAGES])
 
 
 def histogram(layout: Layout, vector: NDArray[np.uint32], signal: str) -> NDArray[np.uint32]:
@@ -223,14 +198,6 @@ def cut_index(level: float) -> int:
     return LEVELS.index(level)
 
 
-def ood_rate(layout: Layout, vector: NDArray[np.uint32], level: float, signal: str = "ood") -> Any:
-    """Share of images with p <= level; NaN where there are none. A float for (V,), else (...,)."""
-    passed = exceedances(layout, vector, signal)[..., cut_index(level)]
-    total = vector[..., IMAGES].astype(np.float64)
-    rate = np.divide(passed, total, out=np.full(total.shape, np.nan), where=total > 0)
-    return float(rate) if rate.ndim == 0 else rate
-
-
 # ------------------------------------------------------------------------------------------------ reference
 
 
@@ -242,9 +209,8 @@ def reference_counts(layout: Layout, signal: str) -> NDArray[np.int64]:
     """
     i = layout.index(signal)
     n1 = layout.calibration_sizes[i] + 1
-    if layout.two_sided[i]:
-        return np.array([2 * (n1 // (2 * d)) for d in _DENOMINATORS])
-    return np.array([n1 // d for d in _DENOMINATORS])
+    tails = 2 if layout.two_sided[i] else 1
+    return np.array([tails * (n1 // (tails * d)) for d in _DENOMINATORS])
 
 
 def usable_cuts(layout: Layout, signal: str) -> NDArray[np.intp]:
@@ -283,16 +249,3 @@ def distance_from_uniform(layout: Layout, vector: NDArray[np.uint32], signal: st
     chance = 0.5 * np.sqrt(2 / np.pi * noise) * np.sqrt(expected * (1 - expected)).sum()
     effect = np.where(merged.sum(-1) > 0, np.maximum(distance - chance, 0), 0)
     return float(effect) if effect.ndim == 0 else effect
-
-
-# ------------------------------------------------------------------------------------------------ storage
-
-
-def pack(vector: Vector) -> bytes:
-    """Little-endian u32 entries: what `struct.unpack('<I4', ...)` reads in a Redis script."""
-    return vector.astype("<u4").tobytes()
-
-
-def unpack(packed: bytes) -> Vector:
-    """Inverse of `pack`; ValueError if the length is not a multiple of four."""
-    return np.frombuffer(packed, dtype="<u4").astype(np.uint32)

@@ -1,4 +1,4 @@
-"""The closed buckets that rules still look at, in memory. Pure: what is added decides what comes out."""
+"""The closed buckets that rules still need, in memory. Pure."""
 
 from __future__ import annotations
 
@@ -21,18 +21,15 @@ class Windows:
         self._held: dict[tuple[str, str], deque[tuple[int, Vector]]] = {}
 
     def add(self, bucket_ms: int, sealed: Mapping[str, Mapping[str, Vector]]) -> None:
-        """Take in a closed bucket, {fingerprint: {stream: vector}}; buckets come oldest first."""
+        """Add a closed bucket, {fingerprint: {stream: vector}}; the buckets of a fingerprint come oldest first."""
         for fingerprint, streams in sealed.items():
             for stream, vector in streams.items():
-                held = self._held.setdefault((fingerprint, stream), deque())
-                held.append((bucket_ms, vector))
-        for key in [key for key, held in self._held.items() if held[-1][0] <= bucket_ms - self._reach_ms]:
-            del self._held[key]
-        for fingerprint, streams in sealed.items():
-            for stream in streams:
-                held = self._held[fingerprint, stream]
-                while held[0][0] <= bucket_ms - self._reach_ms:
-                    held.popleft()
+                self._held.setdefault((fingerprint, stream), deque()).append((bucket_ms, vector))
+        for key, held in list(self._held.items()):
+            while held and held[0][0] <= bucket_ms - self._reach_ms:
+                held.popleft()
+            if not held:
+                del self._held[key]
 
     def sum(self, layout: Layout, fingerprint: str, stream: str, after_ms: int) -> Vector:
         """Sum of the stream's buckets that start after that time; zeros where there are none."""

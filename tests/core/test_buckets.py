@@ -1,5 +1,3 @@
-import struct
-
 import numpy as np
 import pytest
 from hypothesis import given
@@ -7,6 +5,7 @@ from hypothesis import strategies as st
 
 from monitor.core import buckets
 from monitor.core.buckets import DUPLICATES, IMAGES, LEVELS, LONGEST_RUN, Layout
+from tests.vectors import fill
 
 
 def layout_of(n=1999, signals=("ood", "brightness"), dependence=1.0):
@@ -35,12 +34,12 @@ def test_the_images_that_pass_a_cut_are_exactly_the_reference_count(n, dtype):
     """All n + 1 possible ranks, once each: the floats must agree with the integers of reference_counts."""
     layout = Layout(("ood",), (n,), (False,), (True,), (1.0,))
     ranks = np.arange(1, n + 2)
-    one_sided = buckets.fill(layout, (ranks / (n + 1)).astype(dtype)[:, None])
+    one_sided = fill(layout, (ranks / (n + 1)).astype(dtype)[:, None])
     assert buckets.exceedances(layout, one_sided, "ood").tolist() == buckets.reference_counts(layout, "ood").tolist()
 
     layout = Layout(("ood",), (n,), (True,), (True,), (1.0,))
     both_tails = np.minimum(1, 2 * np.minimum(ranks, n + 2 - ranks) / (n + 1))
-    two_sided = buckets.fill(layout, both_tails.astype(dtype)[:, None])
+    two_sided = fill(layout, both_tails.astype(dtype)[:, None])
     assert buckets.exceedances(layout, two_sided, "ood").tolist() == buckets.reference_counts(layout, "ood").tolist()
 
 
@@ -54,7 +53,7 @@ def test_reference_counts_are_the_published_ones():
 @pytest.mark.parametrize("bad", [np.nan, 0.0, -0.1, 1.1])
 def test_a_bad_p_value_is_refused(bad):
     with pytest.raises(ValueError, match="p-values"):
-        buckets.fill(LAYOUT, np.array([[0.5, bad]]))
+        fill(LAYOUT, np.array([[0.5, bad]]))
 
 
 def test_an_unknown_signal_is_named_together_with_the_known_ones():
@@ -77,7 +76,7 @@ def test_filling_groups_equals_filling_one_by_one(rows):
     group = np.array([row[0] for row in rows], dtype=np.intp)
     together = buckets.fill_groups(LAYOUT, p, group, 4)
     for k in range(4):
-        assert together[k].tolist() == buckets.fill(LAYOUT, p[group == k]).tolist()
+        assert together[k].tolist() == fill(LAYOUT, p[group == k]).tolist()
         assert together[k, IMAGES] == (group == k).sum()
 
 
@@ -89,46 +88,39 @@ def test_vectors_add_up_in_any_order_and_grouping(parts, random, cut):
     groups = [shuffled[:cut], shuffled[cut:]]
     regrouped = buckets.sum_vectors([buckets.sum_vectors(g) for g in groups if g])
     assert whole.tolist() == regrouped.tolist()
-    assert buckets.add(whole, buckets.empty(LAYOUT)).tolist() == whole.tolist()
+    assert buckets.sum_vectors([whole, buckets.empty(LAYOUT)]).tolist() == whole.tolist()
 
 
 def test_the_longest_run_merges_by_maximum_and_counts_by_addition():
     a, b = buckets.empty(LAYOUT), buckets.empty(LAYOUT)
     a[DUPLICATES], b[DUPLICATES] = 3, 4
     a[LONGEST_RUN], b[LONGEST_RUN] = 9, 5
-    merged = buckets.add(a, b)
+    merged = buckets.sum_vectors([a, b])
     assert (merged[DUPLICATES], merged[LONGEST_RUN]) == (7, 9)
     assert (a[DUPLICATES], b[LONGEST_RUN]) == (3, 5)
 
 
 def test_sums_saturate_instead_of_wrapping():
     full = np.full(LAYOUT.size, 2**32 - 1, dtype=np.uint32)
-    assert (buckets.add(full, full) == 2**32 - 1).all()
+    assert (buckets.sum_vectors([full, full]) == 2**32 - 1).all()
 
 
-@given(vectors)
-def test_packing_is_little_endian_u32_and_reversible(vector):
-    packed = buckets.pack(vector)
-    assert list(struct.unpack(f"<{LAYOUT.size}I", packed)) == vector.tolist()
-    assert buckets.unpack(packed).tolist() == vector.tolist()
-
-
-def test_the_ood_rate_is_the_share_at_or_below_the_level():
+def test_the_images_beyond_a_cut_are_those_at_or_below_its_level():
     p = np.array([[0.05, 1], [0.04, 1], [0.06, 1], [0.9, 1]])
-    vector = buckets.fill(LAYOUT, p)
-    assert buckets.ood_rate(LAYOUT, vector, 0.05) == 0.5
-    assert buckets.ood_rate(LAYOUT, vector, 0.1) == 0.75
-    assert np.isnan(buckets.ood_rate(LAYOUT, buckets.empty(LAYOUT), 0.05))
-    many = buckets.ood_rate(LAYOUT, np.stack([vector, buckets.empty(LAYOUT)]), 0.05)
-    assert many[0] == 0.5
-    assert np.isnan(many[1])
+    vector = fill(LAYOUT, p)
+    many = buckets.exceedances(LAYOUT, np.stack([vector, buckets.empty(LAYOUT)]), "ood")
+    assert buckets.images(vector) == 4
+    assert many[0, buckets.cut_index(0.05)] == 2
+    assert many[0, buckets.cut_index(0.1)] == 3
+    assert not many[1].any()
+    assert many[0].tolist() == buckets.exceedances(LAYOUT, vector, "ood").tolist()
 
 
 def test_distance_is_about_the_share_of_changed_images_and_about_zero_without_change():
     rng = np.random.default_rng(0)
     p = rng.uniform(1e-6, 1, (20_000, 2))
     p[:3000, 0] = 0.001
-    vector = buckets.fill(LAYOUT, p)
+    vector = fill(LAYOUT, p)
     assert buckets.distance_from_uniform(LAYOUT, vector, "ood") == pytest.approx(0.15, abs=0.02)
     assert buckets.distance_from_uniform(LAYOUT, vector, "brightness") < 0.01
     assert buckets.distance_from_uniform(LAYOUT, buckets.empty(LAYOUT), "ood") == 0

@@ -21,7 +21,7 @@ from kafka import KafkaConsumer
 from pydantic import SecretStr
 
 from monitor.config.schema import Config
-from monitor.core.buckets import CHANGES, DUPLICATES, IMAGES, LONGEST_RUN, unpack
+from monitor.core.buckets import CHANGES, DUPLICATES, IMAGES, LONGEST_RUN
 from monitor.core.event_time import bucket_of
 from monitor.core.types import Alert, Partition, Totals, Vector
 from monitor.sources import open_producer
@@ -159,7 +159,7 @@ class Outcome:
     def vectors(self) -> Iterator[dict[str, Vector]]:
         """{stream: counts} of every bucket."""
         for streams in self.buckets.values():
-            yield {stream: unpack(packed) for stream, packed in streams.items()}
+            yield {stream: np.frombuffer(packed, "<u4").astype(np.uint32) for stream, packed in streams.items()}
 
     @classmethod
     def of(cls, store: Store, topic: Topic, group: str) -> Outcome:

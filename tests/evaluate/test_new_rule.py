@@ -9,7 +9,7 @@ from typing import ClassVar, Literal
 import numpy as np
 from pydantic import PositiveInt, SecretStr, TypeAdapter
 
-from monitor.core.buckets import Layout, fill, images
+from monitor.core.buckets import Layout, images
 from monitor.core.types import AlertPhase, Delta, Partition, StreamFacts, Vector, Verdict
 from monitor.evaluate.evaluator import Evaluator
 from monitor.evaluate.presentation import Presentation
@@ -18,6 +18,7 @@ from monitor.rules.rule import ClosedBucket, Judgement, LastSeen, Rule
 from monitor.store import Store, open_store
 from monitor.store.private_server import PrivateRedis
 from monitor.store.settings import RedisSettings
+from tests.vectors import fill
 
 LAYOUT = Layout(("ood",), (1999,), (False,), (True,), (1.0,))
 LOG = Partition("images", 0)

@@ -5,6 +5,7 @@ from monitor.core import buckets
 from monitor.core.alert_document import MovedSignal
 from monitor.core.buckets import IMAGES, Layout
 from monitor.rules.evidence import cause_is_learned, moved_signals, triage
+from tests.vectors import fill
 
 SIGNALS = ("ood", "layer1", "contrast", "sharpness")
 LAYOUT = Layout(SIGNALS, (2000,) * 4, (False, False, True, True), (True, True, False, False), (1.0,) * 4)
@@ -16,7 +17,7 @@ def window(seed=0, images=1000, **changed):
     p = rng.uniform(1e-6, 1, (images, 4))
     for signal, (share, value) in changed.items():
         p[: int(share * images), SIGNALS.index(signal)] = value
-    return buckets.fill(LAYOUT, p)
+    return fill(LAYOUT, p)
 
 
 def test_the_signals_that_moved_come_strongest_first_with_their_histograms():

@@ -5,6 +5,7 @@ from scipy.stats import beta, binom
 from monitor.core import buckets
 from monitor.core.buckets import Layout
 from monitor.rules.rate import RateRule
+from tests.vectors import fill
 
 
 def rate(**keys):
@@ -18,7 +19,7 @@ def layout_of(n=1999, dependence=1.0):
 def window_of(layout, total, passed):
     p = np.full((total, 1), 0.9)
     p[:passed] = 0.03
-    return buckets.fill(layout, p)
+    return fill(layout, p)
 
 
 def test_too_few_images_give_no_verdict():

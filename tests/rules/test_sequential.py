@@ -11,6 +11,7 @@ from monitor.core.buckets import IMAGES, Layout
 from monitor.rules.bounds import anytime_interval
 from monitor.rules.sequential.detector import advance, drift_start, log_ratios
 from monitor.rules.sequential.plan import Sequential, fleet_budget_s, initial, pack, plan_of, unpack
+from tests.vectors import fill
 
 BUCKET_MS = 10_000
 
@@ -105,7 +106,7 @@ def test_weights_add_up_to_one_and_half_of_them_bet_on_the_first_signal_and_on_t
 
 def test_a_group_of_signals_is_the_same_as_its_names():
     layout = Layout(("ood", "layer1", "noise"), (500,) * 3, (False,) * 3, (True, True, False), (1.0,) * 3)
-    vectors = buckets.fill(layout, np.random.default_rng(0).uniform(1e-6, 1, (40, 3)))[None]
+    vectors = fill(layout, np.random.default_rng(0).uniform(1e-6, 1, (40, 3)))[None]
     stored = []
     for signals in (("learned",), ("ood", "layer1")):
         rule = Sequential(signals=signals)
@@ -127,7 +128,7 @@ def alarms_on(p_values):
     rule = Sequential(seconds_per_false_alarm=1e7)
     state = initial(rule, layout)
     for i, start in enumerate(range(0, len(p_values), 50)):
-        state, _ = advance(rule, layout, state, i * BUCKET_MS, buckets.fill(layout, p_values[start : start + 50])[None])
+        state, _ = advance(rule, layout, state, i * BUCKET_MS, fill(layout, p_values[start : start + 50])[None])
     return bool(state["firing"][0])
 
 

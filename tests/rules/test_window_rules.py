@@ -6,6 +6,7 @@ from monitor.core.buckets import DUPLICATES, IMAGES, LONGEST_RUN, REJECTED, Layo
 from monitor.rules.rule import LastSeen
 from monitor.rules.shift import ShiftRule, surely_moved
 from monitor.rules.stream_health import FrozenRule, RejectedRule, SilenceRule
+from tests.vectors import fill
 
 
 def shift(**keys):
@@ -52,7 +53,7 @@ def test_the_sure_distance_is_below_the_share_that_changed(low, high):
     layout = layout_of()
     p = rng.uniform(1e-6, 1, (5000, 1))
     p[:1500] = rng.uniform(low, high, (1500, 1))
-    bound, _ = surely_moved(layout, buckets.fill(layout, p), "ood", 0.01)
+    bound, _ = surely_moved(layout, fill(layout, p), "ood", 0.01)
     assert 0.05 < bound <= 0.3
 
 
@@ -61,7 +62,7 @@ def test_shift_names_the_signal_and_the_p_values_that_crowd():
     layout = layout_of(signals=("ood", "layer1"))
     p = rng.uniform(1e-6, 1, (2000, 2))
     p[:800, 1] = 0.015
-    verdict = shift(signals=("ood", "layer1"), effect=0.15).judge_window(layout, buckets.fill(layout, p))
+    verdict = shift(signals=("ood", "layer1"), effect=0.15).judge_window(layout, fill(layout, p))
     assert verdict.breached
     assert verdict.cause == "layer1: too many images with p-values from 0.01 to 0.02"
     assert 0.15 < verdict.bound <= verdict.value == pytest.approx(0.4, abs=0.03)
@@ -73,7 +74,7 @@ def test_shift_needs_enough_images_and_an_effect():
     assert shift().judge_window(layout, buckets.empty(layout)).breached is None
     p = rng.uniform(1e-6, 1, (20_000, 1))
     p[:1000] = 0.001  # 5 % moved: surely there, and surely less than the effect asked for
-    verdict = shift(effect=0.15).judge_window(layout, buckets.fill(layout, p))
+    verdict = shift(effect=0.15).judge_window(layout, fill(layout, p))
     assert verdict.breached is False
     assert verdict.bound > 0
     with pytest.raises(KeyError):

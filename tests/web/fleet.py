@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from detectors.images.prepare import Preparer
-from monitor.core.buckets import REJECTED, Layout, fill
+from monitor.core.buckets import REJECTED, Layout
 from monitor.core.types import Alert, AlertPhase, Delta, Exemplar, Partition, StreamFacts, Verdict
 from monitor.ingest.scoring.thumbnails import thumbnail
 from monitor.rules.rate import RateRule
@@ -17,6 +17,7 @@ from monitor.store import Store
 from monitor.web import Site, WebServer
 from monitor.web.settings import WebSettings
 from tests.pictures import draw
+from tests.vectors import fill
 
 LAYOUT = Layout(
     ("ood", "layer1", "layer2", "sharpness", "noise"),

@@ -13,13 +13,13 @@ import pytest
 from pydantic import SecretStr
 
 import detectors
-from monitor.core.buckets import fill
 from monitor.core.types import AlertPhase, Delta, StreamFacts
 from monitor.ingest.scoring.profiles import layout_of
 from monitor.store import open_store
 from monitor.store.private_server import PrivateRedis
 from monitor.store.settings import RedisSettings
 from monitor.web.settings import WebSettings
+from tests.vectors import fill
 from tests.web.fleet import HOSTILE, LAYOUT, LOGS, STREAMS, Fleet, bucket_ms, firing, served
 
 LINK = re.compile(r'<th scope="row"><a href="([^"]+)">')

@@ -12,7 +12,7 @@ from datetime import UTC, datetime
 from typing import Any, Literal
 from urllib.parse import quote, urlencode
 
-from monitor.core.alert_state import Transition, alert_id
+from monitor.core.alert_state import alert_id
 from monitor.core.types import Alert, AlertPhase, Exemplar, Verdict
 
 Direction = Literal["low", "high"]
@@ -62,19 +62,18 @@ class Evidence:
     exemplars: Sequence[Exemplar] = ()
 
 
-def alert_document(about: About, transition: Transition, alert: Alert, evidence: Evidence = Evidence()) -> str:
-    """The document of a change to firing or resolved, as one line of JSON.
+def alert_document(about: About, alert: Alert, evidence: Evidence = Evidence()) -> str:
+    """The document of an alert that has just begun to fire or resolved, as one line of JSON.
 
     Args:
-        alert: its state after the transition.
         evidence: exemplars in any order; the worst MAX_EXEMPLARS of them are listed, worst first.
 
     Raises:
-        ValueError: the transition is of another phase, or a number is not finite.
+        ValueError: the alert is in another phase, or a number is not finite.
     """
-    if transition.phase not in {AlertPhase.FIRING, AlertPhase.RESOLVED}:
-        raise ValueError(f"only firing and resolved alerts have a document (got {transition.phase})")
-    return _document(f"alert.{transition.phase}", transition, _data(about, transition, alert, evidence))
+    if alert.phase not in {AlertPhase.FIRING, AlertPhase.RESOLVED}:
+        raise ValueError(f"only firing and resolved alerts have a document (got {alert.phase})")
+    return _document(f"alert.{alert.phase}", about, alert, evidence)
 
 
 def test_document(monitor: str, now_ms: int) -> str:
@@ -84,8 +83,7 @@ def test_document(monitor: str, now_ms: int) -> str:
     summary = "this is a test: nothing has drifted"
     verdict = Verdict(True, 0.0, 0.0, 0.0, 0, summary, (0.0, 0.0, 0.0), "a person asked for a test alert")
     alert = Alert(rule, stream, AlertPhase.FIRING, name, since_ms=now_ms, fired_ms=now_ms, verdict=verdict)
-    transition = Transition(name, rule, stream, AlertPhase.INACTIVE, AlertPhase.FIRING, now_ms)
-    return _document("alert.test", transition, _data(About(monitor, rule, "test"), transition, alert, Evidence()))
+    return _document("alert.test", About(monitor, rule, "test"), alert, Evidence())
 
 
 # Its name is its meaning, but a test runner that imports it must not take it for a test.
@@ -113,27 +111,16 @@ def rfc3339(time_ms: int) -> str:
     return f"{datetime.fromtimestamp(seconds, UTC):%Y-%m-%dT%H:%M:%S}.{ms:03d}Z"
 
 
-def _document(kind: str, transition: Transition, data: dict[str, Any]) -> str:
-    document = {
-        "schema": SCHEMA,
-        "type": kind,
-        "id": transition.id,
-        "timestamp": rfc3339(transition.at_ms),
-        "data": data,
-    }
-    return json.dumps(document, ensure_ascii=False, allow_nan=False)
-
-
-def _data(about: About, transition: Transition, alert: Alert, evidence: Evidence) -> dict[str, Any]:
+def _document(kind: str, about: About, alert: Alert, evidence: Evidence) -> str:
     verdict = alert.verdict or Verdict(None, 0.0, 0.0, 0.0, 0, "")
-    resolved = transition.phase is AlertPhase.RESOLVED
-    return {
-        "alert_id": transition.alert_id,
+    resolved = alert.phase is AlertPhase.RESOLVED
+    data = {
+        "alert_id": alert.id,
         "monitor": about.monitor,
         "rule": about.rule,
         "kind": about.kind,
-        "stream": transition.stream,
-        "phase": str(transition.phase),
+        "stream": alert.stream,
+        "phase": str(alert.phase),
         "since": rfc3339(alert.since_ms),
         "fired_at": rfc3339(alert.fired_ms) if alert.fired_ms else None,
         "resolved_at": rfc3339(alert.resolved_ms) if resolved else None,
@@ -153,6 +140,14 @@ def _data(about: About, transition: Transition, alert: Alert, evidence: Evidence
         "exemplars": [_exemplar(e) for e in sorted(evidence.exemplars, key=_worst_first)[:MAX_EXEMPLARS]],
         "links": {"status": about.status_url, "dashboard": about.dashboard_url},
     }
+    document = {
+        "schema": SCHEMA,
+        "type": kind,
+        "id": f"{alert.id}-{alert.phase}",
+        "timestamp": rfc3339(alert.resolved_ms if resolved else alert.fired_ms),
+        "data": data,
+    }
+    return json.dumps(document, ensure_ascii=False, allow_nan=False)
 
 
 def _severity(verdict: Verdict) -> dict[str, float] | None:

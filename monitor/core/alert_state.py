@@ -32,24 +32,6 @@ class Policy:
     keep_firing_for_ms: int = 0
 
 
-@dataclass(frozen=True, slots=True)
-class Transition:
-    """A change of phase. An alert id passes through each phase at most once, so `id` names the change for good."""
-
-    alert_id: str
-    rule: str
-    stream: str
-    previous: AlertPhase
-    phase: AlertPhase
-    at_ms: int
-    """End of the bucket that caused it: the first event time at which it could be known."""
-
-    @property
-    def id(self) -> str:
-        """Stable name of this change, for outboxes and receivers that drop repeats."""
-        return f"{self.alert_id}-{self.phase}"
-
-
 def alert_id(monitor: str, rule: str, stream: str, bucket_ms: int) -> str:
     """16 hex digits: a pure function of what alerted and of the bucket it began in."""
     # JSON keeps the parts apart: ("a", "bc") and ("ab", "c") must not meet.
@@ -57,28 +39,15 @@ def alert_id(monitor: str, rule: str, stream: str, bucket_ms: int) -> str:
     return blake2b(text.encode(), digest_size=8).hexdigest()
 
 
-def step(alert: Alert, verdict: Verdict, bucket_ms: int, policy: Policy) -> tuple[Alert, Transition | None]:
-    """State after the bucket starting at `bucket_ms` has closed with this verdict, and the change of phase, if any.
+def step(alert: Alert, verdict: Verdict, bucket_ms: int, policy: Policy) -> Alert:
+    """State after the bucket starting at `bucket_ms` has closed with this verdict.
 
     A verdict of None (too little to judge) leaves everything as it is. The alert that comes back equals the one that
-    went in where there is nothing to store.
+    went in where there is nothing to store. An alert id passes through each phase at most once.
     """
     if verdict.breached is None:
-        return alert, None
-    after = (
-        _breached(alert, verdict, bucket_ms, policy) if verdict.breached else _calm(alert, verdict, bucket_ms, policy)
-    )
-    if after.phase is alert.phase and after.id == alert.id:
-        return after, None
-    changed = Transition(
-        alert_id=after.id or alert.id,
-        rule=alert.rule,
-        stream=alert.stream,
-        previous=alert.phase,
-        phase=after.phase,
-        at_ms=bucket_ms + policy.bucket_len_ms,
-    )
-    return after, changed
+        return alert
+    return (_breached if verdict.breached else _calm)(alert, verdict, bucket_ms, policy)
 
 
 def _breached(alert: Alert, verdict: Verdict, bucket_ms: int, policy: Policy) -> Alert:
@@ -105,13 +74,12 @@ def _calm(alert: Alert, verdict: Verdict, bucket_ms: int, policy: Policy) -> Ale
     return alert
 
 
-def withdraw(alert: Alert, at_ms: int) -> tuple[Alert, Transition | None]:
+def withdraw(alert: Alert, at_ms: int) -> Alert:
     """The alert when no rule watches its stream any more: firing it resolves at once, pending it is forgotten."""
     if alert.phase is not AlertPhase.FIRING:
-        return Alert(alert.rule, alert.stream), None
+        return Alert(alert.rule, alert.stream)
     verdict = alert.verdict and replace(alert.verdict, breached=False, summary="no rule watches this any more")
-    after = replace(alert, phase=AlertPhase.RESOLVED, verdict=verdict, resolved_ms=at_ms, suppressed=False)
-    return after, Transition(alert.id, alert.rule, alert.stream, alert.phase, after.phase, at_ms)
+    return replace(alert, phase=AlertPhase.RESOLVED, verdict=verdict, resolved_ms=at_ms, suppressed=False)
 
 
 # ------------------------------------------------------------------------------------------------ storage

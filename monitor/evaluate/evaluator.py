@@ -16,7 +16,7 @@ from dataclasses import replace
 import structlog
 
 from monitor.core import alert_state as alerts
-from monitor.core.alert_state import Policy, Transition
+from monitor.core.alert_state import Policy
 from monitor.core.buckets import Layout
 from monitor.core.event_time import bucket_of, closable, fleet_watermark
 from monitor.core.types import Alert, AlertPhase, Partition, Verdict
@@ -160,10 +160,9 @@ class Evaluator:
         decision = Decision()
         at_ms = (self._memory.state.bucket_ms or 0) + self._bucket_ms
         for alert, rule in self._memory.unwatched():
-            after, transition = alerts.withdraw(alert, at_ms)
-            decision.alerts[alert.rule, alert.stream] = after
-            if transition is not None and not alert.suppressed:
-                decision.add(Change(rule, "", self._memory.decided_ms, transition, after))
+            decision.alerts[alert.rule, alert.stream] = after = alerts.withdraw(alert, at_ms)
+            if after.phase is AlertPhase.RESOLVED and not alert.suppressed:
+                decision.add(Change(rule, "", self._memory.decided_ms, after))
             log.info("alert.withdrawn", rule=alert.rule, stream=alert.stream, id=alert.id)
         if decision.alerts:
             self._decide(self._memory.decided_ms, decision)
@@ -201,23 +200,19 @@ class Evaluator:
     ) -> None:
         """One stream's alert one bucket further."""
         before = self._memory.alerts.get((rule.name, stream), Alert(rule.name, stream))
-        after, transition = alerts.step(before, verdict, bucket_ms, self._policies[rule.name])
+        after = alerts.step(before, verdict, bucket_ms, self._policies[rule.name])
         if after == before:
             return
-        if transition is not None and transition.phase is AlertPhase.FIRING:
-            row = decision.rows.get((rule.name, fingerprint), {}).get(stream)
-            onset_ms = self._onset_ms(rule, fingerprint, stream, row)
-            since_ms = after.since_ms if onset_ms is None else onset_ms
-            after = replace(after, suppressed=self._muted, since_ms=since_ms)
+        changed = after.phase is not before.phase
+        if changed and after.phase is AlertPhase.FIRING:
+            after = replace(after, suppressed=self._muted)
+            if layout := self._memory.layouts.get(fingerprint):
+                row = decision.rows.get((rule.name, fingerprint), {}).get(stream)
+                onset_ms = rule.onset_ms(layout, row, self._memory.windows.buckets(fingerprint, stream))
+                after = replace(after, since_ms=after.since_ms if onset_ms is None else onset_ms)
         decision.alerts[rule.name, stream] = after
-        if transition is not None and decision.add(Change(rule, fingerprint, bucket_ms, transition, after)):
-            log.info(f"alert.{transition.phase}", rule=rule.name, stream=stream, id=after.id, summary=verdict.summary)
-
-    def _onset_ms(self, rule: Rule, fingerprint: str, stream: str, row: bytes | None) -> int | None:
-        layout = self._memory.layouts.get(fingerprint)
-        if layout is None:
-            return None
-        return rule.onset_ms(layout, row, self._memory.windows.buckets(fingerprint, stream))
+        if changed and decision.add(Change(rule, fingerprint, bucket_ms, after)):
+            log.info(f"alert.{after.phase}", rule=rule.name, stream=stream, id=after.id, summary=verdict.summary)
 
     def _publish_suppressed(self) -> None:
         """The counts are rebuilt: publish what began meanwhile and still fires. A repeated document has the same id."""
@@ -226,10 +221,8 @@ class Evaluator:
         for alert in self._memory.suppressed:
             decision.alerts[alert.rule, alert.stream] = after = replace(alert, suppressed=False)
             if rule := rules.get(alert.rule):
-                at_ms = alert.fired_ms
-                change = Transition(alert.id, alert.rule, alert.stream, AlertPhase.PENDING, AlertPhase.FIRING, at_ms)
                 fingerprint = self._memory.windows.fingerprint_of(alert.stream) or ""
-                decision.published.append(Change(rule, fingerprint, at_ms - self._bucket_ms, change, after))
+                decision.published.append(Change(rule, fingerprint, alert.fired_ms - self._bucket_ms, after))
                 log.info("alert.told_after_rebuild", rule=alert.rule, stream=alert.stream, id=alert.id)
         self._decide(self._memory.decided_ms, decision)
 

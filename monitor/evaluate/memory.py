@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
-from monitor.core.alert_state import UNDER_WAY, Transition
+from monitor.core.alert_state import UNDER_WAY
 from monitor.core.buckets import Layout
 from monitor.core.types import Alert, AlertPhase, Vector
 from monitor.core.windows import Windows
@@ -20,16 +20,15 @@ Sealed = Mapping[str, Mapping[str, Vector]]
 
 @dataclass(frozen=True, slots=True)
 class Change:
-    """An alert that goes from one phase to another: all that its document needs to know."""
+    """An alert whose phase has changed: all that its document needs."""
 
     rule: Rule | None
     """None where the configuration no longer has a rule of that name."""
     fingerprint: str
     """Of the profile whose counts made it; empty where no counts did: then there is no evidence to show."""
     bucket_ms: int
-    transition: Transition
     alert: Alert
-    """Its state after the transition."""
+    """Its state after the change."""
 
 
 @dataclass(slots=True)
@@ -42,11 +41,11 @@ class Decision:
     published: list[Change] = field(default_factory=list)
     """Those that go to the receivers."""
     phases: list[tuple[str, str]] = field(default_factory=list)
-    """(rule, phase) of every transition, for the metrics."""
+    """(rule, phase) of every change of phase, for the metrics."""
 
     def add(self, change: Change) -> bool:
-        """Count the transition, and publish it where receivers should get it; returns whether they do."""
-        phase = change.transition.phase
+        """Count the change of phase, and publish it where receivers should get it; returns whether they do."""
+        phase = change.alert.phase
         self.phases.append((change.alert.rule, str(phase)))
         publish = phase in {AlertPhase.FIRING, AlertPhase.RESOLVED} and not change.alert.suppressed
         if publish:

@@ -41,10 +41,7 @@ class Presenter:
         if not changes:
             return []
         partitions = self._store.catalog.partitions()
-        return [
-            alert_document(self._about(change), change.transition, change.alert, self._evidence(change, partitions))
-            for change in changes
-        ]
+        return [alert_document(self._about(c), c.alert, self._evidence(c, partitions)) for c in changes]
 
     def _about(self, change: Change) -> About:
         rule, stream = change.rule, change.alert.stream

@@ -9,7 +9,7 @@ from itertools import product
 import structlog
 
 from monitor.core.alert_document import About, alert_document, rfc3339
-from monitor.core.alert_state import Transition, alert_id
+from monitor.core.alert_state import alert_id
 from monitor.core.types import Alert, AlertPhase, Verdict
 from monitor.notify.receivers.notice import RESOLVED
 from monitor.store import Store, StoreError
@@ -101,8 +101,7 @@ def _firing_document(about: About, subject: str, verdict: Verdict, since_ms: int
     """`subject` stands where the alerts of rules name their stream."""
     name = alert_id(about.monitor, about.rule, subject, since_ms)
     alert = Alert(about.rule, subject, AlertPhase.FIRING, name, since_ms=since_ms, fired_ms=now_ms, verdict=verdict)
-    change = Transition(name, about.rule, subject, AlertPhase.INACTIVE, AlertPhase.FIRING, now_ms)
-    return alert_document(about, change, alert)
+    return alert_document(about, alert)
 
 
 def _resolved_document(firing: str, now_ms: int, summary: str) -> str:

@@ -14,7 +14,6 @@ from monitor.core.alert_document import (
     stream_url,
 )
 from monitor.core.alert_document import test_document as document_for_tests
-from monitor.core.alert_state import Transition
 from monitor.core.types import Alert, AlertPhase, Exemplar, Verdict
 
 AT_MS = 1_795_508_410_000  # 2026-11-24T08:20:10Z
@@ -22,10 +21,8 @@ VERDICT = Verdict(True, 0.31, 0.24, 0.1, 300, "12 % of 300 images", (0.2, 0.25, 
 ABOUT = About("layerwatch", "drift", "rate", {"team": "b", "severity": "page"}, "http://m/streams/cam-1", "")
 
 
-def firing(**changes):
-    alert = Alert("drift", "cam-1", AlertPhase.FIRING, "9f0c6a1b2c3d4e5f", AT_MS - 10_000, AT_MS, verdict=VERDICT)
-    transition = Transition(alert.id, "drift", "cam-1", AlertPhase.PENDING, AlertPhase.FIRING, AT_MS)
-    return transition, alert
+def firing():
+    return Alert("drift", "cam-1", AlertPhase.FIRING, "9f0c6a1b2c3d4e5f", AT_MS - 10_000, AT_MS, verdict=VERDICT)
 
 
 def exemplar(name, p):
@@ -36,9 +33,9 @@ MOVED = MovedSignal("layer3", True, 0.41234567, 0.35, "low", (1, 2, 3, 4, 5, 6, 
 
 
 def test_a_firing_alert_says_what_moved_since_when_and_shows_its_worst_images():
-    transition, alert = firing()
+    alert = firing()
     exemplars = [exemplar(f"images/0/{i}", 0.001 * (i + 1)) for i in range(20)][::-1]
-    text = alert_document(ABOUT, transition, alert, Evidence([MOVED] * 9, "content", exemplars))
+    text = alert_document(ABOUT, alert, Evidence([MOVED] * 9, "content", exemplars))
     assert "\n" not in text
     document = json.loads(text)
     assert document["schema"] == "layerwatch.alert/1"
@@ -62,18 +59,17 @@ def test_a_firing_alert_says_what_moved_since_when_and_shows_its_worst_images():
 
 
 def test_the_same_transition_gives_the_same_text_whatever_the_order_of_what_went_in():
-    transition, alert = firing()
+    alert = firing()
     images = [exemplar("a", 0.002), exemplar("b", 0.001)]
     turned = About(ABOUT.monitor, ABOUT.rule, ABOUT.kind, dict(reversed(ABOUT.labels.items())), ABOUT.status_url)
-    first = alert_document(ABOUT, transition, alert, Evidence((), None, images))
-    assert alert_document(turned, transition, alert, Evidence((), None, images[::-1])) == first
+    first = alert_document(ABOUT, alert, Evidence((), None, images))
+    assert alert_document(turned, alert, Evidence((), None, images[::-1])) == first
 
 
 def test_a_resolved_alert_keeps_its_id_and_tells_when_it_ended():
-    _, alert = firing()
+    alert = firing()
     ended = Alert("drift", "cam-1", AlertPhase.RESOLVED, alert.id, alert.since_ms, alert.fired_ms, AT_MS, AT_MS + 5)
-    transition = Transition(alert.id, "drift", "cam-1", AlertPhase.FIRING, AlertPhase.RESOLVED, AT_MS + 5)
-    document = json.loads(alert_document(ABOUT, transition, ended))
+    document = json.loads(alert_document(ABOUT, ended))
     assert (document["type"], document["id"]) == ("alert.resolved", "9f0c6a1b2c3d4e5f-resolved")
     assert document["data"]["alert_id"] == alert.id
     assert document["data"]["resolved_at"] == "2026-11-24T08:20:10.005Z"
@@ -81,13 +77,12 @@ def test_a_resolved_alert_keeps_its_id_and_tells_when_it_ended():
 
 
 def test_a_pending_alert_has_no_document():
-    transition = Transition("id", "drift", "cam-1", AlertPhase.INACTIVE, AlertPhase.PENDING, AT_MS)
     with pytest.raises(ValueError, match="pending"):
-        alert_document(ABOUT, transition, firing()[1])
+        alert_document(ABOUT, Alert("drift", "cam-1", AlertPhase.PENDING, "id", AT_MS))
 
 
 def test_a_test_document_has_every_field_of_a_real_one_and_an_id_of_its_own():
-    real, tried = json.loads(alert_document(ABOUT, *firing())), json.loads(document_for_tests("layerwatch", AT_MS))
+    real, tried = json.loads(alert_document(ABOUT, firing())), json.loads(document_for_tests("layerwatch", AT_MS))
     assert tried["type"] == "alert.test"
     assert tried.keys() == real.keys()
     assert tried["data"].keys() == real["data"].keys()
@@ -97,7 +92,7 @@ def test_a_test_document_has_every_field_of_a_real_one_and_an_id_of_its_own():
 def test_every_kind_of_document_is_valid_by_the_published_schema():
     schema = json.loads((Path(__file__).parents[2] / "docs" / "alert.schema.json").read_text())
     evidence = Evidence([MOVED], "sensor", [exemplar("a", 0.01)])
-    for text in (alert_document(ABOUT, *firing(), evidence), document_for_tests("layerwatch", AT_MS)):
+    for text in (alert_document(ABOUT, firing(), evidence), document_for_tests("layerwatch", AT_MS)):
         jsonschema.validate(json.loads(text), schema, format_checker=jsonschema.FormatChecker())
 
 

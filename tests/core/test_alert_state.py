@@ -1,3 +1,5 @@
+from dataclasses import dataclass
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -13,23 +15,39 @@ def verdict(breached):
     return Verdict(breached, 0.2, 0.15, 0.1, 500, "20 % beyond the cut", (0.1, 0.15, 0.2), "ood above the 5 % cut")
 
 
+@dataclass
+class Transition:
+    """A change of phase, as `step` shows it by what goes in and what comes back."""
+
+    before: Alert
+    after: Alert
+
+    @property
+    def alert_id(self):
+        return self.after.id or self.before.id
+
+    @property
+    def at_ms(self):
+        return self.after.resolved_ms or self.after.fired_ms
+
+
 def play(breaches, for_s=0, keep_s=0, alert=None):
     """Phases after each bucket, the transitions, and the last alert."""
     alert = alert or Alert("rate", "cam-1")
     policy = Policy("line", BUCKET, for_s * 1000, keep_s * 1000)
     phases, transitions = [], []
     for i, breached in enumerate(breaches):
-        alert, changed = step(alert, verdict(breached), (i + 1) * BUCKET, policy)
+        before, alert = alert, step(alert, verdict(breached), (i + 1) * BUCKET, policy)
         phases.append(alert.phase)
-        if changed:
-            transitions.append(changed)
+        if alert.phase is not before.phase:
+            transitions.append(Transition(before, alert))
     return phases, transitions, alert
 
 
 def test_without_for_it_fires_at_once_and_resolves_at_once():
     phases, transitions, alert = play([False, True, True, False, False])
     assert phases == [INACTIVE, FIRING, FIRING, RESOLVED, RESOLVED]
-    assert [(t.previous, t.phase, t.at_ms) for t in transitions] == [
+    assert [(t.before.phase, t.after.phase, t.at_ms) for t in transitions] == [
         (INACTIVE, FIRING, 30_000),
         (FIRING, RESOLVED, 50_000),
     ]
@@ -52,16 +70,15 @@ def test_keep_firing_for_bridges_short_calm():
 def test_too_little_to_judge_changes_nothing():
     for before in ([], [True], [True, False]):
         _, _, alert = play(before, keep_s=60)
-        after, changed = step(alert, verdict(None), 990_000, Policy("line", BUCKET))
-        assert (after, changed) == (alert, None)
+        assert step(alert, verdict(None), 990_000, Policy("line", BUCKET)) == alert
 
 
 def test_a_resolved_alert_comes_back_under_a_new_id():
     phases, transitions, _ = play([True, False, True])
     assert phases == [FIRING, RESOLVED, FIRING]
-    assert transitions[2].previous is RESOLVED
+    assert transitions[2].before.phase is RESOLVED
     assert transitions[2].alert_id != transitions[0].alert_id
-    assert len({t.id for t in transitions}) == 3
+    assert len({(t.alert_id, t.after.phase) for t in transitions}) == 3
 
 
 def test_an_inactive_alert_needs_no_write():
@@ -80,12 +97,13 @@ def test_a_bucket_judged_twice_changes_nothing_the_second_time(breaches, for_buc
     alert = Alert("rate", "cam-1")
     seen = set()
     for i, breached in enumerate(breaches):
-        alert, changed = step(alert, verdict(breached), (i + 1) * BUCKET, policy)
-        assert step(alert, verdict(breached), (i + 1) * BUCKET, policy) == (alert, None)
+        before, alert = alert, step(alert, verdict(breached), (i + 1) * BUCKET, policy)
+        assert step(alert, verdict(breached), (i + 1) * BUCKET, policy) == alert
         assert from_json(to_json(alert)) == alert
-        if changed:
-            assert changed.id not in seen
-            seen.add(changed.id)
+        if alert.phase is not before.phase:
+            name = Transition(before, alert).alert_id, alert.phase
+            assert name not in seen
+            seen.add(name)
 
 
 def test_an_unknown_version_is_refused_by_name():

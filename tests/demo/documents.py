@@ -7,7 +7,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from monitor.core.alert_document import About, Evidence, MovedSignal, alert_document
-from monitor.core.alert_state import Policy, Transition, step
+from monitor.core.alert_state import Policy, step
 from monitor.core.types import Alert, Verdict
 
 START_MS = int(datetime(2026, 1, 5, 8, 0, tzinfo=UTC).timestamp()) * 1000
@@ -24,13 +24,12 @@ def episode(stream: str, since_s: int, rule: str = "rate", kind: str = "rate") -
     breached = Verdict(True, 0.42, 0.27, 0.10, 120, "42.0% of 120 images", (0.24, 0.39, 0.54), "ood: more images")
     calm = Verdict(False, 0.05, 0.0, 0.10, 120, "5.0% of 120 images")
     begin_ms = START_MS + since_s * 1000
-    alert, fired = step(Alert(rule, stream), breached, begin_ms, policy)
-    after, resolved = step(alert, calm, begin_ms + 100_000, policy)
+    alert = step(Alert(rule, stream), breached, begin_ms, policy)
+    after = step(alert, calm, begin_ms + 100_000, policy)
     about = About("demo", rule, kind, {}, "", "")
-    return _parsed(about, fired, alert), _parsed(about, resolved, after)
+    return _parsed(about, alert), _parsed(about, after)
 
 
-def _parsed(about: About, transition: Transition | None, alert: Alert) -> dict[str, Any]:
-    assert transition is not None
-    document: dict[str, Any] = json.loads(alert_document(about, transition, alert, Evidence(MOVED, "sensor")))
+def _parsed(about: About, alert: Alert) -> dict[str, Any]:
+    document: dict[str, Any] = json.loads(alert_document(about, alert, Evidence(MOVED, "sensor")))
     return document

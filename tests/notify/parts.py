@@ -11,7 +11,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 from monitor.core.alert_document import About, Evidence, MovedSignal, alert_document
-from monitor.core.alert_state import Transition, alert_id
+from monitor.core.alert_state import alert_id
 from monitor.core.types import Alert, AlertPhase, Exemplar, Verdict
 from monitor.store import Store
 
@@ -140,10 +140,7 @@ def document_of(alert: Alert, labels: Mapping[str, str] | None = None) -> str:
         {"severity": "page"} if labels is None else labels,
         f"http://status.example/streams/{alert.stream}?a=1&b=2",
     )
-    previous = AlertPhase.FIRING if alert.phase is AlertPhase.RESOLVED else AlertPhase.PENDING
-    at_ms = alert.resolved_ms or alert.fired_ms
-    change = Transition(alert.id, alert.rule, alert.stream, previous, alert.phase, at_ms)
-    return alert_document(about, change, alert, EVIDENCE)
+    return alert_document(about, alert, EVIDENCE)
 
 
 def firing(stream: str = "cam-1", rule: str = "drift", labels: Mapping[str, str] | None = None) -> str:

@@ -8,8 +8,7 @@ from __future__ import annotations
 from typing import Any
 
 from monitor.sources.kafka import KAFKA
-from monitor.sources.kind import SourceKind, SourceSection, SourceSettings
-from monitor.sources.protocol import Producer, Source
+from monitor.sources.protocol import Producer, Source, SourceKind, SourceSection, SourceSettings
 from monitor.sources.redis_streams import REDIS_STREAM
 
 SOURCES: dict[str, SourceKind[Any]] = {"kafka": KAFKA, "redis-stream": REDIS_STREAM}

@@ -1,12 +1,19 @@
-"""What a broker offers: a source of records (a partitioned log with consumer groups), a producer, and their errors."""
+"""What a broker offers: a source of records (a partitioned log with consumer groups), a producer, and their errors.
+
+A kind of source is described by a `SourceKind`, and opened with `SourceSettings`.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Generic, Literal, Protocol, TypeVar
 
+from monitor.core.settings import Names
 from monitor.core.types import DeadLetter, Partition, Record
+from monitor.store.settings import RedisSettings
+
+Headers = Sequence[tuple[str, bytes]]
 
 
 class SourceError(Exception):
@@ -52,7 +59,7 @@ class Source(Protocol):
         """Grows with every assignment; fences a former owner of a partition."""
 
     def poll(self, timeout_s: float) -> Polled:
-        """Wait up to `timeout_s` for records of started, not paused partitions. Must be called for ever."""
+        """Wait up to `timeout_s` for records of started, not paused partitions. Must be called again and again."""
 
     def start(self, partition: Partition, next_offset: int) -> None:
         """Seek an assigned partition and let its records flow; also used to seek back."""
@@ -76,7 +83,7 @@ class Source(Protocol):
         """The group's committed next offset; None where it never committed."""
 
     def commit(self, next_offsets: Mapping[Partition, int]) -> None:
-        """Tell the group how far we are: information for lag tools, never what a restart goes by."""
+        """Commit these offsets for the group: information for lag tools, never what a restart begins at."""
 
     def log_id(self, partition: Partition) -> str:
         """Identity of the log: another one under the same name is a new log; "" where the broker cannot tell."""
@@ -87,7 +94,7 @@ class Source(Protocol):
     def dead_letter(self, letters: Sequence[DeadLetter]) -> None:
         """Write these to the dead-letter log; returns when it has acknowledged them all.
 
-        The one call after whose SourceError this client is still good: write them again after a while.
+        After a SourceError of this call alone, the source can still be used: write them again after a while.
         """
 
     def close(self) -> None:
@@ -102,12 +109,7 @@ class Producer(Protocol):
     """
 
     def send(
-        self,
-        topic: str,
-        value: bytes,
-        key: bytes | None = None,
-        headers: Sequence[tuple[str, bytes]] = (),
-        timestamp_ms: int | None = None,
+        self, topic: str, value: bytes, key: bytes | None = None, headers: Headers = (), timestamp_ms: int | None = None
     ) -> None:
         """Queue one record; blocks while too much is in flight. Records of one key stay in order.
 
@@ -124,3 +126,45 @@ class Producer(Protocol):
 
     def close(self) -> None:
         """Free everything and drop what is not flushed; never raises."""
+
+
+class SourceSection(Protocol):
+    """What the configuration section of every kind has."""
+
+    topics: Names
+    dead_letter_topic: str
+    start: Literal["earliest", "latest"]
+    """Where a group without a cursor begins."""
+
+
+S = TypeVar("S", bound=SourceSection)
+S_co = TypeVar("S_co", bound=SourceSection, covariant=True)
+
+
+@dataclass(frozen=True, slots=True)
+class SourceSettings(Generic[S_co]):
+    """What a source or a producer is opened with; `Config.source_settings` gives it."""
+
+    kind: str
+    """A key of `monitor.sources.SOURCES`."""
+    section: S_co
+    monitor: str
+    """The monitor's name: the consumer group, where the section has no name for it."""
+    redis: RedisSettings
+    """The Redis of the state."""
+    group_suffix: str = ""
+    """Appended to the name of the consumer group."""
+
+
+@dataclass(frozen=True, slots=True)
+class SourceKind(Generic[S]):
+    """One kind of source: its section of the configuration, and how it is opened.
+
+    The two functions import the broker's client themselves, so that only the client in use is loaded.
+    """
+
+    section: str
+    """Name of the section in `Config`."""
+    settings: type[S]
+    open_source: Callable[[SourceSettings[S]], Source]
+    open_producer: Callable[[SourceSettings[S]], Producer]

@@ -39,7 +39,7 @@ def changed(world: KafkaWorld, **options: object) -> KafkaSettings:
 
 @pytest.mark.parametrize("key", ["topics", "dead_letter_topic"])
 def test_a_missing_topic_is_named(world: KafkaWorld, key: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("monitor.sources.kafka.source.TOPIC_WAIT_S", 0.3)
+    monkeypatch.setattr("monitor.sources.kafka.group.TOPIC_WAIT_S", 0.3)
     with pytest.raises(
         FatalSourceError, match=f"topic no-such-topic does not exist on .*; create it or correct kafka.{key}"
     ):
@@ -116,7 +116,7 @@ def test_a_producer_goes_on_after_a_missing_topic(world: KafkaWorld) -> None:
 
 
 def test_a_topic_deleted_under_us_is_fatal(world: KafkaWorld, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("monitor.sources.kafka.source.TOPIC_GONE_S", 0.5)
+    monkeypatch.setattr("monitor.sources.kafka.group.TOPIC_GONE_S", 0.5)
     source = world.owner()
     for partition in source.partitions():
         source.start(partition, 0)

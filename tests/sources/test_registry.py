@@ -13,7 +13,7 @@ from monitor.config.schema import Config
 from monitor.core.settings import Names, Section
 from monitor.core.types import DeadLetter, Partition, Record
 from monitor.sources import SOURCES, Producer, Source, SourceKind, SourceSettings, open_producer, open_source
-from monitor.sources.protocol import Polled
+from monitor.sources.protocol import Headers, Polled
 from monitor.sources.read_back import read_back
 from monitor.store.settings import RedisSettings
 
@@ -89,12 +89,7 @@ class MemoryProducer:
     """Appends to the logs at once."""
 
     def send(
-        self,
-        topic: str,
-        value: bytes,
-        key: bytes | None = None,
-        headers: Sequence[tuple[str, bytes]] = (),
-        timestamp_ms: int | None = None,
+        self, topic: str, value: bytes, key: bytes | None = None, headers: Headers = (), timestamp_ms: int | None = None
     ) -> None:
         log = LOGS[topic]
         log.append(Record(Partition(topic, 0), len(log), timestamp_ms or 0, key, value, tuple(headers)))

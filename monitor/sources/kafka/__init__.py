@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from monitor.sources.kafka.settings import KafkaSettings
-from monitor.sources.kind import SourceKind, SourceSettings
-from monitor.sources.protocol import Producer, Source
+from monitor.sources.protocol import Producer, Source, SourceKind, SourceSettings
 
 
 def _open_source(settings: SourceSettings[KafkaSettings]) -> Source:

@@ -1,4 +1,17 @@
-"""Options, connections and errors of kafka-python's clients: what the source and the producers share."""
+"""Options, connections and errors of kafka-python's clients: what the source and the producers share.
+
+The clients of kafka-python 3.0 do not say why connecting failed, leave sockets open, and hide some of their state. This
+package therefore relies on these internals, which tests/sources/test_kafka_internals.py checks:
+
+- client.py: `KafkaNetClient(net=, manager=)` and `NetworkSelector` of `kafka.net`; of `KafkaConnectionManager` its
+  `_conns`, `get_connection`, `maybe_raise_auth_failure`, `_build_transport` and `cluster`; a connection's
+  `init_future`; a transport's `_sock_recv` and `_sock`; `ClusterMetadata.bootstrap_brokers`; the clients' option
+  `kafka_client`; the locals `sock`, `transport` and `exceptions` in the frames of a failed connect.
+- group.py: `KafkaConsumer._coordinator` (`rejoining`, `request_rejoin`), `KafkaConsumer._cluster` (`topic_id`).
+- source.py: `KafkaConsumer._fetcher._next_partition_records` (`topic_partition`, `next_fetch_offset`).
+- damage.py: the local `batch` (`base_offset`) in the frame of `_unpack_records`.
+- producer.py: `KafkaProducer._sender.force_close`.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +32,7 @@ from monitor.sources.kafka.settings import KafkaSettings, KafkaTlsSettings
 from monitor.sources.protocol import FatalSourceError, SourceError
 
 MAX_BOOTSTRAP_S = 10.0
-"""A daemon tries again for ever; what it must not do is to sit here deaf to its own end."""
+"""A daemon tries again for ever; one attempt must not delay its shutdown."""
 MAX_RECONNECT_MS = 3000
 
 _REFUSED = (

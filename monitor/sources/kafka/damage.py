@@ -1,20 +1,20 @@
 """How far damage in a Kafka log reaches: the offsets of the one record batch that cannot be read.
 
-A batch is checked and unpacked whole, so a damaged one costs all its records and none of its neighbours'. Where it
-ends stands in its own header, which may be what is damaged; so the end is looked for by reading: a fetch from any
-offset inside begins with that same batch and fails in it, a fetch from beyond does not.
+A batch is checked and unpacked whole, so a damaged one costs all its records and no others. Its header says where it
+ends, but the header may be what is damaged; so the end is found by reading: a fetch from any offset inside starts with
+that batch and fails in it, a fetch from beyond does not.
 """
 
 from __future__ import annotations
 
 import time
 import traceback
-from typing import Any
 
 from kafka import KafkaConsumer, TopicPartition, errors
 
 from monitor.core.types import Partition
 from monitor.sources.kafka.client import client_options, connect, translated, with_passthrough
+from monitor.sources.kafka.group import FIXED
 from monitor.sources.kafka.settings import KafkaSettings
 from monitor.sources.protocol import SourceError
 
@@ -23,14 +23,14 @@ PROBE_S = 10.0
 
 
 def is_damage(error: Exception) -> bool:
-    """Whether this came of what the log holds, not of the way there: a checksum, a codec, a parser at its wits' end."""
+    """Whether the content of the log caused this, not the connection: a checksum, a codec, a parser error."""
     if isinstance(error, errors.CorruptRecordError | errors.UnsupportedCodecError):
         return True
     return not isinstance(error, errors.KafkaError | OSError) and batch_start(error) is not None
 
 
 def batch_start(error: BaseException) -> int | None:
-    """Base offset of the batch that was being unpacked when this was raised; None where it was something else."""
+    """Base offset of the batch that was being unpacked when this was raised; None where none was."""
     for frame, _ in traceback.walk_tb(error.__traceback__):
         if frame.f_code.co_name == "_unpack_records" and (batch := frame.f_locals.get("batch")) is not None:
             return int(batch.base_offset)
@@ -40,8 +40,8 @@ def batch_start(error: BaseException) -> int | None:
 class Probe:
     """Looks into one partition without a group. Close it."""
 
-    def __init__(self, config: KafkaSettings, partition: Partition, fixed: frozenset[str]) -> None:
-        self._config, self._fixed = config, fixed
+    def __init__(self, config: KafkaSettings, partition: Partition) -> None:
+        self._config = config
         self._at = TopicPartition(partition.topic, partition.index)
         self._consumer: KafkaConsumer | None = None
 
@@ -91,7 +91,7 @@ class Probe:
                     return None
         raise SourceError(f"kafka: no answer at {offset} of {self._at.topic}:{self._at.partition}")
 
-    def _open(self) -> Any:
+    def _open(self) -> KafkaConsumer:
         options = client_options(self._config) | {
             "group_id": None,
             "enable_auto_commit": False,
@@ -99,6 +99,6 @@ class Probe:
             "isolation_level": "read_committed",
             "check_crcs": True,
         }
-        consumer = connect(KafkaConsumer, with_passthrough(self._config, options, KafkaConsumer, self._fixed))
+        consumer = connect(KafkaConsumer, with_passthrough(self._config, options, KafkaConsumer, FIXED))
         consumer.assign([self._at])
         return consumer

@@ -1,4 +1,4 @@
-"""Writing to Kafka: idempotent, acknowledged by all in-sync replicas, bounded in memory."""
+"""Writing records and dead letters to Kafka: idempotent, acknowledged by all in-sync replicas, bounded in memory."""
 
 from __future__ import annotations
 
@@ -9,9 +9,11 @@ from typing import Any
 import structlog
 from kafka import KafkaProducer, errors
 
+from monitor.core.types import DeadLetter
 from monitor.sources.kafka.client import client_options, connect, describe, translated, with_passthrough
 from monitor.sources.kafka.settings import KafkaSettings
-from monitor.sources.protocol import FatalSourceError, SourceError
+from monitor.sources.letters import letter_headers, letter_id, story_headers
+from monitor.sources.protocol import FatalSourceError, Headers, SourceError
 
 log = structlog.get_logger(__name__)
 
@@ -22,13 +24,11 @@ CLOSE_TIMEOUT_S = 3.0
 
 FIXED = frozenset({"acks", "allow_auto_create_topics", "enable_idempotence", "key_serializer", "value_serializer"})
 
-Headers = Sequence[tuple[str, bytes]]
-
 
 class KafkaRecordProducer:
     """`monitor.sources.Producer` on Kafka. Belongs to one thread.
 
-    Connects on first use, and anew after a failure: an idempotent producer that failed has lost its sequence.
+    Connects on first use, and again after a failure: an idempotent producer that failed has lost its sequence.
     """
 
     def __init__(self, config: KafkaSettings) -> None:
@@ -39,12 +39,7 @@ class KafkaRecordProducer:
         self._bytes_in_flight = 0
 
     def send(
-        self,
-        topic: str,
-        value: bytes,
-        key: bytes | None = None,
-        headers: Headers = (),
-        timestamp_ms: int | None = None,
+        self, topic: str, value: bytes, key: bytes | None = None, headers: Headers = (), timestamp_ms: int | None = None
     ) -> None:
         """See `Producer.send`."""
         with _refusing_size(topic):
@@ -127,6 +122,46 @@ class KafkaRecordProducer:
             "max_request_size": self._config.fetch_max_bytes,
         }
         return connect(KafkaProducer, with_passthrough(self._config, options, KafkaProducer, FIXED))
+
+
+class KafkaDeadLetters(KafkaRecordProducer):
+    """Writes unusable records, with the reason in their headers, to `kafka.dead_letter_topic`.
+
+    A letter's key is the position of its record (`topic:partition:offset`), so a replay writes the same key again and
+    a compacted topic keeps one of each. The original key travels in a header.
+    """
+
+    def write(self, letters: Sequence[DeadLetter]) -> None:
+        """Write them all and wait for the acknowledgements.
+
+        Raises:
+            SourceError: not all were acknowledged; write them again after a while.
+            FatalSourceError: the topic may not be written.
+        """
+        if not letters:
+            return
+        try:
+            for future in [self._submit_letter(letter) for letter in letters]:
+                self.await_written(future)
+        except errors.MessageSizeTooLargeError:
+            # One that is too large makes those beside it fail. Some may be written: a second one has the same key.
+            for letter in letters:
+                self._write_alone(letter)
+        log.info("dead_letters.written", letters=len(letters), topic=self._config.dead_letter_topic)
+
+    def _submit_letter(self, letter: DeadLetter) -> Any:
+        topic, value = self._config.dead_letter_topic, letter.record.value or b""
+        return self.submit(topic, value, letter_id(letter).encode(), letter_headers(letter))
+
+    def _write_alone(self, letter: DeadLetter) -> None:
+        try:
+            self.await_written(self._submit_letter(letter))
+        except errors.MessageSizeTooLargeError:
+            # with its headers the record is larger than the topic takes: its position is worth more than nothing
+            omitted = ("layerwatch-value-omitted", str(len(letter.record.value or b"")).encode())
+            headers = [*story_headers(letter), omitted]
+            self.send(self._config.dead_letter_topic, b"", letter_id(letter).encode(), headers)
+            self.flush()
 
 
 @contextmanager

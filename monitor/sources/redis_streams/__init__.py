@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from monitor.sources.kind import SourceKind, SourceSettings
-from monitor.sources.protocol import Producer, Source
+from monitor.sources.protocol import Producer, Source, SourceKind, SourceSettings
 from monitor.sources.redis_streams.settings import RedisStreamSettings
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 import zlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from itertools import count
 from pathlib import Path
@@ -18,7 +18,7 @@ import msgpack
 from redis.exceptions import AuthenticationError, NoPermissionError, RedisError
 
 from monitor.core.types import Partition, Record
-from monitor.sources.protocol import FatalSourceError, SourceError
+from monitor.sources.protocol import FatalSourceError, Headers, SourceError
 from monitor.sources.redis_streams.settings import RedisStreamSettings
 from monitor.store.connection import Connection, StoreConfigError, StoreError, connect
 from monitor.store.scripts import Call, Value, load_scripts
@@ -29,8 +29,6 @@ SCRIPTS = load_scripts(Path(__file__).parent / "lua")
 BATCH_RECORDS = 100
 BATCH_BYTES = 2**20
 """Records wait in the producer until one of the two is reached, or `flush`: one round trip for many."""
-
-Headers = Sequence[tuple[str, bytes]]
 
 
 @contextmanager
@@ -96,7 +94,7 @@ def parse_record(partition: Partition, entry_id: bytes, fields: Mapping[bytes, b
 class RedisRecordProducer:
     """`monitor.sources.Producer` on Redis Streams: a key's records all go to one partition. Belongs to one thread.
 
-    Connects on first use, and anew after a failure.
+    Connects on first use, and again after a failure.
     """
 
     def __init__(self, config: RedisStreamSettings, server: RedisSettings) -> None:
@@ -108,12 +106,7 @@ class RedisRecordProducer:
         self._turn = count()
 
     def send(
-        self,
-        topic: str,
-        value: bytes,
-        key: bytes | None = None,
-        headers: Headers = (),
-        timestamp_ms: int | None = None,
+        self, topic: str, value: bytes, key: bytes | None = None, headers: Headers = (), timestamp_ms: int | None = None
     ) -> None:
         """See `Producer.send`."""
         index = (next(self._turn) if key is None else zlib.crc32(key)) % self._config.partitions

@@ -32,9 +32,30 @@ MARKS_OF_FIXTURES = {
 LONGEST_FIRST = (
     "tests/demo/test_demo_process.py",
     "tests/e2e/test_exact_counts.py",
+    "tests/faults/test_kafka.py",
     "tests/deploy/test_dashboards.py",
+    "tests/e2e/test_main_job.py",
+    "tests/faults/test_records.py",
+    "tests/web/test_browser.py",
+    "tests/detectors/test_profile.py",
+    "tests/faults/test_redis.py",
+    "tests/ingest/test_decoder_pool.py",
+    "tests/e2e/test_silence.py",
+    "tests/e2e/test_replay.py",
+    "tests/faults/test_crashes.py",
+    "tests/faults/test_verdicts.py",
+    "tests/sources/test_kafka_trouble.py",
+    "tests/cli/test_profile.py",
+    "tests/detectors/test_registry.py",
+    "tests/sources/test_contract.py",
+    "tests/ingest/test_fuzz.py",
+    "tests/ingest/test_consumer.py",
+    "tests/detectors/test_pretrain.py",
+    "tests/notify/test_receivers.py",
+    "tests/notify/test_dispatcher.py",
+    "tests/deploy/test_docs.py",
 )
-"""Files that take longest, in order of their start: none of them may begin when the others have ended."""
+"""Files in the order in which they start; a long one that came last would leave one process busy alone."""
 
 SHARED = pytest.StashKey[SharedParts]()
 FOLDER = "shared_parts"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import signal
@@ -9,6 +10,7 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -22,18 +24,19 @@ from monitor.store.private_server import PrivateRedis
 
 pytestmark = pytest.mark.slow
 
-COMMAND = [sys.executable, "-m", "monitor", "demo", "--headless"]
 
-
-def started(folder: Path) -> subprocess.Popen[str]:
-    """The demo with `folder` as its place for temporary files; its output comes through a pipe."""
-    return subprocess.Popen(
-        COMMAND,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        env={**os.environ, "TMPDIR": str(folder), "PYTHONUNBUFFERED": "1"},
-    )
+@contextlib.contextmanager
+def started(folder: Path) -> Iterator[subprocess.Popen[str]]:
+    """The demo with `folder` as its place for temporary files; its output comes through a pipe. Ends with the block."""
+    environment = {**os.environ, "TMPDIR": str(folder), "PYTHONUNBUFFERED": "1"}
+    command = [sys.executable, "-m", "monitor", "demo", "--headless"]
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment
+    ) as process:
+        try:
+            yield process
+        finally:
+            process.kill()
 
 
 def answers(port: int) -> bool:
@@ -46,8 +49,8 @@ def answers(port: int) -> bool:
 
 @pytest.mark.timeout(400)  # 75 s on two quiet cores; a crowded machine makes it longer, not wrong
 def test_the_demo_alerts_on_its_drifts_resolves_and_exits_0(tmp_path: Path) -> None:
-    demo = started(tmp_path)
-    output, _ = demo.communicate()
+    with started(tmp_path) as demo:
+        output, _ = demo.communicate(timeout=380)
     assert demo.returncode == 0, output
     lines = output.splitlines()
     for stream in ("line-2", "line-3"):
@@ -73,16 +76,16 @@ def test_the_demo_alerts_on_its_drifts_resolves_and_exits_0(tmp_path: Path) -> N
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_an_interrupted_demo_leaves_no_redis_and_no_files(tmp_path: Path, number: signal.Signals) -> None:
-    demo = started(tmp_path)
-    assert demo.stdout
-    first = demo.stdout.readline()
-    port = re.search(r"127\.0\.0\.1:(\d+)", first)
-    assert port, first
-    assert answers(int(port[1]))
-    assert list(tmp_path.glob("layerwatch-*"))
-    demo.stdout.readline()
-    demo.send_signal(number)
-    rest, _ = demo.communicate(timeout=60)
+    with started(tmp_path) as demo:
+        assert demo.stdout
+        first = demo.stdout.readline()
+        port = re.search(r"127\.0\.0\.1:(\d+)", first)
+        assert port, first
+        assert answers(int(port[1]))
+        assert list(tmp_path.glob("layerwatch-*"))
+        demo.stdout.readline()
+        demo.send_signal(number)
+        rest, _ = demo.communicate(timeout=60)
     assert demo.returncode == 130, rest
     assert "Traceback" not in rest
     assert not answers(int(port[1]))

@@ -17,13 +17,12 @@ import yaml
 
 from monitor.config.loading import load_config
 from monitor.sources import open_producer
+from monitor.store.child_process import free_port
 from monitor.store.private_server import PrivateRedis
 from monitor.telemetry import metrics
-from tests.e2e.running import RunningDaemon, free_port, wait_for
+from tests.e2e.running import RunningDaemon, wait_for
 from tests.fleet.prometheus import Prometheus
 from tests.pictures import encoded, pictures
-
-pytestmark = pytest.mark.timeout(300)
 
 DEPLOY = Path(__file__).parents[2] / "deploy"
 RULES = DEPLOY / "prometheus/rules.yaml"
@@ -126,11 +125,10 @@ def story(
             ],
             "receivers": [{"name": "hook", "type": "webhook", "url": f"http://127.0.0.1:{free_port()}/"}],
         },
-    ).start()
-    prometheus = Prometheus(folder, f"127.0.0.1:{daemon.port}", RULES)
-    try:
+    )
+    with Prometheus(folder, f"127.0.0.1:{daemon.port}", RULES) as prometheus, daemon:
         began_s = time.time()
-        wait_for("the evaluator", lambda: daemon.check() or prometheus.now("layerwatch_evaluator_lease == 1"))
+        wait_for("the evaluator", lambda: daemon.check_alive() or prometheus.now("layerwatch_evaluator_lease == 1"))
         producer = open_producer(load_config(daemon.config, {}).source_settings())
         share = 'layerwatch_stream_ood_share{stream="cam-1",level="0.05"}'
         firing = 'layerwatch_alert_active{monitor="story",stream="cam-1",phase="firing"}'
@@ -146,13 +144,10 @@ def story(
             for value in (encoded(image), encoded(image), b"not an image"):
                 producer.send("story-images", value, b"cam-2", timestamp_ms=at_ms)
             producer.flush()
-            wait_for(phase.name, lambda shown=phase.shown: daemon.check() or prometheus.now(shown))
+            wait_for(phase.name, lambda shown=phase.shown: daemon.check_alive() or prometheus.now(shown))
         producer.close()
         wait_for("the lag", lambda: prometheus.now("layerwatch_lag_records"))
         yield Story(prometheus, began_s, time.time() + 1)  # the step after the last scrape shows it
-    finally:
-        prometheus.stop()
-        daemon.end()
 
 
 def test_every_query_of_every_panel_returns_data(story: Story) -> None:

@@ -218,19 +218,17 @@ def test_the_sample_producer_sends_all_lines(redis_server: PrivateRedis, tmp_pat
         )
     )
     command = [sys.executable, DEPLOY / "compose/sample.py", "produce", config]
-    process = subprocess.Popen(command, env={**os.environ, "PYTHONPATH": str(ROOT)})
-    client = Client.from_url(redis_server.url)
-    try:
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    with Client.from_url(redis_server.url) as client, subprocess.Popen(command, env=environment) as process:
 
         def keys() -> bool:
             assert process.poll() is None
             return {fields[b"k"] for _, fields in client.xrange("{lwq:sample:0}")} == {b"line-1", b"line-2", b"line-3"}
 
-        wait_for("a picture of every line", keys, 60)
-    finally:
-        process.terminate()
-        process.wait(timeout=20)
-        client.close()
+        try:
+            wait_for("a picture of every line", keys, 60)
+        finally:
+            process.kill()
 
 
 # ------------------------------------------------------------------------------------------------ systemd

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import os
-import signal
-import socket
 import subprocess
 import sys
 import time
@@ -13,6 +11,8 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+
+from monitor.store.child_process import ChildProcess, free_port
 
 PATIENCE_S = 110.0
 """Long enough for a busy machine to load torch several times; nothing waits for it to pass."""
@@ -28,12 +28,6 @@ def wait_for(what: str, condition: Callable[[], Any], patience_s: float = PATIEN
     return value
 
 
-def free_port() -> int:
-    """A port nobody listens on now."""
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        return int(server.getsockname()[1])
-
-
 def config_file(folder: Path, settings: dict[str, Any]) -> Path:
     """A configuration whose status page has a port of its own."""
     port = free_port()
@@ -42,43 +36,24 @@ def config_file(folder: Path, settings: dict[str, Any]) -> Path:
     return path
 
 
-class RunningDaemon:
+class RunningDaemon(ChildProcess):
     """`python -m monitor run` with that configuration; its log goes to a file beside it."""
 
     def __init__(self, folder: Path, settings: dict[str, Any]) -> None:
         self.config = config_file(folder, settings)
         self.port = int(self.config.stem.removeprefix("config-"))
         self.log = self.config.with_suffix(".log")
-        self._process: subprocess.Popen[bytes] | None = None
+        super().__init__("the daemon", self.log, stop_timeout_s=40.0)
 
-    def start(self) -> RunningDaemon:
+    def start(self) -> None:
         """Start it; returns at once."""
-        with self.log.open("ab") as log:
-            command = [sys.executable, "-m", "monitor", "run", "-c", str(self.config)]
-            self._process = subprocess.Popen(command, stdout=log, stderr=log, env=_one_thread())
-        return self
-
-    def kill(self) -> None:
-        """SIGKILL, as a crash would."""
-        assert self._process is not None
-        self._process.kill()
-        self._process.wait()
+        self._launch([sys.executable, "-m", "monitor", "run", "-c", str(self.config)], env=_one_thread())
 
     def terminate(self) -> int:
         """SIGTERM; returns the exit status."""
         assert self._process is not None
-        self._process.send_signal(signal.SIGTERM)
-        return self._process.wait(timeout=40)
-
-    def check(self) -> None:
-        """Fail with the end of its log if it has ended by itself."""
-        if self._process is not None and self._process.poll() is not None:
-            raise AssertionError(f"the daemon ended with {self._process.returncode}:\n{self.log.read_text()[-3000:]}")
-
-    def end(self) -> None:
-        """Make sure that it is gone."""
-        if self._process is not None and self._process.poll() is None:
-            self.kill()
+        self._process.terminate()
+        return self._process.wait(self._stop_timeout_s)
 
 
 def layerwatch(*arguments: str) -> subprocess.CompletedProcess[str]:

@@ -29,7 +29,7 @@ from monitor.sources.kafka.settings import KafkaSettings
 from monitor.store import Store, open_store
 from monitor.store.private_server import PrivateRedis
 from monitor.store.settings import RedisSettings
-from tests.e2e.running import config_file, layerwatch, wait_for
+from tests.e2e.running import config_file, wait_for
 from tests.faults.rig import Daemon, Zygote
 from tests.kafka.broker import Cluster
 from tests.pictures import draw, encoded, pictures
@@ -250,9 +250,9 @@ def test_three_replicas_two_killed_leave_the_same_buckets_and_alerts_as_one_kill
     assert three_replicas_two_killed == killed_five_times[0]
 
 
-def test_five_crashes_count_every_image_exactly_once(killed_five_times: tuple[Outcome, Path]) -> None:
+def test_five_crashes_count_every_image_exactly_once(killed_five_times: tuple[Outcome, Path], zygote: Zygote) -> None:
     outcome, config = killed_five_times
-    shown = layerwatch("streams", "--json", "-c", str(config))
+    shown = zygote.layerwatch("streams", "--json", "-c", str(config))
     assert shown.returncode == 0, shown.stderr
     streams = json.loads(shown.stdout)["streams"]
     assert {name: row["applied"] for name, row in streams.items()} == SENT
@@ -283,21 +283,25 @@ def test_bad_records_are_dead_letters_once_each_by_key(killed_five_times: tuple[
     assert letters[0].value == b"no picture"
 
 
-def test_a_dry_replay_of_the_log_tells_the_same_alerts(killed_five_times: tuple[Outcome, Path]) -> None:
+def test_a_dry_replay_of_the_log_tells_the_same_alerts(killed_five_times: tuple[Outcome, Path], zygote: Zygote) -> None:
     outcome, config = killed_five_times
-    replayed = layerwatch("replay", "--from", "0", "--dry-run", "--json", "-c", str(config))
+    replayed = zygote.layerwatch("replay", "--from", "0", "--dry-run", "--json", "-c", str(config))
     assert replayed.returncode == 0, replayed.stderr
     assert by_id(replayed.stdout.splitlines()) == outcome.documents
 
 
 def test_a_stream_s_own_past_makes_a_profile(
-    killed_five_times: tuple[Outcome, Path], profile_folder: Path, tmp_path: Path
+    killed_five_times: tuple[Outcome, Path], zygote: Zygote, profile_folder: Path, tmp_path: Path
 ) -> None:
     _, config = killed_five_times
     since = ("--since", "3650d", "--max-images", "400", "-c", str(config))
-    made = layerwatch("calibrate", str(profile_folder), "--from-stream", "cam-h", *since, "-o", str(tmp_path / "own"))
+    made = zygote.layerwatch(
+        "calibrate", str(profile_folder), "--from-stream", "cam-h", *since, "-o", str(tmp_path / "own")
+    )
     assert made.returncode == 0, made.stderr
     assert json.loads((tmp_path / "own" / "profile.json").read_text())["images"]["calibration"] > 50
-    missing = layerwatch("calibrate", str(profile_folder), "--from-stream", "none", *since, "-o", str(tmp_path / "no"))
+    missing = zygote.layerwatch(
+        "calibrate", str(profile_folder), "--from-stream", "none", *since, "-o", str(tmp_path / "no")
+    )
     assert missing.returncode == 1
     assert "no image of stream 'none'" in " ".join(missing.stderr.split())

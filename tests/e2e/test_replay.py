@@ -6,7 +6,6 @@ import json
 from pathlib import Path
 from typing import Any
 
-import pytest
 from pydantic import SecretStr
 
 from monitor.config.schema import Config
@@ -14,7 +13,7 @@ from monitor.sources import open_producer
 from monitor.sources.redis_streams.settings import RedisStreamSettings
 from monitor.store.private_server import PrivateRedis
 from monitor.store.settings import RedisSettings
-from tests.e2e.running import config_file, layerwatch, wait_for
+from tests.e2e.running import config_file, wait_for
 from tests.faults.rig import Daemon, Hook, Zygote
 from tests.pictures import encoded, pictures
 
@@ -41,7 +40,6 @@ def write_story(redis_url: str, topic: str) -> None:
     producer.close()
 
 
-@pytest.mark.timeout(300)
 def test_a_replay_gives_the_documents_of_the_live_run_with_their_exemplars(
     redis_server: PrivateRedis, zygote: Zygote, profile_folder: Path, tmp_path: Path
 ) -> None:
@@ -68,7 +66,7 @@ def test_a_replay_gives_the_documents_of_the_live_run_with_their_exemplars(
     daemon = Daemon(zygote, config, config.with_suffix(".log"))
     try:
         wait_for("the end of the drift", lambda: daemon.check() or "alert.resolved" in _types(hook, "rate"))
-        replayed = layerwatch("replay", "--from", "0", "--dry-run", "--json", "-c", str(config))
+        replayed = zygote.layerwatch("replay", "--from", "0", "--dry-run", "--json", "-c", str(config))
         assert replayed.returncode == 0, replayed.stderr
         documents = {document["id"]: document for document in map(json.loads, replayed.stdout.splitlines())}
         wait_for("all deliveries", lambda: hook.ids() >= documents.keys())

@@ -24,7 +24,7 @@ from tests.kafka.broker import Cluster
 from tests.notify.test_schema import VALIDATOR
 from tests.pictures import encoded, pictures
 
-pytestmark = [pytest.mark.kafka, pytest.mark.timeout(300)]
+pytestmark = pytest.mark.kafka
 
 AFTER_S = 6
 STEP_S = 0.2

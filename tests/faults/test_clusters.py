@@ -17,7 +17,7 @@ from monitor.store.private_server import PrivateRedis, find_redis_server
 from tests.faults.rig import STORY, Rig, commits, wait_for
 from tests.kafka.broker import Brokers, BrokerUnavailableError
 
-pytestmark = [pytest.mark.kafka, pytest.mark.timeout(300), pytest.mark.faults]
+pytestmark = [pytest.mark.kafka, pytest.mark.faults]
 MakeRig = Callable[..., Rig]
 HALF = STORY // 2
 SLOTS = 16384

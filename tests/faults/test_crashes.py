@@ -9,7 +9,7 @@ import pytest
 from monitor.telemetry.failpoints import PLACES as ALL_PLACES
 from tests.faults.rig import STORY, Rig, wait_for
 
-pytestmark = [pytest.mark.kafka, pytest.mark.timeout(240)]
+pytestmark = pytest.mark.kafka
 
 PLACES = [place for place in ALL_PLACES if place != "decode"]  # that one is not the daemon's own process
 PASS = {"polled": "@9", "claimed": "@2", "score": "@5", "after_apply": "@4", "before_letters": "@2"}

@@ -16,7 +16,7 @@ from monitor.core.types import Partition, Record
 from tests.faults.rig import STORY, Daemon, Rig, bounds, normal, wait_for
 from tests.kafka.broker import LOGIN, Broker
 
-pytestmark = [pytest.mark.kafka, pytest.mark.timeout(300)]
+pytestmark = pytest.mark.kafka
 MakeRig = Callable[..., Rig]
 HALF = STORY // 2
 

@@ -15,7 +15,7 @@ from monitor.store.private_server import PrivateRedis
 from tests.faults.rig import STORY, Rig, wait_for
 from tests.kafka.broker import Broker
 
-pytestmark = [pytest.mark.kafka, pytest.mark.timeout(240), pytest.mark.faults]
+pytestmark = [pytest.mark.kafka, pytest.mark.faults]
 HALF = STORY // 2
 
 

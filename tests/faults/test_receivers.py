@@ -6,7 +6,7 @@ import pytest
 
 from tests.faults.rig import Rig, wait_for
 
-pytestmark = [pytest.mark.kafka, pytest.mark.timeout(240), pytest.mark.faults]
+pytestmark = [pytest.mark.kafka, pytest.mark.faults]
 
 ANSWERS = {
     "500": (500, {}, 0.0),

@@ -13,7 +13,7 @@ from PIL import Image
 from tests.faults.rig import Rig, normal, wait_for
 from tests.pictures import encoded
 
-pytestmark = [pytest.mark.kafka, pytest.mark.timeout(240)]
+pytestmark = pytest.mark.kafka
 MakeRig = Callable[..., Rig]
 LIMITS = {"decoding": {"timeout_s": 1.5, "max_record_bytes": 200_000, "worker_memory_bytes": 300_000_000}}
 

@@ -15,7 +15,7 @@ from monitor.store.private_server import PrivateRedis
 from tests.faults.proxy import Proxy
 from tests.faults.rig import STORY, Daemon, Rig, wait_for
 
-pytestmark = [pytest.mark.kafka, pytest.mark.timeout(240)]
+pytestmark = pytest.mark.kafka
 MakeRig = Callable[..., Rig]
 HALF = STORY // 2
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shutil
-import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +10,10 @@ import httpx
 import pytest
 import yaml
 
-from tests.e2e.running import free_port, wait_for
+from monitor.store.child_process import ChildProcess, free_port
 
 
-class Prometheus:
+class Prometheus(ChildProcess):
     """Scrapes one target every second, with the product's own rules."""
 
     def __init__(self, folder: Path, target: str, rules: Path) -> None:
@@ -30,12 +29,16 @@ class Prometheus:
         config.write_text(yaml.safe_dump(settings))
         port = free_port()
         self._url = f"http://127.0.0.1:{port}/api/v1"
-        command = [
+        self._command = [
             program, f"--config.file={config}", f"--storage.tsdb.path={folder / 'tsdb'}",
             f"--web.listen-address=127.0.0.1:{port}", "--log.level=error",
         ]  # fmt: skip
-        self._process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-        wait_for("Prometheus", self._answers, 30)
+        super().__init__("Prometheus", folder / "prometheus.log", stop_timeout_s=20.0)
+
+    def start(self) -> None:
+        """Start it and wait until it answers."""
+        self._launch(self._command)
+        self._wait_until(self._answers, 30.0)
 
     def _answers(self) -> bool:
         try:
@@ -58,8 +61,3 @@ class Prometheus:
         rows = self.get("query_range", query=expression, start=since_s, end=until_s, step="1")["result"]
         values = [float(value) for row in rows for _, value in row["values"]]
         return [value for value in values if value == value]  # noqa: PLR0124 - NaN alone differs from itself
-
-    def stop(self) -> None:
-        """End it."""
-        self._process.terminate()
-        self._process.wait(timeout=20)

@@ -9,7 +9,7 @@ import structlog
 
 from monitor.core.types import AlertPhase
 from monitor.notify.delivery.context import DeliveryContext
-from monitor.notify.receivers.notice import Notice
+from monitor.notify.receivers.notice import FIRING, Notice
 from monitor.notify.receivers.protocol import Acknowledging, Delivered, Outcome, Receiver, Resending
 
 log = structlog.get_logger(__name__)
@@ -38,14 +38,12 @@ class StillFiring:
         self._next_visit_ms = 0
         self._send_withheld_from_ms = 0
 
-    def sent(self, notice: Notice) -> str:
-        """What to store of an alert that was delivered."""
-        needed_again = isinstance(self._receiver, Resending | Acknowledging)
-        return f"{SENT}\n{notice.document if needed_again else ''}"
-
-    def withheld(self, notice: Notice) -> str:
-        """What to store of an alert that a silence hides."""
-        return f"{WITHHELD}\n{notice.document}"
+    def text(self, state: str, notice: Notice) -> str:
+        """What to store of an alert in that state; empty for a notice that does not begin one."""
+        if notice.type != FIRING:
+            return ""
+        needed_again = state != SENT or isinstance(self._receiver, Resending | Acknowledging)
+        return f"{state}\n{notice.document if needed_again else ''}"
 
     def state(self, alert_id: str) -> str:
         """SENT, WITHHELD, ACKNOWLEDGED, or empty for an alert that is not stored."""
@@ -72,10 +70,10 @@ class StillFiring:
         again, late = [], []
         for alert_id, text in held.items():
             state, _, document = text.partition("\n")
-            if alert_id not in firing:
-                self._drop_lost(alert_id)
-                continue
-            if not document:
+            # the document of its end is usually in the outbox; where nothing is, the outbox limit has cut it off
+            if alert_id not in firing and self._outbox.backlog(self._name).entries == 0:
+                self._outbox.drop_held(self._name, alert_id)
+            if alert_id not in firing or not document:
                 continue
             notice = Notice.parse(document)
             if self._context.hides(notice, silences):
@@ -84,7 +82,7 @@ class StillFiring:
             elif state == WITHHELD:
                 late.append(notice)
             elif state == ACKNOWLEDGED:  # the next silence acknowledges it again
-                self._outbox.hold(self._name, alert_id, self.sent(notice))
+                self._hold(SENT, notice)
             else:
                 again.append(notice)
         self._resend(again)
@@ -96,10 +94,8 @@ class StillFiring:
         delivery = [Notice.parse(document).alert_id for document in self._outbox.failing().values()]
         return {alert.id for alert in alerts if alert.phase is AlertPhase.FIRING} | set(delivery)
 
-    def _drop_lost(self, alert_id: str) -> None:
-        """The document of its end is usually in the outbox; where nothing is, the outbox limit has cut it off."""
-        if self._outbox.backlog(self._name).entries == 0:
-            self._outbox.drop_held(self._name, alert_id)
+    def _hold(self, state: str, notice: Notice) -> None:
+        self._outbox.hold(self._name, notice.alert_id, self.text(state, notice))
 
     def _resend(self, notices: list[Notice]) -> None:
         receiver = self._receiver
@@ -111,7 +107,7 @@ class StillFiring:
         if isinstance(receiver, Acknowledging) and self._try(
             lambda: receiver.acknowledge(notice), "acknowledged", "notify.not_acknowledged", alerts=1
         ):
-            self._outbox.hold(self._name, notice.alert_id, f"{ACKNOWLEDGED}\n{notice.document}")
+            self._hold(ACKNOWLEDGED, notice)
 
     def _send_withheld(self, notice: Notice) -> bool:
         now_ms = self._context.now_ms()
@@ -119,7 +115,7 @@ class StillFiring:
             return False
         delivered = self._try(lambda: self._receiver.send(notice), "delivered", "notify.failed", tries=1)
         if delivered:
-            self._outbox.hold(self._name, notice.alert_id, self.sent(notice))
+            self._hold(SENT, notice)
         else:
             self._send_withheld_from_ms = now_ms + RETRY_WITHHELD_MS
         return delivered

@@ -18,7 +18,7 @@ import structlog
 
 from monitor.core.silences import Silence
 from monitor.notify.delivery.context import DeliveryContext
-from monitor.notify.delivery.still_firing import WITHHELD, StillFiring
+from monitor.notify.delivery.still_firing import SENT, WITHHELD, StillFiring
 from monitor.notify.receivers.notice import FIRING, RESOLVED, Notice, NoticeError
 from monitor.notify.receivers.protocol import Delivered, Outcome, Receiver, Refused, Retry
 from monitor.notify.self_alerts import DELIVERY, delivery_alert
@@ -82,8 +82,7 @@ class Worker:
             self._outbox.settle(self._name, entry.id, notice.alert_id)
             return None
         if self._is_silenced(notice, silences):
-            hold = self._still_firing.withheld(notice) if notice.type == FIRING else ""
-            self._outbox.settle(self._name, entry.id, notice.alert_id, hold)
+            self._outbox.settle(self._name, entry.id, notice.alert_id, self._still_firing.text(WITHHELD, notice))
             self._context.observe(self._name, "silenced", 0.0)
             log.info("notify.silenced", receiver=self._name, id=notice.id)
             return None
@@ -121,8 +120,8 @@ class Worker:
     # ---------------------------------------------------------------- outcomes
 
     def _succeed(self, entry: OutboxEntry, notice: Notice, took_s: float) -> None:
-        hold = self._still_firing.sent(notice) if notice.type == FIRING else ""
-        self._delivered[entry.id] = (notice.alert_id if notice.type in {FIRING, RESOLVED} else "", hold)
+        alert_id = notice.alert_id if notice.type in {FIRING, RESOLVED} else ""
+        self._delivered[entry.id] = (alert_id, self._still_firing.text(SENT, notice))
         self._reached = True
         self._context.observe(self._name, "delivered", took_s)
         log.info("notify.delivered", receiver=self._name, id=notice.id, tries=entry.attempts + 1)

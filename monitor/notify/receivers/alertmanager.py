@@ -72,17 +72,14 @@ class AlertmanagerSender(Resending):
         ]
 
     def send(self, notice: Notice) -> Outcome:
-        """Try once at every instance."""
         return self._post([notice])
 
     def resend(self, notices: Sequence[Notice]) -> Outcome:
-        """Send again what still fires."""
         parts = [notices[i : i + ALERTS_PER_POST] for i in range(0, len(notices), ALERTS_PER_POST)]
         outcomes = [self._post(part) for part in parts]
         return next((outcome for outcome in outcomes if not isinstance(outcome, Delivered)), Delivered())
 
     def close(self) -> None:
-        """Free the connections."""
         for endpoint in self._endpoints:
             endpoint.close()
 

@@ -39,7 +39,6 @@ class KafkaTopicSender(Receiver):
         self._busy = threading.Lock()
 
     def send(self, notice: Notice) -> Outcome:
-        """Try once, and wait for the acknowledgement."""
         attributes = {
             "ce_specversion": "1.0",
             "ce_id": notice.id,
@@ -65,7 +64,6 @@ class KafkaTopicSender(Receiver):
         return Delivered()
 
     def close(self) -> None:
-        """Free the producer."""
         free = self._busy.acquire(timeout=CLOSE_TIMEOUT_S)
         self._producer.close()
         if free:

@@ -43,15 +43,12 @@ class PagerDutySender(Acknowledging):
         self._endpoint = Endpoint(settings, settings.url, final=FINAL, explain=True)
 
     def send(self, notice: Notice) -> Outcome:
-        """Try once."""
         return self._post(_event(notice))
 
     def acknowledge(self, notice: Notice) -> Outcome:
-        """Acknowledge the incident: the service stops calling people."""
         return self._post({"event_action": "acknowledge", "dedup_key": notice.alert_id})
 
     def close(self) -> None:
-        """Free the connections."""
         self._endpoint.close()
 
     def _post(self, event: dict[str, Any]) -> Outcome:

@@ -33,18 +33,16 @@ class SlackSettings(ReceiverSettings):
 
 
 class SlackSender(Receiver):
-    """Posts a short message: what, where, how much, why, and a link."""
+    """Posts a short message: what, where, how much, why, and a link. Slack has no ids: a repeat is shown twice."""
 
     def __init__(self, settings: SlackSettings) -> None:
         super().__init__(settings)
         self._endpoint = Endpoint(settings, settings.url.get_secret_value(), final=FINAL, explain=True)
 
     def send(self, notice: Notice) -> Outcome:
-        """Try once. Slack has no ids: a repeated message is shown twice."""
         return self._endpoint.post(json.dumps(_message(notice)))
 
     def close(self) -> None:
-        """Free the connections."""
         self._endpoint.close()
 
 

@@ -41,7 +41,7 @@ class WebhookSender(Receiver):
         self._endpoint = Endpoint(settings, settings.url, headers=headers)
 
     def send(self, notice: Notice) -> Outcome:
-        """Try once. The timestamp is that of the try: receivers refuse signatures older than some minutes."""
+        # the time of the try: receivers refuse signatures older than some minutes
         now_s = int(time.time())
         headers = {"webhook-id": notice.id, "webhook-timestamp": str(now_s)}
         if self._signer:
@@ -50,7 +50,6 @@ class WebhookSender(Receiver):
         return self._endpoint.post(notice.document, headers)
 
     def close(self) -> None:
-        """Free the connections."""
         self._endpoint.close()
 
 

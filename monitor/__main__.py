@@ -1,27 +1,52 @@
-"""The command line: `layerwatch COMMAND`, also `python -m monitor COMMAND`."""
+"""The command line: `layerwatch COMMAND`, also `python -m monitor COMMAND`.
+
+A command is a module with `add_arguments(parser)` and `run(args) -> exit status`. It is imported only when its command
+is given, so that no command waits for the imports of another.
+"""
 
 from __future__ import annotations
 
 import argparse
+import importlib
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from detectors.profile.host_memory import keep_freed_memory
-from monitor.config.errors import EXIT_CONFIG, ConfigError
-from monitor.telemetry.logs import configure_logs
+from monitor.config.errors import CommandError
+
+COMMANDS = {
+    "fit": ("monitor.cli.fit", "learn a profile from unlabelled images"),
+    "score": ("monitor.cli.score", "score images: one line each"),
+    "calibrate": ("monitor.cli.calibrate", "calibrate a profile on new ID images, without learning again"),
+    "evaluate": ("monitor.cli.evaluate", "measure detectors on your own ID and OOD images"),
+    "profile": ("monitor.cli.profile", "look at a profile"),
+    "run": ("monitor.cli.run", "the daemon: read, score, count, alert"),
+    "streams": ("monitor.cli.streams", "per stream: images applied and rejected, OOD share, alerts"),
+    "check-config": ("monitor.cli.check_config", "say what is wrong with a configuration, one line per key"),
+    "demo": ("monitor.demo.command", "fit, watch, drift and recover on this machine; no server needed"),
+    "produce": ("monitor.cli.produce", "write images to the configured source, one record each"),
+    "replay": ("monitor.cli.replay", "what the rules say about a span of the log; changes nothing"),
+    "alerts": ("monitor.cli.alerts", "what fires, and silences"),
+}
+"""Name -> (module, what `layerwatch --help` says about it)."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns its exit status."""
-    args = _parser().parse_args(argv)
+    words = sys.argv[1:] if argv is None else argv
+    given = [word for word in words if not word.startswith("-")][:1]
+    args = build_parser(given).parse_args(words)
+
+    from monitor.telemetry.logs import configure_logs  # noqa: PLC0415 - structlog takes far longer than --help
+
     keep_freed_memory()
     configure_logs("warning", "console")  # to stderr: stdout belongs to what was asked for; the daemon sets its own
     try:
-        status: int = args.handler(args)
-    except ConfigError as error:
-        sys.stderr.write("".join(f"{line}\n" for line in error.lines))
-        return EXIT_CONFIG
+        status: int = args.run(args)
+    except CommandError as error:
+        sys.stderr.write(f"{error}\n")
+        return error.status
     except KeyboardInterrupt:
         return 130
     except BrokenPipeError:
@@ -30,18 +55,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     return status
 
 
-def _parser() -> argparse.ArgumentParser:
-    # the command line is where both packages meet; each module adds its own commands and loads its own weight
-    from monitor import demo  # noqa: PLC0415
-    from monitor.cli import alerts, calibrate, evaluate, fit, produce, profile, replay, run, score  # noqa: PLC0415
-
+def build_parser(with_arguments: Iterable[str] = tuple(COMMANDS)) -> argparse.ArgumentParser:
+    """The parser of all commands; those in `with_arguments` are imported and can be parsed, the others only listed."""
     parser = argparse.ArgumentParser(prog="layerwatch", description="Watches image streams for drift.")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    for module in (fit, score, calibrate, evaluate, profile):
-        module.add_command(commands)
-    run.add_commands(commands)
-    for module in (demo, produce, replay, alerts):
-        module.add_command(commands)
+    for name, (module, meaning) in COMMANDS.items():
+        command = commands.add_parser(name, help=meaning)
+        if name in with_arguments:
+            implementation = importlib.import_module(module)
+            implementation.add_arguments(command)
+            command.set_defaults(run=implementation.run)
     return parser
 
 

@@ -17,7 +17,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from monitor.__main__ import _parser as build_parser
+from monitor.__main__ import build_parser
 from monitor.config.schema import Config
 from monitor.core.settings import Section
 from monitor.telemetry import metrics

@@ -3,39 +3,36 @@
 from __future__ import annotations
 
 import argparse
-from typing import Any
 
 from rich.console import Console
 
 from detectors.images.reading import InputError
-from monitor.cli.learning import IMAGES, add_stream_options, images_of, print_left_out, progress_bar
+from monitor.cli.learning import add_stream_options, images_of, print_left_out, progress_bar
+from monitor.cli.options import IMAGES_HELP
+from monitor.config.errors import as_command_error
 
 
-def add_command(commands: Any) -> None:
-    """Add `calibrate` to an argparse subparser table; it sets `handler(args) -> exit status`."""
-    calibrate = commands.add_parser("calibrate", help="calibrate a profile on new ID images, without learning again")
-    calibrate.add_argument("profile")
-    calibrate.add_argument("images", nargs="*", help=IMAGES)
-    calibrate.add_argument("-o", "--output", required=True, help="folder of the new profile")
-    calibrate.add_argument("--device", default="auto")
-    calibrate.add_argument("--ordered", action="store_true", help="the images are frames in time order")
-    add_stream_options(calibrate)
-    calibrate.set_defaults(handler=_calibrate)
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """A profile, new images, and where the new profile is written."""
+    parser.add_argument("profile")
+    parser.add_argument("images", nargs="*", help=IMAGES_HELP)
+    parser.add_argument("-o", "--output", required=True, help="folder of the new profile")
+    parser.add_argument("--device", default="auto")
+    parser.add_argument("--ordered", action="store_true", help="the images are frames in time order")
+    add_stream_options(parser)
 
 
-def _calibrate(args: argparse.Namespace) -> int:
-    from detectors.profile.fit import TooFewImagesError, recalibrate  # noqa: PLC0415
-    from detectors.profile.profile import Profile, ProfileError  # noqa: PLC0415
+def run(args: argparse.Namespace) -> int:
+    """Calibrate and save."""
+    from detectors.profile.fit import TooFewImagesError, recalibrate  # noqa: PLC0415 - torch takes seconds
+    from detectors.profile.profile import Profile, ProfileError  # noqa: PLC0415 - likewise
 
     console = Console(stderr=True)
-    try:
+    with as_command_error("calibrate", InputError, ProfileError, TooFewImagesError):
         profile = Profile.load(args.profile, args.device)
         before = profile.fingerprint
         with progress_bar(console) as show:
             recalibrate(profile, images_of(args), args.ordered, show)
-    except (InputError, ProfileError, TooFewImagesError) as error:
-        console.print(f"layerwatch calibrate: {error}", markup=False, soft_wrap=True)
-        return 1
     profile.save(args.output)
     print_left_out(console, profile.manifest)
     count = profile.manifest["images"]["calibration"]

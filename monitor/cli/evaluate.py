@@ -7,46 +7,40 @@ import json
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 from rich.console import Console
 
+from detectors.evaluation.tables import evaluation_tables
 from detectors.images.reading import InputError, read_images
 from detectors.methods.registry import REGISTRY
-from monitor.cli.learning import IMAGES
+from monitor.cli.options import IMAGES_HELP
+from monitor.config.errors import as_command_error
 
 
-def add_command(commands: Any) -> None:
-    """Add `evaluate` to an argparse subparser table; it sets `handler(args) -> exit status`."""
-    evaluate = commands.add_parser("evaluate", help="measure detectors on your own ID and OOD images")
-    evaluate.add_argument("profile")
-    evaluate.add_argument("--id", nargs="+", required=True, metavar="IMAGES", help=IMAGES)
-    evaluate.add_argument("--ood", nargs="+", required=True, action="extend", metavar="NAME=IMAGES")
-    evaluate.add_argument("--detectors", nargs="+", default=["all"], metavar="NAME", help=f"all, {', '.join(REGISTRY)}")
-    evaluate.add_argument("--device", default="auto")
-    evaluate.add_argument("--json", action="store_true")
-    evaluate.add_argument("--html", metavar="FILE", help="write a self-contained report")
-    evaluate.set_defaults(handler=_evaluate)
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """A profile, one set of ID images, and named sets of OOD images."""
+    parser.add_argument("profile")
+    parser.add_argument("--id", nargs="+", required=True, metavar="IMAGES", help=IMAGES_HELP)
+    parser.add_argument("--ood", nargs="+", required=True, action="extend", metavar="NAME=IMAGES")
+    parser.add_argument("--detectors", nargs="+", default=["all"], metavar="NAME", help=f"all, {', '.join(REGISTRY)}")
+    parser.add_argument("--device", default="auto")
+    parser.add_argument("--json", action="store_true")
+    parser.add_argument("--html", metavar="FILE", help="write a self-contained report")
 
 
-def _evaluate(args: argparse.Namespace) -> int:
-    from detectors.evaluation.evaluate import EvaluationError, evaluate  # noqa: PLC0415
-    from detectors.evaluation.tables import evaluation_tables  # noqa: PLC0415
-    from detectors.profile.profile import Profile, ProfileError  # noqa: PLC0415
+def run(args: argparse.Namespace) -> int:
+    """Evaluate, write the report if one was asked for, and print tables or JSON."""
+    from detectors.evaluation.evaluate import EvaluationError, evaluate  # noqa: PLC0415 - torch takes seconds
+    from detectors.evaluation.report import render  # noqa: PLC0415 - likewise
+    from detectors.profile.profile import Profile, ProfileError  # noqa: PLC0415 - likewise
 
-    errors = Console(stderr=True)
-    try:
+    with as_command_error("evaluate", InputError, ProfileError, EvaluationError):
         ood = dict(_named(text) for text in args.ood)
         profile = Profile.load(args.profile, args.device)
         names = [name for text in args.detectors for name in text.split(",")]
-        with errors.status("evaluating") as status:
+        with Console(stderr=True).status("evaluating") as status:
             result = evaluate(profile, read_images(args.id), ood, names, bool(args.html), status.update)
-    except (InputError, ProfileError, EvaluationError) as error:
-        errors.print(f"layerwatch evaluate: {error}", markup=False, soft_wrap=True)
-        return 1
     if args.html:
-        from detectors.evaluation.report import render  # noqa: PLC0415
-
         Path(args.html).write_text(render(result), encoding="utf-8")
     if args.json:
         sys.stdout.write(json.dumps(result.document()) + "\n")

@@ -12,51 +12,47 @@ from rich.console import Console
 from detectors.images.reading import InputError
 from detectors.methods.registry import REGISTRY
 from detectors.profile.spec import PRECISIONS, BackboneError, BackboneSpec
-from monitor.cli.learning import IMAGES, add_stream_options, images_of, print_left_out, progress_bar
+from monitor.cli.learning import add_stream_options, images_of, print_left_out, progress_bar
+from monitor.cli.options import IMAGES_HELP
+from monitor.config.errors import as_command_error
 
 
-def add_command(commands: Any) -> None:
-    """Add `fit` to an argparse subparser table; it sets `handler(args) -> exit status`."""
-    fit = commands.add_parser("fit", help="learn a profile from unlabelled images")
-    fit.add_argument("images", nargs="*", help=IMAGES)
-    fit.add_argument("-o", "--output", required=True, help="folder of the profile")
-    fit.add_argument("--detector", choices=tuple(REGISTRY), help="dlsr unless a preset says otherwise")
-    fit.add_argument(
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The images, the detector, the backbone, and where the profile is written."""
+    parser.add_argument("images", nargs="*", help=IMAGES_HELP)
+    parser.add_argument("-o", "--output", required=True, help="folder of the profile")
+    parser.add_argument("--detector", choices=tuple(REGISTRY), help="dlsr unless a preset says otherwise")
+    parser.add_argument(
         "--preset", choices=("dlsr-paper",), help="dlsr-paper: backbone, layers, size and training as published"
     )
-    fit.add_argument("--backbone", metavar="NAME", help="a timm model; the embedded one by default")
-    fit.add_argument("--weights", help="embedded, hub (timm's own), random, or a .safetensors or .pth file")
-    fit.add_argument("--layers", help="indices (1,2,3) or strides (/4,/8,/16) of the feature layers")
-    fit.add_argument("--backbone-arg", action="append", default=[], metavar="KEY=VALUE", help="for timm.create_model")
-    fit.add_argument("--mean", type=_triple, metavar="R,G,B", help="of pixels in [0, 1]")
-    fit.add_argument("--std", type=_triple, metavar="R,G,B")
-    fit.add_argument("--image-size", type=int, metavar="PX", help="side of the square input")
-    fit.add_argument("--precision", choices=PRECISIONS, help="of the backbone, here and wherever the profile scores")
-    fit.add_argument("--epochs", type=int, help="passes over the images, for the published scores")
-    fit.add_argument("--ordered", action="store_true", help="the images are frames in time order")
-    fit.add_argument("--device", default="auto")
-    fit.add_argument("--seed", type=int, default=0)
-    add_stream_options(fit)
-    fit.set_defaults(handler=_fit)
-
-
-def _fit(args: argparse.Namespace) -> int:
-    from detectors.profile.fit import (  # noqa: PLC0415 - torch takes seconds
-        FitOptions,
-        TooFewImagesError,
-        fit_profile,
+    parser.add_argument("--backbone", metavar="NAME", help="a timm model; the embedded one by default")
+    parser.add_argument("--weights", help="embedded, hub (timm's own), random, or a .safetensors or .pth file")
+    parser.add_argument("--layers", help="indices (1,2,3) or strides (/4,/8,/16) of the feature layers")
+    parser.add_argument(
+        "--backbone-arg", action="append", default=[], metavar="KEY=VALUE", help="for timm.create_model"
     )
+    parser.add_argument("--mean", type=_triple, metavar="R,G,B", help="of pixels in [0, 1]")
+    parser.add_argument("--std", type=_triple, metavar="R,G,B")
+    parser.add_argument("--image-size", type=int, metavar="PX", help="side of the square input")
+    parser.add_argument("--precision", choices=PRECISIONS, help="of the backbone, here and wherever the profile scores")
+    parser.add_argument("--epochs", type=int, help="passes over the images, for the published scores")
+    parser.add_argument("--ordered", action="store_true", help="the images are frames in time order")
+    parser.add_argument("--device", default="auto")
+    parser.add_argument("--seed", type=int, default=0)
+    add_stream_options(parser)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Fit and save."""
+    from detectors.profile.fit import FitOptions, TooFewImagesError, fit_profile  # noqa: PLC0415 - torch takes seconds
 
     console = Console(stderr=True)
-    try:
+    with as_command_error("fit", InputError, TooFewImagesError, BackboneError):
         detector, options = _detector(args)
         backbone = _backbone(args)
         fit = FitOptions(detector, backbone, args.device, args.seed, detector_options=options, ordered=args.ordered)
         with progress_bar(console) as show:
             profile = fit_profile(images_of(args), fit, show)
-    except (InputError, TooFewImagesError, BackboneError) as error:
-        console.print(f"layerwatch fit: {error}", markup=False, soft_wrap=True)
-        return 1
     profile.save(args.output)
     facts = profile.manifest
     print_left_out(console, facts)
@@ -68,7 +64,7 @@ def _fit(args: argparse.Namespace) -> int:
 
 
 def _detector(args: argparse.Namespace) -> tuple[str, dict[str, Any]]:
-    from detectors.methods.dlsr_paper import PRESET  # noqa: PLC0415
+    from detectors.methods.dlsr_paper import PRESET  # noqa: PLC0415 - torch takes seconds
 
     published = args.preset == "dlsr-paper"
     name = args.detector or ("dlsr-mfsim" if published else "dlsr")

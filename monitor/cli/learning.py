@@ -13,22 +13,20 @@ from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeEl
 
 from detectors.images.prepare import AnyImage
 from detectors.images.reading import InputError, read_images
-from monitor.cli.run import add_config_option
-from monitor.cli.times import parse_duration
+from monitor.cli.options import add_config_option, parse_duration
 from monitor.config.loading import load_config
 from monitor.config.schema import Config
 from monitor.ingest.decode.records import DecodeError, expand, stream_of
 from monitor.sources.protocol import FatalSourceError, SourceError
+from monitor.sources.read_back import read_back
 
-IMAGES = "folders, tar files or image files"
 
-
-def add_stream_options(command: argparse.ArgumentParser) -> None:
+def add_stream_options(parser: argparse.ArgumentParser) -> None:
     """Let a command read its images from the configured source: `--from-stream NAME --since 24h [--max-images N]`."""
-    command.add_argument("--from-stream", metavar="NAME", help="learn from what the source still holds of a stream")
-    command.add_argument("--since", default="24h", type=parse_duration, help="how far back: 30m, 24h, 7d (24h)")
-    command.add_argument("--max-images", type=int, default=20_000, help="stop after that many (20000)")
-    add_config_option(command)
+    parser.add_argument("--from-stream", metavar="NAME", help="learn from what the source still holds of a stream")
+    parser.add_argument("--since", default="24h", type=parse_duration, help="how far back: 30m, 24h, 7d (24h)")
+    parser.add_argument("--max-images", type=int, default=20_000, help="stop after that many (20000)")
+    add_config_option(parser)
 
 
 def images_of(args: argparse.Namespace) -> Iterator[tuple[str, AnyImage]]:
@@ -53,8 +51,6 @@ def collect(settings: Config, stream: str, since_ms: int, max_images: int) -> It
     Raises:
         InputError: the source does not answer, or holds nothing of that stream.
     """
-    from monitor.sources.read_back import read_back  # noqa: PLC0415 - loads the broker's client
-
     found = 0
     try:
         for record in read_back(settings.source_settings(), since_ms):

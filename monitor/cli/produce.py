@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import argparse
+import itertools
 import sys
 import time
 from collections.abc import Iterable, Iterator
+from contextlib import closing
 from pathlib import Path
-from typing import Any
 
 from detectors.images.reading import InputError, read_images
-from monitor.cli.times import TIME_HELP, parse_time
-from monitor.config.errors import EXIT_UNAVAILABLE
+from monitor.cli.options import IMAGES_HELP, TIME_HELP, add_config_option, parse_time
+from monitor.config.errors import EXIT_UNAVAILABLE, as_command_error
 from monitor.config.loading import load_config
 from monitor.sources import Producer, open_producer
 from monitor.sources.protocol import FatalSourceError, SourceError
@@ -24,41 +25,32 @@ CONTENT_TYPES = {
 }
 
 
-def add_command(commands: Any) -> None:
-    """Add `produce` to an argparse subparser table; it sets `handler(args) -> exit status`."""
-    produce = commands.add_parser("produce", help="write images to the configured source, one record each")
-    produce.add_argument("images", nargs="+", help="folders, tar files or image files")
-    produce.add_argument("--stream", required=True, help="key of the records")
-    produce.add_argument("--rate", type=_rate, help="images per second (default: as fast as the broker takes them)")
-    produce.add_argument(
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The images, the stream they belong to, their pace and their timestamps."""
+    parser.add_argument("images", nargs="+", help=IMAGES_HELP)
+    parser.add_argument("--stream", required=True, help="key of the records")
+    parser.add_argument("--rate", type=_rate, help="images per second (default: as fast as the broker takes them)")
+    parser.add_argument(
         "--start-time",
         type=parse_time,
         metavar="TIME",
         help=f"timestamp of the first image ({TIME_HELP}); each next one is 1/rate s later, "
         "1 s without --rate, and nothing is waited for (default: now)",
     )
-    produce.add_argument("--topic", help="default: the first topic of the configuration")
-    produce.add_argument(
-        "-c", "--config", type=Path, default=Path("config.yaml") if Path("config.yaml").exists() else None
-    )
-    produce.set_defaults(handler=_produce)
+    parser.add_argument("--topic", help="default: the first topic of the configuration")
+    add_config_option(parser)
 
 
-def _produce(args: argparse.Namespace) -> int:
-    config = load_config(args.config)
-    source = config.source_settings()
+def run(args: argparse.Namespace) -> int:
+    """Write the images and report how many were acknowledged."""
+    source = load_config(args.config).source_settings()
     topic = args.topic or source.section.topics[0]
-    producer = open_producer(source)
-    try:
+    with (
+        as_command_error("produce", InputError),
+        as_command_error("produce", SourceError, FatalSourceError, status=EXIT_UNAVAILABLE),
+        closing(open_producer(source)) as producer,
+    ):
         sent = send_images(producer, topic, args.stream, read_images(args.images), args.rate, args.start_time)
-    except InputError as error:
-        sys.stderr.write(f"layerwatch produce: {error}\n")
-        return 1
-    except (SourceError, FatalSourceError) as error:
-        sys.stderr.write(f"layerwatch produce: {error}\n")
-        return EXIT_UNAVAILABLE
-    finally:
-        producer.close()
     sys.stdout.write(f"{sent} images written to {topic} as {args.stream}\n")
     return 0
 
@@ -94,20 +86,18 @@ def send_images(
 
 
 def _timestamps(rate: float | None, start_ms: int | None, producer: Producer) -> Iterator[int]:
-    """Endless; waits for the moment of the next one where that is now."""
-    step_s = 1.0 if rate is None else 1.0 / rate
+    """Endless, in ms. Without `start_ms` a timestamp is the time of sending, and each one is waited for."""
+    step_s = 1.0 / (rate or 1.0)
     began = time.monotonic()
-    sent = 0
-    while True:
+    for sent in itertools.count():
         if start_ms is not None:
             yield start_ms + round(1000 * step_s * sent)
-        else:
-            early_s = began + step_s * sent - time.monotonic() if rate is not None else 0.0
-            if early_s > 0:
-                producer.flush()  # nothing waits in a buffer while we sleep
-                time.sleep(max(0.0, began + step_s * sent - time.monotonic()))
-            yield time.time_ns() // 1_000_000
-        sent += 1
+            continue
+        due = began + step_s * sent
+        if rate is not None and due > time.monotonic():
+            producer.flush()  # nothing waits in a buffer while we sleep
+            time.sleep(max(0.0, due - time.monotonic()))
+        yield time.time_ns() // 1_000_000
 
 
 def _rate(text: str) -> float:

@@ -6,29 +6,26 @@ import argparse
 import json
 import sys
 from pathlib import Path
-from typing import Any
 
 from rich.console import Console
 
+from detectors.evaluation.tables import profile_tables
+from monitor.config.errors import as_command_error
 
-def add_command(commands: Any) -> None:
-    """Add `profile` to an argparse subparser table; it sets `handler(args) -> exit status`."""
-    profile = commands.add_parser("profile", help="look at a profile").add_subparsers(required=True)
-    show = profile.add_parser("show", help="the model card of a profile")
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """One action, `show`."""
+    show = parser.add_subparsers(required=True).add_parser("show", help="the model card of a profile")
     show.add_argument("profile")
     show.add_argument("--json", action="store_true")
-    show.set_defaults(handler=_show)
 
 
-def _show(args: argparse.Namespace) -> int:
-    from detectors.evaluation.tables import profile_tables  # noqa: PLC0415
-    from detectors.profile.profile import MANIFEST, Profile, ProfileError  # noqa: PLC0415
+def run(args: argparse.Namespace) -> int:
+    """Print the manifest as tables or as it is."""
+    from detectors.profile.profile import MANIFEST, Profile, ProfileError  # noqa: PLC0415 - torch takes seconds
 
-    try:
+    with as_command_error("profile show", ProfileError):
         profile = Profile.load(args.profile, "cpu")
-    except ProfileError as error:
-        sys.stderr.write(f"layerwatch profile show: {error}\n")
-        return 1
     document = json.loads((Path(args.profile) / MANIFEST).read_text(encoding="utf-8"))
     if args.json:
         sys.stdout.write(json.dumps(document) + "\n")

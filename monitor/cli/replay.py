@@ -12,36 +12,56 @@ import argparse
 import json
 import sys
 from collections.abc import Iterator
+from contextlib import closing
 from dataclasses import replace
-from typing import Any
 
 from pydantic import SecretStr
 
-from monitor.cli.run import add_config_option, checked_rules
-from monitor.cli.times import TIME_HELP, parse_time
-from monitor.config.errors import EXIT_UNAVAILABLE, ConfigError
-from monitor.config.loading import load_config
+from monitor.cli.options import TIME_HELP, add_config_option, parse_time
+from monitor.config.errors import EXIT_UNAVAILABLE, ConfigError, as_command_error
+from monitor.config.loading import checked_rules, load_config
 from monitor.config.schema import Config
+from monitor.daemon import build_consumer, limits_of, presentation_of
 from monitor.evaluate.evaluator import Evaluator
 from monitor.ingest.scoring.profiles import load_profiles
 from monitor.ingest.settings import VerdictSettings
 from monitor.sources.protocol import FatalSourceError, SourceError
 from monitor.sources.read_back import Span, open_span
 from monitor.store import Store, StoreError, open_store
+from monitor.store.child_process import ChildError
+from monitor.store.private_server import PrivateRedis
 
 RECEIVER = "replay"
 FOR_EVER_MS = 2**52
 
 
-def add_command(commands: Any) -> None:
-    """Add `replay` to an argparse subparser table."""
-    replay = commands.add_parser("replay", help="what the rules say about a span of the log; changes nothing")
-    replay.add_argument("--from", dest="since", required=True, type=parse_time, metavar="T", help=TIME_HELP)
-    replay.add_argument("--to", dest="until", type=parse_time, metavar="T", help="likewise (the end of the log)")
-    replay.add_argument("--dry-run", action="store_true", required=True, help="print the alerts, send nothing")
-    replay.add_argument("--json", action="store_true", help="the alert documents, one a line")
-    add_config_option(replay)
-    replay.set_defaults(handler=_replay)
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The span, and how the alerts are printed."""
+    parser.add_argument("--from", dest="since", required=True, type=parse_time, metavar="T", help=TIME_HELP)
+    parser.add_argument("--to", dest="until", type=parse_time, metavar="T", help="likewise (the end of the log)")
+    parser.add_argument("--dry-run", action="store_true", required=True, help="print the alerts, send nothing")
+    parser.add_argument("--json", action="store_true", help="the alert documents, one a line")
+    add_config_option(parser)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Replay the span into a private Redis and print the alerts."""
+    settings = load_config(args.config)
+    unavailable = (SourceError, FatalSourceError, StoreError, ChildError)
+    try:
+        with as_command_error("replay", *unavailable, status=EXIT_UNAVAILABLE), PrivateRedis() as server:
+            redis = settings.redis.model_copy(update={"mode": "single", "url": SecretStr(server.url)})
+            span = open_span(settings.source_settings(), args.since, args.until)
+            with closing(open_store(redis, settings.monitor, limits_of(settings))) as store:
+                documents = replay_documents(settings, span, store)
+    except ValueError as error:
+        raise ConfigError([f"{args.config or 'defaults'}: {error}"]) from error
+    for document in documents:
+        facts = json.loads(document)
+        data = facts["data"]
+        line = f"{facts['timestamp']} {facts['id']} {data['rule']} {data['stream']}: {data['summary']}"
+        sys.stdout.write((document if args.json else line) + "\n")
+    return 0
 
 
 def replay_documents(settings: Config, span: Span, store: Store) -> list[str]:
@@ -50,8 +70,6 @@ def replay_documents(settings: Config, span: Span, store: Store) -> list[str]:
     Raises:
         SourceError, FatalSourceError: the span cannot be read to its end.
     """
-    from monitor.daemon import build_consumer, presentation_of  # noqa: PLC0415 - loads what a daemon needs
-
     profiles = load_profiles(settings.scoring, settings.decoding)
     rules = tuple(rule for rule in checked_rules(settings) if not rule.reads_clock)
     consumer = build_consumer(_without_traces(settings), profiles, rules, store, lambda: span)
@@ -86,28 +104,3 @@ def _sent(store: Store) -> Iterator[str]:
         for entry in entries:
             yield entry.document
             store.outbox.settle(RECEIVER, entry.id)
-
-
-def _replay(args: argparse.Namespace) -> int:
-    from monitor.daemon import limits_of  # noqa: PLC0415
-    from monitor.store.child_process import ChildError  # noqa: PLC0415
-    from monitor.store.private_server import PrivateRedis  # noqa: PLC0415
-
-    settings = load_config(args.config)
-    try:
-        with PrivateRedis() as server:
-            apart = settings.redis.model_copy(update={"mode": "single", "url": SecretStr(server.url)})
-            store = open_store(apart, settings.monitor, limits_of(settings))
-            documents = replay_documents(settings, open_span(settings.source_settings(), args.since, args.until), store)
-            store.close()
-    except ValueError as error:
-        raise ConfigError([f"{args.config or 'defaults'}: {error}"]) from error
-    except (SourceError, FatalSourceError, StoreError, ChildError) as error:
-        sys.stderr.write(f"layerwatch replay: {error}\n")
-        return EXIT_UNAVAILABLE
-    for document in documents:
-        facts = json.loads(document)
-        data = facts["data"]
-        line = f"{facts['timestamp']} {facts['id']} {data['rule']} {data['stream']}: {data['summary']}"
-        sys.stdout.write((document if args.json else line) + "\n")
-    return 0

@@ -18,6 +18,8 @@ from pydantic import ValidationError
 from monitor.config.errors import ConfigError
 from monitor.config.schema import Config
 from monitor.core.settings import READ_SECRET
+from monitor.rules.registry import wrong_numbers
+from monitor.rules.rule import Rule
 
 ENV_PREFIX = "LAYERWATCH__"
 
@@ -65,6 +67,17 @@ def load_config(path: Path | None, environ: Mapping[str, str] = os.environ) -> C
         # a key may hold anything, line breaks too, and one error is one line
         lines = [_line(where, from_environment, item) for item in error.errors()]
         raise ConfigError([" ".join(line.split()) for line in lines]) from error
+
+
+def checked_rules(settings: Config) -> tuple[Rule, ...]:
+    """The configured rules.
+
+    Raises:
+        ConfigError: the numbers of a rule are not consistent.
+    """
+    if wrong := wrong_numbers(settings.rules, settings.buckets.seconds):
+        raise ConfigError(wrong)
+    return settings.rules
 
 
 def _overlay(tree: dict[str, Any], environ: Mapping[str, str]) -> dict[str, str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import os
 import signal
 import sys
@@ -15,6 +16,7 @@ from typing import Any
 import numpy as np
 from rich.console import Console
 
+from monitor.config.errors import as_command_error
 from monitor.config.schema import Config
 from monitor.demo.console import PlainScreen, Screen
 from monitor.demo.live import LiveScreen
@@ -32,19 +34,22 @@ REFERENCE_IMAGES = 1000
 """700 to learn from, 300 to calibrate on: enough to know the 5 % cut to within 2.4 to 8.6 % with 99 % confidence."""
 
 
-def demo(headless: bool, stay: bool) -> int:
-    """What the command line calls; returns the exit status."""
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """How it shows what it does, and whether it stays."""
+    parser.add_argument("--headless", action="store_true", help="plain lines: no live panel, no colours")
+    parser.add_argument("--stay", action="store_true", help="keep the daemon and its pages up at the end, until Ctrl-C")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Run the demo on a live panel where there is a terminal; see `run_demo` for the exit status."""
     os.environ.update(PASSIVE_WAITING)  # before torch is loaded, which reads it once
     # SIGTERM cleans up like Ctrl-C, and both work where the shell had them ignored (a job in the background)
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, signal.default_int_handler)
-    screen: Screen = PlainScreen(sys.stdout) if headless or not sys.stdout.isatty() else LiveScreen(Console())
-    try:
-        with closing(screen):
-            return run_demo(screen, stay)
-    except (DemoError, ChildError, SourceError, FatalSourceError) as error:
-        sys.stderr.write(f"layerwatch demo: {error}\n")
-        return 1
+    plain = args.headless or not sys.stdout.isatty()
+    screen: Screen = PlainScreen(sys.stdout) if plain else LiveScreen(Console())
+    with closing(screen), as_command_error("demo", DemoError, ChildError, SourceError, FatalSourceError):
+        return run_demo(screen, args.stay)
 
 
 def run_demo(screen: Screen, stay: bool = False) -> int:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -40,3 +42,19 @@ def test_streams_of_an_empty_state_are_an_empty_object(
         monkeypatch.setenv("LAYERWATCH__REDIS__URL", server.url)
         assert main(["streams", "--json"]) == 0
     assert json.loads(capsys.readouterr().out) == {"streams": {}}
+
+
+@pytest.mark.parametrize(
+    ("words", "unused"),
+    [(["--help"], ["numpy", "pydantic", "rich"]), (["alerts", "--help"], ["torch", "monitor.daemon"])],
+)
+def test_a_command_starts_without_what_it_does_not_use(words: list[str], unused: list[str]) -> None:
+    program = (
+        "import contextlib, sys\n"
+        "from monitor.__main__ import main\n"
+        "with contextlib.suppress(SystemExit):\n"
+        f"    main({words})\n"
+        f"sys.stderr.write(str([name for name in {unused} if name in sys.modules]))\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert done.stderr == "[]"

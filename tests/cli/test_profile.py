@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import io
 import json
 import tarfile
@@ -12,20 +11,14 @@ import numpy as np
 import pytest
 
 from detectors.profile.profile import Profile
-from monitor.cli import calibrate, evaluate, fit, profile
+from monitor.__main__ import main
 from tests.pictures import draw, encoded, pictures
 
 pytestmark = pytest.mark.slow
 
 
 def run(*arguments: str | Path) -> int:
-    parser = argparse.ArgumentParser()
-    commands = parser.add_subparsers()
-    for module in (fit, calibrate, evaluate, profile):
-        module.add_command(commands)
-    args = parser.parse_args([str(argument) for argument in arguments])
-    status: int = args.handler(args)
-    return status
+    return main([str(argument) for argument in arguments])
 
 
 def write_tar(path: Path, seed: int, count: int, stripes: bool = False, extra: tuple[bytes, ...] = ()) -> Path:

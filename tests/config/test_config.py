@@ -8,9 +8,8 @@ import pytest
 import yaml
 from pydantic import BaseModel
 
-from monitor.cli.run import checked_rules
 from monitor.config.errors import ConfigError
-from monitor.config.loading import load_config
+from monitor.config.loading import checked_rules, load_config
 from monitor.config.schema import Config
 from monitor.rules.stream_health import FrozenRule
 

@@ -16,7 +16,7 @@ import pytest
 import yaml
 from PIL import Image
 
-from monitor.__main__ import _parser
+from monitor.__main__ import build_parser
 from monitor.config.schema import Config
 from tests.pictures import pictures
 
@@ -79,7 +79,7 @@ def test_every_command_that_the_pages_show_is_one_that_there_is() -> None:
         if "\\" in words or any("IMAGES..." in word or word == "|" for word in words):
             continue
         if "ID" in words or "--from" in words or "silence" in words or words[0] in {"demo", "run", "streams", "alerts"}:
-            _parser().parse_args(words)
+            build_parser().parse_args(words)
         else:
             # placeholders may stand for files; the options must exist
             known = subprocess_help(words[0])
@@ -87,7 +87,7 @@ def test_every_command_that_the_pages_show_is_one_that_there_is() -> None:
 
 
 def subprocess_help(command: str) -> str:
-    found = [a for a in _parser()._actions if hasattr(a, "choices") and a.choices]
+    found = [a for a in build_parser()._actions if hasattr(a, "choices") and a.choices]
     choices = found[0].choices
     assert isinstance(choices, dict)
     return str(choices[command].format_help())

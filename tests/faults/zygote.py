@@ -28,11 +28,10 @@ def load() -> None:
     import detectors.profile.profile  # noqa: F401, PLC0415
     import monitor.__main__  # noqa: PLC0415
     import monitor.daemon  # noqa: PLC0415
-    import monitor.demo  # noqa: PLC0415
     import monitor.sources.kafka.source  # noqa: PLC0415
     import monitor.sources.redis_streams.source  # noqa: PLC0415
 
-    monitor.__main__._parser()  # imports what the commands need
+    monitor.__main__.build_parser()  # imports what the commands need
     torch.set_num_threads(1)
     monitor.evaluate.evaluator.LEASE_S = 4.0  # most tests wait for a dead evaluator's successor
     monitor.evaluate.evaluator.SILENCE_LOOK_S = 1.0

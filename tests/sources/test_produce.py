@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import tarfile
 import time
 from pathlib import Path
@@ -11,7 +10,7 @@ import numpy as np
 import pytest
 import yaml
 
-from monitor.cli.produce import add_command
+from monitor.__main__ import main
 from monitor.sources import open_producer
 from monitor.sources.protocol import Source
 from tests.pictures import draw, encoded
@@ -44,11 +43,7 @@ def run(tmp_path: Path, world: World | None, *arguments: object, **kafka: object
         stream = {"topics": [world.topic], "partitions": 2, "lease_s": 0.5}
         tree = {"source": "redis-stream", "redis": redis, "redis_stream": stream}
     path.write_text(yaml.safe_dump(tree))
-    parser = argparse.ArgumentParser()
-    add_command(parser.add_subparsers())
-    args = parser.parse_args(["produce", *map(str, arguments), "-c", str(path)])
-    status: int = args.handler(args)
-    return status
+    return main(["produce", *map(str, arguments), "-c", str(path)])
 
 
 def started(world: World) -> Source:

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from monitor.cli.times import parse_duration, parse_time
+from monitor.cli.options import parse_duration, parse_time
 
 NOON_MS = 1_772_366_400_000
 

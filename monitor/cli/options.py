@@ -1,21 +1,28 @@
-"""The one grammar of points in time and of durations on the command line, as argparse types.
-
-A time without a zone is UTC: local time would mean another moment on every machine.
-"""
+"""What the options of several commands share: `-c`, points in time, durations."""
 
 from __future__ import annotations
 
 import argparse
 import re
 from datetime import UTC, datetime
+from pathlib import Path
 
 UNITS_S = {"s": 1, "m": 60, "h": 3600, "d": 86_400, "w": 7 * 86_400}
 TIME_HELP = "RFC 3339, in UTC where it names no zone, or ms since the epoch"
+IMAGES_HELP = "folders, tar files or image files"
 DURATION_HELP = "30m, 1.5h, 7d, 1d12h; units s, m, h, d, w"
+
+
+def add_config_option(parser: argparse.ArgumentParser) -> None:
+    """`-c`: the configuration file; config.yaml of the working directory where there is one, else the defaults."""
+    path = Path("config.yaml")
+    parser.add_argument("-c", "--config", type=Path, default=path if path.exists() else None)
 
 
 def parse_time(text: str) -> int:
     """`2026-03-01T12:00:00Z` or `1772366400000`, in milliseconds since the epoch.
+
+    A time without a zone is UTC: local time would mean another moment on every machine.
 
     Raises:
         argparse.ArgumentTypeError: `text` is neither.

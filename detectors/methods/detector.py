@@ -53,8 +53,12 @@ class Detector(Protocol):
 class LayerDetector(Detector, Protocol):
     """A detector that also scores each layer; profiles make a signal of each."""
 
+    def score(self, features: Tensor) -> Tensor:
+        """(N, D) float32 -> (N,) scores, float32 or float64; (0, D) gives (0,)."""
+        return self.score_and_layers(features)[0]
+
     def score_and_layers(self, features: Tensor) -> tuple[Tensor, Tensor]:
-        """(N, D) float32 -> what score() gives (N,), and one score per layer (N, L), higher = more OOD."""
+        """(N, D) float32 -> (N,) scores and (N, L) scores of each layer, higher = more OOD."""
 
 
 @dataclass(frozen=True)
@@ -86,6 +90,10 @@ class TrainableDetector(Detector, Protocol):
     """A detector that trains a network: it reports progress and may use turned copies. `report` goes into profiles."""
 
     report: dict[str, object]
+
+    def fit(self, features: Tensor) -> Self:
+        """train() without turned copies and without a report of progress."""
+        return self.train(features, FitContext())
 
     def train(self, features: Tensor, context: FitContext) -> Self:
         """fit() with the help of `context`."""

@@ -21,7 +21,15 @@ import torch
 from torch import Tensor
 
 from detectors.methods import spaces, training
-from detectors.methods.detector import FitContext, NotFittedError, Turned, nested, under
+from detectors.methods.detector import (
+    FitContext,
+    LayerDetector,
+    NotFittedError,
+    TrainableDetector,
+    Turned,
+    nested,
+    under,
+)
 from detectors.methods.diffusion import LFDN, diffuse
 
 LEVELS = (0.3, 0.03)
@@ -35,7 +43,7 @@ WIDE, NARROW, WIDE_FROM = 512, 256, 2000
 """Width of the LFDN: 512 from 2,000 images on, else 256, which trains in a quarter of the time."""
 
 
-class DLSR:
+class DLSR(TrainableDetector, LayerDetector):
     """Noise-free one-step reconstruction errors per layer and space, ranked on held-out ID features and joined.
 
     layers: channels of each layer. level: a of the scoring step; None chooses it at fit. width, blocks: of the LFDN;
@@ -58,15 +66,11 @@ class DLSR:
         self._spaces = spaces.Spaces(layers)
         self._held = torch.empty(0)
 
-    def fit(self, features: Tensor) -> Self:
-        """`train` without turned images: the level is DEFAULT_LEVEL unless given."""
-        return self.train(features, FitContext())
-
     def train(self, features: Tensor, context: FitContext) -> Self:
         """Train on four fifths of (N, D) float32 ID features and rank errors on the rest; seeded.
 
         Where no level was given, the images that `context` turns are kept out of training, and the level is the one
-        that best separates them from their turned copies (see `choose_level`).
+        that best separates them from their turned copies (see `choose_level`); DEFAULT_LEVEL without turned images.
 
         Raises:
             ValueError: fewer than MIN_IMAGES features.
@@ -90,10 +94,6 @@ class DLSR:
         self._held = sorted_columns(self.errors(torch.cat([held, upright]), self.level))
         self.report["level"] = self.level
         return self
-
-    def score(self, features: Tensor) -> Tensor:
-        """(N, D) -> (N,) float64 Fisher statistic; higher = more OOD."""
-        return self.score_and_layers(features)[0]
 
     def score_and_layers(self, features: Tensor) -> tuple[Tensor, Tensor]:
         """(N, D) -> (N,) the score and (N, L) float64 its parts by layer, which add up to it."""

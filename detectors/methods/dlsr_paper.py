@@ -25,11 +25,12 @@ from dataclasses import dataclass, field
 from typing import Self
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional
 
-from detectors.methods.detector import FitContext, NotFittedError, Progress, nested, under
+from detectors.methods.detector import FitContext, LayerDetector, NotFittedError, TrainableDetector
 from detectors.methods.diffusion import PublishedLFDN, diffuse, paper_levels
+from detectors.methods.training import Descent
 
 T = 100
 LEVELS = paper_levels(T).float()
@@ -41,8 +42,8 @@ PRESET: dict[str, int | float] = {"width": 1440, "blocks": 16, "epochs": 150, "b
 
 
 @dataclass(eq=False)
-class Published:
-    """The network, its training and its one noisy step; the subclasses say the score.
+class Published(TrainableDetector):
+    """The network, its training and its one noisy step; the subclasses define the score.
 
     layers: channels of each layer. width, blocks: of the network. epochs, batch, learning_rate: of the training. step:
     t of the scoring step. The default size and training fit a CPU; PRESET holds the paper's.
@@ -57,12 +58,7 @@ class Published:
     step: int = STEP
     seed: int = 0
     report: dict[str, object] = field(default_factory=dict, init=False)
-    _networks: dict[str, PublishedLFDN] = field(default_factory=dict, init=False, repr=False)
-    _noise: Tensor = field(default_factory=lambda: torch.empty(0), init=False, repr=False)
-
-    def fit(self, features: Tensor) -> Self:
-        """`train` without a report of progress."""
-        return self.train(features, FitContext())
+    _learned: _Learned | None = field(default=None, init=False, repr=False)
 
     def train(self, features: Tensor, context: FitContext) -> Self:
         """Train on (N, D) float32 ID features; seeded.
@@ -74,70 +70,65 @@ class Published:
             raise ValueError(f"DLSR needs at least 2 images to fit (got {len(features)})")
         generator = torch.Generator().manual_seed(self.seed)
         clean = standardise(features.float(), self.layers)
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(self.seed)
-            network = self._build()
-        self._networks = self._train(network, clean, generator, context.progress)
-        self._noise = torch.randn(1, clean.shape[1], generator=generator)
-        return self
-
-    def reconstruct(self, clean: Tensor, weights: str = "final") -> Tensor:
-        """z~ of (N, D) standardised features by one noisy step; `weights` is `first` or `final`."""
-        if not self._networks:
-            raise NotFittedError(self)
-        noisy = diffuse(clean, LEVELS[self.step : self.step + 1], self._noise)
-        with torch.inference_mode():
-            answer: Tensor = self._networks[weights](noisy, torch.tensor([self.step]))
-        return answer
-
-    def state(self) -> dict[str, Tensor]:
-        """Both sets of weights and the noise: the three scores share one state."""
-        if not self._networks:
-            raise NotFittedError(self)
-        first, final = (nested(f"{name}.", self._networks[name].state_dict()) for name in ("first", "final"))
-        return {name: tensor.detach().contiguous() for name, tensor in {**first, **final, "noise": self._noise}.items()}
-
-    def restore(self, state: Mapping[str, Tensor]) -> Self:
-        """Continue from what state() returned."""
-        for name in ("first", "final"):
-            network = self._build()
-            network.load_state_dict(under(f"{name}.", state))
-            self._networks[name] = _freeze(network)
-        self._noise = state["noise"]
-        return self
-
-    def _build(self) -> PublishedLFDN:
-        return PublishedLFDN(sum(self.layers), self.width, self.blocks)
-
-    def _train(
-        self, network: PublishedLFDN, clean: Tensor, generator: torch.Generator, progress: Progress
-    ) -> dict[str, PublishedLFDN]:
-        optimizer = torch.optim.AdamW(network.parameters(), lr=self.learning_rate, weight_decay=0.02, fused=True)
-        average, first, step = copy.deepcopy(network), None, 0
+        network, first = self._build(), None
+        descent = Descent(network, self.learning_rate, weight_decay=0.02, max_decay=0.999)
         for epoch in range(self.epochs):
             for rows in torch.split(torch.randperm(len(clean), generator=generator), self.batch):
                 times = torch.randint(T, (len(rows),), generator=generator)
                 noise = torch.randn(len(rows), clean.shape[1], generator=generator)
                 noisy = diffuse(clean[rows], LEVELS[times], noise)
-                loss = functional.mse_loss(network(noisy, times), clean[rows])
-                optimizer.zero_grad()
-                torch.autograd.backward(loss)
-                optimizer.step()
-                step += 1
-                _follow(average, network, min(0.999, (1 + step) / (10 + step)))
+                descent.step(functional.mse_loss(network(noisy, times), clean[rows]))
             # The regret is measured against the weights themselves: their average still holds the random start.
             first = first or copy.deepcopy(network)
-            progress((epoch + 1) / self.epochs)
-        self.report = {"steps": step}
-        return {"first": _freeze(first or network), "final": _freeze(average)}
+            context.progress((epoch + 1) / self.epochs)
+        self.report = {"steps": descent.steps}
+        noise = torch.randn(1, clean.shape[1], generator=generator)
+        self._learned = _Learned(first or network, descent.average, noise)
+        return self
+
+    def reconstruct(self, clean: Tensor, weights: str = "final") -> Tensor:
+        """z~ of (N, D) standardised features by one noisy step; `weights` is `first` or `final`."""
+        learned = self._fitted()
+        noisy = diffuse(clean, LEVELS[self.step : self.step + 1], learned.noise)
+        with torch.inference_mode():
+            answer: Tensor = getattr(learned, weights)(noisy, torch.tensor([self.step]))
+        return answer
+
+    def state(self) -> dict[str, Tensor]:
+        """Both sets of weights and the noise: the three scores share one state."""
+        return {name: tensor.contiguous() for name, tensor in self._fitted().state_dict().items()}
+
+    def restore(self, state: Mapping[str, Tensor]) -> Self:
+        """Continue from what state() returned."""
+        self._learned = _Learned(self._build(), self._build(), torch.empty(1, sum(self.layers)))
+        self._learned.load_state_dict(state)
+        return self
+
+    def _fitted(self) -> _Learned:
+        if self._learned is None:
+            raise NotFittedError(self)
+        return self._learned
+
+    def _build(self) -> PublishedLFDN:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(self.seed)
+            return PublishedLFDN(sum(self.layers), self.width, self.blocks)
 
 
-class PaperMSE(Published):
-    """mse = ||z_0 - z~||^2."""
+class _Learned(nn.Module):
+    """What a training leaves: the weights after the first epoch, the final ones, and the noise (1, D) of all scores."""
 
-    def score(self, features: Tensor) -> Tensor:
-        """(N, D) -> (N,) float32; higher = more OOD."""
-        return self.score_and_layers(features)[0]
+    noise: Tensor
+
+    def __init__(self, first: nn.Module, final: nn.Module, noise: Tensor) -> None:
+        super().__init__()
+        self.first, self.final = first, final
+        self.register_buffer("noise", noise)
+        self.eval().requires_grad_(False)
+
+
+class PaperMSE(Published, LayerDetector):
+    """mse = ||z_0 - z~||^2; float32."""
 
     def score_and_layers(self, features: Tensor) -> tuple[Tensor, Tensor]:
         """(N, D) -> (N,) the score and (N, L) float32 the squared error of each layer."""
@@ -157,12 +148,8 @@ class PaperLR(Published):
         return first - final
 
 
-class PaperMFsim(Published):
-    """mfsim = -mean over layers 2..M of cos(z_0^m, z~^m); with a single layer, of that one."""
-
-    def score(self, features: Tensor) -> Tensor:
-        """(N, D) -> (N,) float32 in [-1, 1]; higher = more OOD."""
-        return self.score_and_layers(features)[0]
+class PaperMFsim(Published, LayerDetector):
+    """mfsim = -mean over layers 2..M of cos(z_0^m, z~^m), in [-1, 1]; with a single layer, of that one."""
 
     def score_and_layers(self, features: Tensor) -> tuple[Tensor, Tensor]:
         """(N, D) -> (N,) the score and (N, L) float32 minus the cosine of each layer."""
@@ -178,13 +165,3 @@ def standardise(features: Tensor, layers: tuple[int, ...]) -> Tensor:
     # Not Tensor.std: it warns where there are no rows.
     deviations = [(part.square().sum(1, keepdim=True) / max(part.shape[1] - 1, 1)).sqrt() for part in centred]
     return torch.cat([part / (deviation + 1e-5) for part, deviation in zip(centred, deviations, strict=True)], dim=1)
-
-
-@torch.no_grad()
-def _follow(average: PublishedLFDN, network: PublishedLFDN, decay: float) -> None:
-    torch._foreach_lerp_(list(average.parameters()), list(network.parameters()), 1.0 - decay)
-
-
-def _freeze(network: PublishedLFDN) -> PublishedLFDN:
-    network.eval().requires_grad_(False)
-    return network

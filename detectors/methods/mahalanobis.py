@@ -20,7 +20,7 @@ from typing import Self
 import torch
 from torch import Tensor
 
-from detectors.methods.detector import LearnedTensors
+from detectors.methods.detector import LayerDetector, LearnedTensors
 
 
 class Mahalanobis(LearnedTensors):
@@ -37,7 +37,7 @@ class Mahalanobis(LearnedTensors):
         return squared_distance(features, self.learned["mean"], self.learned["whiten"])
 
 
-class MahalanobisLayers(LearnedTensors):
+class MahalanobisLayers(LearnedTensors, LayerDetector):
     """One distance per layer; the score is their sum, each divided by its mean over the reference.
 
     The division makes a layer of 16 channels count as much as one of 576: a squared distance grows with the width.
@@ -51,10 +51,6 @@ class MahalanobisLayers(LearnedTensors):
         learned["scale"] = self._distances(features, learned).mean(dim=0).clamp(min=1e-12)
         self.learned = learned
         return self
-
-    def score(self, features: Tensor) -> Tensor:
-        """(N, D) -> (N,) float64; higher = more OOD."""
-        return self.score_and_layers(features)[0]
 
     def score_and_layers(self, features: Tensor) -> tuple[Tensor, Tensor]:
         """(N, D) -> sums (N,) and per layer (N, L) float64 squared distances, in units of their reference means."""

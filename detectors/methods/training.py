@@ -1,11 +1,12 @@
-"""Training of the LFDN of `dlsr`: denoising at all levels, seeded, ended by the error on held-out features."""
+"""Training of denoising networks: AdamW with averaged weights; `train` ends by the error on held-out features."""
 
 from __future__ import annotations
 
+import copy
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from detectors.methods.detector import Progress
 from detectors.methods.diffusion import LFDN, diffuse, training_level
@@ -19,6 +20,29 @@ CHECK_EVERY = 50
 PEAK_RATE = 2e-3
 PATIENCE = 2
 """Checks without improvement before training ends."""
+
+
+class Descent:
+    """AdamW on `network`; `average` is the same network with the exponential moving average of its weights.
+
+    max_decay: of the average after many steps; the first steps average over fewer, as (1 + t) / (10 + t) is lower.
+    """
+
+    def __init__(self, network: nn.Module, rate: float, weight_decay: float, max_decay: float) -> None:
+        self.network, self.average = network, copy.deepcopy(network)
+        self.optimizer = torch.optim.AdamW(network.parameters(), lr=rate, weight_decay=weight_decay, fused=True)
+        self.steps = 0
+        self._max_decay = max_decay
+
+    def step(self, loss: Tensor) -> None:
+        """One step down the gradient of `loss`."""
+        self.optimizer.zero_grad()
+        torch.autograd.backward(loss)
+        self.optimizer.step()
+        self.steps += 1
+        decay = min(self._max_decay, (1 + self.steps) / (10 + self.steps))
+        with torch.no_grad():
+            torch._foreach_lerp_(list(self.average.parameters()), list(self.network.parameters()), 1.0 - decay)
 
 
 @dataclass(frozen=True)
@@ -46,64 +70,34 @@ def train(network: LFDN, clean: Tensor, held: Tensor, seed: int, progress: Progr
 def _train(network: LFDN, clean: Tensor, held: Tensor, generator: torch.Generator, progress: Progress) -> Trained:
     batch = max(16, min(BATCH, clean.shape[1] // 4 // GROUP * GROUP))
     steps = int(min(MAX_STEPS, max(MIN_STEPS, 12 * clean.shape[1] / batch)))
-    parameters = list(network.parameters())
-    optimizer = torch.optim.AdamW(parameters, lr=1e-3, weight_decay=1e-4, fused=True)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, PEAK_RATE, total_steps=steps)
-    check = _Check(held, generator)
-    average = [parameter.detach().clone() for parameter in parameters]
-    best, best_step, best_weights, taken = float("inf"), 0, average, 0
-    for step in range(1, steps + 1):
-        taken = step
-        rows = torch.randint(clean.shape[1], (batch,), generator=generator)
-        loss = _loss(network, clean[:, rows], generator)
-        optimizer.zero_grad()
-        torch.autograd.backward(loss)
-        optimizer.step()
+    descent = Descent(network, rate=1e-3, weight_decay=1e-4, max_decay=0.99)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(descent.optimizer, PEAK_RATE, total_steps=steps)
+    held = held[:, :512]
+    check_levels = training_level((torch.arange(held.shape[1]) + 0.5) / held.shape[1])
+    check = _noisy(held, check_levels, generator)  # fixed noise and levels, so that two checks compare
+    best, best_step, best_weights = float("inf"), 0, descent.average.state_dict()
+    while descent.steps < steps:
+        rows = clean[:, torch.randint(clean.shape[1], (batch,), generator=generator)]
+        spread = torch.arange(batch // GROUP) / (batch // GROUP) + torch.rand(1, generator=generator)
+        levels = training_level(spread % 1.0)
+        descent.step((network(_noisy(rows, levels, generator), levels) - rows).square().mean())
         schedule.step()
-        torch._foreach_lerp_(average, [p.detach() for p in parameters], 1.0 - min(0.99, (1 + step) / (10 + step)))
-        if step % CHECK_EVERY and step < steps:
+        if descent.steps % CHECK_EVERY and descent.steps < steps:
             continue
-        progress(step / steps)
-        error = check(network, parameters, average)
+        progress(descent.steps / steps)
+        with torch.no_grad():
+            error = float((descent.average(check, check_levels) - held).square().mean())
         if error < best:
-            best, best_step, best_weights = error, step, [tensor.clone() for tensor in average]
-        elif step - best_step >= PATIENCE * CHECK_EVERY:
+            best, best_step, best_weights = error, descent.steps, copy.deepcopy(descent.average.state_dict())
+        elif descent.steps - best_step >= PATIENCE * CHECK_EVERY:
             break
-    _assign(parameters, best_weights)
+    network.load_state_dict(best_weights)
     network.eval().requires_grad_(False)
     progress(1.0)
-    return Trained(taken, best)
+    return Trained(descent.steps, best)
 
 
-def _loss(network: LFDN, clean: Tensor, generator: torch.Generator) -> Tensor:
-    batch = clean.shape[1]
-    groups = batch // GROUP
-    spread = (torch.arange(groups) / groups + torch.rand(1, generator=generator)) % 1.0
-    level = training_level(spread)
-    noisy = diffuse(clean, level.repeat_interleave(GROUP), torch.randn(clean.shape, generator=generator))
-    loss: Tensor = (network(noisy, level) - clean).square().mean()
-    return loss
-
-
-class _Check:
-    """Held-out error of the averaged weights, at fixed noise and levels so that two checks compare."""
-
-    def __init__(self, held: Tensor, generator: torch.Generator) -> None:
-        rows = min(512, held.shape[1])
-        self._clean = held[:, :rows]
-        self._level = training_level((torch.arange(rows) + 0.5) / rows)
-        self._noisy = diffuse(self._clean, self._level, torch.randn(self._clean.shape, generator=generator))
-
-    @torch.no_grad()
-    def __call__(self, network: LFDN, parameters: list[torch.nn.Parameter], average: list[Tensor]) -> float:
-        current = [parameter.detach().clone() for parameter in parameters]
-        _assign(parameters, average)
-        error = float((network(self._noisy, self._level) - self._clean).square().mean())
-        _assign(parameters, current)
-        return error
-
-
-@torch.no_grad()
-def _assign(parameters: list[torch.nn.Parameter], values: list[Tensor]) -> None:
-    for parameter, value in zip(parameters, values, strict=True):
-        parameter.copy_(value)
+def _noisy(clean: Tensor, levels: Tensor, generator: torch.Generator) -> Tensor:
+    """z_t of (K, N, D) clean features at (M,) levels, each for N / M rows in a row."""
+    level = levels.repeat_interleave(clean.shape[1] // len(levels))
+    return diffuse(clean, level, torch.randn(clean.shape, generator=generator))

@@ -32,6 +32,7 @@ from detectors.images.prepare import Limits, decode, resize
 from detectors.images.reading import read_images
 from detectors.methods import dlsr
 from detectors.methods.detector import Detector, FitContext, Turned
+from detectors.methods.diffusion import diffuse
 from detectors.methods.dlsr import DLSR
 from detectors.methods.registry import REGISTRY, create
 from detectors.profile.backbone import Backbone
@@ -253,10 +254,24 @@ def ablate(default: DLSR, published: Any, sets: Mapping[str, Tensor]) -> dict[st
 
 def layer_p_values(default: DLSR, sets: Mapping[str, Tensor], level: float, draws: int = 0) -> dict[str, Any]:
     """(N, K, L) p-values of every set among themselves' ID half: the first 1,000 ID images rank, the others are ID."""
-    errors = {k: default.errors(v, level, draws).numpy() for k, v in sets.items()}
+    errors = {
+        k: (noisy_errors(default, v, level, draws) if draws else default.errors(v, level)).numpy()
+        for k, v in sets.items()
+    }
     held, rest = errors["cifar10_test"][:1000], errors["cifar10_test"][1000:]
     errors["cifar10_test"] = rest
     return {k: ranked(v, held) for k, v in errors.items()}
+
+
+@torch.inference_mode()
+def noisy_errors(default: DLSR, features: Tensor, level: float, draws: int) -> Tensor:
+    """(N, D) -> (N, K, L) as `DLSR.errors`, of the mean of `draws` reconstructions from noisy inputs."""
+    clean, a = default.spaces(features), torch.tensor([level])
+    seeded = torch.Generator().manual_seed(default.seed)
+    noises = (torch.randn(clean.shape, generator=seeded) for _ in range(draws))
+    again = torch.stack([default.network(diffuse(clean, a, noise), a) for noise in noises]).mean(dim=0)
+    squared = torch.split((clean - again).square(), list(default.layers), dim=2)
+    return torch.stack([part.sum(dim=2) for part in squared], dim=2).transpose(0, 1)
 
 
 def ranked(errors: NDArray[np.float32], held: NDArray[np.float32]) -> NDArray[np.float64]:

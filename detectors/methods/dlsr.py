@@ -30,7 +30,7 @@ from detectors.methods.detector import (
     nested,
     under,
 )
-from detectors.methods.diffusion import LFDN, diffuse
+from detectors.methods.diffusion import LFDN
 
 LEVELS = (0.3, 0.03)
 """Levels a that a fit chooses from: the high one serves the ImageNet backbone, the low one the distilled net. Only two,
@@ -61,10 +61,21 @@ class DLSR(TrainableDetector, LayerDetector):
     ) -> None:
         self.layers, self.level, self.seed = layers, level, seed
         self.report: dict[str, object] = {}
+        self.spaces = spaces.Spaces(layers)
         self._width, self._blocks = width, blocks
         self._network: LFDN | None = None
-        self._spaces = spaces.Spaces(layers)
         self._held = torch.empty(0)
+
+    @property
+    def network(self) -> LFDN:
+        """The trained network.
+
+        Raises:
+            NotFittedError: there is none yet.
+        """
+        if self._network is None:
+            raise NotFittedError(self)
+        return self._network
 
     def train(self, features: Tensor, context: FitContext) -> Self:
         """Train on four fifths of (N, D) float32 ID features and rank errors on the rest; seeded.
@@ -82,64 +93,51 @@ class DLSR(TrainableDetector, LayerDetector):
         rest = rest[torch.randperm(len(rest), generator=torch.Generator().manual_seed(self.seed))]
         cut = int(len(rest) * HELD_SHARE)
         held, train = rest[:cut], rest[cut:]
-        self._spaces.fit(train)
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(self.seed)
-            self._network = self._build(self._width or (WIDE if len(train) >= WIDE_FROM else NARROW))
-        views = self._spaces(train), self._spaces(held)
+        self.spaces.fit(train)
+        self._network = self._build(self._width or (WIDE if len(train) >= WIDE_FROM else NARROW))
+        views = self.spaces(train), self.spaces(held)
         trained = training.train(self._network, *views, self.seed, context.progress)
         self.report = {"steps": trained.steps, "held_out_error": round(trained.error, 4)}
         if self.level is None:
             self.level = self._choose_level(held, upright, turned)
-        self._held = sorted_columns(self.errors(torch.cat([held, upright]), self.level))
+        self._held = sorted_columns(self.errors(torch.cat([held, upright])))
         self.report["level"] = self.level
         return self
 
     def score_and_layers(self, features: Tensor) -> tuple[Tensor, Tensor]:
         """(N, D) -> (N,) the score and (N, L) float64 its parts by layer, which add up to it."""
-        if self.level is None:
-            raise NotFittedError(self)
-        per_layer = layer_statistics(self.errors(features.float(), self.level), self._held)
+        per_layer = layer_statistics(self.errors(features.float()), self._held)
         return per_layer.sum(dim=1), per_layer
 
     def state(self) -> dict[str, Tensor]:
         """Everything fit() learned."""
-        if self._network is None:
-            raise NotFittedError(self)
+        network, views = nested("network.", self.network.state_dict()), nested("spaces.", self.spaces.state())
         level = torch.tensor(self.level, dtype=torch.float64)
-        network, views = nested("network.", self._network.state_dict()), nested("spaces.", self._spaces.state())
-        learned = {**network, **views, "held": self._held, "level": level}
-        return {name: tensor.detach().cpu().contiguous() for name, tensor in learned.items()}
+        return {**network, **views, "held": self._held, "level": level}
 
     def restore(self, state: Mapping[str, Tensor]) -> Self:
         """Continue from what state() returned."""
         self._network = self._build(state["network.outward.weight"].shape[1])
         self._network.load_state_dict(under("network.", state))
         self._network.eval().requires_grad_(False)
-        self._spaces.restore(under("spaces.", state))
+        self.spaces.restore(under("spaces.", state))
         self._held, self.level = state["held"], float(state["level"])
         return self
 
     def _build(self, width: int) -> LFDN:
-        return LFDN(len(spaces.NAMES), sum(self.layers), width, self._blocks)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(self.seed)
+            return LFDN(len(spaces.NAMES), sum(self.layers), width, self._blocks)
 
     @torch.inference_mode()
-    def errors(self, features: Tensor, level: float, noise_draws: int = 0) -> Tensor:
+    def errors(self, features: Tensor, level: float | None = None) -> Tensor:
         """(N, D) -> (N, K, L) float32 squared reconstruction error of each layer in each space.
 
-        noise_draws: average over so many noisy inputs instead of the one without noise (for the ablation only).
+        level: a of the input; that of the fit by default.
         """
-        if self._network is None:
-            raise NotFittedError(self)
-        clean = self._spaces(features)
-        a = torch.tensor([level])
-        if noise_draws:
-            seeded = torch.Generator().manual_seed(self.seed)
-            noises = (torch.randn(clean.shape, generator=seeded) for _ in range(noise_draws))
-            again = torch.stack([self._network(diffuse(clean, a, noise), a) for noise in noises]).mean(dim=0)
-        else:
-            again = self._network(a.sqrt() * clean, a)
-        squared = (clean - again).square()
+        network, clean = self.network, self.spaces(features)
+        a = torch.tensor([self.level if level is None else level])
+        squared = (clean - network(a.sqrt() * clean, a)).square()
         errors = [part.sum(dim=2) for part in torch.split(squared, list(self.layers), dim=2)]
         return torch.stack(errors, dim=2).transpose(0, 1)
 

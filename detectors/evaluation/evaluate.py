@@ -10,6 +10,7 @@ from __future__ import annotations
 import io
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -19,13 +20,12 @@ from PIL import Image
 from torch import Tensor
 
 from detectors.evaluation.metrics import measure
-from detectors.images.prepare import ImageError, Prepared
 from detectors.methods.detector import Detector, LayerDetector
 from detectors.methods.dlsr_paper import Published
 from detectors.methods.registry import REGISTRY, create
 from detectors.profile.profile import Profile
+from detectors.profile.reference import BATCH, prepared
 
-BATCH = 64
 THUMBNAIL_PX = 64
 ID = "id"
 """Name of the ID set among the sets."""
@@ -124,21 +124,13 @@ def evaluate(
 
 def read_set(profile: Profile, images: Images, thumbnails: bool) -> ImageSet:
     """Features of all usable images of one set, a batch in memory at a time."""
-    kept, parts, batch = ImageSet(torch.empty(0)), [], list[Prepared]()
-    for name, image in images:
-        try:
-            batch.append(profile.prepare(image))
-        except ImageError as error:
-            kept.broken.append(f"{name}: {error}")
-            continue
-        kept.names.append(name)
+    kept, parts = ImageSet(torch.empty(0)), []
+    usable = prepared(images, profile.preparer, kept.broken)
+    while batch := list(islice(usable, BATCH)):
+        parts.append(profile.features([image for _, image in batch]))
+        kept.names += [name for name, _ in batch]
         if thumbnails:
-            kept.thumbnails.append(_thumbnail(batch[-1].pixels))
-        if len(batch) == BATCH:
-            parts.append(profile.features(batch))
-            batch = []
-    if batch:
-        parts.append(profile.features(batch))
+            kept.thumbnails += [_thumbnail(image.pixels) for _, image in batch]
     kept.features = torch.cat(parts) if parts else kept.features
     return kept
 

@@ -8,7 +8,6 @@ score one to three AUROC points.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast, get_args
@@ -39,25 +38,16 @@ class Backbone:
             BackboneError: unknown model, no intermediate features, weights that do not fit, layers out of range.
         """
         self.device = choose_device(device)
-        weights = EMBEDDED if spec.weights == "embedded" else Path(spec.weights)
-        state = None if spec.weights in {"hub", "random"} else _read_weights(weights)
         network, indices = _build(spec)
-        if state is not None:
-            _load(network, state, weights)
+        if spec.weights not in {"hub", "random"}:
+            _load(network, EMBEDDED if spec.weights == "embedded" else Path(spec.weights))
         config = cast(Any, resolve_model_data_config)(network)
         self.input_px = spec.input_px or int(spec.args.get("img_size", config["input_size"][-1]))
         known = config["interpolation"] in get_args(Filter)
         self.filter: Filter = spec.filter or cast(Filter, config["interpolation"] if known else "bicubic")
         mean, std = spec.mean or tuple(config["mean"]), spec.std or tuple(config["std"])
         self.spec = replace(
-            spec,
-            layers=indices,
-            strides=(),
-            mean=mean,
-            std=std,
-            input_px=self.input_px,
-            filter=self.filter,
-            args=dict(spec.args),
+            spec, layers=indices, strides=(), mean=mean, std=std, input_px=self.input_px, filter=self.filter
         )
         self.layers: tuple[int, ...] = tuple(network.feature_info.channels())
         self.digest = _digest(network)
@@ -90,6 +80,16 @@ class Backbone:
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.spec.precision == "bfloat16"):
             maps = self._network(normalised.contiguous(memory_format=torch.channels_last))
         return torch.cat([m.mean(dim=self._space, dtype=torch.float32) for m in maps], dim=1)
+
+    def features(self, pixels: NDArray[np.uint8]) -> Tensor:
+        """What the call gives, on the CPU; halves the batch when the device is out of memory."""
+        try:
+            return self(pixels).cpu()
+        except torch.OutOfMemoryError:
+            if len(pixels) == 1:
+                raise
+            half = len(pixels) // 2
+            return torch.cat([self.features(pixels[:half]), self.features(pixels[half:])])
 
 
 def choose_device(device: str) -> torch.device:
@@ -144,22 +144,18 @@ def _by_stride(spec: BackboneSpec, reductions: list[int]) -> tuple[int, ...]:
     return tuple(reductions.index(stride) for stride in sorted(spec.strides))
 
 
-def _read_weights(path: Path) -> dict[str, Tensor]:
+def _load(network: Network, path: Path) -> None:
     try:
-        if path.suffix == ".safetensors":
-            return load_file(path)
-        state = torch.load(path, map_location="cpu", weights_only=True)  # refuses arbitrary pickles
+        # weights_only refuses arbitrary pickles
+        safe = path.suffix == ".safetensors"
+        state = load_file(path) if safe else torch.load(path, map_location="cpu", weights_only=True)
     except (OSError, SafetensorError, RuntimeError, ValueError) as error:
         raise BackboneError(f"weights {path}: cannot be read: {error}") from error
-    return cast(dict[str, Tensor], state.get("state_dict", state))
-
-
-def _load(network: Network, state: Mapping[str, Tensor], path: Path) -> None:
-    own = network.state_dict()
+    own: dict[str, Tensor] = network.state_dict()
     # FeatureGetterNet (ViTs) keeps the whole model under `model.`.
     prefix = "model." if own and all(name.startswith("model.") for name in own) else ""
     # A features_only network flattens `stages.0` into `stages_0`; both spellings occur in files.
-    given = {_flat(prefix + name if not name.startswith(prefix) else name): t for name, t in state.items()}
+    given = {_flat(prefix + name.removeprefix(prefix)): t for name, t in state.get("state_dict", state).items()}
     fitting = {name: given[_flat(name)] for name in own if _flat(name) in given}
     missing = [n for n in own if n not in fitting and "num_batches_tracked" not in n]
     wrong = [n for n, t in fitting.items() if t.shape != own[n].shape]

@@ -66,6 +66,11 @@ class Calibration:
         """Number of calibration images n."""
         return len(self.values)
 
+    def quantiles(self) -> dict[str, float]:
+        """The 1st, 50th, 95th and 99th percentile of the values, to six decimals."""
+        levels = {"p1": 0.01, "p50": 0.5, "p95": 0.95, "p99": 0.99}
+        return {name: round(float(np.quantile(self.values, level)), 6) for name, level in levels.items()}
+
     def p_values(self, scores: Floats, jitters: Jitter) -> Floats:
         """(N,) p-values in (0, 1] of (N,) scores.
 

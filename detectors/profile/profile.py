@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import platform
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -60,17 +61,12 @@ class Profile:
     """
 
     def __init__(
-        self,
-        backbone: Backbone,
-        name: str,
-        detector: Detector,
-        facts: Mapping[str, Any],
-        limits: Limits | None = None,
+        self, backbone: Backbone, name: str, detector: Detector, facts: Mapping[str, Any], limits: Limits
     ) -> None:
         """An uncalibrated profile of a fitted detector; `facts` go into the manifest."""
         self.backbone = backbone
         self.detector = detector
-        self.preparer = Preparer(backbone.input_px, limits or Limits(), backbone.filter)
+        self.preparer = Preparer(backbone.input_px, limits, backbone.filter)
         layers = len(backbone.layers) if isinstance(detector, LayerDetector) else 0
         learned = ("ood", *(f"layer{i + 1}" for i in range(layers)))
         self.signals: tuple[str, ...] = (*learned, *properties.NAMES)
@@ -111,7 +107,7 @@ class Profile:
 
     def keep_reference(self, features: Tensor) -> None:
         """Keep (N, D) features that the detector learned from, thinned evenly to MAX_REFERENCE rows."""
-        self._reference = features[:: -(-len(features) // MAX_REFERENCE)]
+        self._reference = features[:: math.ceil(len(features) / MAX_REFERENCE)]
 
     def reference(self) -> Tensor | None:
         """(N, D) float32 features that the detector learned from; None where the profile has none."""
@@ -121,7 +117,7 @@ class Profile:
 
     def features(self, images: Sequence[Prepared]) -> Tensor:
         """(N, D) float32 features of prepared images, on the CPU."""
-        return self._features(np.stack([image.pixels for image in images]))
+        return self.backbone.features(np.stack([image.pixels for image in images]))
 
     def score(self, images: Sequence[Prepared | AnyImage] | NDArray[np.uint8]) -> Scores:
         """Score images; an image's result does not depend on the others. No images give (0, S) arrays.
@@ -157,7 +153,20 @@ class Profile:
         (folder / TENSORS).write_bytes(save(self._tensors()))
         if (reference := self.reference()) is not None:
             (folder / REFERENCE).write_bytes(save({"features": reference.half().contiguous()}))
-        document = {**self.manifest, **self._own_facts()}
+        calibrations = zip(self.signals, self.calibrations, strict=True)
+        document = {
+            **self.manifest,
+            "version": VERSION,
+            "fingerprint": self.fingerprint,
+            "backbone": self.backbone.spec.to_json(),
+            "backbone_digest": self.backbone.digest,
+            "signals": list(self.signals),
+            "dependence": list(self.dependence),
+            "versions": {name: version(name) for name in ("layerwatch", "torch", "timm", "numpy", "pillow")},
+            "python": platform.python_version(),
+            "limits": asdict(self.preparer.limits),
+            "calibration_scores": {signal: calibration.quantiles() for signal, calibration in calibrations},
+        }
         (folder / MANIFEST).write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
 
     @classmethod
@@ -208,16 +217,6 @@ class Profile:
             raise ProfileError(f"{folder}: its tensors are not those its manifest was written for")
         return profile
 
-    def _features(self, pixels: NDArray[np.uint8]) -> Tensor:
-        """(N, S, S, 3) -> (N, D) on the CPU; halves the batch when the device is out of memory."""
-        try:
-            return self.backbone(pixels).cpu()
-        except torch.OutOfMemoryError:
-            if len(pixels) == 1:
-                raise
-            half = len(pixels) // 2
-            return torch.cat([self._features(pixels[:half]), self._features(pixels[half:])])
-
     def _values(self, features: Tensor, measured: Floats) -> Floats:
         """(N, S): OOD score, layer scores, properties."""
         if isinstance(self.detector, LayerDetector):
@@ -237,30 +236,6 @@ class Profile:
         jitters = np.stack([c.jitters for c in self.calibrations]).view(np.int64)
         calibration = {"values": torch.from_numpy(values), "jitters": torch.from_numpy(jitters)}
         return {**nested("detector.", self.detector.state()), **nested("calibration.", calibration)}
-
-    def _own_facts(self) -> dict[str, Any]:
-        """What the manifest says about this object; overrides what a loaded manifest said."""
-        return {
-            "version": VERSION,
-            "fingerprint": self.fingerprint,
-            "backbone": self.backbone.spec.to_json(),
-            "backbone_digest": self.backbone.digest,
-            "signals": list(self.signals),
-            "dependence": list(self.dependence),
-            "versions": {name: version(name) for name in ("layerwatch", "torch", "timm", "numpy", "pillow")},
-            "python": platform.python_version(),
-            "limits": asdict(self.preparer.limits),
-            "calibration_scores": self._calibration_summary(),
-        }
-
-    def _calibration_summary(self) -> dict[str, dict[str, float]]:
-        """Per signal the 1st, 50th, 95th and 99th percentile of its calibration values."""
-        levels = {"p1": 0.01, "p50": 0.5, "p95": 0.95, "p99": 0.99}
-        pairs = zip(self.signals, self.calibrations, strict=True)
-        return {
-            signal: {name: round(float(np.quantile(c.values, q)), 6) for name, q in levels.items()}
-            for signal, c in pairs
-        }
 
     def _fingerprint(self) -> str:
         digest = hashlib.blake2b(self.backbone.digest.encode(), digest_size=8)

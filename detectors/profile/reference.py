@@ -5,7 +5,9 @@ from __future__ import annotations
 import heapq
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
+from functools import reduce
 from itertools import islice
+from operator import xor
 from typing import Any
 
 import numpy as np
@@ -70,7 +72,7 @@ class Reference:
         for quarter_turns in (1, 2):
             pixels = [np.rot90(self.turnable[row], quarter_turns) for _, row in chosen]
             batches = (np.stack(pixels[start : start + BATCH]) for start in range(0, len(pixels), BATCH))
-            features.append(torch.cat([backbone(batch).cpu() for batch in batches]))
+            features.append(torch.cat([backbone.features(batch) for batch in batches]))
         return Turned(torch.tensor([place for place, _ in chosen]), features)
 
 
@@ -79,55 +81,45 @@ def read_reference(
 ) -> Reference:
     """Prepare all images, leave out broken ones and exact duplicates, and extract the features of the others."""
     reference = Reference(torch.empty(0, sum(backbone.layers)))
-    prepared = _usable(images, Preparer(backbone.input_px, limits, backbone.filter), reference)
-    parts: list[Tensor] = []
-    while batch := list(islice(prepared, BATCH)):
-        parts.append(backbone(np.stack([image.pixels for image in batch])).cpu())
+    usable = _usable(images, Preparer(backbone.input_px, limits, backbone.filter), reference)
+    parts = [reference.features]
+    while batch := list(islice(usable, BATCH)):
+        parts.append(backbone.features(np.stack([image.pixels for image in batch])))
         progress(f"features of {len(reference)} images", -1.0)
-    if parts:
-        reference.features = torch.cat(parts)
+    reference.features = torch.cat(parts)
     return reference
+
+
+def prepared(
+    images: Iterable[tuple[str, AnyImage]], preparer: Preparer, broken: list[str]
+) -> Iterator[tuple[str, Prepared]]:
+    """Prepare (name, image) pairs one by one; those that cannot be used are added to `broken` with the reason."""
+    for name, image in images:
+        try:
+            yield name, preparer(image, name.encode("utf-8", "backslashreplace"))
+        except ImageError as error:
+            broken.append(f"{name}: {error}")
 
 
 def _usable(images: Iterable[tuple[str, AnyImage]], preparer: Preparer, reference: Reference) -> Iterator[Prepared]:
     """Prepare images one by one, and fill `reference` with all but their features."""
     seen: set[bytes] = set()
-    sample = _Sample(reference.turnable, max(1, min(TURNED, TURNED_BYTES // (3 * preparer.input_px**2))))
-    for name, image in images:
-        try:
-            prepared = preparer(image, name.encode("utf-8", "backslashreplace"))
-        except ImageError as error:
-            reference.broken.append(f"{name}: {error}")
-            continue
-        if prepared.digest in seen:
+    kept = max(1, min(TURNED, TURNED_BYTES // (3 * preparer.input_px**2)))
+    # A heap of (minus the digest, row, pixels) with the smallest digests: a choice by content, whatever the order.
+    sample: list[tuple[int, int, NDArray[np.uint8]]] = []
+    for name, image in prepared(images, preparer, reference.broken):
+        if image.digest in seen:
             reference.duplicates.append(name)
             continue
-        seen.add(prepared.digest)
-        sample.offer(prepared, len(reference))
-        reference.measured.append(prepared.properties)
-        reference.keys.append(prepared.key)
-        yield prepared
-    combined = 0
-    for digest in seen:
-        combined ^= int.from_bytes(digest[:8], "big")
-    reference.hash = f"{combined:016x}"
+        seen.add(image.digest)
+        push = heapq.heappush if len(sample) < kept else heapq.heappushpop
+        push(sample, (-_number(image.digest), len(reference), image.pixels))
+        reference.measured.append(image.properties)
+        reference.keys.append(image.key)
+        yield image
+    reference.turnable = {row: pixels for _, row, pixels in sample}
+    reference.hash = f"{reduce(xor, map(_number, seen), 0):016x}"
 
 
-class _Sample:
-    """Pixels of the `size` images with the smallest digests: a choice by content alone, whatever the order."""
-
-    def __init__(self, pixels: dict[int, NDArray[np.uint8]], size: int) -> None:
-        self._pixels, self._size = pixels, size
-        self._largest_first: list[tuple[int, int]] = []  # (minus the digest, row)
-
-    def offer(self, prepared: Prepared, row: int) -> None:
-        """Keep the image if its digest is among the smallest so far."""
-        entry = (-int.from_bytes(prepared.digest[:8], "big"), row)
-        if len(self._largest_first) < self._size:
-            heapq.heappush(self._largest_first, entry)
-        elif entry > self._largest_first[0]:
-            _, dropped = heapq.heapreplace(self._largest_first, entry)
-            del self._pixels[dropped]
-        else:
-            return
-        self._pixels[row] = prepared.pixels
+def _number(digest: bytes) -> int:
+    return int.from_bytes(digest[:8], "big")

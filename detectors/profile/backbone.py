@@ -146,9 +146,11 @@ def _by_stride(spec: BackboneSpec, reductions: list[int]) -> tuple[int, ...]:
 
 def _load(network: Network, path: Path) -> None:
     try:
-        # weights_only refuses arbitrary pickles
-        safe = path.suffix == ".safetensors"
-        state = load_file(path) if safe else torch.load(path, map_location="cpu", weights_only=True)
+        state: dict[str, Any] = (
+            load_file(path)
+            if path.suffix == ".safetensors"
+            else torch.load(path, map_location="cpu", weights_only=True)  # refuses arbitrary pickles
+        )
     except (OSError, SafetensorError, RuntimeError, ValueError) as error:
         raise BackboneError(f"weights {path}: cannot be read: {error}") from error
     own: dict[str, Tensor] = network.state_dict()

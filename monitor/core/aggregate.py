@@ -1,17 +1,16 @@
-"""What records add to their partition, in the order of its log: bucket vectors, stream facts, exemplars. Pure."""
+"""Aggregation of one partition's records, in the order of its log: bucket vectors, stream facts, exemplars. Pure."""
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from detectors.images.prepare import Prepared
-from monitor.core.buckets import CHANGES, DUPLICATES, LATE, LONGEST_RUN, REJECTED, Layout, empty, fill_groups
+from monitor.core.buckets import CHANGES, DUPLICATES, LATE, LONGEST_RUN, REJECTED, Layout, fill_groups
 from monitor.core.event_time import PartitionClock, Placed
 from monitor.core.settings import BucketSettings
 from monitor.core.types import DeadLetter, Exemplar, StreamFacts, Vector
@@ -27,7 +26,7 @@ and those of an old one reach back a day."""
 
 @dataclass(frozen=True, slots=True)
 class Judged:
-    """One image and what the profile with that fingerprint says about it; `p_values` is (S,), the OOD score's first."""
+    """One image and its p-values under the profile with that fingerprint: (S,), the OOD score's first."""
 
     id: str
     stream: str
@@ -37,17 +36,8 @@ class Judged:
     prepared: Prepared
 
 
-class Candidate(NamedTuple):
-    """An image that may be worth showing: how unusual it is (`unusual_p`), and where it counts."""
-
-    p_value: float
-    image: Judged
-    event_time_ms: int
-    bucket_ms: int
-
-
 Outcome = Sequence[Judged] | DeadLetter
-"""What became of one record: all its images judged, or the record rejected."""
+"""The result of one record: all its images judged, or the record rejected."""
 
 VectorKey = tuple[str, int, str]
 """(profile fingerprint, bucket start ms, stream)"""
@@ -66,16 +56,16 @@ class Aggregate:
     """Records whose timestamps were further ahead than allowed."""
     reasons: Mapping[tuple[str, str], int]
     """(stream, reason code) -> records rejected for it."""
-    typical: Sequence[Exemplar] = ()
+    typical: Sequence[Exemplar]
 
 
 @dataclass(frozen=True, slots=True)
 class Aggregation:
-    """What aggregating needs to know beyond the records themselves."""
+    """The parameters of `aggregate` that stay the same for all records."""
 
     buckets: BucketSettings
     layouts: Mapping[str, Layout]
-    """Fingerprint -> what the entries of its vectors mean."""
+    """Fingerprint -> meaning of the entries of its vectors."""
     fingerprint_of: Callable[[str], str]
     """Stream -> fingerprint of the profile that judges it, for records without images."""
     exemplars: int = 12
@@ -95,7 +85,7 @@ def aggregate(
     Args:
         outcomes: one per record, in offset order.
         high_ms: highest event time applied so far in this partition; None before the first record.
-        facts: what each stream carries on from its last image in this partition.
+        facts: of each stream in this partition, after its last image.
         now_ms: wall clock, against timestamps in the future.
     """
     run = _Run(high_ms, facts, now_ms, aggregation)
@@ -106,6 +96,17 @@ def aggregate(
             for image in outcome:
                 run.accept(image)
     return run.result()
+
+
+def unusual_p(p_values: NDArray[np.float64], layout: Layout) -> float:
+    """p-value of an image that is unusual by its content or as a picture: how images are ranked for display.
+
+    2 min(p of the OOD score, number of properties x smallest p of a property), at most 1 (Bonferroni). The score
+    alone hardly responds to most sensor faults, and the worst images of a fogged lens would be chosen at random.
+    """
+    properties = p_values[sum(layout.learned) :]  # they come after the learned signals
+    content = float(p_values[0])
+    return min(1.0, 2.0 * min(content, len(properties) * float(properties.min()))) if len(properties) else content
 
 
 @dataclass(slots=True)
@@ -121,7 +122,7 @@ class _Counts:
 
 
 class _Run:
-    """An aggregate in the making."""
+    """An aggregate that is being built."""
 
     def __init__(
         self, high_ms: int | None, facts: Mapping[str, StreamFacts], now_ms: int, aggregation: Aggregation
@@ -131,47 +132,69 @@ class _Run:
         self._before, self._now_ms, self._aggregation = facts, now_ms, aggregation
         self._facts: dict[str, StreamFacts] = {}
         self._counts: dict[VectorKey, _Counts] = {}
-        self._unusual: list[Candidate] = []
-        self._typical: list[Candidate] = []
+        self._unusual: list[tuple[Exemplar, Prepared]] = []
+        self._typical: list[Exemplar] = []
         self._reasons: Counter[tuple[str, str]] = Counter()
         self._future = 0
 
     def reject(self, letter: DeadLetter) -> None:
-        """A record without images: it counts at its own timestamp."""
+        """Count a record without images, at its own timestamp."""
         placed = self._place(letter.record.timestamp_ms)
         self._count(self._aggregation.fingerprint_of(letter.stream), placed, letter.stream).rejected += 1
         self._reasons[letter.stream, letter.reason] += 1
         self._facts[letter.stream] = replace(self._facts_of(letter.stream), seen_ms=self._now_ms)
 
     def accept(self, image: Judged) -> None:
-        placed = self._place(image.event_time_ms)
-        before = self._facts_of(image.stream)
-        after = _next_facts(before, image, placed.event_time_ms, self._now_ms)
-        p_value = unusual_p(image.p_values, self._aggregation.layouts[image.fingerprint])
-        found = Candidate(p_value, image, placed.event_time_ms, placed.bucket_ms)
-        if self._aggregation.exemplars and _is_typical(found, before):
-            after = replace(after, typical=before.typical + 1, typical_ms=placed.event_time_ms)
-            self._typical.append(found)
-        if p_value <= EXEMPLAR_P:
-            self._unusual.append(found)
-        self._facts[image.stream] = after
+        """Count an image, and keep it if it is worth showing."""
+        placed, prepared, before = self._place(image.event_time_ms), image.prepared, self._facts_of(image.stream)
+        after = replace(
+            before,
+            digest=prepared.digest,
+            run=before.run + 1 if before.digest == prepared.digest else 1,
+            shape=f"{prepared.width}x{prepared.height}/{prepared.mode}",
+            event_time_ms=max(before.event_time_ms, placed.event_time_ms),
+            seen_ms=self._now_ms,
+        )
         count = self._count(image.fingerprint, placed, image.stream)
         count.rows.append(image.p_values)
         count.late += placed.late
         count.duplicates += after.run > 1
         count.changes += bool(before.shape) and before.shape != after.shape
         count.longest_run = max(count.longest_run, after.run)
+        self._facts[image.stream] = self._shown(image, placed, after)
+
+    def _shown(self, image: Judged, placed: Placed, facts: StreamFacts) -> StreamFacts:
+        """Keep the image where it is unusual or typical of its stream; returns the facts after it."""
+        p_value = unusual_p(image.p_values, self._aggregation.layouts[image.fingerprint])
+        wait_ms = min(facts.typical * TYPICAL_STEP_MS, TYPICAL_MOST_MS)
+        typical = p_value >= TYPICAL_P and placed.event_time_ms - facts.typical_ms >= wait_ms
+        if not (p_value <= EXEMPLAR_P or (typical and self._aggregation.exemplars)):
+            return facts
+        exemplar = Exemplar(
+            id=image.id,
+            stream=image.stream,
+            event_time_ms=placed.event_time_ms,
+            bucket_ms=placed.bucket_ms,
+            p_value=p_value,
+            p_values=tuple(image.p_values.tolist()),
+            thumbnail=b"",
+            fingerprint=image.fingerprint,
+        )
+        if p_value <= EXEMPLAR_P:
+            self._unusual.append((exemplar, image.prepared))
+            return facts
+        self._typical.append(replace(exemplar, thumbnail=self._aggregation.thumbnail(image.prepared)))
+        return replace(facts, typical=facts.typical + 1, typical_ms=placed.event_time_ms)
 
     def result(self) -> Aggregate:
-        how = self._aggregation
         return Aggregate(
-            vectors=_vectors(self._counts, how.layouts),
+            vectors=self._vectors(),
             facts=self._facts,
             high_ms=self._clock.high_ms,
-            exemplars=_worst(self._unusual, how),
+            exemplars=self._worst(),
             future=self._future,
             reasons=self._reasons,
-            typical=[_exemplar(found, how) for found in self._typical],
+            typical=self._typical,
         )
 
     def _place(self, event_time_ms: int) -> Placed:
@@ -185,74 +208,26 @@ class _Run:
     def _count(self, fingerprint: str, placed: Placed, stream: str) -> _Counts:
         return self._counts.setdefault((fingerprint, placed.bucket_ms, stream), _Counts())
 
+    def _vectors(self) -> dict[VectorKey, Vector]:
+        vectors: dict[VectorKey, Vector] = {}
+        for fingerprint, layout in self._aggregation.layouts.items():
+            counts = {key: count for key, count in self._counts.items() if key[0] == fingerprint}
+            rows = [row for count in counts.values() for row in count.rows]
+            groups = np.array([k for k, count in enumerate(counts.values()) for _ in count.rows], dtype=np.intp)
+            p_values = np.stack(rows) if rows else np.empty((0, len(layout.signals)))
+            filled = fill_groups(layout, p_values, groups, len(counts))
+            for (key, count), vector in zip(counts.items(), filled, strict=True):
+                vector[[REJECTED, LATE, DUPLICATES]] = count.rejected, count.late, count.duplicates
+                vector[[CHANGES, LONGEST_RUN]] = count.changes, count.longest_run
+                vectors[key] = vector
+        return vectors
 
-def unusual_p(p_values: NDArray[np.float64], layout: Layout) -> float:
-    """p-value of an image that is unusual by its content or as a picture: what people should look at.
-
-    2 min(p of the OOD score, number of properties x smallest p of a property), at most 1 (Bonferroni). The score
-    alone hardly sees most sensor faults, and the worst images of a fogged lens would be chosen at random.
-    """
-    pictured = p_values[sum(layout.learned) :]  # the properties stand behind what is learned
-    content = float(p_values[0])
-    return min(1.0, 2.0 * min(content, len(pictured) * float(pictured.min()))) if len(pictured) else content
-
-
-def _is_typical(found: Candidate, before: StreamFacts) -> bool:
-    """Whether the image is to be kept as one that the stream usually shows."""
-    wait_ms = min(before.typical * TYPICAL_STEP_MS, TYPICAL_MOST_MS)
-    return found.p_value >= TYPICAL_P and found.event_time_ms - before.typical_ms >= wait_ms
-
-
-def _next_facts(before: StreamFacts, image: Judged, event_time_ms: int, now_ms: int) -> StreamFacts:
-    prepared = image.prepared
-    return StreamFacts(
-        digest=prepared.digest,
-        run=before.run + 1 if before.digest == prepared.digest else 1,
-        shape=f"{prepared.width}x{prepared.height}/{prepared.mode}",
-        event_time_ms=max(before.event_time_ms, event_time_ms),
-        seen_ms=now_ms,
-        typical=before.typical,
-        typical_ms=before.typical_ms,
-    )
-
-
-def _vectors(counts: Mapping[VectorKey, _Counts], layouts: Mapping[str, Layout]) -> dict[VectorKey, Vector]:
-    vectors: dict[VectorKey, Vector] = {}
-    for fingerprint, layout in layouts.items():
-        keys = [key for key in counts if key[0] == fingerprint]
-        groups = [k for k, key in enumerate(keys) for _ in counts[key].rows]
-        rows = [row for key in keys for row in counts[key].rows]
-        filled = (
-            fill_groups(layout, np.stack(rows), np.array(groups), len(keys)) if rows else [empty(layout) for _ in keys]
-        )
-        for key, vector in zip(keys, filled, strict=True):
-            count = counts[key]
-            vector[REJECTED], vector[LATE], vector[DUPLICATES] = count.rejected, count.late, count.duplicates
-            vector[CHANGES], vector[LONGEST_RUN] = count.changes, count.longest_run
-            vectors[key] = vector
-    return vectors
-
-
-def _worst(unusual: Sequence[Candidate], how: Aggregation) -> list[Exemplar]:
-    """The worst of each stream; thumbnails are made for these alone."""
-    kept: list[Exemplar] = []
-    taken: Counter[str] = Counter()
-    for found in sorted(unusual, key=lambda found: (found.p_value, found.image.id)):
-        taken[found.image.stream] += 1
-        if taken[found.image.stream] <= how.exemplars:
-            kept.append(_exemplar(found, how))
-    return kept
-
-
-def _exemplar(found: Candidate, how: Aggregation) -> Exemplar:
-    image = found.image
-    return Exemplar(
-        image.id,
-        image.stream,
-        found.event_time_ms,
-        found.bucket_ms,
-        found.p_value,
-        tuple(float(p) for p in image.p_values),
-        how.thumbnail(image.prepared),
-        image.fingerprint,
-    )
+    def _worst(self) -> list[Exemplar]:
+        """The worst images of each stream; thumbnails are made for these alone."""
+        kept: list[Exemplar] = []
+        taken: Counter[str] = Counter()
+        for found, prepared in sorted(self._unusual, key=lambda shown: (shown[0].p_value, shown[0].id)):
+            taken[found.stream] += 1
+            if taken[found.stream] <= self._aggregation.exemplars:
+                kept.append(replace(found, thumbnail=self._aggregation.thumbnail(prepared)))
+        return kept

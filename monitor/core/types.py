@@ -1,4 +1,4 @@
-"""The words the monitor's parts speak to each other: frozen records.
+"""The frozen records that the rooms pass to each other.
 
 Times are integers in milliseconds since the epoch (`_ms`), durations are floats in seconds (`_s`), and a bucket is
 named by its start in milliseconds. `next_offset` is always the offset of the next record to read: what Kafka commits,
@@ -31,7 +31,7 @@ class Partition:
 
 @dataclass(frozen=True, slots=True)
 class Record:
-    """One record as its log holds it; nothing is decoded yet."""
+    """One record as its log holds it, not decoded."""
 
     partition: Partition
     offset: int
@@ -63,7 +63,7 @@ class RecordImage:
 
 @dataclass(frozen=True, slots=True)
 class DeadLetter:
-    """A record that could not be used, and why: `reason` is a short code, `error` the text for a person."""
+    """A record that could not be used: `reason` is a short code, `error` the text for a person."""
 
     record: Record
     stream: str
@@ -71,12 +71,9 @@ class DeadLetter:
     error: str
 
 
-# ------------------------------------------------------------------------------------------------ state
-
-
 @dataclass(frozen=True, slots=True)
 class Cursor:
-    """Where a partition stands in Redis."""
+    """Position of a partition in Redis."""
 
     next_offset: int
     high_ms: int
@@ -84,13 +81,13 @@ class Cursor:
     token: str = ""
     generation: int = 0
     idle: bool = False
-    """Its owner has read to the end of the log and nothing came for the idle time-out."""
+    """Its owner has read to the end of the log, and no record has come for the idle time-out."""
     log_id: str = ""
     """Identity of the log (Kafka topic id): a recreated topic starts a new one."""
     rebuild_until: int = 0
-    """End of the log when lost state began to be rebuilt; up to there nobody is told what was known before."""
+    """End of the log when lost state began to be rebuilt; alerts that fire before it are suppressed."""
     recent: bytes = b""
-    """Which of the last records were rejected; see `RejectWindow.pack`."""
+    """Which of the last records were rejected, as `RejectWindow.pack` gives it."""
 
 
 class ApplyStatus(StrEnum):
@@ -100,16 +97,16 @@ class ApplyStatus(StrEnum):
     DUP = "dup"
     """Already applied: the reply of an earlier call was lost."""
     REWIND = "rewind"
-    """Redis stands before `expect` (it lost its last writes): seek back to `next_offset`."""
+    """The cursor in Redis is before `expect` (Redis lost its last writes): seek back to `next_offset`."""
     FENCED = "fenced"
     """Another owner has claimed the partition."""
     LOST = "lost"
-    """Redis has no cursor: it is empty or another server."""
+    """Redis has no cursor: it is empty, or another server."""
 
 
 @dataclass(frozen=True, slots=True)
 class Applied:
-    """Outcome of one partition's apply; `next_offset` is where Redis stands (None when LOST)."""
+    """Outcome of one partition's apply; `next_offset` is the one in Redis (None when LOST)."""
 
     status: ApplyStatus
     next_offset: int | None
@@ -117,7 +114,7 @@ class Applied:
 
 @dataclass(frozen=True, slots=True)
 class StreamFacts:
-    """What a stream carries from image to image; belongs to its partition and moves with the cursor."""
+    """State of a stream in a partition, carried from image to image; moves with the partition's cursor."""
 
     digest: bytes = b""
     """Digest of the last image, for exact duplicates."""
@@ -128,28 +125,28 @@ class StreamFacts:
     event_time_ms: int = 0
     """Highest event time of the stream in this partition."""
     seen_ms: int = 0
-    """When its last record was applied, by the clock of the machine: what silence is measured from."""
+    """When its last record was applied, by the clock of the machine; silence is measured from it."""
     typical: int = 0
-    """How many typical images were kept so far; the more, the longer until the next."""
+    """How many typical images have been kept; the more, the longer until the next."""
     typical_ms: int = 0
-    """Event time of the last of them."""
+    """Event time of the last typical image."""
 
 
 @dataclass(frozen=True, slots=True)
 class Exemplar:
-    """An image worth showing, unusual or typical (`p_value`: `monitor.core.aggregate.unusual_p`, not the OOD score's).
-
-    The thumbnail is a small JPEG, or empty."""
+    """An unusual or typical image, to be shown."""
 
     id: str
     stream: str
     event_time_ms: int
     bucket_ms: int
     p_value: float
+    """By `monitor.core.aggregate.unusual_p`, not that of the OOD score."""
     p_values: tuple[float, ...]
     thumbnail: bytes
+    """A small JPEG, or empty."""
     fingerprint: str = ""
-    """Of the profile that judged it: p-values of two profiles do not compare."""
+    """Of the profile that judged it: p-values of two profiles are not comparable."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -175,7 +172,7 @@ class Totals:
 
 @dataclass(frozen=True, slots=True)
 class Delta:
-    """Everything one partition's batch changes, applied whole or not at all."""
+    """Everything that one partition's batch changes, applied in one transaction."""
 
     partition: Partition
     token: str
@@ -189,12 +186,9 @@ class Delta:
     reasons: Mapping[tuple[str, str], int] = field(default_factory=dict)
     """(stream, reason code) -> records rejected for it."""
     typical: Sequence[Exemplar] = ()
-    """What these streams usually show."""
+    """Images that are typical of their streams."""
     recent: bytes = b""
-    """Which of the last records were rejected; see `RejectWindow.pack`."""
-
-
-# ------------------------------------------------------------------------------------------------ alerts
+    """Which of the last records were rejected, as `RejectWindow.pack` gives it."""
 
 
 class AlertPhase(StrEnum):
@@ -210,9 +204,9 @@ class AlertPhase(StrEnum):
 class Verdict:
     """What a rule says about one stream when a bucket closes.
 
-    `breached` is None where there is too little to judge: the alert stays as it is. `value`, `bound` and `threshold`
-    are in the rule's own unit, which `summary` says in words. `severity` holds the share of drifted images:
-    (lower bound, estimate, upper bound), each in [0, 1], or None where the rule has no such notion.
+    `breached` is None where there are too few images to judge: the alert stays as it is. `value`, `bound` and
+    `threshold` are in the rule's own unit, which `summary` says in words. `severity` holds the share of drifted images:
+    (lower bound, estimate, upper bound), each in [0, 1], or None where the rule does not estimate it.
     """
 
     breached: bool | None
@@ -223,7 +217,7 @@ class Verdict:
     summary: str
     severity: tuple[float, float, float] | None = None
     cause: str = ""
-    """What tipped it, for example `layer3 above the 2 % cut`."""
+    """What caused the breach, for example `layer3 above the 2 % cut`."""
 
 
 @dataclass(frozen=True, slots=True)

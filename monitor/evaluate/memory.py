@@ -1,4 +1,4 @@
-"""What the evaluator holds of the state in Redis, as the last decided bucket left it."""
+"""The evaluator's copy of its state in Redis, as of the last decided bucket."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class Change:
     rule: Rule | None
     """None where the configuration no longer has a rule of that name."""
     fingerprint: str
-    """Of the profile whose counts made it; empty where no counts did: then there is no evidence to show."""
+    """Of the profile whose counts caused it; empty where none did: then there is no evidence to show."""
     bucket_ms: int
     alert: Alert
     """Its state after the change."""
@@ -33,13 +33,13 @@ class Change:
 
 @dataclass(slots=True)
 class Decision:
-    """Everything that one closed bucket changes: written whole or not at all."""
+    """Everything that one closed bucket changes; written in one transaction."""
 
     alerts: dict[AlertKey, Alert] = field(default_factory=dict)
     rows: dict[tuple[str, str], Mapping[str, bytes]] = field(default_factory=dict)
     """{(rule, fingerprint): {stream: packed state}}."""
     published: list[Change] = field(default_factory=list)
-    """Those that go to the receivers."""
+    """Changes that go to the receivers."""
     phases: list[tuple[str, str]] = field(default_factory=list)
     """(rule, phase) of every change of phase, for the metrics."""
 
@@ -54,7 +54,7 @@ class Decision:
 
 
 class Memory:
-    """Alerts, states of rules and the latest closed buckets; `load` reads them, `take_up` follows what is committed.
+    """Alerts, rule states and the latest closed buckets; `load` reads them, `take_up` adds a committed decision.
 
     Args:
         layouts: fingerprint -> layout of the profiles loaded here; those of other replicas are read from Redis.
@@ -85,7 +85,7 @@ class Memory:
         return self._rows.get((rule.name, fingerprint), {})
 
     def load(self) -> None:
-        """Read the state as the last decided bucket left it; StoreError where Redis does not answer."""
+        """Read the state; StoreError where Redis does not answer."""
         store = self._store
         self.state = store.evaluation.state()
         self._read_layouts()
@@ -99,18 +99,15 @@ class Memory:
         }
         if self.state.bucket_ms is None:
             return
-        since_ms, until_ms = self.state.bucket_ms - self._reach_ms, self.state.bucket_ms + 1
+        until_ms = self.state.bucket_ms + 1
         partitions = store.catalog.partitions()
-        held: dict[int, dict[str, dict[str, Vector]]] = {}
         for fingerprint in self.layouts:
-            buckets = store.counts.buckets(partitions, fingerprint, since_ms, until_ms, ("closed",))
+            buckets = store.counts.buckets(partitions, fingerprint, until_ms - self._reach_ms, until_ms, ("closed",))
             for start, streams in buckets.items():
-                held.setdefault(start, {})[fingerprint] = streams
-        for start in sorted(held):
-            self.windows.add(start, held[start])
+                self.windows.add(start, {fingerprint: streams})
 
     def add_bucket(self, bucket_ms: int, sealed: Sealed) -> None:
-        """Take in a closed bucket; reads the layouts of profiles that another replica has begun to use."""
+        """Add a closed bucket; reads the layouts of profiles that another replica has begun to use."""
         if any(fingerprint not in self.layouts for fingerprint in sealed):
             self._read_layouts()
         self.windows.add(bucket_ms, sealed)
@@ -118,7 +115,7 @@ class Memory:
     def watched(self, rule: Rule, sealed: Sealed) -> dict[str, dict[str, Vector | None]]:
         """{fingerprint: {stream: its counts in this bucket}} of the streams the rule judges now.
 
-        These are the streams with counts in the bucket, and those with an alert under way: their window moves on too.
+        These are the streams with counts in the bucket, and those with an active alert: their window moves on too.
         """
         watched: dict[str, dict[str, Vector | None]] = {}
         for fingerprint, streams in sealed.items():
@@ -133,7 +130,7 @@ class Memory:
         return watched
 
     def unwatched(self) -> Iterable[tuple[Alert, Rule | None]]:
-        """Alerts under way that no rule judges any more, and the rule of their name if there is one."""
+        """Active alerts that no rule judges any more, and the rule of their name if there is one."""
         rules = {rule.name: rule for rule in self._rules}
         for alert in self.alerts.values():
             rule = rules.get(alert.rule)
@@ -141,7 +138,7 @@ class Memory:
                 yield alert, rule
 
     def take_up(self, decision: Decision, bucket_ms: int) -> None:
-        """Follow what has just been committed."""
+        """Apply a decision that has just been committed."""
         self.state = EvaluatorState(self.state.version + 1, bucket_ms, self.state.outbox_dropped)
         self.alerts.update(decision.alerts)
         for key, alert in decision.alerts.items():

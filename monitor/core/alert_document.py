@@ -1,6 +1,6 @@
 """The alert document: one line of JSON per transition, the same for every receiver. Pure; schema in docs/.
 
-The same transition always gives the same text, so a repeated or replayed one can be told by comparing bytes.
+The same transition always gives the same text, so a repeated or replayed document is equal byte for byte.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ MAX_EXEMPLARS = 12
 
 @dataclass(frozen=True)
 class About:
-    """Whose alert it is and where to look: what a rule's alerts share. URLs may be empty."""
+    """The rule of an alert, and the links to its stream. URLs may be empty."""
 
     monitor: str
     rule: str
@@ -77,7 +77,7 @@ def alert_document(about: About, alert: Alert, evidence: Evidence = Evidence()) 
 
 
 def test_document(monitor: str, now_ms: int) -> str:
-    """A document of type alert.test, to try receivers with; every field is filled as it is in a real one."""
+    """A document of type alert.test, to try receivers with; it has every field of a real one."""
     rule, stream = "test", "test"
     name = alert_id(monitor, rule, stream, now_ms)
     summary = "this is a test: nothing has drifted"
@@ -86,7 +86,7 @@ def test_document(monitor: str, now_ms: int) -> str:
     return _document("alert.test", About(monitor, rule, "test"), alert, Evidence())
 
 
-# Its name is its meaning, but a test runner that imports it must not take it for a test.
+# a test runner that imports it must not take it for a test
 test_document.__test__ = False  # type: ignore[attr-defined]
 
 
@@ -96,12 +96,12 @@ def stream_url(external_url: str, stream: str) -> str:
 
 
 def stream_path(stream: str) -> str:
-    """Path of a stream's page: browsers take the names "." and ".." for folders, however they are quoted."""
+    """Path of a stream's page; "." and ".." are a parameter, since browsers resolve them even when they are quoted."""
     return f"/streams/{quote(stream, safe='')}" if stream.strip(".") else f"/streams/?{urlencode({'name': stream})}"
 
 
 def dashboard_url(template: str, stream: str) -> str:
-    """The configured address with the stream, percent-quoted, in the place of `{stream}`; other braces stay."""
+    """The configured address with `{stream}` replaced by the percent-quoted stream; other braces stay."""
     return template.replace("{stream}", quote(stream, safe=""))
 
 
@@ -169,5 +169,5 @@ def _worst_first(exemplar: Exemplar) -> tuple[float, int, str]:
 
 
 def _short(number: float) -> float:
-    """Six significant digits: more than any of these numbers means, and free of the last bits' noise."""
+    """Six significant digits: more than these numbers' precision, and free of rounding noise."""
     return float(f"{float(number):.6g}")

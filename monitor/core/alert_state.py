@@ -16,7 +16,7 @@ from typing import Any
 from monitor.core.types import Alert, AlertPhase, Verdict
 
 UNDER_WAY = (AlertPhase.FIRING, AlertPhase.PENDING)
-"""Phases of an alert that is not over, the more urgent first."""
+"""Phases of an active alert, the more urgent first."""
 _VERSION = 1
 _SUPPRESSED_KEY = "untold"
 """The stored name of `Alert.suppressed`, from version 1 on."""
@@ -24,7 +24,7 @@ _SUPPRESSED_KEY = "untold"
 
 @dataclass(frozen=True, slots=True)
 class Policy:
-    """What `step` needs beyond the alert itself: the same for all streams of a rule."""
+    """Parameters of `step`, the same for all streams of a rule."""
 
     monitor: str
     bucket_len_ms: int
@@ -34,7 +34,7 @@ class Policy:
 
 def alert_id(monitor: str, rule: str, stream: str, bucket_ms: int) -> str:
     """16 hex digits: a pure function of what alerted and of the bucket it began in."""
-    # JSON keeps the parts apart: ("a", "bc") and ("ab", "c") must not meet.
+    # JSON separates the parts: ("a", "bc") and ("ab", "c") must give different ids
     text = json.dumps([monitor, rule, stream, bucket_ms])
     return blake2b(text.encode(), digest_size=8).hexdigest()
 
@@ -42,8 +42,8 @@ def alert_id(monitor: str, rule: str, stream: str, bucket_ms: int) -> str:
 def step(alert: Alert, verdict: Verdict, bucket_ms: int, policy: Policy) -> Alert:
     """State after the bucket starting at `bucket_ms` has closed with this verdict.
 
-    A verdict of None (too little to judge) leaves everything as it is. The alert that comes back equals the one that
-    went in where there is nothing to store. An alert id passes through each phase at most once.
+    A verdict of None (too few images to judge) changes nothing. The result equals the argument where there is nothing
+    to store. An alert id passes through each phase at most once.
     """
     if verdict.breached is None:
         return alert

@@ -1,4 +1,4 @@
-"""Bucket vectors: everything known about one stream in one bucket, as counts that add up.
+"""Bucket vectors: everything known about one stream in one bucket, as counts that can be added.
 
 A vector has S x 9 + 6 entries (uint32). The first S x 9 are a histogram of p-values per signal, in bins cut at LEVELS:
 bin 0 holds p > .5, bin 8 holds p <= .002. The last six are TAIL. Every entry is merged by addition, except the last,
@@ -48,7 +48,7 @@ _U32_MAX = np.iinfo(np.uint32).max
 
 @dataclass(frozen=True)
 class Layout:
-    """Which entry of a vector is what, and what is known about each signal; hashable.
+    """Meaning of a vector's entries, and the properties of each signal; hashable.
 
     All tuples have one entry per signal: number of calibration images, whether the p-value counts both tails, whether
     the signal comes from the learned detector (else it is an image property), and the variance inflation D of
@@ -97,7 +97,7 @@ class Layout:
             raise KeyError(f"no signal {signal!r} in this profile; it has {', '.join(self.signals)}") from None
 
     def select(self, names: Iterable[str]) -> tuple[str, ...]:
-        """The signals named, each once; "*" stands for all, "learned" and "properties" for the two halves of them.
+        """The named signals, each once; "*" stands for all, "learned" and "properties" for the two groups of them.
 
         Raises:
             KeyError: no such signal.
@@ -214,13 +214,13 @@ def reference_counts(layout: Layout, signal: str) -> NDArray[np.int64]:
 
 
 def usable_cuts(layout: Layout, signal: str) -> NDArray[np.intp]:
-    """Cuts whose rate the calibration set pins down well enough to bet on (k_l >= 5); a prefix of 0..7."""
+    """Cuts whose rate the calibration set determines well enough to bet on (k_l >= 5); a prefix of 0..7."""
     return np.flatnonzero(reference_counts(layout, signal) >= MIN_REFERENCE)
 
 
 @lru_cache(maxsize=1024)
 def _expected_masses(layout: Layout, signal: str) -> NDArray[np.float64]:
-    """(B,) nominal share of each bin; bins beyond the last usable cut are one."""
+    """(B,) nominal share of each bin; bins beyond the last usable cut are merged into one."""
     k = reference_counts(layout, signal)[usable_cuts(layout, signal)]
     n1 = layout.calibration_sizes[layout.index(signal)] + 1
     bounds = np.concatenate([[n1], k, [0]])
@@ -230,12 +230,12 @@ def _expected_masses(layout: Layout, signal: str) -> NDArray[np.float64]:
 
 
 def distance_from_uniform(layout: Layout, vector: NDArray[np.uint32], signal: str) -> Any:
-    """Total variation between the p-values' histogram and the one expected in distribution, less what chance gives.
+    """Total variation between the p-values' histogram and the one expected in distribution, minus its mean by chance.
 
-    Reads as the smallest share of images that must have changed to turn one histogram into the other. What chance
-    alone gives on average, from m images (m / D independent ones) and n calibration images, is subtracted, and the
-    result is never negative: 1/2 sum_b sqrt(2/pi q_b (1 - q_b) (D/m + 1/(n + 2))), the mean absolute deviation of a
-    normal approximation. 0 where there are no images. A float for (V,), else (...,).
+    It is the smallest share of images that must have changed to turn one histogram into the other. Its mean by chance,
+    from m images (m / D independent ones) and n calibration images, is subtracted, and the result is never negative:
+    1/2 sum_b sqrt(2/pi q_b (1 - q_b) (D/m + 1/(n + 2))), the mean absolute deviation of a normal approximation.
+    0 where there are no images. A float for (V,), else (...,).
     """
     i = layout.index(signal)
     expected = _expected_masses(layout, signal)

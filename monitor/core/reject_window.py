@@ -1,4 +1,4 @@
-"""How many of a partition's last records were bad. Pure."""
+"""The share of a partition's last records that were rejected. Pure."""
 
 from __future__ import annotations
 
@@ -8,23 +8,19 @@ from dataclasses import dataclass, replace
 
 @dataclass(frozen=True, slots=True)
 class RejectWindow:
-    """Whether each of the last `window` records was rejected; judged once there are so many.
-
-    Args:
-        window: 0 keeps and judges nothing.
-    """
+    """Whether each of the last `window` records was rejected; a window of 0 keeps nothing."""
 
     window: int = 0
     max_share: float = 1.0
     bad: tuple[bool, ...] = ()
 
     def extended(self, bad: Sequence[bool]) -> RejectWindow:
-        """With these records after the others."""
+        """With these records added after the others."""
         return replace(self, bad=(*self.bad, *bad)[-self.window :]) if self.window else self
 
     @property
     def full(self) -> bool:
-        """Whether there are enough to judge by."""
+        """Whether there are enough records to judge by."""
         return 0 < self.window == len(self.bad)
 
     @property
@@ -33,13 +29,13 @@ class RejectWindow:
         return self.full and sum(self.bad) > self.max_share * self.window
 
     def pack(self) -> bytes:
-        """For the next owner. Empty where the share is exceeded: a restart then reads the partition on."""
+        """As bytes, for the next owner. Empty where the share is exceeded: a restart then continues the partition."""
         if self.exceeded or not self.window:
             return b""
         bits = int("1" + "".join("01"[bad] for bad in self.bad), 2)  # the leading 1 keeps the zeros behind it
         return bits.to_bytes(len(self.bad) // 8 + 1, "big")
 
     def unpack(self, packed: bytes) -> RejectWindow:
-        """What the owner before us packed, as far back as we judge."""
+        """Inverse of `pack`, as far back as this window reaches."""
         bits = bin(int.from_bytes(packed, "big"))[3:]
         return replace(self, bad=()).extended([bit == "1" for bit in bits])

@@ -1,4 +1,4 @@
-"""What every section of the configuration is made of. Each room keeps its own sections beside its code."""
+"""Base class and types of the configuration's sections. Each room keeps its own sections beside its code."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ def _split_commas(value: object) -> object:
 
 
 READ_SECRET = "read_secret"  # noqa: S105 - a key, not a secret
-"""Key of the validation context: the function that reads a secret kept outside the file."""
+"""Key of the validation context: the function that reads a secret stored outside the file."""
 
 
 def _secret(value: object, info: ValidationInfo) -> object:
-    """Accept `{env: NAME}` and `{file: PATH}` besides a plain string, so that no secret has to stand in the file."""
+    """Accept `{env: NAME}` and `{file: PATH}` besides a plain string, so that the file needs to hold no secret."""
     if not isinstance(value, Mapping):
         return value
     if not info.context or READ_SECRET not in info.context:
@@ -37,25 +37,19 @@ def _secret(value: object, info: ValidationInfo) -> object:
 
 
 Secret = Annotated[SecretStr, BeforeValidator(_secret)]
-
-
 Names = Annotated[tuple[str, ...], BeforeValidator(_split_commas)]
-
-
 Share = Annotated[float, Field(gt=0, lt=1)]
-
-
 Glob = Annotated[str, Field(min_length=1)]
 
 
 class Section(BaseModel):
-    """Frozen, and closed to keys that it does not know."""
+    """A part of the configuration: frozen, unknown keys are errors."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
 class BucketSettings(Section):
-    """How event time is cut into buckets."""
+    """How event time is divided into buckets."""
 
     seconds: PositiveInt = 10
     lateness_s: NonNegativeFloat = 10.0
@@ -65,7 +59,6 @@ class BucketSettings(Section):
 
     @property
     def length_ms(self) -> int:
-        """Length of a bucket."""
         return self.seconds * 1000
 
     @property

@@ -1,8 +1,8 @@
-"""Closes buckets and judges them: seal, judge, decide. Runs on the one replica that holds the lease.
+"""Closes buckets and judges them: seal, judge, decide. Runs on the replica that holds the lease.
 
-Nothing here looks at a clock but the lease and the rule `silence`. A bucket is decided by one fenced write that holds
-everything it changes (alerts, rule states, documents for the receivers), so a crash anywhere repeats the bucket from
-the same sealed counts, with the same outcome and the same ids.
+Only the lease and the rules that read the clock depend on time. A bucket is decided by one fenced write with everything
+it changes (alerts, rule states, documents for the receivers), so a crash anywhere repeats the bucket from the same
+sealed counts, with the same outcome and the same ids.
 """
 
 from __future__ import annotations
@@ -30,12 +30,12 @@ from monitor.telemetry.failpoints import failpoint
 log = structlog.get_logger(__name__)
 
 LEASE_S = 15.0
-"""A dead evaluator is replaced after this; a live one renews it every look."""
+"""A dead evaluator is replaced after this; a live one renews it with every look."""
 LOOK_S = 0.5
-"""Between looks for buckets to close: small against a bucket, so an alert is late by little."""
+"""Between looks for buckets to close: short compared with a bucket, so that alerts are hardly delayed."""
 SILENCE_LOOK_S = 5.0
 HEARTBEAT_GAP_S = 60.0
-"""A restart within this does not start the silence clock again."""
+"""A restart within this does not restart the measurement of silence."""
 KEEP_RESOLVED_MS = 7 * 86_400_000
 
 
@@ -78,14 +78,14 @@ class Evaluator:
         self.holds_lease = False
         self.seen_s = time.monotonic()
         """When it last looked, by the monotonic clock: for the watchdog."""
-        self._muted = False  # lost counts are being rebuilt: what happens now was known before
+        self._muted = False  # lost counts are being rebuilt, and alerts that fire were published before
 
     def stop(self) -> None:
-        """Let `run` give the lease up and return."""
+        """Make `run` release the lease and return."""
         self._stop.set()
 
     def run(self) -> None:
-        """Look for buckets to close until `stop`; Redis being away is waited out."""
+        """Look for buckets to close until `stop`; while Redis does not answer, keep trying."""
         while not self._stop.is_set():
             self.seen_s = time.monotonic()
             try:
@@ -134,7 +134,7 @@ class Evaluator:
     def look(self) -> None:
         """Close and decide every bucket that is due, oldest first; then look for silent streams."""
         if self._store.evaluation.state() != self._memory.state:
-            log.warning("evaluator.state_moved", had=self._memory.state.version)  # lost or set back: Redis is the truth
+            log.warning("evaluator.state_moved", had=self._memory.state.version)  # lost or set back: Redis is right
             self._memory.load()
         self._withdraw_unwatched()
         partitions = self._store.catalog.partitions()
@@ -156,7 +156,7 @@ class Evaluator:
             self._judge_clock(partitions)
 
     def _withdraw_unwatched(self) -> None:
-        """End the alerts that no configured rule judges any more: they would fire for ever."""
+        """Resolve the alerts that no configured rule judges any more: they would fire for ever."""
         decision = Decision()
         at_ms = (self._memory.state.bucket_ms or 0) + self._bucket_ms
         for alert, rule in self._memory.unwatched():
@@ -168,7 +168,7 @@ class Evaluator:
             self._decide(self._memory.decided_ms, decision)
 
     def _due(self, partitions: tuple[Partition, ...]) -> list[int]:
-        """Buckets that the watermark has passed, and those that an evaluator sealed and did not live to decide."""
+        """Buckets that the watermark has passed, and those that an evaluator sealed but crashed before deciding."""
         cursors = self._store.partitions.cursors(partitions)
         self._muted = any(cursor and cursor.next_offset < cursor.rebuild_until for cursor in cursors.values())
         metrics.MUTED.set(self._muted)
@@ -198,7 +198,7 @@ class Evaluator:
     def _step(
         self, rule: Rule, stream: str, verdict: Verdict, fingerprint: str, bucket_ms: int, decision: Decision
     ) -> None:
-        """One stream's alert one bucket further."""
+        """Advance one stream's alert by one bucket."""
         before = self._memory.alerts.get((rule.name, stream), Alert(rule.name, stream))
         after = alerts.step(before, verdict, bucket_ms, self._policies[rule.name])
         if after == before:
@@ -215,7 +215,7 @@ class Evaluator:
             log.info(f"alert.{after.phase}", rule=rule.name, stream=stream, id=after.id, summary=verdict.summary)
 
     def _publish_suppressed(self) -> None:
-        """The counts are rebuilt: publish what began meanwhile and still fires. A repeated document has the same id."""
+        """After a rebuild: publish the alerts that began during it and still fire. A repeated document keeps its id."""
         rules = {rule.name: rule for rule in self._rules}
         decision = Decision()
         for alert in self._memory.suppressed:
@@ -227,7 +227,7 @@ class Evaluator:
         self._decide(self._memory.decided_ms, decision)
 
     def _decide(self, bucket_ms: int, decision: Decision) -> bool:
-        """Commit; False when the state had moved on, which is then loaded again."""
+        """Commit the decision; False if the state in Redis has changed, which is then loaded."""
         memory = self._memory
         oldest_ms = bucket_ms - KEEP_RESOLVED_MS
         for key, alert in memory.alerts.items():
@@ -240,7 +240,7 @@ class Evaluator:
         )
         failpoint("after_decide")
         if not done:
-            # another evaluator was faster, or the reply of this very call was lost: what stands in Redis is the truth
+            # another evaluator was faster, or the reply to this call was lost: the state in Redis is right
             log.warning("evaluator.conflict", bucket_ms=bucket_ms)
             memory.load()
             return False
@@ -252,7 +252,7 @@ class Evaluator:
     # ---------------------------------------------------------------- clock
 
     def _judge_clock(self, partitions: tuple[Partition, ...]) -> None:
-        """The decisions that go by the clock of the machine, not by event time."""
+        """Judge the rules that read the clock of the machine instead of event time."""
         now_ms = time.time_ns() // 1_000_000
         running_since_ms = self._store.evaluation.heartbeat(now_ms, HEARTBEAT_GAP_S)
         rules = [rule for rule in self._rules if rule.reads_clock]

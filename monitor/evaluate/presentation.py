@@ -1,4 +1,4 @@
-"""What an alert says beyond the verdict: what moved, the worst images, where to look; made into its document."""
+"""Alert documents: adds the evidence to an alert (signals that moved, worst images) and the links."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from monitor.store import Store
 
 @dataclass(frozen=True, slots=True)
 class Presentation:
-    """Whose alerts they are, where to look, and how many images they name."""
+    """The monitor's name and addresses in alert documents, and how many images they list."""
 
     monitor: str
     external_url: str = ""
@@ -55,7 +55,7 @@ class Presenter:
         )
 
     def _evidence(self, change: Change, partitions: tuple[Partition, ...]) -> Evidence:
-        """What moved since the alert began, as far as the windows reach."""
+        """What moved since the alert began, as far back as the windows reach."""
         layout = self._memory.layouts.get(change.fingerprint)
         if layout is None or change.rule is None:
             return Evidence()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import deque
+from collections import defaultdict, deque
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -23,7 +23,7 @@ from monitor.core.buckets import (
 )
 from monitor.core.types import Vector
 from monitor.core.windows import Windows
-from monitor.fleet.tables import Rows, StreamRows, grown
+from monitor.fleet.tables import Rows, StreamRows, added
 from monitor.rules.bounds import reference_bounds
 from monitor.rules.evidence import moved_signals, triage
 
@@ -45,15 +45,6 @@ class Share:
     upper: float
 
 
-@dataclass(frozen=True, slots=True)
-class Movement:
-    """How far each signal of a stream has moved, and what that looks like."""
-
-    effects: tuple[tuple[str, bool, float], ...]
-    """(signal, whether it is learned, effect)."""
-    triage: Triage | None
-
-
 class ClosedCounts:
     """Adds closed buckets up and answers per stream.
 
@@ -71,7 +62,7 @@ class ClosedCounts:
         self._watched: set[str] = set()
         self._vectors = Windows(window_ms)
         self._buckets: deque[tuple[int, str, Rows, NDArray[np.uint32]]] = deque()
-        self._sums: dict[str, Counts] = {}
+        self._sums = defaultdict[str, Counts](lambda: np.zeros((0, BINS + 1), dtype=np.int64))
         """{fingerprint: (N, 10)} images per bin of the OOD p-value, and images, over the window."""
         self.streams = StreamRows()
         self.p_values: Counts = np.zeros((0, BINS), dtype=np.int64)
@@ -100,27 +91,22 @@ class ClosedCounts:
         if fingerprint in self._layouts and names:
             layout, rows = self._layouts[fingerprint], self.streams.of(names)
             self._judged_by.update(dict.fromkeys(names, fingerprint))
-            self._slide_in(bucket_ms, fingerprint, rows, table)
+            bins = histogram(layout, table, "ood")
+            # sums that slide: summing thirty buckets of 5,000 streams at each read takes half a second
+            counted = np.column_stack([bins, table[:, IMAGES]])
+            self._sums[fingerprint] = added(self._sums[fingerprint], rows, counted)
+            self._buckets.append((bucket_ms, fingerprint, rows, counted))
             # copies: a view of one row would keep the whole bucket in memory
             whole = {name: table[i].copy() for i, name in enumerate(names) if name in self._watched}
             self._vectors.add(bucket_ms, {fingerprint: whole})
             if count:
-                self.p_values = grown(self.p_values, len(self.streams))
-                self.p_values[rows] += histogram(layout, table, "ood")
+                self.p_values = added(self.p_values, rows, bins)
                 for signal in layout.signals:
                     self.signals[signal] += histogram(layout, table, signal).sum(axis=0, dtype=np.int64)
         self._until_ms = bucket_ms
         while self._buckets and self._buckets[0][0] <= bucket_ms - self._window_ms:
             _, fingerprint, rows, counted = self._buckets.popleft()
             self._sums[fingerprint][rows] -= counted
-
-    def _slide_in(self, bucket_ms: int, fingerprint: str, rows: Rows, table: Vector) -> None:
-        # sums that slide: summing thirty buckets of 5,000 streams at each read takes half a second
-        counted = np.column_stack([histogram(self._layouts[fingerprint], table, "ood"), table[:, IMAGES]])
-        sums = self._sums.get(fingerprint, np.zeros((0, BINS + 1), dtype=np.int64))
-        self._sums[fingerprint] = grown(sums, len(self.streams))
-        self._sums[fingerprint][rows] += counted
-        self._buckets.append((bucket_ms, fingerprint, rows, counted))
 
     def shares(self) -> dict[str, tuple[Share, ...]]:
         """OOD share of the window at each of SHOWN_LEVELS, of every stream that had images in it."""
@@ -134,37 +120,40 @@ class ClosedCounts:
             per_level = []
             for level in SHOWN_LEVELS:
                 share = passed[:, cut_index(level)] / counted
-                lower, upper = _bands(layout, level, counted)
+                lower, upper = bands(layout, level, counted)
                 per_level.append(
                     [Share(level, *row) for row in zip(share.tolist(), lower.tolist(), upper.tolist(), strict=True)]
                 )
             found.update({names[i]: shares for i, *shares in zip(mine, *per_level, strict=True)})
         return found
 
-    def movement(self, stream: str) -> Movement | None:
-        """How far the signals of a watched stream have moved in the window; None while there is nothing to judge."""
+    def movement(self, stream: str) -> tuple[dict[tuple[str, str], float], Triage | None]:
+        """How far each signal of a watched stream has moved in the window, and what that looks like.
+
+        Returns: ({(signal, "learned" or "property"): effect}, triage); ({}, None) while there is nothing to judge.
+        """
         fingerprint = self._judged_by.get(stream)
         if fingerprint is None:
-            return None
+            return {}, None
         layout = self._layouts[fingerprint]
         window = self._vectors.sum(layout, fingerprint, stream, self._until_ms - self._window_ms)
         if images(window) == 0:
-            return None
-        effects = [
-            (signal, learned, float(distance_from_uniform(layout, window, signal)))
+            return {}, None
+        effects = {
+            (signal, "learned" if learned else "property"): float(distance_from_uniform(layout, window, signal))
             for signal, learned in zip(layout.signals, layout.learned, strict=True)
-        ]
-        return Movement(tuple(effects), triage(moved_signals(layout, window)))
+        }
+        return effects, triage(moved_signals(layout, window))
 
 
-def band(layout: Layout, level: float, counted: int) -> tuple[float, float]:
-    """(lower, upper) share of a window of `counted` normal images, calibration by as many images as the profile's."""
-    lower, upper = _bands(layout, level, np.array([counted]))
-    return float(lower[0]), float(upper[0])
+def bands(layout: Layout, level: float, counted: Counts) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """(N,) lower and (N,) upper share of unusual images in windows of that many normal images.
 
+    Takes into account that the profile's calibration set is finite and that images depend on each other.
 
-def _bands(layout: Layout, level: float, counted: Counts) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """`band` of many windows at once: (N,) lower and (N,) upper shares."""
+    Args:
+        counted: (N,) images of each window; at least 1.
+    """
     i, cut = layout.index("ood"), cut_index(level)
     n, k = layout.calibration_sizes[i], int(reference_counts(layout, "ood")[cut])
     if k == 0:

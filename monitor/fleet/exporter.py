@@ -86,10 +86,6 @@ class FleetExporter(Collector):
         metrics.REGISTRY.unregister(self)
         self._thread.join(timeout=1.0)
 
-    def describe(self) -> Iterable[Metric]:
-        """Nothing: what there is to export is not known when this is registered."""
-        return ()
-
     def collect(self) -> Iterable[Metric]:
         """What was read last."""
         return self._families
@@ -223,14 +219,11 @@ class FleetExporter(Collector):
 
     def _movement_values(self, alerting: Set[str]) -> Iterator[Values]:
         found = {stream: self._counts.movement(stream) for stream in self._shown[:STREAMS_IN_DETAIL]}
-        effects: dict[tuple[str, ...], float] = {
-            (stream, signal, "learned" if learned else "property"): effect
-            for stream, movement in found.items()
-            for signal, learned, effect in (movement.effects if movement else ())
-        }
-        looks = {stream: movement.triage if movement else None for stream, movement in found.items()}
-        yield metrics.STREAM_EFFECT, effects
-        yield metrics.STREAM_TRIAGE, {(s, look or "unknown"): 1 for s, look in looks.items() if s in alerting}
+        yield (
+            metrics.STREAM_EFFECT,
+            {(s, *signal): effect for s, (effects, _) in found.items() for signal, effect in effects.items()},
+        )
+        yield metrics.STREAM_TRIAGE, {(s, look or "unknown"): 1 for s, (_, look) in found.items() if s in alerting}
 
     def _alert_values(self, state: FleetState) -> Iterator[Values]:
         shown = set(self._shown)

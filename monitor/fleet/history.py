@@ -6,8 +6,11 @@ A sealed bucket never changes, so what was read of it stays true. An hour of 5,0
 
 from __future__ import annotations
 
+import math
 import time
+from collections import defaultdict
 from collections.abc import Sequence
+from operator import itemgetter
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,7 +18,7 @@ from numpy.typing import NDArray
 from monitor.core.buckets import IMAGES, Layout, cut_index, exceedances
 from monitor.core.types import Partition
 from monitor.fleet.state import read_layouts
-from monitor.fleet.tables import StreamRows, grown
+from monitor.fleet.tables import StreamRows, added, grown
 from monitor.store import Store
 
 LEVEL = 0.05
@@ -26,7 +29,7 @@ REACH_MS = 3_600_000
 SLOT_MS = 10_000
 """What is summed together: the default bucket. Shorter slots would only take more memory."""
 
-Slots = dict[int, NDArray[np.uint32]]
+Slots = defaultdict[int, NDArray[np.uint32]]
 """{start ms: (N, 2) images and unusual images by row of the stream}."""
 Bucket = tuple[Partition, str, int]
 """(partition, fingerprint, start ms)."""
@@ -46,9 +49,8 @@ class History:
 
     def _forget(self) -> None:
         self._streams = StreamRows()
-        self._sealed: Slots = {}
+        self._sealed, self._open = _no_slots(), _no_slots()
         self._read: set[Bucket] = set()
-        self._open: Slots = {}
         self._judged_ms: dict[str, NDArray[np.int64]] = {}
         """{fingerprint: (N,) start of the stream's newest bucket that this profile judged, 0 for none}."""
 
@@ -77,7 +79,7 @@ class History:
 
     def read_open(self, partitions: Sequence[Partition], high_ms: int) -> None:
         """Read the buckets that are still open; they are read again each time."""
-        opened: Slots = {}
+        opened = _no_slots()
         for bucket in self._store.counts.members(partitions, high_ms - self._reach_ms, ("open",)):
             if bucket not in self._read:  # sealed since
                 self._add(bucket, opened)
@@ -86,9 +88,8 @@ class History:
     def shares(self, high_ms: int) -> dict[str, float]:
         """{stream: share of its images in the last minute before `high_ms` that are unusual}, of those with images."""
         total = np.zeros((len(self._streams), 2), dtype=np.int64)
-        for start in self._starts(high_ms - WINDOW_MS, high_ms):
-            for table in self._at(start):
-                total += table
+        for _, table in self._slots(high_ms - WINDOW_MS, high_ms):
+            total += table
         names = self._streams.names
         return {names[i]: float(total[i, 1] / total[i, 0]) for i in np.flatnonzero(total[:, 0])}
 
@@ -97,20 +98,19 @@ class History:
 
         Oldest first, without steps that had no images. The steps are the same for all streams.
         """
-        starts = self._starts(high_ms - self._reach_ms + 1)
+        slots = self._slots(high_ms - self._reach_ms + 1)
         known = [stream for stream in streams if stream in self._streams]
-        if not starts or not known:
+        if not slots or not known:
             return {}
-        rows = self._streams.of(known)
-        step_ms = SLOT_MS * -(-((starts[-1] - starts[0]) // SLOT_MS + 1) // points)
+        rows, (first_ms, _), (last_ms, _) = self._streams.of(known), slots[0], slots[-1]
+        step_ms = SLOT_MS * -(-((last_ms - first_ms) // SLOT_MS + 1) // points)
         steps: dict[int, NDArray[np.int64]] = {}
-        for start in starts:
+        for start, table in slots:
             step = steps.setdefault(start // step_ms * step_ms, np.zeros((len(rows), 2), dtype=np.int64))
-            for slot in self._at(start):
-                step += slot[rows]
-        table = np.stack(list(steps.values())).tolist()
+            step += table[rows]
+        counted = np.stack(list(steps.values())).tolist()
         return {
-            stream: [(start, *row[i]) for start, row in zip(steps, table, strict=True) if row[i][0]]
+            stream: [(start, *row[i]) for start, row in zip(steps, counted, strict=True) if row[i][0]]
             for i, stream in enumerate(known)
         }
 
@@ -124,14 +124,11 @@ class History:
             for fingerprint, judged in latest.items()
         }
 
-    def _starts(self, since_ms: int, until_ms: int | None = None) -> list[int]:
-        """Starts of the slots in [since, until], in order."""
-        starts = {*self._sealed, *self._open}
-        return sorted(start for start in starts if since_ms <= start and (until_ms is None or start <= until_ms))
-
-    def _at(self, start: int) -> list[NDArray[np.uint32]]:
-        """The (N, 2) tables of one slot: what is sealed of it, and what is still open."""
-        return [grown(slots[start], len(self._streams)) for slots in (self._sealed, self._open) if start in slots]
+    def _slots(self, since_ms: int, until_ms: float = math.inf) -> list[tuple[int, NDArray[np.uint32]]]:
+        """(start, (N, 2) table) of what is sealed and what is open in [since, until], oldest first."""
+        held = [*self._sealed.items(), *self._open.items()]
+        inside = [(start, table) for start, table in held if since_ms <= start <= until_ms]
+        return [(start, grown(table, len(self._streams))) for start, table in sorted(inside, key=itemgetter(0))]
 
     def _lost(self, sealed: set[Bucket], since_ms: int) -> bool:
         """Whether Redis no longer has a bucket that was read: it was set back, and its images will be counted again.
@@ -155,6 +152,9 @@ class History:
         judged[rows] = np.maximum(judged[rows], start)
         self._judged_ms[fingerprint] = judged
         slot_ms = start // SLOT_MS * SLOT_MS
-        slots[slot_ms] = grown(slots.get(slot_ms, np.zeros((0, 2), dtype=np.uint32)), known)
         passed = exceedances(layout, table, "ood")[:, cut_index(LEVEL)].astype(np.uint32)
-        slots[slot_ms][rows] += np.column_stack([table[:, IMAGES], passed])
+        slots[slot_ms] = added(slots[slot_ms], rows, np.column_stack([table[:, IMAGES], passed]))
+
+
+def _no_slots() -> Slots:
+    return defaultdict(lambda: np.zeros((0, 2), dtype=np.uint32))

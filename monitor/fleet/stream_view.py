@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import Annotated
 
+import numpy as np
 from pydantic import Field
 
 from monitor.core.alert_document import Direction, Triage
@@ -15,7 +16,7 @@ from monitor.core.alert_state import UNDER_WAY
 from monitor.core.buckets import IMAGES, REJECTED, Layout, cut_index, exceedances, sum_vectors
 from monitor.core.types import Alert, Exemplar, Vector
 from monitor.fleet.answers import Answer, Count, Rounded, Time
-from monitor.fleet.counts import band
+from monitor.fleet.counts import bands
 from monitor.fleet.history import LEVEL
 from monitor.fleet.overview import Snapshot
 from monitor.rules.evidence import cause_is_learned, moved_signals, triage
@@ -186,8 +187,8 @@ def _point(layouts: Mapping[str, Layout], start: int, held: Mapping[str, Sequenc
         return PointJson(start=start, images=0, rejected=rejected, share=None, band=None)
     passed = sum(int(exceedances(layouts[f], vector, "ood")[cut_index(LEVEL)]) for f, vector in sums.items())
     main = max(sums, key=lambda fingerprint: int(sums[fingerprint][IMAGES]))
-    normal = list(band(layouts[main], LEVEL, images))
-    return PointJson(start=start, images=images, rejected=rejected, share=passed / images, band=normal)
+    (lower,), (upper,) = bands(layouts[main], LEVEL, np.array([images]))
+    return PointJson(start=start, images=images, rejected=rejected, share=passed / images, band=[lower, upper])
 
 
 def _shown(exemplars: Sequence[Exemplar], layout: Layout) -> list[ExemplarJson]:

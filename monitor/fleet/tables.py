@@ -35,6 +35,13 @@ class StreamRows:
         return np.array([self._row.setdefault(stream, len(self._row)) for stream in streams], dtype=np.intp)
 
 
+def added(table: NDArray[Number], rows: Rows, counts: NDArray[np.integer[Any]]) -> NDArray[Number]:
+    """The (N, ...) table with (K, ...) counts added to K different rows; it grows where it has too few."""
+    table = grown(table, max(rows, default=-1) + 1)
+    table[rows] += counts
+    return table
+
+
 def grown(table: NDArray[Number], rows: int) -> NDArray[Number]:
     """The (N, ...) table with at least `rows` rows; the added rows are zero."""
     missing = rows - len(table)

@@ -6,8 +6,8 @@ Redis (FLEET) is the same for all replicas: only the holder of the evaluator's l
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal
 
 from prometheus_client import (
@@ -26,48 +26,35 @@ disable_created_metrics()  # type: ignore[no-untyped-call]  # a second series fo
 REGISTRY = CollectorRegistry()
 ProcessCollector(registry=REGISTRY)
 
-
-def _counter(name: str, meaning: str, *labels: str) -> Counter:
-    return Counter(name, meaning, labels, registry=REGISTRY)
-
-
-def _gauge(name: str, meaning: str, *labels: str) -> Gauge:
-    return Gauge(name, meaning, labels, registry=REGISTRY)
-
+_counter = partial(Counter, registry=REGISTRY)
+_gauge = partial(Gauge, registry=REGISTRY)
 
 STAGE_BUCKETS_S = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10)
 """From one small JPEG to a stuck Redis."""
 SCORE_BUCKETS = (0.5, 1, 2, 4, 8, 12, 16, 24, 32, 48, 64, 96, 128, 256, 512, 1024, 4096)
 """Fine where dlsr's normal images lie (.1 to 30 of one layer, 3 to 70 of the joined score), coarse beyond."""
-
-
-def _histogram(name: str, meaning: str, *labels: str, buckets: Sequence[float] = STAGE_BUCKETS_S) -> Histogram:
-    return Histogram(name, meaning, labels, buckets=buckets, registry=REGISTRY)
-
+_histogram = partial(Histogram, registry=REGISTRY, buckets=STAGE_BUCKETS_S)
 
 BUILD = _gauge(
     "layerwatch_build_info",
     "1, labelled with the version that runs, the monitor it is part of and its status page",
-    "version",
-    "monitor",
-    "status_page",
+    ("version", "monitor", "status_page"),
 )
-PROFILE = _gauge("layerwatch_profile_info", "1 for every loaded profile", "fingerprint", "detector", "backbone")
+PROFILE = _gauge("layerwatch_profile_info", "1 for every loaded profile", ("fingerprint", "detector", "backbone"))
 
 # ------------------------------------------------------------------------------------------------ this process
 
 IMAGES_APPLIED = _counter("layerwatch_images_applied_total", "Images counted by this process")
-RECORDS_REJECTED = _counter("layerwatch_records_rejected_total", "Records dead-lettered, by reason", "reason")
+RECORDS_REJECTED = _counter("layerwatch_records_rejected_total", "Records dead-lettered, by reason", ("reason",))
 FUTURE_RECORDS = _counter("layerwatch_future_timestamps_total", "Images whose timestamp was too far ahead of the clock")
-APPLIES = _counter("layerwatch_applies_total", "Applied batches by status", "status")
+APPLIES = _counter("layerwatch_applies_total", "Applied batches by status", ("status",))
 STAGE_SECONDS = _histogram(
-    "layerwatch_stage_seconds", "Duration of one decode (a record), score (a batch) or apply (a round trip)", "stage"
+    "layerwatch_stage_seconds", "Duration of one decode (a record), score (a batch) or apply (a round trip)", ("stage",)
 )
 SCORES = _histogram(
     "layerwatch_score",
     "Images by the raw score of each learned signal; higher is more unusual, normal is what the profile was fitted on",
-    "profile",
-    "signal",
+    ("profile", "signal"),
     buckets=SCORE_BUCKETS,
 )
 BATCH_IMAGES = _histogram(
@@ -77,19 +64,18 @@ HALVED = _counter("layerwatch_batches_halved_total", "Batches halved because mem
 DEVICE_MEMORY = _gauge(
     "layerwatch_device_memory_bytes",
     "Memory of the accelerator that scoring runs on: `used` by this process, `total` of the device; none on a CPU",
-    "device",
-    "kind",
+    ("device", "kind"),
 )
 QUEUE_BYTES = _gauge("layerwatch_queue_bytes", "Bytes of records between poll and apply")
 QUEUE_LIMIT_BYTES = _gauge("layerwatch_queue_limit_bytes", "Where polling pauses (pipeline.queue_bytes)")
 PAUSED = _gauge("layerwatch_paused", "1 while polling is paused because the queue is full")
 PARTITIONS_OWNED = _gauge("layerwatch_partitions_owned", "Partitions that this process owns and reads")
-LAG_RECORDS = _gauge("layerwatch_lag_records", "Records behind the end of the log", "topic", "partition")
+LAG_RECORDS = _gauge("layerwatch_lag_records", "Records behind the end of the log", ("topic", "partition"))
 LAST_POLL = _gauge("layerwatch_last_poll_timestamp_seconds", "When the source was last polled")
 LAST_APPLY = _gauge("layerwatch_last_apply_timestamp_seconds", "When counts were last applied")
 SOURCE_REBUILDS = _counter("layerwatch_source_rebuilds_total", "Source clients closed after an error and built again")
 DECODERS_REPLACED = _counter(
-    "layerwatch_decoders_replaced_total", "Decoder processes replaced because they died or timed out", "reason"
+    "layerwatch_decoders_replaced_total", "Decoder processes replaced because they died or timed out", ("reason",)
 )
 PARTITIONS_STOPPED = _gauge(
     "layerwatch_partitions_stopped", "Partitions of this process that are stopped until a person acts"
@@ -107,12 +93,12 @@ REDIS_ERRORS = _counter("layerwatch_redis_errors_total", "Calls that Redis did n
 REDIS_REFUSALS = _counter(
     "layerwatch_redis_refusals_total",
     "Calls that Redis answered by refusing to work, by its error code (OOM, READONLY, MISCONF, ...)",
-    "code",
+    ("code",),
 )
 REDIS_SECONDS = _histogram(
     "layerwatch_redis_seconds",
     "Duration of one round trip to Redis, by the script it runs; `read` for plain commands",
-    "call",
+    ("call",),
 )
 VERDICTS_WRITTEN = _counter("layerwatch_verdicts_written_total", "Lines acknowledged by the sink of per-image verdicts")
 VERDICT_ERRORS = _counter(
@@ -126,11 +112,14 @@ MUTED = _gauge("layerwatch_muted", "1 while new alerts are held back because los
 WATERMARK = _gauge("layerwatch_watermark_timestamp_seconds", "Event time up to which every partition has been read")
 BUCKETS_CLOSED = _counter("layerwatch_buckets_closed_total", "Buckets closed and judged here")
 EVALUATION_SECONDS = _histogram("layerwatch_evaluation_seconds", "Time to judge one closed bucket")
-TRANSITIONS = _counter("layerwatch_alert_transitions_total", "Changes of an alert's phase, by rule", "rule", "phase")
-DELIVERIES = _counter("layerwatch_deliveries_total", "Attempts to deliver an alert", "receiver", "outcome")
-DELIVERY_SECONDS = _histogram("layerwatch_delivery_seconds", "Duration of one attempt to deliver", "receiver")
+TRANSITIONS = _counter("layerwatch_alert_transitions_total", "Changes of an alert's phase, by rule", ("rule", "phase"))
+DELIVERIES = _counter("layerwatch_deliveries_total", "Attempts to deliver an alert", ("receiver", "outcome"))
+DELIVERY_SECONDS = _histogram("layerwatch_delivery_seconds", "Duration of one attempt to deliver", ("receiver",))
 
 # ------------------------------------------------------------------------------------------------ the fleet
+
+
+Kind = Literal["gauge", "counter", "histogram"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,89 +127,72 @@ class FleetMetric:
     """A metric of the whole monitor, computed from Redis at each read; it has the label `monitor` besides its own."""
 
     name: str
-    kind: Literal["gauge", "counter", "histogram"]
+    kind: Kind
     meaning: str
-    labels: tuple[str, ...] = ()
+    labels: tuple[str, ...]
 
 
 FLEET: list[FleetMetric] = []
 
 
-def _fleet(name: str, kind: Literal["gauge", "counter", "histogram"], meaning: str, *labels: str) -> FleetMetric:
-    metric = FleetMetric(name, kind, meaning, labels)
-    FLEET.append(metric)
-    return metric
+def _fleet(name: str, meaning: str, labels: tuple[str, ...] = (), kind: Kind | None = None) -> FleetMetric:
+    """Add to FLEET; without a kind, a name that ends in `_total` is a counter's and any other a gauge's."""
+    FLEET.append(FleetMetric(name, kind or ("counter" if name.endswith("_total") else "gauge"), meaning, labels))
+    return FLEET[-1]
 
 
-STREAMS = _fleet("layerwatch_streams", "gauge", "Streams known")
-PARTITIONS = _fleet("layerwatch_partitions", "gauge", "Partitions known, whichever process reads them")
+STREAMS = _fleet("layerwatch_streams", "Streams known")
+PARTITIONS = _fleet("layerwatch_partitions", "Partitions known, whichever process reads them")
 BUCKET_LAG = _fleet(
-    "layerwatch_bucket_lag_seconds",
-    "gauge",
-    "How far the oldest bucket that is due but not judged lies behind the watermark",
+    "layerwatch_bucket_lag_seconds", "How far the oldest bucket that is due but not judged lies behind the watermark"
 )
-STREAM_IMAGES = _fleet("layerwatch_stream_images_total", "counter", "Images counted, since the state began", "stream")
-STREAM_REJECTED = _fleet("layerwatch_stream_rejected_total", "counter", "Records that could not be used", "stream")
-STREAM_LATE = _fleet(
-    "layerwatch_stream_late_total", "counter", "Images counted in a later bucket than their own", "stream"
-)
-STREAM_DUPLICATES = _fleet("layerwatch_stream_duplicates_total", "counter", "Images equal to the one before", "stream")
+STREAM_IMAGES = _fleet("layerwatch_stream_images_total", "Images counted, since the state began", ("stream",))
+STREAM_REJECTED = _fleet("layerwatch_stream_rejected_total", "Records that could not be used", ("stream",))
+STREAM_LATE = _fleet("layerwatch_stream_late_total", "Images counted in a later bucket than their own", ("stream",))
+STREAM_DUPLICATES = _fleet("layerwatch_stream_duplicates_total", "Images equal to the one before", ("stream",))
 STREAM_OOD_SHARE = _fleet(
     "layerwatch_stream_ood_share",
-    "gauge",
     "Share of the last five minutes' images (event time, closed buckets) with p <= level",
-    "stream",
-    "level",
+    ("stream", "level"),
 )
 STREAM_OOD_BAND = _fleet(
     "layerwatch_stream_ood_band",
-    "gauge",
     "Where that share lies in distribution at least 99 times in 100: `bound` is lower or upper",
-    "stream",
-    "level",
-    "bound",
+    ("stream", "level", "bound"),
 )
 STREAM_P_VALUE = _fleet(
-    "layerwatch_stream_ood_p_value", "histogram", "Images by the p-value of the OOD score", "stream"
+    "layerwatch_stream_ood_p_value", "Images by the p-value of the OOD score", ("stream",), kind="histogram"
 )
-P_VALUE = _fleet("layerwatch_p_value", "histogram", "Images of all streams by the p-value of each signal", "signal")
+P_VALUE = _fleet(
+    "layerwatch_p_value", "Images of all streams by the p-value of each signal", ("signal",), kind="histogram"
+)
 STREAM_EFFECT = _fleet(
     "layerwatch_stream_signal_effect",
-    "gauge",
     "Share of the last five minutes' images that must have changed to move this signal so far; the worst streams only",
-    "stream",
-    "signal",
-    "kind",
+    ("stream", "signal", "kind"),
 )
 STREAM_TRIAGE = _fleet(
     "layerwatch_stream_triage",
-    "gauge",
     "1 on streams with an alert: whether it looks like the `sensor`, the `content` or is `unknown` yet",
-    "stream",
-    "triage",
+    ("stream", "triage"),
 )
-ALERTS = _fleet("layerwatch_alerts", "gauge", "Alerts by rule and phase, over all streams", "rule", "phase")
-ALERT_ACTIVE = _fleet("layerwatch_alert_active", "gauge", "1 for every alert under way", "rule", "stream", "phase")
+ALERTS = _fleet("layerwatch_alerts", "Alerts by rule and phase, over all streams", ("rule", "phase"))
+ALERT_ACTIVE = _fleet("layerwatch_alert_active", "1 for every alert under way", ("rule", "stream", "phase"))
 ALERT_SINCE = _fleet(
-    "layerwatch_alert_since_timestamp_seconds", "gauge", "Event time since which it is breached", "rule", "stream"
+    "layerwatch_alert_since_timestamp_seconds", "Event time since which it is breached", ("rule", "stream")
 )
 OWN_ALERT = _fleet(
-    "layerwatch_own_alert_active", "gauge", "1 for every open alert about the monitor itself", "rule", "subject"
+    "layerwatch_own_alert_active", "1 for every open alert about the monitor itself", ("rule", "subject")
 )
-OUTBOX_ENTRIES = _fleet("layerwatch_outbox_entries", "gauge", "Alerts not yet delivered to a receiver", "receiver")
-OUTBOX_AGE = _fleet("layerwatch_outbox_age_seconds", "gauge", "Age of the oldest of them; 0 without any", "receiver")
+OUTBOX_ENTRIES = _fleet("layerwatch_outbox_entries", "Alerts not yet delivered to a receiver", ("receiver",))
+OUTBOX_AGE = _fleet("layerwatch_outbox_age_seconds", "Age of the oldest of them; 0 without any", ("receiver",))
 DEAD_ALERTS = _fleet(
     "layerwatch_dead_alerts",
-    "gauge",
     "Alerts that were never delivered to a receiver, as far as they are kept (1,000)",
-    "receiver",
+    ("receiver",),
 )
-OUTBOX_DROPPED = _fleet(
-    "layerwatch_outbox_dropped_total", "counter", "Alerts cut off at the end of a full outbox (10,000)"
-)
-FLEET_READ = _fleet(
-    "layerwatch_fleet_read_timestamp_seconds", "gauge", "When these fleet metrics were last read from Redis"
-)
+OUTBOX_DROPPED = _fleet("layerwatch_outbox_dropped_total", "Alerts cut off at the end of a full outbox (10,000)")
+FLEET_READ = _fleet("layerwatch_fleet_read_timestamp_seconds", "When these fleet metrics were last read from Redis")
 
 
 def exposition() -> tuple[bytes, str]:

@@ -18,7 +18,7 @@ from monitor.fleet.overview import Overview
 from monitor.store import StoreError
 from monitor.telemetry import metrics
 from monitor.web import api
-from monitor.web.guard import Guard, Prefix
+from monitor.web.guard import Guard
 from monitor.web.openapi import document
 from monitor.web.pages import Pages
 from monitor.web.silencing import RequestError
@@ -45,7 +45,7 @@ def build_app(site: Site, pages: Pages) -> Starlette:
             Route("/api/v1/openapi.json", lambda _: JSONResponse(openapi)),
             Mount("/api/v1", routes=api.routes(site)),
         ],
-        middleware=[Middleware(Prefix, site.base), Middleware(Guard, site.credentials)],
+        middleware=[Middleware(Guard, site.credentials, site.base)],
         exception_handlers={
             404: partial(_not_found, pages),
             StoreError: partial(_redis_away, pages),

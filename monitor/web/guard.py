@@ -1,4 +1,4 @@
-"""Who may see the pages, who may write through them, and what browsers are told to refuse."""
+"""Authentication of requests, protection of the forms, and the security headers of every answer."""
 
 from __future__ import annotations
 
@@ -7,40 +7,26 @@ import binascii
 import hashlib
 import hmac
 import secrets
-from collections.abc import Awaitable, Callable, MutableMapping
-from typing import Any
 from urllib.parse import urlsplit
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.responses import PlainTextResponse
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from monitor.web.settings import WebSettings
 
-Scope = MutableMapping[str, Any]
-Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
-Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
-App = Callable[[Scope, Receive, Send], Awaitable[None]]
-
 OPEN_PATHS = ("/healthz", "/readyz")
-"""Orchestrators have no token."""
+"""Probes of an orchestrator carry no token."""
 SAFE = {
-    "Content-Security-Policy": "; ".join(
-        (
-            "default-src 'none'",
-            "script-src 'self'",
-            "connect-src 'self'",
-            "style-src 'self'",
-            "img-src 'self' data:",
-            "form-action 'self'",
-            "base-uri 'none'",
-            "frame-ancestors 'none'",
-        )
+    "Content-Security-Policy": (
+        "default-src 'none'; script-src 'self'; connect-src 'self'; style-src 'self'; img-src 'self' data:; "
+        "form-action 'self'; base-uri 'none'; frame-ancestors 'none'"
     ),
     "X-Content-Type-Options": "nosniff",
     "Referrer-Policy": "no-referrer",
     "Cross-Origin-Resource-Policy": "same-origin",
 }
-"""Nothing inline, nothing from elsewhere: names of streams and ids of images are whatever their senders wrote."""
+"""No inline code and nothing from other hosts: stream names and image ids come from the senders of records."""
 
 
 class Credentials:
@@ -56,11 +42,11 @@ class Credentials:
 
     @property
     def configured(self) -> bool:
-        """Whether anybody is asked for anything. Without it nothing can be written over the web."""
+        """Whether requests need credentials; without any configured the web is read-only."""
         return bool(self._token or self._password)
 
     def allow(self, header: str) -> bool:
-        """Whether an Authorization header is right; compared in constant time."""
+        """Whether an Authorization header holds the token or the password; compared in constant time."""
         if not self.configured:
             return True
         scheme, _, given = header.partition(" ")
@@ -72,12 +58,12 @@ class Credentials:
         return by_token or by_password
 
     def form_token(self) -> str:
-        """What a form of ours carries: another site can neither read nor guess it. The same on every replica."""
+        """Anti-forgery token of the forms: another site can neither read nor guess it. The same on every replica."""
         key = f"{self._token}\n{self._username}\n{self._password}".encode()
         return hmac.new(key, b"layerwatch form", hashlib.sha256).hexdigest()
 
     def is_form_token(self, given: str) -> bool:
-        """Whether a form is ours."""
+        """Whether a form carries `form_token`."""
         return self.configured and _same(given, self.form_token())
 
 
@@ -95,40 +81,28 @@ def from_our_pages(headers: Headers) -> bool:
     return origin is None or urlsplit(origin).netloc == headers.get("host", "")
 
 
-class Prefix:
-    """Takes the path away below which a proxy puts us, where the proxy has not done so itself: both kinds are common.
+class Guard:
+    """Middleware: asks for credentials, except on OPEN_PATHS, and adds the headers of SAFE to every answer.
 
     Args:
-        base: as /layerwatch; empty without a proxy.
+        base: path below which a proxy puts the pages, as /layerwatch; removed here where the proxy has not done so.
     """
 
-    def __init__(self, app: App, base: str) -> None:
-        self._app, self._base = app, base
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Starlette's middleware protocol; outside of all others, so that they see what is routed."""
-        if self._base and scope["type"] == "http" and f"{scope['path']}/".startswith(f"{self._base}/"):
-            scope = {**scope, "path": scope["path"].removeprefix(self._base) or "/"}
-        await self._app(scope, receive, send)
-
-
-class Guard:
-    """Lets nothing through without the right credentials, but for OPEN_PATHS; adds the safe headers to all answers."""
-
-    def __init__(self, app: App, credentials: Credentials) -> None:
-        self._app, self._credentials = app, credentials
+    def __init__(self, app: ASGIApp, credentials: Credentials, base: str) -> None:
+        self._app, self._credentials, self._base = app, credentials, base
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Starlette's middleware protocol."""
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
+        if self._base and f"{scope['path']}/".startswith(f"{self._base}/"):
+            scope = {**scope, "path": scope["path"].removeprefix(self._base) or "/"}
 
-        async def send_safely(message: MutableMapping[str, Any]) -> None:
+        async def send_safely(message: Message) -> None:
             if message["type"] == "http.response.start":
                 headers = MutableHeaders(scope=message)
-                for name, value in SAFE.items():
-                    headers[name] = value
+                headers.update(SAFE)
                 headers.setdefault("Cache-Control", "no-store")
             await send(message)
 

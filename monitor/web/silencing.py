@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import json
+from collections.abc import Mapping
 from typing import Annotated
 from urllib.parse import parse_qsl
 
@@ -44,13 +45,18 @@ class NewSilence(BaseModel):
     comment: Short = ""
 
 
-def from_json(body: bytes) -> NewSilence:
+def from_json(body: str | bytes) -> NewSilence:
     """A JSON body.
 
     Raises:
         RequestError: it is not a silence, or a field is wrong.
     """
-    return _checked(lambda: NewSilence.model_validate_json(body))
+    try:
+        return NewSilence.model_validate_json(body)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"])
+        raise RequestError(f"{where}: {first['msg']}" if where else str(first["msg"])) from error
 
 
 def from_form(fields: Mapping[str, str], user: str) -> NewSilence:
@@ -64,7 +70,7 @@ def from_form(fields: Mapping[str, str], user: str) -> NewSilence:
         raise RequestError("give a stream or a rule; * is all")
     author = fields.get("author", "").strip() or user
     given = {"duration_s": fields.get("duration_s", ""), "author": author, "comment": fields.get("comment", "")}
-    return _checked(lambda: NewSilence.model_validate({"matchers": matchers, **given}))
+    return from_json(json.dumps({"matchers": matchers, **given}))
 
 
 def parse_form(body: bytes) -> dict[str, str]:
@@ -115,12 +121,3 @@ async def read_body(request: Request) -> bytes:
         if len(body) > MAX_BODY_BYTES:
             raise RequestError("too long")
     return body
-
-
-def _checked(build: Callable[[], NewSilence]) -> NewSilence:
-    try:
-        return build()
-    except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"])
-        raise RequestError(f"{where}: {first['msg']}" if where else str(first["msg"])) from error

@@ -1,4 +1,4 @@
-"""Shared by the delivery tests: an HTTP server that answers as told, a clock that is set, and alert documents."""
+"""Shared by the delivery tests: a server with scripted answers, a clock that is set by hand, and alert documents."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ T0_MS = 1_795_508_400_000
 
 @dataclass(frozen=True)
 class Answer:
-    """What the server says; `hang` keeps the client waiting until the server stops."""
+    """What the server answers; `hang` keeps the client waiting until the server stops."""
 
     status: int = 200
     headers: Mapping[str, str] = field(default_factory=dict)
@@ -94,7 +94,7 @@ class Server:
 
 
 class Clock:
-    """Milliseconds that only pass when told."""
+    """Milliseconds that pass only by `pass_s`."""
 
     def __init__(self, now_ms: int = T0_MS) -> None:
         self.now_ms = now_ms
@@ -107,10 +107,10 @@ class Clock:
 
 
 def eventually(condition: Callable[[], object], within_s: float = 10.0) -> None:
-    """Return when the condition holds; fail when it does not come to."""
+    """Return when the condition holds; fail where it does not within the time."""
     deadline = time.monotonic() + within_s
     while not condition():
-        assert time.monotonic() < deadline, "it did not come to pass"
+        assert time.monotonic() < deadline, "the condition did not come true"
         time.sleep(0.01)
 
 

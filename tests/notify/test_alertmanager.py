@@ -32,15 +32,15 @@ pytestmark = pytest.mark.skipif(
 )
 RESEND_S = 0.5
 LIFE_S = 4 * RESEND_S
-"""How long an alert lives without being said again."""
+"""How long an alert lives without being sent again."""
 
 
 class Alertmanager:
-    """A running one, which notifies `told`."""
+    """A running one, which notifies `hook`."""
 
-    def __init__(self, url: str, told: Server) -> None:
+    def __init__(self, url: str, hook: Server) -> None:
         self.url = url
-        self.told = told
+        self.hook = hook
 
     def get(self, path: str) -> Any:
         return httpx.get(f"{self.url}/api/v2/{path}", timeout=5).raise_for_status().json()
@@ -51,7 +51,7 @@ class Alertmanager:
 
     def notified(self, status: str) -> list[str]:
         """Streams of the alerts that it has notified with that status, repeats left out."""
-        alerts = [alert for request in self.told.requests for alert in request.json["alerts"]]
+        alerts = [alert for request in self.hook.requests for alert in request.json["alerts"]]
         return sorted({alert["labels"]["stream"] for alert in alerts if alert["status"] == status})
 
 
@@ -59,17 +59,17 @@ class Alertmanager:
 def alertmanager(tmp_path: Path) -> Iterator[Alertmanager]:
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
-    with Server() as told:
+    with Server() as hook:
         route = {
-            "receiver": "told",
+            "receiver": "hook",
             "group_by": ["rule"],
             "group_wait": "300ms",
             "group_interval": "300ms",
             "repeat_interval": "1h",
         }
-        webhook = {"name": "told", "webhook_configs": [{"url": told.url, "send_resolved": True}]}
+        webhook = {"name": "hook", "webhook_configs": [{"url": hook.url, "send_resolved": True}]}
         settings = tmp_path / "alertmanager.yml"
-        # its own time-out is as long as an alert's life: one that is not said again must end
+        # its own time-out is as long as an alert's life: one that is not sent again must end
         settings.write_text(
             yaml.safe_dump({"global": {"resolve_timeout": "2s"}, "route": route, "receivers": [webhook]})
         )
@@ -84,7 +84,7 @@ def alertmanager(tmp_path: Path) -> Iterator[Alertmanager]:
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
         )
-        running = Alertmanager(f"http://127.0.0.1:{port}", told)
+        running = Alertmanager(f"http://127.0.0.1:{port}", hook)
         try:
             eventually(lambda: _ready(running), 20)
             yield running
@@ -144,7 +144,7 @@ def test_an_alert_fires_is_grouped_stays_while_it_fires_and_resolves(
         dispatcher.stop()
 
 
-def test_an_alert_that_nobody_says_again_ends(alertmanager: Alertmanager, receiver: Resending) -> None:
+def test_an_alert_that_is_not_sent_again_ends(alertmanager: Alertmanager, receiver: Resending) -> None:
     """What the test above would see without re-sending."""
     assert receiver.send(Notice.parse(firing())) == Delivered()
     eventually(lambda: alertmanager.active() == ["cam-1"])

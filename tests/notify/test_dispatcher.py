@@ -1,4 +1,4 @@
-"""From the outbox to the receivers: at least once, in order, on schedule, whatever hangs, dies or is silenced."""
+"""From the outbox to the receivers: at least once, in order and on schedule, though receivers fail or are silenced."""
 
 from __future__ import annotations
 
@@ -126,7 +126,7 @@ def test_the_resolved_is_settled_unsent_where_it_is_not_wanted(bench: Bench) -> 
     assert settled(bench)
 
 
-def test_a_document_that_is_none_is_buried_and_holds_nothing_up(bench: Bench) -> None:
+def test_text_that_is_no_document_is_buried_and_holds_nothing_up(bench: Bench) -> None:
     server = bench.server()
     bench.store.outbox.append("{}")
     fired = decide(bench.store)
@@ -313,7 +313,7 @@ def test_killed_between_the_answer_and_the_note_of_it_the_same_id_comes_twice(be
 
 
 @pytest.mark.parametrize(("answer", "outcome"), [(Answer(500), "buried"), (Answer(410), "refused")])
-def test_what_is_given_up_is_a_dead_letter_and_the_others_are_told(bench: Bench, answer: Answer, outcome: str) -> None:
+def test_what_is_given_up_is_a_dead_letter_and_alerts_the_others(bench: Bench, answer: Answer, outcome: str) -> None:
     bench.timing = Timing(delays_s=(0.0,), poll_s=0.01)
     dead, well = bench.server(), bench.server()
     dead.default = answer
@@ -322,13 +322,13 @@ def test_what_is_given_up_is_a_dead_letter_and_the_others_are_told(bench: Bench,
     eventually(lambda: len(well.requests) == 2 and settled(bench, "dead") and settled(bench, "well"))
     assert dead_ids(bench) == [fired]
     assert ("dead", outcome) in bench.outcomes
-    told = next(request.json for request in well.requests if request.json["data"]["rule"] == DELIVERY)
-    assert (told["type"], told["data"]["stream"]) == ("alert.firing", "dead")
-    assert str(answer.status) in told["data"]["cause"]
-    assert dead.ids == [fired], "a receiver must not be told about itself"
+    alert = next(request.json for request in well.requests if request.json["data"]["rule"] == DELIVERY)
+    assert (alert["type"], alert["data"]["stream"]) == ("alert.firing", "dead")
+    assert str(answer.status) in alert["data"]["cause"]
+    assert dead.ids == [fired], "a receiver must not get the alert about itself"
 
 
-def test_a_receiver_that_fails_long_is_told_of_once_and_its_recovery_ends_it(bench: Bench) -> None:
+def test_a_receiver_that_fails_long_gives_one_alert_and_its_recovery_ends_it(bench: Bench) -> None:
     bench.timing = Timing(delays_s=(0.0,), poll_s=0.01)
     dead, well = bench.server(), bench.server()
     dead.default = Answer(500)
@@ -353,7 +353,7 @@ def test_a_receiver_that_fails_long_is_told_of_once_and_its_recovery_ends_it(ben
     assert settled(bench, "well")
 
 
-def test_two_dead_receivers_do_not_tell_of_each_other_for_ever(bench: Bench) -> None:
+def test_two_dead_receivers_do_not_alert_about_each_other_endlessly(bench: Bench) -> None:
     bench.timing = Timing(delays_s=(0.0,), poll_s=0.01)
     servers = [bench.server(), bench.server()]
     workers = []
@@ -388,7 +388,7 @@ def test_a_receiver_that_is_no_longer_configured_is_forgotten(bench: Bench) -> N
 # ------------------------------------------------------------------------------------------------ Redis away
 
 
-def test_a_redis_that_goes_away_is_said_once_and_delivery_goes_on_after(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_redis_that_goes_away_is_logged_once_and_delivery_goes_on_after(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("monitor.notify.delivery.dispatcher.STORE_BACKOFF_S", (0.05, 0.1))
     with ExitStack() as stack, PrivateRedis(options=["--appendonly", "yes"]) as redis:
         store = open_store(RedisSettings(url=SecretStr(redis.url)), "away")
@@ -401,7 +401,7 @@ def test_a_redis_that_goes_away_is_said_once_and_delivery_goes_on_after(monkeypa
         with capture_logs() as logs:
             redis.kill()
             eventually(lambda: logs)
-            time.sleep(0.3)  # the time in which it must not say it again
+            time.sleep(0.3)  # the time in which it must not log it again
             redis.start()
             fired = decide_again(store, "cam-2")
             eventually(lambda: server.ids[-1] == fired)
@@ -453,7 +453,7 @@ def test_a_silenced_alert_is_settled_unsent_from_beginning_to_end(bench: Bench) 
     worker = bench.worker(bench.webhook(server))
     decide(bench.store)
     worker.round()
-    bench.clock.pass_s(3700)  # the end comes after the silence: of a beginning that nobody heard
+    bench.clock.pass_s(3700)  # the end comes after the silence; its beginning was withheld
     decide(bench.store, phase=RESOLVED)
     worker.round()
     assert server.requests == []
@@ -462,7 +462,7 @@ def test_a_silenced_alert_is_settled_unsent_from_beginning_to_end(bench: Bench) 
     assert bench.outcomes == [("hook", "silenced")] * 2
 
 
-def test_an_alert_that_outlives_its_silence_is_told_then(bench: Bench) -> None:
+def test_an_alert_that_outlives_its_silence_is_sent_then(bench: Bench) -> None:
     server = bench.server()
     bench.silence(3600, stream="cam-1")
     receiver = bench.webhook(server)
@@ -485,8 +485,8 @@ def test_an_alert_that_outlives_its_silence_is_told_then(bench: Bench) -> None:
     assert server.ids[2:] == [ended]
 
 
-def test_the_end_of_an_alert_that_was_told_is_told_in_spite_of_a_silence(bench: Bench) -> None:
-    """Or its incident would stay open for ever."""
+def test_the_end_of_an_alert_that_was_sent_is_sent_in_spite_of_a_silence(bench: Bench) -> None:
+    """Or its incident would stay open."""
     server = bench.server()
     receiver = PagerDutySender(PagerDutySettings(name="pd", type="pagerduty", routing_key="k", url=server.url))
     bench.stack.callback(receiver.close)
@@ -498,7 +498,7 @@ def test_the_end_of_an_alert_that_was_told_is_told_in_spite_of_a_silence(bench: 
     assert [request.json["event_action"] for request in server.requests] == ["trigger", "resolve"]
 
 
-def test_a_silence_acknowledges_the_incident_that_was_told_once(bench: Bench) -> None:
+def test_a_silence_acknowledges_the_incident_of_a_sent_alert_once(bench: Bench) -> None:
     server = bench.server()
     receiver = PagerDutySender(PagerDutySettings(name="pd", type="pagerduty", routing_key="k", url=server.url))
     bench.stack.callback(receiver.close)
@@ -508,7 +508,7 @@ def test_a_silence_acknowledges_the_incident_that_was_told_once(bench: Bench) ->
     (alert,) = bench.store.evaluation.alerts().values()
     server.answers = [Answer(500)]
     bench.silence(3600, stream="*")
-    for _ in range(5):  # refused once, taken once, then no more; also by whoever delivers next
+    for _ in range(5):  # refused once, taken once, then no more; also by the next process
         bench.clock.pass_s(120)
         worker.round()
     bench.worker(receiver).round()
@@ -521,7 +521,7 @@ def test_a_silence_acknowledges_the_incident_that_was_told_once(bench: Bench) ->
     assert ("pd", "acknowledged") in bench.outcomes
 
 
-def test_a_silence_that_cannot_be_read_hides_nothing_and_is_said_once(bench: Bench) -> None:
+def test_a_silence_that_cannot_be_read_hides_nothing_and_is_logged_once(bench: Bench) -> None:
     server = bench.server()
     bench.store.silences.put("broken", '{"matchers": {}}')
     worker = bench.worker(bench.webhook(server))
@@ -550,7 +550,7 @@ def streams(server: Server) -> list[list[str]]:
     return [sorted(alert["labels"]["stream"] for alert in request.json) for request in server.requests]
 
 
-def test_what_fires_is_said_again_until_it_is_resolved(
+def test_what_fires_is_sent_again_until_it_is_resolved(
     bench: Bench, alertmanager: tuple[Server, AlertmanagerSender]
 ) -> None:
     server, receiver = alertmanager
@@ -570,28 +570,28 @@ def test_what_fires_is_said_again_until_it_is_resolved(
     worker.round()
     assert streams(server)[3:] == [["cam-1"], ["cam-2"]], "the end, and the other one again"
     assert server.requests[3].json[0]["endsAt"] == "2026-11-24T08:21:00.000Z"
-    # a new process says them at once: how long the last one was away is not known
+    # a new process sends them at once: how long the last one was away is not known
     bench.worker(receiver).round()
     assert streams(server)[5:] == [["cam-2"]]
     assert [outcome for _, outcome in bench.outcomes].count("resent") == 3
 
 
-def test_during_a_silence_it_is_not_said_again(bench: Bench, alertmanager: tuple[Server, AlertmanagerSender]) -> None:
+def test_during_a_silence_it_is_not_sent_again(bench: Bench, alertmanager: tuple[Server, AlertmanagerSender]) -> None:
     server, receiver = alertmanager
     worker = bench.worker(receiver)
     decide(bench.store)
     worker.round()
-    said = len(server.requests)
+    sent = len(server.requests)
     bench.silence(600, stream="*")
     bench.clock.pass_s(60)
     worker.round()
-    assert len(server.requests) == said
+    assert len(server.requests) == sent
     bench.clock.pass_s(600)
     worker.round()
-    assert len(server.requests) == said + 1
+    assert len(server.requests) == sent + 1
 
 
-def test_an_alert_whose_end_was_cut_off_is_not_said_for_ever(
+def test_an_alert_whose_end_was_cut_off_is_not_sent_again(
     bench: Bench, alertmanager: tuple[Server, AlertmanagerSender]
 ) -> None:
     server, receiver = alertmanager
@@ -600,8 +600,8 @@ def test_an_alert_whose_end_was_cut_off_is_not_said_for_ever(
     worker.round()
     # its end is committed, but the entry falls to the outbox limit
     assert bench.store.evaluation.decide(bench.store.evaluation.state().version, 0, [Alert("drift", "cam-1")], {}, [])
-    said = len(server.requests)
+    sent = len(server.requests)
     bench.clock.pass_s(60)
     worker.round()
-    assert len(server.requests) == said
+    assert len(server.requests) == sent
     assert bench.store.outbox.held("am") == {}

@@ -1,4 +1,4 @@
-"""The contract of every receiver, against a real HTTP server; and what each of them makes of a document."""
+"""The contract of every receiver, against a real HTTP server; and what each of them sends for a document."""
 
 from __future__ import annotations
 
@@ -168,7 +168,7 @@ def test_no_log_line_shows_a_secret(receiver: Receiver, server: Server, caplog: 
 @pytest.mark.parametrize(
     "url", ["", "ftp://host/", "hooks.slack.com/services/s3cret", "http://", "http://ho st/s3cret"]
 )
-def test_a_url_that_cannot_be_used_is_told_by_its_key_at_the_start(kind: str, url: str) -> None:
+def test_a_url_that_cannot_be_used_is_reported_by_its_key_at_the_start(kind: str, url: str) -> None:
     with pytest.raises(ReceiverConfigError, match=r"^receivers\.out\.urls?: must be a URL") as raised:
         build(kind, {**SETTINGS[kind](url), **({"urls": [url]} if kind == "alertmanager" else {"url": url})})
     assert "s3cret" not in str(raised.value)
@@ -254,13 +254,13 @@ def test_a_webhook_without_secret_is_not_signed(server: Server) -> None:
 
 
 @pytest.mark.parametrize("secret", ["whsec_", "whsec_no base64!", "MDEyMzQ1Njc4OWFiY2RlZg=="])
-def test_a_broken_secret_is_told_at_the_start_without_showing_it(secret: str) -> None:
+def test_a_broken_secret_is_reported_at_the_start_without_showing_it(secret: str) -> None:
     with pytest.raises(ReceiverConfigError, match=r"^receivers\.out\.secret: must be whsec_ and base64$"):
         build("webhook", {"url": "http://host/", "secret": secret})
 
 
 @pytest.mark.parametrize(("name", "value"), [("X-Key", "a\nb"), ("X Key", "s3cret"), ("X-Key", "s3cret ß")])
-def test_a_header_that_http_does_not_allow_is_told_at_the_start(name: str, value: str) -> None:
+def test_a_header_that_http_does_not_allow_is_reported_at_the_start(name: str, value: str) -> None:
     with pytest.raises(ReceiverConfigError, match="header") as raised:
         build("webhook", {"url": "http://host/", "headers": {name: value}})
     assert "s3cret" not in str(raised.value)
@@ -312,7 +312,7 @@ def test_a_resolved_alert_ends_at_its_event_time_and_never_ahead_of_the_clock(
     assert (alert["startsAt"][11:19], alert["endsAt"][11:19]) == (starts, ends)
 
 
-def test_every_instance_is_told_and_one_is_enough(server: Server) -> None:
+def test_every_instance_gets_the_alert_and_one_is_enough(server: Server) -> None:
     with Server() as other:
         receiver = alertmanager(server.url, other.url)
         server.default = Answer(503)
@@ -327,7 +327,7 @@ def test_every_instance_is_told_and_one_is_enough(server: Server) -> None:
         receiver.close()
 
 
-def test_many_alerts_are_said_again_in_few_requests(server: Server) -> None:
+def test_many_alerts_are_sent_again_in_few_requests(server: Server) -> None:
     receiver = alertmanager(server.url)
     assert isinstance(receiver, Resending)
     assert receiver.resend([Notice.parse(firing(f"cam-{i}")) for i in range(450)]) == Delivered()

@@ -1,4 +1,4 @@
-"""Every document that can reach a receiver is one of docs/alert.schema.json; others are told apart."""
+"""Every document that can reach a receiver follows docs/alert.schema.json; others do not pass."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The monitor tells of its own troubles once per episode, and of their end; on a real Redis."""
+"""Alerts about the monitor itself begin and end once per episode; on a real Redis."""
 
 from __future__ import annotations
 
@@ -28,11 +28,11 @@ def store(redis_server: PrivateRedis) -> Iterator[Store]:
     opened.close()
 
 
-def told(store: Store) -> list[dict[str, object]]:
+def sent(store: Store) -> list[dict[str, object]]:
     return [json.loads(entry.document) for entry in store.outbox.fetch("hook", NOW_MS)]
 
 
-def test_an_episode_is_told_once_and_ended_once_and_the_next_one_is_another(store: Store) -> None:
+def test_an_episode_begins_once_and_ends_once_and_the_next_one_is_another(store: Store) -> None:
     alerts = SelfAlerts(store, "own-alerts", has_receivers=True)
     for _ in range(3):
         alerts.tell(GAP, "images:0", NOW_MS, "images:0: retention removed 7 records unread")
@@ -40,7 +40,7 @@ def test_an_episode_is_told_once_and_ended_once_and_the_next_one_is_another(stor
     for _ in range(2):
         alerts.end(NOW_MS + 1, ["images:0", "images:1"], GAP)
     alerts.tell(GAP, "images:0", NOW_MS + 2, "images:0: retention removed 9 records unread")
-    documents = told(store)
+    documents = sent(store)
     for document in documents:
         jsonschema.validate(document, SCHEMA)
     rows = [(d["type"], d["data"]["rule"], d["data"]["stream"]) for d in documents]  # type: ignore[index]
@@ -58,7 +58,7 @@ def test_without_receivers_nothing_waits_for_them(store: Store) -> None:
     alerts = SelfAlerts(store, "own-alerts", has_receivers=False)
     alerts.tell(GAP, "images:0", NOW_MS, "x")
     alerts.end(NOW_MS, ["images:0"], GAP)
-    assert told(store) == []
+    assert sent(store) == []
 
 
 def test_a_cursor_remembers_up_to_where_it_is_a_rebuild(store: Store) -> None:

@@ -6,7 +6,6 @@ import argparse
 import getpass
 import json
 import sys
-import time
 from contextlib import closing
 from dataclasses import asdict
 from pathlib import Path
@@ -24,6 +23,7 @@ from monitor.core.alert_document import rfc3339, test_document
 from monitor.core.types import Alert
 from monitor.notify.silences import create_silence
 from monitor.store import Store, StoreConfigError, StoreError, open_store
+from monitor.telemetry.clock import wall_ms
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -67,7 +67,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _list(args: argparse.Namespace, store: Store, _monitor: str) -> None:
-    now_ms = _now_ms()
+    now_ms = wall_ms()
     alerts = sorted(store.evaluation.alerts().values(), key=lambda a: (a.phase, a.rule, a.stream))
     kept = _silences(store)
     undelivered = store.outbox.dead_alerts()
@@ -119,7 +119,7 @@ def _expire(args: argparse.Namespace, store: Store, _monitor: str) -> None:
 
 
 def _send_test(args: argparse.Namespace, store: Store, monitor: str) -> None:
-    document = test_document(monitor, _now_ms())
+    document = test_document(monitor, wall_ms())
     store.outbox.append(document)
     name = json.loads(document)["id"]
     sys.stdout.write((json.dumps({"sent": name}) if args.json else f"{name} is on its way to every receiver") + "\n")
@@ -151,7 +151,3 @@ def _user() -> str:
         return getpass.getuser()
     except (OSError, KeyError):  # a container's user without an entry
         return ""
-
-
-def _now_ms() -> int:
-    return time.time_ns() // 1_000_000

@@ -6,8 +6,8 @@ import uuid
 from collections.abc import Iterable, Mapping
 
 from monitor.core.silences import Silence, to_json
-from monitor.notify.receivers.http_client import wall_ms
 from monitor.store import Store
+from monitor.telemetry.clock import wall_ms
 
 KEPT_AFTER_END_MS = 7 * 86_400_000
 """An ended silence is listed for a week, so that people can see who silenced what."""

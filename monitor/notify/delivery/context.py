@@ -10,10 +10,10 @@ from dataclasses import dataclass, field
 import structlog
 
 from monitor.core.silences import Silence, read_all, silenced
-from monitor.notify.receivers.http_client import wall_ms
 from monitor.notify.receivers.notice import Notice
 from monitor.notify.self_alerts import delivery_alert_end
 from monitor.store import Store
+from monitor.telemetry.clock import wall_ms
 
 log = structlog.get_logger(__name__)
 

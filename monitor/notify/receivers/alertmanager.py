@@ -13,7 +13,7 @@ from pydantic import Field, PositiveFloat
 
 from monitor.core.alert_document import rfc3339
 from monitor.core.settings import Names, Secret
-from monitor.notify.receivers.http_client import GONE, Endpoint, wall_ms
+from monitor.notify.receivers.http_client import GONE, Endpoint
 from monitor.notify.receivers.notice import RESOLVED, Notice, time_ms
 from monitor.notify.receivers.protocol import (
     Delivered,
@@ -24,6 +24,7 @@ from monitor.notify.receivers.protocol import (
     Resending,
     Retry,
 )
+from monitor.telemetry.clock import wall_ms
 
 log = structlog.get_logger(__name__)
 

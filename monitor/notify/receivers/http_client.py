@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import re
 import ssl
-import time
 from collections.abc import Mapping
 from email.utils import parsedate_to_datetime
 from functools import cache
@@ -14,6 +13,7 @@ from importlib.metadata import version
 import httpx
 
 from monitor.notify.receivers.protocol import Delivered, Outcome, ReceiverConfigError, ReceiverSettings, Refused, Retry
+from monitor.telemetry.clock import wall_ms
 
 GONE = 410
 MAX_RETRY_AFTER_S = 3_600.0
@@ -24,11 +24,6 @@ JSON_HEADERS = {"content-type": "application/json"}
 # The client's own log lines hold full URLs, and some URLs here are secrets.
 for _name in ("httpx", "httpcore"):
     logging.getLogger(_name).setLevel(logging.WARNING)
-
-
-def wall_ms() -> int:
-    """Milliseconds since the epoch."""
-    return time.time_ns() // 1_000_000
 
 
 class Endpoint:

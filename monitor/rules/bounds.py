@@ -1,4 +1,4 @@
-"""Exact confidence bounds shared by the rules: of an observed share, and of a cut's rate in distribution."""
+"""Confidence bounds shared by the rules: of an observed share, and of the rate of a cut in distribution."""
 
 from __future__ import annotations
 
@@ -11,18 +11,15 @@ from scipy.special import betaincinv, betaln, xlog1py, xlogy
 Floats = NDArray[np.float64]
 
 
-def share_lower(passed: float, total: float, risk: float) -> float:
-    """Clopper-Pearson: the true share lies below this with probability at most `risk`.
+def share_bounds(passed: float, total: float, risk: float) -> tuple[float, float]:
+    """(lower, upper) Clopper-Pearson bounds of a true share; each fails with probability at most `risk`.
 
     Counts may be fractional (counts divided by the variance inflation D of dependent images; then it is an
     approximation that treats m images as m / D independent ones).
     """
-    return float(betaincinv(passed, total - passed + 1, risk)) if passed > 0 else 0.0
-
-
-def share_upper(passed: float, total: float, risk: float) -> float:
-    """Clopper-Pearson: the true share lies above this with probability at most `risk`."""
-    return float(betaincinv(passed + 1, total - passed, 1 - risk)) if passed < total else 1.0
+    lower = betaincinv(passed, total - passed + 1, risk) if passed > 0 else 0.0
+    upper = betaincinv(passed + 1, total - passed, 1 - risk) if passed < total else 1.0
+    return float(lower), float(upper)
 
 
 @lru_cache(maxsize=4096)
@@ -37,11 +34,11 @@ def drifted_share(rate: float, reference: float) -> float:
 
 
 def anytime_interval(passed: Floats, total: Floats, risk: float) -> tuple[Floats, Floats]:
-    """(lower, upper) for a true share, valid at every moment of a growing sample at once with probability 1 - risk.
+    """(lower, upper) for a true share, valid at all sizes of a growing sample together with probability 1 - risk.
 
     {p : B(1/2 + c, 1/2 + m - c) / B(1/2, 1/2) < p^c (1-p)^(m-c) / risk}: the likelihood ratio of Jeffreys' mixture to p
     is a test martingale under p and exceeds 1 / risk at any time with probability at most `risk` (Ville). Counts may be
-    fractional, as in `share_lower`.
+    fractional, as in `share_bounds`.
 
     Args:
         passed: (R,) c.
@@ -49,7 +46,7 @@ def anytime_interval(passed: Floats, total: Floats, risk: float) -> tuple[Floats
     """
     floor = betaln(0.5 + passed, 0.5 + total - passed) - betaln(0.5, 0.5) + np.log(risk)
     best = passed / np.maximum(total, 1e-12)
-    # The log likelihood rises up to c/m and falls beyond: bisect for where it crosses `floor` on each side.
+    # The log likelihood rises up to c/m and falls beyond it: find by bisection where it crosses `floor` on each side.
     sides = []
     for end in (0.0, 1.0):
         outside, inside = np.full_like(best, end), best

@@ -1,4 +1,4 @@
-"""What an alert says for itself: which signals moved and by how much, and whether it looks like the sensor. Pure."""
+"""The evidence of an alert: which signals moved, by how much, and whether the sensor or the content changed. Pure."""
 
 from __future__ import annotations
 
@@ -17,31 +17,31 @@ SENSOR_RATIO = 0.5
 
 
 def moved_signals(layout: Layout, window: Vector, risk: float = 0.01, limit: int = 8) -> tuple[MovedSignal, ...]:
-    """The signals that surely moved in a window of one stream, strongest first; where none surely did, the likeliest.
+    """The signals of one stream that moved in a window with bound > 0, strongest first; if none, those with effect > 0.
 
-    In distribution a signal is called sure (bound > 0) with probability at most `risk`, all signals together.
+    In distribution any signal has bound > 0 with probability at most `risk`, all signals together.
 
     Args:
         window: (V,) sum of the stream's buckets.
-        limit: length of the answer at most.
+        limit: maximum length of the result.
     """
     if images(window) == 0:
         return ()
     found = [_measure(layout, window, signal, risk / len(layout.signals)) for signal in layout.signals]
     chosen = [moved for moved in found if moved.bound > 0] or [moved for moved in found if moved.effect > 0]
-    # the name last: equal signals come in the same order whatever the profile's
+    # by name last: equal signals have the same order under every profile
     return tuple(sorted(chosen, key=lambda m: (-m.bound, -m.effect, m.signal))[:limit])
 
 
 def triage(moved: Sequence[MovedSignal], cause_learned: bool | None = None) -> Triage | None:
-    """Whether the sensor or what it shows has changed; None where nothing says so.
+    """Whether the sensor or the content of the images has changed; None where it cannot be said.
 
-    "sensor": image properties (exposure, sharpness, colour, ...) moved as well; "content": the learned signals did, and
-    properties no more than other objects bring along.
+    "sensor": image properties (exposure, sharpness, colour, ...) moved as well; "content": the learned signals moved,
+    and the properties no more than they do with other objects.
 
     Args:
-        cause_learned: whether the signal that a rule alarmed on is a learned one, if it names one. An alarm is proof
-            enough that this signal moved; it decides where the window holds too few images to be sure of any.
+        cause_learned: whether the signal that caused the alarm is a learned one, if the rule names it. The alarm proves
+            that this signal moved; it decides where the window holds too few images for a bound > 0.
     """
     sure = [signal for signal in moved if signal.bound > 0]
     if not sure:

@@ -1,4 +1,4 @@
-"""Rate rule: the share of unusual images over a window is above a threshold, and surely so.
+"""Rate rule: the share of unusual images in a window exceeds a threshold, by a lower confidence bound.
 
 Let r be the stream's true share of images beyond the cut, pi the share that the same cut has in distribution. pi is
 not known: it is Beta(k, n + 1 - k) over calibration sets, with mean k / (n + 1), the level. The rule tests
@@ -11,10 +11,10 @@ and is breached when
 
 with L the Clopper-Pearson lower bound of r and U the upper Beta quantile of pi, each at half of 1 - confidence. Under
 H0 a window is breached with probability at most 1 - confidence over the draw of calibration set and window: if
-neither bound fails, r - pi >= L - U. The threshold stays in the user's unit (the share of images below the level), and
-a small calibration set makes the rule more careful instead of wrong.
+neither bound fails, r - pi >= L - U. The threshold is in the user's unit (the share of images below the level), and
+a small calibration set makes the rule more conservative instead of wrong.
 
-This is a statement about one window. Windows closing all day get a share of 1 - confidence each; the sequential rule
+This holds for one window: each window that closes may be breached wrongly with that probability. The sequential rule
 bounds the number of false alarms over time instead.
 """
 
@@ -25,7 +25,7 @@ from typing import Literal
 from monitor.core.buckets import LEVELS, Layout, cut_index, exceedances, images, reference_counts, usable_cuts
 from monitor.core.settings import Share
 from monitor.core.types import Vector, Verdict
-from monitor.rules.bounds import drifted_share, reference_bounds, share_lower, share_upper
+from monitor.rules.bounds import drifted_share, reference_bounds, share_bounds
 from monitor.rules.rule import WindowRule
 
 
@@ -53,7 +53,7 @@ class RateRule(WindowRule):
             )
 
     def judge_window(self, layout: Layout, window: Vector) -> Verdict:
-        """Verdict on the summed window; `value` is the observed share, `bound` its careful lower bound.
+        """Verdict on the summed window; `value` is the observed share, `bound` its lower bound.
 
         Raises: as `check`.
         """
@@ -67,8 +67,8 @@ class RateRule(WindowRule):
         nominal = k / (n + 1)
         id_lower, id_upper = reference_bounds(k, n, risk)
         d = layout.dependence[i]
-        lower, upper = (bound(passed / d, total / d, risk) for bound in (share_lower, share_upper))
-        careful = max(0.0, lower - (id_upper - nominal))
+        lower, upper = share_bounds(passed / d, total / d, risk)
+        bound = max(0.0, lower - (id_upper - nominal))
         severity = (
             drifted_share(lower, id_upper),
             drifted_share(passed / total, nominal),
@@ -76,9 +76,7 @@ class RateRule(WindowRule):
         )
         summary = (
             f"{passed / total:.1%} of {total} images are beyond the {self.level:.1%} cut of {self.signal} "
-            f"(at least {careful:.1%} with {self.confidence:.1%} confidence; threshold {self.threshold:.1%})"
+            f"(at least {bound:.1%} with {self.confidence:.1%} confidence; threshold {self.threshold:.1%})"
         )
         cause = f"{self.signal}: more images beyond the {100 * self.level:g} % cut than normal"
-        return Verdict(
-            careful > self.threshold, passed / total, careful, self.threshold, total, summary, severity, cause
-        )
+        return Verdict(bound > self.threshold, passed / total, bound, self.threshold, total, summary, severity, cause)

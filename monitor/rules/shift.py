@@ -1,15 +1,15 @@
-"""Shift rule: a signal's p-values are spread differently than in distribution, by at least an effect size.
+"""Shift rule: the distribution of a signal's p-values differs from the one in distribution by at least an effect size.
 
-The effect is the total variation distance: the smallest share of images that must have changed to turn what is normal
-into what is seen, max over sets A of bins of |P(A) - Q(A)|. P is seen in m images, Q known from n calibration images.
-The rule uses a lower bound of it that holds at any sample size: over all runs A of neighbouring bins,
+The effect is the total variation distance: the smallest share of images that must have changed to turn the normal
+histogram into the observed one, max over sets A of bins of |P(A) - Q(A)|. P is observed in m images, Q is known from n
+calibration images. The rule uses a lower bound of it that holds at any sample size; over all runs A of adjacent bins,
 
     bound = max_A  L_A - U_A      L_A Clopper-Pearson lower bound of P(A), U_A quantile of Beta(k_A, n + 1 - k_A)
 
 each at (1 - confidence) / 2 over the number of runs (the gaps between calibration scores are exchangeable, so any
-k_A of them together are Beta distributed). Runs of neighbouring bins see what matters (a heavier tail, a lump in the
-middle, p-values crowding at 1) and stay below the distance over all sets, so the bound is careful, never bold. For one
-window it is breached wrongly with probability at most 1 - confidence.
+k_A of them together are Beta distributed). Runs of adjacent bins cover the shifts that matter (a heavier tail, a
+peak in the middle, too many p-values near 1), and their maximum is at most the distance over all sets, so the bound is
+conservative. One window is breached wrongly with probability at most 1 - confidence.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from monitor.rules.rule import WindowRule
 class ShiftRule(WindowRule):
     """Breached when at least a share `effect` of the window's images must have changed, in any of the signals.
 
-    Signals are named singly or by group (`learned`, `properties`, `*`); the error is shared out over them.
+    Signals are named singly or by group (`learned`, `properties`, `*`); the error is divided among them.
     """
 
     kind: Literal["shift"]
@@ -51,7 +51,7 @@ class ShiftRule(WindowRule):
         layout.select(self.signals)
 
     def judge_window(self, layout: Layout, window: Vector) -> Verdict:
-        """Verdict on the signal that surely moved most; `value` is its estimated distance, `bound` the sure part."""
+        """Verdict on the signal with the highest bound; `value` is its estimated distance."""
         total = images(window)
         if total < self.min_images:
             return self.too_few(total, 0.0, self.effect)
@@ -73,7 +73,7 @@ def _span(first: int, last: int) -> str:
 
 @lru_cache(maxsize=1024)
 def _reference(layout: Layout, signal: str, risk: float) -> tuple[tuple[tuple[int, int], ...], Floats]:
-    """Runs [first, last) of bins, all but the whole, and (R,) upper bounds of their share in distribution."""
+    """Runs [first, last) of bins, without the run of all bins, and (R,) upper bounds of their share in distribution."""
     n1 = layout.calibration_sizes[layout.index(signal)] + 1
     edges = np.concatenate([[n1], reference_counts(layout, signal), [0]])
     runs = tuple(
@@ -84,13 +84,13 @@ def _reference(layout: Layout, signal: str, risk: float) -> tuple[tuple[tuple[in
         if last - first < BINS and edges[first] > edges[last]
     )
     k = np.array([edges[first] - edges[last] for first, last in runs], dtype=np.float64)
-    # a run that covers all n + 1 gaps can hold everything (the bins left out are narrower than one image)
+    # a run that covers all n + 1 gaps may hold all images (the bins left out are narrower than one image)
     upper = np.where(k < n1, betaincinv(k, np.maximum(n1 - k, 1), 1 - risk / (2 * len(runs))), 1.0)
     return runs, upper
 
 
 def surely_moved(layout: Layout, vector: Vector, signal: str, risk: float) -> tuple[float, tuple[int, int]]:
-    """Lower bound of the total variation distance at probability 1 - risk, and the run of bins that is too full."""
+    """Lower bound of the total variation distance at probability 1 - risk, and the run of bins with too many images."""
     d = layout.dependence[layout.index(signal)]
     runs, upper = _reference(layout, signal, risk)
     counts = np.concatenate([[0], np.cumsum(histogram(layout, vector, signal), dtype=np.float64)]) / d

@@ -10,7 +10,7 @@ from pydantic import PositiveFloat, PositiveInt
 from monitor.core.buckets import DUPLICATES, LONGEST_RUN, REJECTED, Layout, images
 from monitor.core.settings import Share
 from monitor.core.types import Vector, Verdict
-from monitor.rules.bounds import share_lower, share_upper
+from monitor.rules.bounds import share_bounds
 from monitor.rules.rule import LastSeen, Rule, WindowRule
 
 
@@ -32,7 +32,7 @@ class RejectedRule(WindowRule):
         if sent < self.min_images:
             return self.too_few(sent, share, self.threshold)
         risk = 1 - self.confidence
-        lower, upper = share_lower(bad, sent, risk), share_upper(bad, sent, risk)
+        lower, upper = share_bounds(bad, sent, risk)
         summary = f"{bad} of {sent} images could not be decoded ({share:.1%}, surely {lower:.1%})"
         severity = (lower, share, upper)
         return Verdict(lower > self.threshold, share, lower, self.threshold, sent, summary, severity, "rejected images")
@@ -41,7 +41,7 @@ class RejectedRule(WindowRule):
 class FrozenRule(Rule):
     """Breached when the stream repeated one image, byte for byte, at least `run` times in a row.
 
-    A live camera's noise never repeats: a run is a fact, not an estimate. Lower it with care where a source skips
+    The noise of a live camera never repeats, so a run is no coincidence. Lower `run` with care where a source skips
     unchanged frames or sends synthetic images.
     """
 
@@ -69,7 +69,7 @@ class FrozenRule(Rule):
 class SilenceRule(Rule):
     """Breached when a stream that used to send has sent nothing for `after_s` of processing time."""
 
-    # The one rule by the clock: that nothing arrives cannot be seen in event time. So a replay does not repeat it.
+    # event time does not advance while nothing arrives, so this rule alone reads the clock, and a replay omits it
     reads_clock: ClassVar[bool] = True
 
     kind: Literal["silence"]

@@ -1,4 +1,4 @@
-"""The sequential rule: drift alarms with a proven bound on false ones, looked at after every bucket.
+"""The sequential rule: drift alarms with a proven bound on false alarms, evaluated after every bucket.
 
 A mixture e-Shiryaev-Roberts statistic R per stream (Shin, Ramdas and Rinaldo, "E-detectors", 2022). Each component j
 bets, for one signal and one cut of its p-values, that the share of images beyond the cut is q instead of at most p0
@@ -9,9 +9,9 @@ bets, for one signal and one cut of its p-values, that the share of images beyon
 
 In distribution each R_j minus the seconds elapsed is a supermartingale, and so is the weighted sum: at most H / A false
 alarms are expected in H seconds, for all signals of the rule together, because their weights add up to 1. p0 covers
-the finite calibration set with confidence 1 - delta and is tightened while the stream shows what is normal for it.
-After an alarm a reverse statistic on the component that caused it waits for the stream to be clean again. The
-formulas, the proof and the measured tables are in docs/explanation/statistics.md.
+the finite calibration set with confidence 1 - delta and is tightened from the stream's own normal images. After an
+alarm a reverse statistic on the component that caused it detects when the stream is normal again. The formulas, the
+proof and the measured tables are in docs/explanation/statistics.md.
 
     rule = Sequential(signals=("ood",), seconds_per_false_alarm=fleet_budget_s(streams=200))
     state = initial(rule, layout, streams=200)

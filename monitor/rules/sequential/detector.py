@@ -12,16 +12,16 @@ from monitor.rules.bounds import Floats
 from monitor.rules.sequential.plan import BETS, CLEAR_BETS, DOWN, UP, Plan, Sequential, State, plan_of
 from monitor.rules.sequential.verdicts import blocks, clear_evidence, log_sum_exp, verdicts
 
-_FIRST_EPOCH = 1000  # images before the first tightening: earlier the calibration set (n >= 500) knows more
-CLEAR_SHARE = 0.01  # an alert clears when fewer drifted images than this are left
+_FIRST_EPOCH = 1000  # images before the first tightening: with fewer, the calibration set (n >= 500) is more precise
+CLEAR_SHARE = 0.01  # an alert clears when a smaller share of drifted images is left
 
 
 def advance(
     rule: Sequential, layout: Layout, state: State, bucket_ms: int, vectors: NDArray[np.uint32]
 ) -> tuple[State, list[Verdict]]:
-    """State and verdicts after one more closed bucket; the state passed in is left as it is.
+    """State and verdicts after one more closed bucket; the state passed in is not changed.
 
-    A row that has already advanced to this bucket or beyond stays as it is and gives its verdict again. An empty
+    A row that has already advanced to this bucket or beyond stays as it is and gives the same verdict. An empty
     bucket changes nothing, so streams without images need not be passed.
 
     Args:
@@ -52,9 +52,9 @@ def advance(
 def drift_start(rule: Sequential, layout: Layout, state: State, vectors: NDArray[np.uint32]) -> int:
     """Position of the first drifted bucket, by maximum likelihood; the last position where none looks drifted.
 
-    The bet that caused the alarm says how drifted images are spread; the change point is where its likelihood ratio,
-    added up from there to the end, is largest. Only the alarm needs it, so it is worked out from the stored buckets
-    and not carried along in every stream's state.
+    The bet that caused the alarm assumes a distribution of drifted images; the change point is where the sum of its log
+    likelihood ratios from there to the end is largest. Only an alarm needs it, so it is computed from the stored
+    buckets and not kept in every stream's state.
 
     Args:
         state: (1,) the row of a stream that is firing.
@@ -93,12 +93,12 @@ def log_ratios(rule: Sequential, plan: Plan, state: State) -> tuple[Floats, Floa
 
 
 def _watch(rule: Sequential, plan: Plan, state: State, m: NDArray[np.int64], c: NDArray[np.int64]) -> State:
-    """One bucket of streams that are not firing: bet, alarm, or learn what is normal."""
+    """One bucket of streams that are not firing: bet, then raise an alarm or count the images as normal."""
     alpha, beta = log_ratios(rule, plan, state)
     beyond, within = c[..., None], (m[:, None] - c)[..., None]
     alpha *= beyond
     beta *= within
-    # As logaddexp, in a seventh of the time. Exp overflows at 709; evidence of 700 waits only for the images it lacks.
+    # As logaddexp, in a seventh of the time. Exp overflows at 709; an alarm with evidence of 700 lacks only min_images.
     lr = np.log(np.exp(np.minimum(state["lr"].astype(np.float64), 700)) + rule.bucket_s) + (alpha + beta)
     state["lr"] = lr
     state["since"] += m
@@ -117,7 +117,7 @@ def _raise_alarm(state: State, weighted: Floats) -> State:
     state["firing"] = True
     state["cause"] = weighted.argmax(axis=1)
     share = np.broadcast_to(np.concatenate([UP, 1 - DOWN]), state["lr"].shape).reshape(len(state), -1)
-    # the bets' own estimate: each bets on one share, and has earned this much trust
+    # the bets' own estimate: each assumes one share, weighted by its evidence
     trust = np.exp(weighted - log_sum_exp(weighted)[:, None])
     state["alarm_share"] = (trust * share).sum(axis=1)
     state["lr"] = -np.inf
@@ -128,19 +128,19 @@ def _raise_alarm(state: State, weighted: Floats) -> State:
 
 
 def _tighten(rule: Sequential, plan: Plan, state: State, rows: NDArray[np.intp]) -> None:
-    """Move the reference bounds of these rows towards what M clean images of the stream itself have shown."""
+    """Tighten the reference bounds of these rows by the rates of the M clean images of the stream itself."""
     images, pi = state["images"][rows], rule.pi_min
     i = np.floor(np.log2(images / _FIRST_EPOCH)).astype(np.int64)
     risks = plan.risk / (2 * (i + 1) * (i + 2))  # adds up to half of delta_l over all epochs
     state["epoch"][rows] = i + 1
     passed, bounds = state["passed"][rows].T.copy(), np.stack([state["lower"][rows].T, state["upper"][rows].T])
     for t, nominal in enumerate(plan.nominal):
-        # Streams that began together have about as many images, and few different counts: each is inverted once.
+        # Streams that began together have similar numbers of images and few different counts: each is inverted once.
         _, once, of = np.unique(images + 1j * passed[t], return_index=True, return_inverse=True)
         m, c, risk = images[once] / plan.dependence[t], passed[t, once] / plan.dependence[t], risks[once]
         a, b = plan.k[t] + c, plan.n[t] + 1 - plan.k[t] + m - c
         lower, upper = (betaincinv(a, b, risk) - pi) / (1 - pi), betaincinv(a, b, 1 - risk) / (1 - pi)
-        # never below nominal: a stream cleaner than the calibration set is not punished for becoming like it
+        # never beyond nominal: a stream cleaner than the calibration set must not alarm when it becomes like it
         bounds[0, t] = np.minimum(nominal, np.maximum(bounds[0, t], lower[of]))
         bounds[1, t] = np.maximum(nominal, np.minimum(bounds[1, t], upper[of]))
     state["lower"][rows], state["upper"][rows] = bounds[0].T, bounds[1].T

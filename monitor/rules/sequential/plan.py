@@ -27,8 +27,8 @@ State = NDArray[np.void]
 
 VERSION = 1
 
-# Shares of drifted images that upward bets are placed on, doubling: whatever the true share, some bet is within a
-# factor of sqrt(2) of it, which costs a few per cent of the growth rate. Downward: the share that is left.
+# Shares of drifted images that upward bets assume, doubling: for every true share some bet is within a factor of
+# sqrt(2) of it, which costs a few per cent of the growth rate. Downward: the share that is left beyond the cut.
 UP = np.array([0.005, 0.01, 0.02, 0.04, 0.08, 0.16, 0.32, 0.64])
 DOWN = np.array([0.95, 0.9, 0.8, 0.6, 0.3])
 CLEAR_BETS = np.array([0.9, 0.8, 0.6, 0.4])
@@ -40,8 +40,8 @@ DAY_S = 86400.0
 def fleet_budget_s(streams: int, period_s: float = 7 * DAY_S) -> float:
     """A for each of `streams` streams so that the fleet expects at most one false alarm per period; at least 30 days.
 
-    False alarms add up over streams, dependent or not: K streams with A = K x period give period x K / A = 1. A
-    single stream would alarm falsely once a week by this; 30 days cost it only ln(30/7) = 1.5 of evidence.
+    Expected false alarms add up over streams, dependent or not: K streams with A = K x period give period x K / A = 1.
+    For a single stream that would be one a week; 30 days cost it only ln(30/7) = 1.5 of evidence.
     """
     return max(streams * period_s, 30 * DAY_S)
 
@@ -51,16 +51,16 @@ class Sequential:
     """Parameters; hashable. Times in seconds of event time.
 
     Attributes:
-        signals: what it watches, by name or group (`Layout.select`); the bound holds for all of them together. The
-            first has half of the weight, the others share the rest: twenty more signals delay the alarm on the first
-            by one doubling of the evidence.
+        signals: by name or group (`Layout.select`); the bound holds for all of them together. The first has half of
+            the weight, the others share the rest: twenty more signals delay the alarm on the first by one doubling of
+            the evidence.
         bucket_s: length of a bucket.
         seconds_per_false_alarm: A; see `fleet_budget_s`.
-        delta: risk, over calibration sets, that the bound does not hold because this set is unlucky.
+        delta: probability, over calibration sets, that the bound does not hold with the one at hand.
         pi_min: share of drifted images that must never alarm (day and night, weather).
         level: the user's cut; half of a signal's weight bets on more images beyond it.
-        reference: "tightening" learns each stream's own rates from its clean past; "fixed" trusts only calibration
-            (where normal itself comes and goes).
+        reference: "tightening" learns each stream's own rates from its clean past; "fixed" uses only calibration
+            (for streams whose normal state changes).
         min_images: images after a start or an alarm before it may alarm.
         dependence: D, how many consecutive images count as one (video); None takes what the profile measured.
         clear_images: images between false all-clears while at least 1 % of the images still drift.
@@ -94,7 +94,7 @@ class Sequential:
 
 @dataclass(frozen=True)
 class Plan:
-    """Everything that is the same for all streams. T cuts, all signals one after the other."""
+    """Everything that is the same for all streams. T cuts, signal after signal."""
 
     cuts: tuple[tuple[str, int], ...]
     """(signal, index in LEVELS) of each cut."""
@@ -108,7 +108,7 @@ class Plan:
     start: tuple[Floats, Floats]
     """(lower, upper) (T,) bounds of the ID rates that calibration alone gives."""
     digest: int
-    """Of everything that gives the stored numbers their meaning; A, D and the weights may change between buckets."""
+    """Of everything that stored rows depend on; A, D and the weights may change between buckets."""
 
     @property
     def nominal(self) -> Floats:
@@ -196,7 +196,7 @@ def row_dtype(cuts: int) -> np.dtype[np.void]:
 
 
 def initial(rule: Sequential, layout: Layout, streams: int = 1) -> State:
-    """(K,) rows of streams that have not been seen yet."""
+    """(K,) rows of new streams."""
     plan = plan_of(rule, layout)
     state = np.zeros(streams, dtype=row_dtype(len(plan.cuts)))
     state["version"] = VERSION
@@ -209,14 +209,14 @@ def initial(rule: Sequential, layout: Layout, streams: int = 1) -> State:
 
 
 def pack(state: State) -> list[bytes]:
-    """One string of bytes a stream (little-endian, fixed length)."""
+    """One row of bytes per stream (little-endian, fixed length)."""
     packed, size = state.tobytes(), state.dtype.itemsize
     return [packed[start : start + size] for start in range(0, len(packed), size)]
 
 
 def unpack(rule: Sequential, layout: Layout, rows: Sequence[bytes | None]) -> State:
     """Inverse of `pack`. A stream without a row starts with `initial`, and so does one whose row was written by another
-    version, for other signals or for another calibration: what it holds means nothing here.
+    version, for other signals or for another calibration.
     """
     plan, first = plan_of(rule, layout), initial(rule, layout)
     blank = first.tobytes()

@@ -17,20 +17,20 @@ from monitor.rules.sequential.plan import DAY_S, Sequential, fleet_budget_s, pac
 
 
 class SequentialRule(Rule):
-    """Drift alarms with a proven bound on false ones, looked at after every bucket."""
+    """Drift alarms with a proven bound on false alarms, evaluated after every bucket."""
 
     keeps_state: ClassVar[bool] = True
 
     kind: Literal["sequential"]
     signals: Names = ("ood",)
     false_alarm_days: PositiveFloat | None = None
-    """At most one false alarm in that many days over all streams; None: 7 for a fleet, 30 for one stream."""
+    """At most one false alarm in that many days over all streams; null: 7 for a fleet, 30 for one stream."""
     expected_streams: PositiveInt = 1
     delta: Share = 0.01
     benign_share: Annotated[float, Field(ge=0, lt=1)] = 0.0
     reference: Literal["tightening", "fixed"] = "tightening"
     dependence: Annotated[float, Field(ge=1)] | None = None
-    """Frames that count as one (video); None takes what the profile measured at fit."""
+    """Frames that count as one (video); null takes what the profile measured at fit."""
 
     def statistic(self, bucket_s: float = 1.0) -> Sequential:
         """The parameters of the statistic for buckets of that length; rows and plans do not depend on it.

@@ -1,4 +1,4 @@
-"""What the rows of the sequential rule mean to a person: evidence, share of drifted images, cause."""
+"""Verdicts of the sequential rule from its rows: evidence, share of drifted images, cause."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from monitor.rules.sequential.plan import BETS, CLEAR_BETS, UP, Plan, Sequential
 
 SEVERITY_RISK = 0.025
 BLOCK = 2**15
-"""Bets in hand at a time: what one step needs in between fits the cache, and memory stays bounded."""
+"""Bets processed at a time: the temporary arrays fit the cache, and memory stays bounded."""
 
 
 def verdicts(rule: Sequential, layout: Layout, state: State) -> list[Verdict]:
-    """What the rows say; a pure function of the state, so that asking twice gives the same answer.
+    """The verdict of each row; a pure function of the state.
 
     `value` and `bound` are the evidence for drift: ln R / ln A while watching (alarm at 1), one minus the evidence for
     the all-clear while firing (cleared at 0); `threshold` is 1. `severity` is the share of drifted images since the
@@ -50,7 +50,7 @@ def _firing_verdicts(rule: Sequential, plan: Plan, state: State) -> list[Verdict
         signal, cut = plan.cuts[state["cause"][i] // BETS]
         side = "more" if state["cause"][i] % BETS < len(UP) else "fewer"
         cause = f"{signal}: {side} images beyond the {100 * LEVELS[cut]:g} % cut than normal"
-        # at the alarm itself nothing has been counted since, and nothing is sure but that it drifts
+        # at the alarm itself no image has been counted since: the lower bound is 0
         sure = f"at least {lower:.0%} of images drifted (estimate {estimate:.0%})"
         summary = f"{sure if lower > 0 else f'about {estimate:.0%} of images drifted'}; {cause}"
         evidence = float(value[i])
@@ -62,8 +62,8 @@ def _firing_verdicts(rule: Sequential, plan: Plan, state: State) -> list[Verdict
 def _severity(plan: Plan, state: State) -> Floats:
     """(R, 3) share of drifted images since the alarm: lower bound, estimate, upper bound.
 
-    As far as they lie beyond the cut of the cause: drifted images that look normal to it cannot be counted. Before the
-    first image after the alarm the estimate is the one of the bets, and nothing is sure.
+    Only images beyond the cut of the cause count: drifted images on its normal side are not seen. Before the first
+    image after the alarm the estimate is that of the bets, and the interval is [0, 1].
     """
     row = np.arange(len(state))
     cut, up = state["cause"] // BETS, state["cause"] % BETS < len(UP)
@@ -89,7 +89,7 @@ def clear_evidence(state: State) -> Floats:
 
 
 def blocks(plan: Plan, rows: NDArray[np.intp]) -> Iterator[NDArray[np.intp]]:
-    """The rows, some at a time."""
+    """The rows in blocks of about BLOCK bets."""
     size = max(1, BLOCK // (len(plan.cuts) * BETS))
     return (rows[start : start + size] for start in range(0, len(rows), size))
 

@@ -1,4 +1,4 @@
-"""What the fleet publishes about itself: the partitions it reads and the profiles that count in it."""
+"""What one monitor keeps once: the partitions it reads, the profiles that count in it, and its silences."""
 
 from __future__ import annotations
 
@@ -13,7 +13,6 @@ class Catalog:
     """Partitions, layouts and profiles of one monitor. Every method may raise StoreError."""
 
     def __init__(self, keys: MonitorKeys) -> None:
-        self._connection = keys.connection
         self._keys = keys
 
     def register_partitions(self, partitions: Iterable[Partition]) -> None:
@@ -21,16 +20,16 @@ class Catalog:
         members = [f"{p.topic}{SEPARATOR}{p.index}" for p in partitions]
         if members:
             key = self._keys.key("partitions")
-            self._connection.read_many([("SADD", key, *members), expiry(key)])
+            self._keys.connection.read_many([("SADD", key, *members), expiry(key)])
 
     def partitions(self) -> tuple[Partition, ...]:
         """Every partition registered so far, in order."""
-        (members,) = self._connection.read_many([("SMEMBERS", self._keys.key("partitions"))])
+        members = self._keys.connection.read("SMEMBERS", self._keys.key("partitions"))
         pairs = [member.decode().rpartition(SEPARATOR) for member in members]
         return tuple(sorted(Partition(topic, int(index)) for topic, _, index in pairs))
 
     def put_layouts(self, layouts: Mapping[str, Layout]) -> None:
-        """{profile fingerprint: layout}: lets anyone read the vectors without loading the profile."""
+        """{profile fingerprint: layout}: what is needed to read the vectors without loading the profile."""
         self._keys.put_texts({name: layout.to_json() for name, layout in layouts.items()}, "layouts")
 
     def layouts(self) -> dict[str, Layout]:
@@ -44,3 +43,22 @@ class Catalog:
     def profiles(self) -> dict[str, str]:
         """What `put_profiles` stored, of every profile that counted here lately."""
         return self._keys.texts("profiles")
+
+
+class StoredSilences:
+    """Silences by id, as JSON. Every method may raise StoreError."""
+
+    def __init__(self, keys: MonitorKeys) -> None:
+        self._keys = keys
+
+    def put(self, silence_id: str, document: str) -> None:
+        """Add or replace a silence (JSON); it stays listed until it is removed."""
+        self._keys.put_texts({silence_id: document}, "silences")
+
+    def all(self) -> dict[str, str]:
+        """{id: JSON} of all silences, including those that have ended."""
+        return self._keys.texts("silences")
+
+    def remove(self, silence_id: str) -> bool:
+        """Remove a silence; False where there is none of that id."""
+        return self._keys.remove_text(silence_id, "silences")

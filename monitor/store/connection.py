@@ -1,37 +1,46 @@
-"""The connection to Redis: single server, Sentinel or Cluster; what it raises is one of two kinds of error."""
+"""The connection to Redis (single server, Sentinel or Cluster), the Lua scripts, and the two kinds of error."""
 
 from __future__ import annotations
 
+import hashlib
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import structlog
 from redis import Redis
 from redis.backoff import ExponentialWithJitterBackoff, NoBackoff
 from redis.cluster import RedisCluster
 from redis.exceptions import (
+    AskError,
     AuthenticationError,
-    BusyLoadingError,
-    ClusterDownError,
+    ClusterError,
     ConnectionError,  # noqa: A004 - the client's own name for it
+    MasterDownError,
     NoPermissionError,
     NoScriptError,
+    OutOfMemoryError,
+    ReadOnlyError,
     RedisError,
     TimeoutError,  # noqa: A004
+    TryAgainError,
 )
 from redis.retry import Retry
-from redis.sentinel import MasterNotFoundError, Sentinel
+from redis.sentinel import Sentinel
 
-from monitor.store.scripts import Call, Value
 from monitor.store.settings import RedisSettings
 from monitor.telemetry import metrics
 
 log = structlog.get_logger(__name__)
 
-RETRYABLE = ("LOADING", "READONLY", "OOM", "MISCONF", "TRYAGAIN", "CLUSTERDOWN", "BUSY", "MASTERDOWN", "NOREPLICAS")
+Value = bytes | str | int | float
+
+REFUSALS = ("LOADING", "READONLY", "OOM", "MISCONF", "TRYAGAIN", "CLUSTERDOWN", "BUSY", "MASTERDOWN", "NOREPLICAS")
 """Error codes that say what state the server is in, not that the command was wrong."""
+STRIPPED = {ReadOnlyError: "READONLY", OutOfMemoryError: "OOM", MasterDownError: "MASTERDOWN"}
+"""Errors from whose text redis-py strips the code."""
 SETUP_ATTEMPTS = 5
 """0.1, 0.2, 0.4, 0.8 s with jitter: a server that restarts is back by then; the caller decides about longer ones."""
 
@@ -50,55 +59,79 @@ def translated() -> Iterator[None]:
     try:
         yield
     except RedisError as error:
-        if is_retryable(error):
-            if code := _refusal(error):
-                metrics.REDIS_REFUSALS.labels(code).inc()
-            raise StoreError(f"redis: {_text(error)}") from error
-        raise
+        code = _refusal(error)
+        if code is None:
+            raise
+        if code:
+            metrics.REDIS_REFUSALS.labels(code).inc()
+        raise StoreError(f"redis: {_text(error)}") from error
 
 
-def is_retryable(error: Exception) -> bool:
-    """Whether the same call can succeed later without anybody changing anything here."""
+def _refusal(error: RedisError) -> str | None:
+    """The code with which the server refuses for now; "" where it did not answer, None where the call is at fault."""
     if isinstance(error, AuthenticationError | NoPermissionError):
-        return False
-    if isinstance(error, ConnectionError | TimeoutError | BusyLoadingError | ClusterDownError | MasterNotFoundError):
-        return True
-    # redis-py strips the code from errors that it has a class for, and scripts may wrap it
-    return type(error).__name__ in {
-        "ReadOnlyError",
-        "OutOfMemoryError",
-        "TryAgainError",
-        "MasterDownError",
-        "ClusterError",
-        "SlotNotCoveredError",
-        "MovedError",
-        "AskError",
-    } or any(code in str(error) for code in RETRYABLE)
-
-
-def _refusal(error: Exception) -> str:
-    """The code with which the server refused to work; empty where it did not answer."""
-    if isinstance(error, ConnectionError | TimeoutError | MasterNotFoundError):
+        return None
+    if isinstance(error, ConnectionError | TimeoutError):
         return ""
-    named = {"ReadOnlyError": "READONLY", "OutOfMemoryError": "OOM", "MasterDownError": "MASTERDOWN"}
-    told = named.get(type(error).__name__) or next((code for code in RETRYABLE if code in str(error)), "other")
-    return str(told)
+    for kind, code in STRIPPED.items():
+        if isinstance(error, kind):
+            return code
+    moving = isinstance(error, ClusterError | AskError | TryAgainError)
+    # anywhere in the text: scripts may wrap the error
+    return next((code for code in REFUSALS if code in str(error)), "other" if moving else None)
 
 
 def _text(error: Exception) -> str:
     return " ".join(str(error).split()) or type(error).__name__
 
 
+# ------------------------------------------------------------------------------------------------ scripts
+
+
+class Script(NamedTuple):
+    """A Lua script, which runs on the server as one step."""
+
+    name: str
+    text: str
+    sha1: str
+    """The name under which the server keeps it."""
+
+
+class Call(NamedTuple):
+    """One run of a script. All keys carry the same hash tag."""
+
+    script: Script
+    keys: Sequence[str]
+    args: Sequence[Value]
+
+
+def load_scripts(folder: Path) -> dict[str, Script]:
+    """Every script of a folder by its file's name without the ending; each begins with the text of `common.lua`."""
+    common = (Path(__file__).parent / "lua" / "common.lua").read_text()
+    scripts = {}
+    for path in folder.glob("*.lua"):
+        text = f"{common}\n{path.read_text()}"
+        sha1 = hashlib.sha1(text.encode()).hexdigest()  # noqa: S324 - the name that Redis gives to scripts
+        scripts[path.stem] = Script(path.stem, text, sha1)
+    return scripts
+
+
+SCRIPTS = load_scripts(Path(__file__).parent / "lua")
+
+
+# ------------------------------------------------------------------------------------------------ connection
+
+
 class Connection:
-    """The client and how scripts are run through it. Safe to share between threads."""
+    """The client and how scripts are run through it. Safe to share between threads. Every call may raise StoreError."""
 
     def __init__(self, client: Any) -> None:
         self.client = client
         self.is_cluster = isinstance(client, RedisCluster)
 
-    def run(self, call: Call) -> Any:
+    def run(self, script: Script, keys: Sequence[str], *args: Value) -> Any:
         """The reply of one script."""
-        return self.run_many([call])[0]
+        return self.run_many([Call(script, keys, args)])[0]
 
     def run_many(self, calls: Sequence[Call]) -> list[Any]:
         """The replies of many scripts in one round trip (per node); no transaction spans them.
@@ -106,43 +139,34 @@ class Connection:
         Raises:
             StoreError: at least one could not be run; others may have been.
         """
-        replies = self._pipeline([("EVALSHA", call.script.sha1, call) for call in calls])
+        if not calls:
+            return []
+        label, tails = calls[0].script.name, [(len(call.keys), *call.keys, *call.args) for call in calls]
+        commands = [("EVALSHA", call.script.sha1, *tail) for call, tail in zip(calls, tails, strict=True)]
+        replies = self._send(label, commands)
         missing = [i for i, reply in enumerate(replies) if isinstance(reply, NoScriptError)]
         if missing:  # a restarted or failed-over server: EVAL runs the script and makes it known again
-            again = self._pipeline([("EVAL", calls[i].script.text, calls[i]) for i in missing])
+            again = self._send(label, [("EVAL", calls[i].script.text, *tails[i]) for i in missing])
             for i, reply in zip(missing, again, strict=True):
                 replies[i] = reply
-        _raise_first(replies)
-        return replies
+        return _checked(replies)
+
+    def read(self, *command: Value) -> Any:
+        """The reply of one plain command."""
+        return self.read_many([command])[0]
 
     def read_many(self, commands: Sequence[Sequence[Value]]) -> list[Any]:
         """The replies of plain commands in one round trip (per node)."""
-        if not commands:
-            return []
+        return _checked(self._send("read", commands)) if commands else []
+
+    def _send(self, label: str, commands: Sequence[Sequence[Value]]) -> list[Any]:
         with translated():
             pipeline = self.client.pipeline(transaction=False)
             for command in commands:
                 pipeline.execute_command(*command)
             started = time.perf_counter()
             replies: list[Any] = pipeline.execute(raise_on_error=False)
-            metrics.REDIS_SECONDS.labels("read").observe(time.perf_counter() - started)
-        _raise_first(replies)
-        return replies
-
-    def read_hash(self, key: str) -> dict[bytes, bytes]:
-        """All fields of a hash; empty where there is none."""
-        return pairs(self.read_many([("HGETALL", key)])[0])
-
-    def _pipeline(self, calls: Sequence[tuple[str, str, Call]]) -> list[Any]:
-        if not calls:
-            return []
-        with translated():
-            pipeline = self.client.pipeline(transaction=False)
-            for command, script, call in calls:
-                pipeline.execute_command(command, script, len(call.keys), *call.keys, *call.args)
-            started = time.perf_counter()
-            replies: list[Any] = pipeline.execute(raise_on_error=False)
-            metrics.REDIS_SECONDS.labels(calls[0][2].script.name).observe(time.perf_counter() - started)
+            metrics.REDIS_SECONDS.labels(label).observe(time.perf_counter() - started)
             return replies
 
     def close(self) -> None:
@@ -153,16 +177,12 @@ class Connection:
             log.debug("store.close_failed", error=_text(error))
 
 
-def pairs(reply: Any) -> dict[bytes, bytes]:
-    """HGETALL's reply: a mapping or a flat list, by protocol version."""
-    return dict(reply) if isinstance(reply, Mapping) else dict(zip(reply[::2], reply[1::2], strict=True))
-
-
-def _raise_first(replies: Sequence[Any]) -> None:
+def _checked(replies: list[Any]) -> list[Any]:
     for reply in replies:
         if isinstance(reply, Exception):
             with translated():
                 raise reply
+    return replies
 
 
 # ------------------------------------------------------------------------------------------------ set-up
@@ -187,7 +207,7 @@ def connect(settings: RedisSettings) -> Connection:
             raise StoreConfigError(f"redis.url: the server refuses our credentials: {_text(error)}") from error
 
     connection = retry.call_with_retry(attempt, lambda error: log.warning("store.connecting", error=str(error)))
-    check_server(connection)
+    _check_server(connection)
     return connection
 
 
@@ -196,8 +216,8 @@ def _client(settings: RedisSettings) -> Any:
         "socket_timeout": settings.timeout_s,
         "socket_connect_timeout": settings.timeout_s,
         "health_check_interval": 30,
-        # commands are never repeated behind our back: after a lost reply the caller asks with the same arguments
-        # and is told DUP; a silent second try would hide how long the server was away
+        # the client never repeats a command: after a lost reply the caller makes the same call and gets DUP; a silent
+        # second try would hide how long the server was away
         "retry": Retry(NoBackoff(), 0),
         "decode_responses": False,
         "client_name": "layerwatch",
@@ -216,39 +236,39 @@ def _client(settings: RedisSettings) -> Any:
 def _sentinel_client(settings: RedisSettings, url: str, options: Mapping[str, Any]) -> Any:
     """User, password, database and certificates come from the URL; its host is not used."""
     split = [name.rpartition(":") if ":" in name else (name, "", "26379") for name in settings.sentinels]
-    hosts = [(host, int(port)) for host, _, port in split]
     secret = settings.sentinel_password
+    password = secret.get_secret_value() if secret else None
     sentinel = Sentinel(  # type: ignore[no-untyped-call]
-        hosts,
-        sentinel_kwargs={
-            "socket_timeout": settings.timeout_s,
-            "password": secret.get_secret_value() if secret else None,
-        },
+        [(host, int(port)) for host, _, port in split],
+        sentinel_kwargs={"socket_timeout": settings.timeout_s, "password": password},
     )
     parsed = Redis.from_url(url).connection_pool.connection_kwargs
-    login: dict[str, Any] = {key: value for key, value in parsed.items() if key not in {"host", "port"}}
+    login = {key: value for key, value in parsed.items() if key not in {"host", "port"}}
     tls = {"ssl": True} if url.startswith("rediss://") else {}
     merged: dict[str, Any] = {**login, **options, **tls}
     return sentinel.master_for(settings.sentinel_master, **merged)  # type: ignore[no-untyped-call]
 
 
-def check_server(connection: Connection) -> None:
+def _check_server(connection: Connection) -> None:
     """Refuse a Redis that is too old or may evict the state.
 
-    INFO is enough for both; CONFIG is often forbidden. Where even INFO is forbidden by ACL we can only warn.
+    INFO is enough for both; CONFIG is often forbidden. Where the ACL forbids even INFO, a warning is all we can do.
 
     Raises:
         StoreConfigError: with one line that says what to change.
     """
+    client = connection.client
     try:
         with translated():
-            infos = server_infos(connection)
+            servers = map(client.get_redis_connection, client.get_primaries()) if connection.is_cluster else [client]
+            infos = [server.info() for server in servers]
     except NoPermissionError:
         log.warning("store.server_unchecked", reason="the ACL forbids INFO; Redis >= 6.2 with noeviction is needed")
         return
     for info in infos:
-        if _version(info) < (6, 2):
-            raise StoreConfigError(f"redis: version {info.get('redis_version')} is too old; 6.2 or newer is needed")
+        version = str(info.get("redis_version", "0"))
+        if tuple(map(int, version.split(".")[:2])) < (6, 2):
+            raise StoreConfigError(f"redis: version {version} is too old; 6.2 or newer is needed")
         policy = str(info.get("maxmemory_policy", "noeviction"))
         if policy == "noeviction":
             continue
@@ -258,16 +278,3 @@ def check_server(connection: Connection) -> None:
                 f"redis: maxmemory-policy is {policy}, which may evict the state; set `maxmemory-policy noeviction`"
             )
         log.warning("store.eviction_policy", policy=policy, advice="set maxmemory-policy noeviction")
-
-
-def _version(info: Mapping[str, Any]) -> tuple[int, ...]:
-    return tuple(int(part) for part in str(info.get("redis_version", "0")).split(".")[:2])
-
-
-def server_infos(connection: Connection) -> list[dict[str, Any]]:
-    """INFO of every server that may hold keys of ours."""
-    client = connection.client
-    if not connection.is_cluster:
-        return [client.info()]
-    nodes: Callable[..., Any] = client.get_redis_connection
-    return [nodes(node).info() for node in client.get_primaries()]

@@ -1,4 +1,4 @@
-"""Reads the counts of all partitions: buckets, totals, reasons of rejection."""
+"""Reads what the consumers wrote, over all partitions: buckets, totals, reasons of rejection, images."""
 
 from __future__ import annotations
 
@@ -6,17 +6,20 @@ from collections.abc import Iterable, Sequence
 
 import numpy as np
 
-from monitor.core.types import Partition, Totals, Vector
-from monitor.store.connection import Connection, pairs
+from monitor.core.types import Exemplar, Partition, Totals, Vector
 from monitor.store.keyspace import SEPARATOR, Member, PartitionKeys
-from monitor.store.packing import merge_into, packed_name, unpacked_name, unpacked_totals
+from monitor.store.packing import packed_name, rank, summed, unpacked_exemplar, unpacked_name, unpacked_totals
+
+SEALED_AND_OPEN = ("closed", "open")
+HOUR_MS = 3_600_000
+"""Unusual images are kept by the hour of their event time, so that each hour keeps its own."""
 
 
 class Counts:
     """Reads what `Partitions.apply` and `Partitions.seal` wrote. Every method may raise StoreError."""
 
-    def __init__(self, connection: Connection, keys: PartitionKeys) -> None:
-        self._connection = connection
+    def __init__(self, keys: PartitionKeys) -> None:
+        self._connection = keys.connection
         self._keys = keys
 
     # ---------------------------------------------------------------- buckets
@@ -40,32 +43,28 @@ class Counts:
         fingerprint: str,
         since_ms: int,
         until_ms: int,
-        which: Sequence[str] = ("closed", "open"),
+        which: Sequence[str] = SEALED_AND_OPEN,
     ) -> dict[int, dict[str, Vector]]:
         """{bucket start ms: {stream: vector}} for since <= start < until, oldest first; sealed (closed) and open."""
         found = self._of_profile(partitions, fingerprint, since_ms, until_ms, which)
-        buckets: dict[int, dict[str, Vector]] = {}
         replies = self._connection.read_many([("HGETALL", self._keys.bucket(member)) for member in found])
-        for (_, _, start), reply in zip(found, replies, strict=True):
-            merge_into(buckets.setdefault(start, {}), pairs(reply))
-        return buckets
+        return summed((start, reply) for (_, _, start), reply in zip(found, replies, strict=True))
 
     def of_stream(
         self, partitions: Iterable[Partition], fingerprint: str, stream: str, since_ms: int, until_ms: int
     ) -> dict[int, Vector]:
         """{bucket start ms: vector} of one stream for since <= start < until, oldest first; sealed and open."""
-        found = self._of_profile(partitions, fingerprint, since_ms, until_ms, ("closed", "open"))
+        found = self._of_profile(partitions, fingerprint, since_ms, until_ms, SEALED_AND_OPEN)
         name = packed_name(stream)
-        buckets: dict[int, dict[str, Vector]] = {}
         replies = self._connection.read_many([("HGET", self._keys.bucket(member), name) for member in found])
-        for (_, _, start), packed in zip(found, replies, strict=True):
-            if packed is not None:
-                merge_into(buckets.setdefault(start, {}), {name.encode(): packed})
-        return {start: streams[name] for start, streams in buckets.items()}
+        tables = (
+            (start, {name.encode(): packed}) for (_, _, start), packed in zip(found, replies, strict=True) if packed
+        )
+        return {start: streams[name] for start, streams in summed(tables).items()}
 
     def table(self, member: Member) -> tuple[list[str], Vector]:
         """One bucket as a table: the names of its N streams and their (N, V) counts; (0, 0) where it is gone."""
-        streams = self._connection.read_hash(self._keys.bucket(member))
+        streams = self._connection.read("HGETALL", self._keys.bucket(member))
         table = np.frombuffer(b"".join(streams.values()), "<u4").reshape(len(streams), -1 if streams else 0)
         return [unpacked_name(name) for name in streams], table
 
@@ -82,7 +81,7 @@ class Counts:
         """Counts of every stream since the state began, summed over the partitions."""
         totals: dict[str, Totals] = {}
         for reply in self._connection.read_many([("HGETALL", self._keys.of(p, "totals")) for p in partitions]):
-            for name, packed in pairs(reply).items():
+            for name, packed in reply.items():
                 stream = unpacked_name(name)
                 totals[stream] = totals.get(stream, Totals()) + unpacked_totals(packed)
         return totals
@@ -91,7 +90,7 @@ class Counts:
         """{stream: {reason code: records rejected}} since the state began, summed over the partitions."""
         found: dict[str, dict[str, int]] = {}
         for reply in self._connection.read_many([("HGETALL", self._keys.of(p, "reasons")) for p in partitions]):
-            for name, count in pairs(reply).items():
+            for name, count in reply.items():
                 stream, _, reason = unpacked_name(name).rpartition(SEPARATOR)
                 reasons = found.setdefault(stream, {})
                 reasons[reason] = reasons.get(reason, 0) + int(count)
@@ -101,6 +100,32 @@ class Counts:
         """Images counted under OTHER_STREAM because their stream came beyond the limit."""
         commands = [("HGET", self._keys.of(p, "cursor"), "over_limit") for p in partitions]
         return sum(int(reply or 0) for reply in self._connection.read_many(commands))
+
+
+class Exemplars:
+    """The images that `Partitions.apply` kept: the most unusual ones and typical ones. Methods may raise StoreError."""
+
+    def __init__(self, keys: PartitionKeys) -> None:
+        self._keys = keys
+
+    def typical(self, partitions: Iterable[Partition], fingerprint: str, stream: str) -> list[Exemplar]:
+        """Typical images of a stream, latest first."""
+        name = packed_name(stream)
+        found = self._read([self._keys.of(p, f"typical:{fingerprint}:{name}") for p in partitions])
+        return sorted(found, key=lambda e: -e.event_time_ms)
+
+    def unusual(
+        self, partitions: Iterable[Partition], fingerprint: str, stream: str, since_ms: int, until_ms: int, limit: int
+    ) -> list[Exemplar]:
+        """The most unusual images of a stream with since <= event time < until, lowest p-value first."""
+        name, hours = packed_name(stream), range(since_ms // HOUR_MS * HOUR_MS, until_ms, HOUR_MS)
+        found = self._read([self._keys.of(p, f"ex:{fingerprint}:{hour}:{name}") for p in partitions for hour in hours])
+        inside = [e for e in found if since_ms <= e.event_time_ms < until_ms]
+        return sorted(inside, key=lambda e: (rank(e), e.event_time_ms, e.id))[:limit]
+
+    def _read(self, keys: list[str]) -> list[Exemplar]:
+        replies = self._keys.connection.read_many([("ZRANGE", key, 0, -1) for key in keys])
+        return [unpacked_exemplar(packed) for reply in replies for packed in reply]
 
 
 def parse_member(member: bytes) -> tuple[str, int]:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import msgpack
 
 from monitor.core import alert_state
 from monitor.core.types import Alert, AlertPhase
+from monitor.store.connection import SCRIPTS, Value
 from monitor.store.keyspace import SEPARATOR, TTL_S, MonitorKeys
-from monitor.store.scripts import STORE_SCRIPTS, Call
 
 OUTBOX_LIMIT = 10_000
 """Entries kept for receivers that are dead: some 40 MB. What is cut off beyond is counted in `outbox_dropped`."""
@@ -35,32 +36,35 @@ class Evaluation:
 
     def lease(self, token: str, ttl_s: float) -> bool:
         """Take or keep the evaluator's lease; False while another holds it."""
-        call = Call(STORE_SCRIPTS["lease"], [self._keys.key("lease")], (token, max(1, int(ttl_s * 1000))))
-        return bool(self._connection.run(call))
+        return bool(self._run("lease", token, max(1, int(ttl_s * 1000))))
 
     def release(self, token: str) -> None:
         """Give the lease up, if it is ours."""
-        self._connection.run(Call(STORE_SCRIPTS["lease"], [self._keys.key("lease")], (token, 0)))
+        self._run("lease", token, 0)
 
     def heartbeat(self, now_ms: int, gap_s: float) -> int:
-        """Say that the fleet is evaluating; returns since when it has done so without a break longer than `gap_s`."""
-        call = Call(STORE_SCRIPTS["heartbeat"], [self._keys.key("heartbeat")], (now_ms, int(gap_s * 1000), TTL_S))
-        return int(self._connection.run(call))
+        """Record that the fleet is evaluating; returns since when without a break longer than `gap_s`."""
+        return int(self._run("heartbeat", now_ms, int(gap_s * 1000), TTL_S))
+
+    def _run(self, script: str, *args: Value) -> Any:
+        """Run a script whose only key has its name."""
+        return self._connection.run(SCRIPTS[script], [self._keys.key(script)], *args)
 
     def state(self) -> EvaluatorState:
         """Where the evaluation stands."""
         fields = ("version", "bucket", "outbox_dropped")
-        ((version, bucket, dropped),) = self._connection.read_many([("HMGET", self._keys.key("evaluator"), *fields)])
+        version, bucket, dropped = self._connection.read("HMGET", self._keys.key("evaluator"), *fields)
         return EvaluatorState(int(version or 0), None if bucket is None else int(bucket), int(dropped or 0))
 
     def alerts(self) -> dict[tuple[str, str], Alert]:
         """{(rule, stream): alert} of every alert that is kept."""
-        return {_split(name): alert_state.from_json(text) for name, text in self._keys.texts("alerts").items()}
+        alerts = map(alert_state.from_json, self._keys.texts("alerts").values())
+        return {(alert.rule, alert.stream): alert for alert in alerts}
 
     def rule_states(self, rule: str, fingerprint: str) -> dict[str, bytes]:
         """{stream: packed state} of one rule under one profile."""
-        key = self._keys.key("rule", fingerprint, rule)
-        return {name.decode(): packed for name, packed in self._connection.read_hash(key).items()}
+        reply = self._connection.read("HGETALL", self._keys.key("rule", fingerprint, rule))
+        return {name.decode(): packed for name, packed in reply.items()}
 
     def decide(
         self,
@@ -93,14 +97,8 @@ class Evaluation:
         }
         keys = [self._keys.key(name) for name in ("evaluator", "alerts", "outbox")]
         keys += [self._keys.key("rule", fingerprint, rule) for rule, fingerprint in rule_states]
-        call = Call(STORE_SCRIPTS["decide"], keys, [msgpack.packb(body, use_bin_type=False)])
-        return bool(self._connection.run(call))
+        return bool(self._connection.run(SCRIPTS["decide"], keys, msgpack.packb(body, use_bin_type=False)))
 
 
 def _stored(alert: Alert) -> str | bool:
     return False if alert.phase is AlertPhase.INACTIVE else alert_state.to_json(alert)
-
-
-def _split(field: str) -> tuple[str, str]:
-    rule, _, stream = field.partition(SEPARATOR)
-    return rule, stream

@@ -6,11 +6,10 @@ from collections.abc import Mapping
 from urllib.parse import quote
 
 from monitor.core.types import Partition
-from monitor.store.connection import Connection
-from monitor.store.scripts import Value
+from monitor.store.connection import Connection, Value
 
 TTL_S = 90 * 86_400
-"""State that nobody has touched for a quarter is removed; every write to it starts the time again."""
+"""State that was not written for a quarter is removed; every write to it starts the time again."""
 SEPARATOR = "\x00"
 """Between two names in one field or member."""
 
@@ -21,7 +20,8 @@ Member = tuple[Partition, str, int]
 class PartitionKeys:
     """Keys of one monitor's partitions, under `{lw:<monitor>:<topic>:<partition>}`."""
 
-    def __init__(self, monitor: str) -> None:
+    def __init__(self, connection: Connection, monitor: str) -> None:
+        self.connection = connection
         self._monitor = monitor
 
     def prefix(self, partition: Partition) -> str:
@@ -52,18 +52,17 @@ class MonitorKeys:
 
     def texts(self, *parts: str) -> dict[str, str]:
         """{field: text} of the hash of that name; empty where there is none."""
-        return {name.decode(): text.decode() for name, text in self.connection.read_hash(self.key(*parts)).items()}
+        fields = self.connection.read("HGETALL", self.key(*parts))
+        return {name.decode(): text.decode() for name, text in fields.items()}
 
     def put_texts(self, texts: Mapping[str, str], *parts: str) -> None:
         """Set fields of the hash of that name."""
         key = self.key(*parts)
-        commands = [("HSET", key, field, text) for field, text in texts.items()]
-        self.connection.read_many([*commands, expiry(key)])
+        self.connection.read_many([*(("HSET", key, *field) for field in texts.items()), expiry(key)])
 
     def remove_text(self, field: str, *parts: str) -> bool:
         """Remove a field of the hash of that name; False where there is none."""
-        (removed,) = self.connection.read_many([("HDEL", self.key(*parts), field)])
-        return bool(removed)
+        return bool(self.connection.read("HDEL", self.key(*parts), field))
 
 
 def expiry(key: str) -> tuple[Value, ...]:

@@ -1,18 +1,17 @@
 """Transitions on their way to the receivers: a Redis stream with one group per receiver.
 
-An entry leaves when every receiver has settled it: delivered, or dead after its last try. When each try is due stands
-in Redis too, so a restart continues the schedule.
+An entry leaves when every receiver has settled it: delivered, or dead after its last try. Redis also holds when each
+try is due, so a restart continues the schedule.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from monitor.store.connection import pairs
+from monitor.store.connection import SCRIPTS, Value
 from monitor.store.keyspace import TTL_S, MonitorKeys, expiry
-from monitor.store.scripts import STORE_SCRIPTS, Call
 
 FETCH_ENTRIES = 256
 """Looked at together per receiver. Those behind them wait; each leaves after its schedule (three days)."""
@@ -30,7 +29,7 @@ class OutboxEntry:
     """Tries that failed."""
     not_before_ms: int = 0
     alert_id: str = ""
-    """As `postpone` was told; empty before the first try."""
+    """As given to `postpone`; empty before the first try."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,37 +62,36 @@ class Outbox:
         """Add one document that no closed bucket decided (a test alert); returns the entry's id."""
         key = self._outbox
         entry_id, _ = self._connection.read_many([("XADD", key, "*", "document", document), expiry(key)])
-        return str(entry_id.decode())
+        return str(entry_id, "ascii")
+
+    # ---------------------------------------------------------------- alerts about the monitor itself
 
     def raise_self_alert(self, name: str, document: str) -> bool:
-        """Tell the receivers of a trouble of the monitor's own; False where an episode of that name is open."""
-        call = Call(STORE_SCRIPTS["own"], [self._of("own"), self._outbox], (name, document, TTL_S))
-        return bool(self._connection.run(call))
+        """Send the receivers an alert about the monitor itself; False where an episode of that name is open."""
+        return bool(self._run("own", "own", args=(name, document, TTL_S)))
 
     def self_alerts(self) -> dict[str, str]:
         """{name: document given to `raise_self_alert`} of the open episodes."""
         return self._keys.texts("outbox", "own")
 
     def end_self_alert(self, name: str, opened: str, document: str) -> bool:
-        """Close the episode that `opened` began, telling the receivers; False where it is closed already."""
-        call = Call(STORE_SCRIPTS["own_end"], [self._of("own"), self._outbox], (name, opened, document))
-        return bool(self._connection.run(call))
+        """Close the episode that `opened` began and send `document`; False where it is closed already."""
+        return bool(self._run("own_end", "own", args=(name, opened, document)))
+
+    # ---------------------------------------------------------------- delivery
 
     def fetch(self, receiver: str, now_ms: int) -> list[OutboxEntry]:
         """What the receiver has not settled yet, oldest first; without the document where it is not due at `now_ms`."""
-        keys = [self._outbox, self._of("retry", receiver)]
         entries = []
-        for entry_id, document, retry in self._connection.run(
-            Call(STORE_SCRIPTS["fetch"], keys, (receiver, FETCH_ENTRIES, now_ms, TTL_S))
-        ):
+        args = (receiver, FETCH_ENTRIES, now_ms, TTL_S)
+        for entry_id, document, retry in self._run("fetch", f"retry:{receiver}", args=args):
             attempts, not_before, alert_id = (retry or b"0:0:").decode().split(":", 2)
             entries.append(OutboxEntry(entry_id.decode(), document.decode(), int(attempts), int(not_before), alert_id))
         return entries
 
     def postpone(self, receiver: str, entry_id: str, attempts: int, not_before_ms: int, alert_id: str = "") -> None:
-        """Remember how many tries failed, when the next one is due, and which alert waits with it."""
-        state = f"{attempts}:{not_before_ms}:{alert_id}"
-        self._keys.put_texts({entry_id: state}, "outbox", "retry", receiver)
+        """Store how many tries failed, when the next one is due, and which alert waits with it."""
+        self._keys.put_texts({entry_id: f"{attempts}:{not_before_ms}:{alert_id}"}, "outbox", "retry", receiver)
 
     def settle(self, receiver: str, entry_id: str, alert_id: str = "", hold: str = "") -> bool:
         """The receiver is done with it. With `alert_id`, `hold` is kept (see `held`), or dropped where empty.
@@ -108,9 +106,8 @@ class Outbox:
         return self._settle(receiver, entry.id, alert_id, "", reason, entry.document)
 
     def _settle(self, receiver: str, entry_id: str, *outcome: str) -> bool:
-        keys = [self._outbox, self._of("retry", receiver), self._of("held", receiver), self._of("dead")]
-        call = Call(STORE_SCRIPTS["settle"], keys, (receiver, entry_id, *outcome, TTL_S, DEAD_LETTERS_KEPT))
-        return bool(self._connection.run(call))
+        args: tuple[Value, ...] = (receiver, entry_id, *outcome, TTL_S, DEAD_LETTERS_KEPT)
+        return bool(self._run("settle", f"retry:{receiver}", f"held:{receiver}", "dead", args=args))
 
     def hold(self, receiver: str, alert_id: str, text: str) -> None:
         """Change what is kept of an alert that is held already."""
@@ -121,11 +118,19 @@ class Outbox:
         return self._keys.texts("outbox", "held", receiver)
 
     def drop_held(self, receiver: str, alert_id: str) -> None:
-        """Forget one that was held."""
+        """Remove one that was held."""
         self._keys.remove_text(alert_id, "outbox", "held", receiver)
 
+    def dead_alerts(self, limit: int = 100) -> list[DeadAlert]:
+        """What receivers never got, newest first."""
+        reply = self._connection.read("XREVRANGE", self._of("dead"), "+", "-", "COUNT", limit)
+        rows = [{k.decode(): v.decode() for k, v in fields.items()} for _, fields in reply]
+        return [DeadAlert(r["receiver"], r["entry"], r["reason"], r["document"]) for r in rows]
+
+    # ---------------------------------------------------------------- receivers
+
     def set_failing(self, receiver: str, document: str) -> None:
-        """Remember the alert that told of a receiver which does not get its alerts; empty: it gets them again."""
+        """Store the alert which reported that a receiver does not get its alerts; empty: it gets them again."""
         if document:
             self._keys.put_texts({receiver: document}, "outbox", "failing")
         else:
@@ -136,41 +141,33 @@ class Outbox:
         return self._keys.texts("outbox", "failing")
 
     def retain_receivers(self, receivers: Iterable[str]) -> list[str]:
-        """Make these the ones that the outbox is kept for; to be called before any of them settles an entry.
+        """Keep the outbox for these receivers; to be called before any of them settles an entry.
 
-        A new one gets what is in the outbox now. One that is no longer configured is forgotten: it would hold the
+        A new one gets what is in the outbox now. One that is no longer configured is removed: it would hold the
         outbox back.
 
         Returns:
-            The names of the forgotten.
+            The names of those removed.
         """
         kept, key = set(receivers), self._outbox
-        (exists,) = self._connection.read_many([("EXISTS", key)])
-        groups = self._connection.read_many([("XINFO", "GROUPS", key)])[0] if exists else []
-        names = {_group_name(group) for group in groups}
+        exists = self._connection.read("EXISTS", key)
+        names = {group["name"].decode() for group in self._connection.read("XINFO GROUPS", key)} if exists else set()
         for name in sorted(kept - names):
             self._connection.read_many([("XGROUP", "CREATE", key, name, "0", "MKSTREAM"), expiry(key)])
         gone = sorted(names - kept)
         for name in gone:
-            forget = ("DEL", self._of("retry", name), self._of("held", name))
+            forget = ("DEL", self._of(f"retry:{name}"), self._of(f"held:{name}"))
             self._connection.read_many([("XGROUP", "DESTROY", key, name), forget])
         return gone
 
     def backlog(self, receiver: str) -> Backlog:
         """How much the receiver still has to get, and since when."""
-        entries, oldest = self._connection.run(Call(STORE_SCRIPTS["backlog"], [self._outbox], (receiver,)))
+        entries, oldest = self._run("backlog", args=(receiver,))
         return Backlog(int(entries), int(oldest.decode().partition("-")[0]) if oldest else None)
 
-    def dead_alerts(self, limit: int = 100) -> list[DeadAlert]:
-        """What receivers never got, newest first."""
-        (reply,) = self._connection.read_many([("XREVRANGE", self._of("dead"), "+", "-", "COUNT", limit)])
-        rows = [{k.decode(): v.decode() for k, v in pairs(fields).items()} for _, fields in reply]
-        return [DeadAlert(r["receiver"], r["entry"], r["reason"], r["document"]) for r in rows]
+    def _run(self, script: str, *names: str, args: Sequence[Value]) -> Any:
+        """Run a script whose keys are the outbox and those of these names, in that order."""
+        return self._connection.run(SCRIPTS[script], [self._outbox, *map(self._of, names)], *args)
 
-    def _of(self, *parts: str) -> str:
-        return self._keys.key("outbox", *parts)
-
-
-def _group_name(group: Any) -> str:
-    """Of one row of XINFO GROUPS: a mapping or a flat list, by protocol version."""
-    return str(pairs(group)[b"name"].decode())
+    def _of(self, name: str) -> str:
+        return f"{self._outbox}:{name}"

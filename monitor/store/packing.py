@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import struct
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from dataclasses import astuple, replace
+from typing import TypeVar
 
 import msgpack
 import numpy as np
 
 from monitor.core.types import Exemplar, StreamFacts, Totals, Vector
 
+K = TypeVar("K")
 _TOTALS = struct.Struct("<5Q")
 
 
@@ -28,16 +31,19 @@ def packed_vector(vector: Vector) -> bytes:
     return np.ascontiguousarray(vector, dtype="<u4").tobytes()
 
 
-def merge_into(streams: dict[str, Vector], more: Mapping[bytes, bytes]) -> None:
-    """Add packed vectors to those held by stream; the last entry, the longest run, merges by maximum."""
-    for name, packed in more.items():
-        stream, vector = unpacked_name(name), np.frombuffer(packed, "<u4").astype(np.uint32)
-        held = streams.get(stream)
-        if held is not None:
-            longest = max(held[-1], vector[-1])
-            vector = vector + held
-            vector[-1] = longest
-        streams[stream] = vector
+def summed(tables: Iterable[tuple[K, Mapping[bytes, bytes]]]) -> dict[K, dict[str, Vector]]:
+    """(key, {stream: packed vector}) added up by key and stream; the last entry, the longest run, by maximum."""
+    sums: dict[K, dict[str, Vector]] = {}
+    for key, table in tables:
+        streams = sums.setdefault(key, {})
+        for name, packed in table.items():
+            stream, vector = unpacked_name(name), np.frombuffer(packed, "<u4").astype(np.uint32)
+            if (held := streams.get(stream)) is not None:
+                longest = max(held[-1], vector[-1])
+                vector += held
+                vector[-1] = longest
+            streams[stream] = vector
+    return sums
 
 
 def unpacked_totals(packed: bytes) -> Totals:
@@ -46,7 +52,7 @@ def unpacked_totals(packed: bytes) -> Totals:
 
 
 def packed_facts(facts: StreamFacts) -> bytes:
-    """Without what concerns typical images: a new owner starts to keep those afresh."""
+    """Without the fields about typical images: a new owner starts to keep those from zero."""
     packed: bytes = msgpack.packb((facts.digest, facts.run, facts.shape, facts.event_time_ms, facts.seen_ms))
     return packed
 
@@ -58,20 +64,18 @@ def unpacked_facts(packed: bytes) -> StreamFacts:
 
 def packed_exemplar(e: Exemplar) -> bytes:
     """All fields, in the order of `Exemplar`."""
-    names = (packed_name(e.id), packed_name(e.stream))
-    row = (*names, e.event_time_ms, e.bucket_ms, e.p_value, e.p_values, e.thumbnail, e.fingerprint)
+    row = astuple(replace(e, id=packed_name(e.id), stream=packed_name(e.stream)))
     packed: bytes = msgpack.packb(row)
     return packed
 
 
 def unpacked_exemplar(packed: bytes) -> Exemplar:
     """Inverse of `packed_exemplar`."""
-    id_, stream, event_time_ms, bucket_ms, p_value, p_values, thumbnail, fingerprint = msgpack.unpackb(packed)
-    return Exemplar(id_, stream, event_time_ms, bucket_ms, p_value, tuple(p_values), thumbnail, fingerprint)
+    return Exemplar(*msgpack.unpackb(packed, use_list=False))
 
 
 def rank(e: Exemplar) -> float:
-    """Lowest first: by p-value, and by those of all signals together where many images share the smallest possible."""
+    """Sorts the most unusual first: by p-value; equal ones, such as the smallest possible, by those of all signals."""
     # 1e-4 of the p-value: less than the step to the next possible one, 1 / (n + 1), for every p that is kept
     together = float(np.exp(np.log(e.p_values).mean())) if e.p_values else 1.0
     return e.p_value * (1 + 1e-4 * together)

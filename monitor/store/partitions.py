@@ -3,28 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from enum import StrEnum
 from typing import Any
 
 import msgpack
 
 from monitor.core.types import Applied, ApplyStatus, Cursor, Delta, Exemplar, Partition, StreamFacts, Vector
-from monitor.store.connection import Connection, pairs
-from monitor.store.counts import parse_member
-from monitor.store.exemplars import HOUR_MS
+from monitor.store.connection import SCRIPTS, Call, Value
+from monitor.store.counts import HOUR_MS, parse_member
 from monitor.store.keyspace import TTL_S, PartitionKeys
 from monitor.store.packing import (
-    merge_into,
     packed_exemplar,
     packed_facts,
     packed_name,
     packed_vector,
     rank,
+    summed,
     unpacked_facts,
     unpacked_name,
 )
-from monitor.store.scripts import STORE_SCRIPTS, Call
 
 OTHER_STREAM = "(other)"
 """Where streams beyond `Limits.max_streams` are counted together."""
@@ -33,6 +31,9 @@ STALE_AFTER_S = 120
 TYPICAL_KEPT = 24
 """Typical images per stream and partition."""
 CURSOR_FIELDS = ("next", "high", "token", "generation", "idle", "log_id", "rebuild_until", "recent")
+
+_KeptImage = tuple[str, str, float, bytes, int, int]
+"""What apply.lua needs to keep an image: (key before the stream, stream, score, image, first, last rank to remove)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,8 +70,8 @@ class Claim:
 class Partitions:
     """Claims partitions, applies their deltas and seals their buckets. Every method may raise StoreError."""
 
-    def __init__(self, connection: Connection, keys: PartitionKeys, limits: Limits) -> None:
-        self._connection = connection
+    def __init__(self, keys: PartitionKeys, limits: Limits) -> None:
+        self._connection = keys.connection
         self._keys = keys
         self._limits = limits
 
@@ -81,8 +82,7 @@ class Partitions:
 
         `log_id` is kept only where none is stored; compare `cursor.log_id` to notice a recreated log.
         """
-        args = (generation, token, log_id, STALE_AFTER_S, TTL_S)
-        return _claim(self._connection.run(Call(STORE_SCRIPTS["claim"], [self._keys.of(partition, "cursor")], args)))
+        return _claim(self._on_cursor("claim", partition, generation, token, log_id, STALE_AFTER_S, TTL_S))
 
     def start(
         self,
@@ -99,19 +99,20 @@ class Partitions:
             rebuild_until: see `Cursor`; None leaves it as it is.
         """
         until = "" if rebuild_until is None else rebuild_until
-        args = (generation, token, next_offset, log_id, TTL_S, until)
-        return _claim(self._connection.run(Call(STORE_SCRIPTS["start"], [self._keys.of(partition, "cursor")], args)))
+        return _claim(self._on_cursor("start", partition, generation, token, next_offset, log_id, TTL_S, until))
 
     def set_idle(self, partition: Partition, token: str, idle: bool) -> bool:
-        """Say whether the partition has nothing to read; False when another owner has claimed it."""
-        args = (token, int(idle))
-        return bool(self._connection.run(Call(STORE_SCRIPTS["idle"], [self._keys.of(partition, "cursor")], args)))
+        """Record whether the partition has nothing to read; False when another owner has claimed it."""
+        return bool(self._on_cursor("idle", partition, token, int(idle)))
 
     def cursors(self, partitions: Iterable[Partition]) -> dict[Partition, Cursor | None]:
         """Where each partition stands; None where there is no cursor."""
         wanted = list(partitions)
         replies = self._connection.read_many([("HMGET", self._keys.of(p, "cursor"), *CURSOR_FIELDS) for p in wanted])
         return {p: _cursor(reply) for p, reply in zip(wanted, replies, strict=True)}
+
+    def _on_cursor(self, script: str, partition: Partition, *args: Value) -> Any:
+        return self._connection.run(SCRIPTS[script], [self._keys.of(partition, "cursor")], *args)
 
     # ---------------------------------------------------------------- counts
 
@@ -124,12 +125,13 @@ class Partitions:
             ValueError: a delta counts something and yet moves no offset; it could be applied twice.
         """
         replies = self._connection.run_many([self._apply_call(delta) for delta in deltas])
-        return [_applied(reply) for reply in replies]
+        return [Applied(ApplyStatus(status.decode()), int(at[0]) if at else None) for status, *at in replies]
 
     def _apply_call(self, delta: Delta) -> Call:
         if delta.vectors and delta.next_offset <= delta.expect:
             raise ValueError(f"{delta.partition}: a delta with counts must move the cursor beyond {delta.expect}")
         prefix = self._keys.prefix(delta.partition)
+        images = [*map(self._unusual, delta.exemplars), *map(self._typical, delta.typical)]
         body = {
             "prefix": prefix,
             "token": delta.token,
@@ -142,28 +144,23 @@ class Partitions:
                 for (fingerprint, start, stream), vector in delta.vectors.items()
             ],
             "facts": {packed_name(stream): packed_facts(facts) for stream, facts in delta.facts.items()},
-            "exemplars": [self._exemplar(e) for e in delta.exemplars if self._limits.exemplars_kept],
-            "typical": [self._typical(e) for e in delta.typical if self._limits.exemplars_kept],
-            "typical_kept": TYPICAL_KEPT,
+            "images": images if self._limits.exemplars_kept else [],
             "reasons": [(packed_name(stream), reason, count) for (stream, reason), count in delta.reasons.items()],
             "recent": delta.recent,
-            "bucket_ms": self._limits.bucket_ms,
-            "retention_s": self._limits.retention_s,
-            "max_streams": self._limits.max_streams,
-            "exemplars_kept": self._limits.exemplars_kept,
-            "exemplar_retention_s": self._limits.exemplar_retention_s,
             "cursor_ttl_s": TTL_S,
+            **asdict(self._limits),
         }
         keys = [f"{prefix}:{name}" for name in ("cursor", "open", "facts", "totals")]
         # Redis' decoder knows no bin type: text and bytes both travel as raw strings
-        return Call(STORE_SCRIPTS["apply"], keys, [msgpack.packb(body, use_bin_type=False)])
+        return Call(SCRIPTS["apply"], keys, [msgpack.packb(body, use_bin_type=False)])
 
-    def _exemplar(self, e: Exemplar) -> tuple[str, str, str, float, bytes]:
-        hour = str(e.event_time_ms // HOUR_MS * HOUR_MS)
-        return (e.fingerprint, hour, packed_name(e.stream), rank(e), packed_exemplar(e))
+    def _unusual(self, e: Exemplar) -> _KeptImage:
+        key = f"ex:{e.fingerprint}:{e.event_time_ms // HOUR_MS * HOUR_MS}"
+        return key, packed_name(e.stream), rank(e), packed_exemplar(e), self._limits.exemplars_kept, -1
 
-    def _typical(self, e: Exemplar) -> tuple[str, str, int, bytes]:
-        return (e.fingerprint, packed_name(e.stream), e.event_time_ms, packed_exemplar(e))
+    def _typical(self, e: Exemplar) -> _KeptImage:
+        key = f"typical:{e.fingerprint}"
+        return key, packed_name(e.stream), e.event_time_ms, packed_exemplar(e), 0, -1 - TYPICAL_KEPT
 
     def open_buckets(self, partitions: Iterable[Partition]) -> dict[Partition, list[tuple[str, int]]]:
         """(fingerprint, bucket start ms) of every bucket that is not sealed, oldest first."""
@@ -179,18 +176,14 @@ class Partitions:
         """
         wanted = list(partitions)
         calls = []
-        for partition in wanted:
-            prefix = self._keys.prefix(partition)
+        for prefix in map(self._keys.prefix, wanted):
             keys = [f"{prefix}:{name}" for name in ("cursor", "open", "closed", "totals")]
-            calls.append(Call(STORE_SCRIPTS["seal"], keys, (prefix, bucket_ms, self._limits.retention_s, TTL_S)))
+            calls.append(Call(SCRIPTS["seal"], keys, (prefix, bucket_ms, self._limits.retention_s, TTL_S)))
         replies = self._connection.run_many(calls)
         found = [(p, name.decode(), bucket_ms) for p, names in zip(wanted, replies, strict=True) for name in names]
-        sealed: dict[str, dict[str, Vector]] = {}
         # read apart from the script: sealed buckets do not change, and 7,000 streams would hold the server in Lua
         tables = self._connection.read_many([("HGETALL", self._keys.bucket(member)) for member in found])
-        for (_, fingerprint, _), reply in zip(found, tables, strict=True):
-            merge_into(sealed.setdefault(fingerprint, {}), pairs(reply))
-        return sealed
+        return summed((fingerprint, table) for (_, fingerprint, _), table in zip(found, tables, strict=True))
 
     def sealed_buckets(self, partitions: Iterable[Partition], after_ms: int) -> list[int]:
         """Starts of the sealed buckets after that one, oldest first: those an evaluator that died left undecided."""
@@ -202,12 +195,13 @@ class Partitions:
 
     def facts(self, partition: Partition) -> dict[str, StreamFacts]:
         """What each stream of that partition carries on; for its new owner."""
-        (reply,) = self._connection.read_many([("HGETALL", self._keys.of(partition, "facts"))])
-        return {unpacked_name(name): unpacked_facts(packed) for name, packed in pairs(reply).items()}
+        reply = self._connection.read("HGETALL", self._keys.of(partition, "facts"))
+        return {unpacked_name(name): unpacked_facts(packed) for name, packed in reply.items()}
 
 
 def _claim(reply: Sequence[Any]) -> Claim:
-    return Claim(ClaimStatus(reply[0].decode()), _cursor(reply[1]) if len(reply) > 1 else None)
+    status, *cursor = reply
+    return Claim(ClaimStatus(status.decode()), _cursor(cursor[0]) if cursor else None)
 
 
 def _cursor(reply: Sequence[bytes | None]) -> Cursor | None:
@@ -215,17 +209,5 @@ def _cursor(reply: Sequence[bytes | None]) -> Cursor | None:
     next_offset, high, token, generation, idle, log_id, rebuild = (text.decode() for text in texts)
     if not next_offset:
         return None
-    return Cursor(
-        int(next_offset),
-        int(high or 0),
-        token,
-        int(generation or 0),
-        idle == "1",
-        log_id,
-        int(rebuild or 0),
-        recent,
-    )
-
-
-def _applied(reply: Sequence[bytes]) -> Applied:
-    return Applied(ApplyStatus(reply[0].decode()), int(reply[1]) if len(reply) > 1 else None)
+    numbers = int(next_offset), int(high or 0)
+    return Cursor(*numbers, token, int(generation or 0), idle == "1", log_id, int(rebuild or 0), recent)

@@ -4,16 +4,14 @@ from __future__ import annotations
 
 from redis.exceptions import ResponseError
 
-from monitor.store.catalog import Catalog
+from monitor.store.catalog import Catalog, StoredSilences
 from monitor.store.connection import Connection, connect
-from monitor.store.counts import Counts
+from monitor.store.counts import Counts, Exemplars
 from monitor.store.evaluation import Evaluation
-from monitor.store.exemplars import Exemplars
 from monitor.store.keyspace import MonitorKeys, PartitionKeys
 from monitor.store.outbox import Outbox
 from monitor.store.partitions import Limits, Partitions
 from monitor.store.settings import RedisSettings
-from monitor.store.silences import StoredSilences
 
 
 class Store:
@@ -26,10 +24,10 @@ class Store:
     def __init__(self, connection: Connection, monitor: str, limits: Limits, wait_aof_ms: int = 0) -> None:
         self._connection = connection
         self._wait_aof_ms = wait_aof_ms
-        partition_keys = PartitionKeys(monitor)
-        self.partitions = Partitions(connection, partition_keys, limits)
-        self.counts = Counts(connection, partition_keys)
-        self.exemplars = Exemplars(connection, partition_keys)
+        partition_keys = PartitionKeys(connection, monitor)
+        self.partitions = Partitions(partition_keys, limits)
+        self.counts = Counts(partition_keys)
+        self.exemplars = Exemplars(partition_keys)
         self._monitor_keys = MonitorKeys(connection, monitor)
         self.catalog = Catalog(self._monitor_keys)
         self.evaluation = Evaluation(self._monitor_keys)
@@ -38,7 +36,7 @@ class Store:
 
     def ping(self) -> None:
         """Raises StoreError while Redis does not answer."""
-        self._connection.read_many([("PING",)])
+        self._connection.read("PING")
 
     def settle_on_disk(self) -> bool:
         """Wait until what was applied so far is on Redis' disk; False where it is not within the time-out.

@@ -8,14 +8,12 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from monitor.core.types import Vector
-from monitor.store.packing import merge_into, packed_vector
+from monitor.store.packing import packed_vector, summed
 
 
 @given(st.lists(st.integers(0, 2**20), min_size=24, max_size=24))
 def test_packing_is_little_endian_u32_and_reversible(counts: list[int]) -> None:
     packed = packed_vector(np.array(counts, dtype=np.uint32))
     assert list(struct.unpack("<24I", packed)) == counts
-    read: dict[str, Vector] = {}
-    merge_into(read, {b"cam-1": packed})
-    assert read["cam-1"].tolist() == counts
+    read = summed([("key", {b"cam-1": packed})])
+    assert read["key"]["cam-1"].tolist() == counts

@@ -27,8 +27,7 @@ from monitor.sources.redis_streams.log import (
     translated,
 )
 from monitor.sources.redis_streams.settings import RedisStreamSettings
-from monitor.store.connection import Connection, StoreError
-from monitor.store.scripts import Call
+from monitor.store.connection import Call, Connection, StoreError
 from monitor.store.settings import RedisSettings
 
 log = structlog.get_logger(__name__)
@@ -109,8 +108,8 @@ class RedisStreamSource:
         """See `Source.bounds`."""
         with translated():
             # the log before its end: a record that comes in between must not make the first one lie behind the end
-            entries = self._connection.read_many([("XRANGE", log_key(partition), "-", "+", "COUNT", 1)])[0]
-            end = int(self._connection.read_many([("GET", next_key(partition))])[0] or 0)
+            entries = self._connection.read("XRANGE", log_key(partition), "-", "+", "COUNT", 1)
+            end = int(self._connection.read("GET", next_key(partition)) or 0)
         return (position_of(entries[0][0]) if entries else end), end
 
     def offset_at(self, partition: Partition, time_ms: int) -> int:
@@ -118,14 +117,14 @@ class RedisStreamSource:
         position, state = 0, 0
         while state == 0:
             with translated():
-                call = Call(SCRIPTS["log_find"], [log_key(partition)], [position, time_ms, FIND_COUNT])
-                position, state = map(int, self._connection.run(call))
+                reply = self._connection.run(SCRIPTS["log_find"], [log_key(partition)], position, time_ms, FIND_COUNT)
+            position, state = map(int, reply)
         return position if state > 0 else self.bounds(partition)[1]
 
     def committed(self, partition: Partition) -> int | None:
         """See `Source.committed`."""
         with translated():
-            offset = self._connection.read_many([("GET", self._commit_key(partition))])[0]
+            offset = self._connection.read("GET", self._commit_key(partition))
         return None if offset is None else int(offset)
 
     def commit(self, next_offsets: Mapping[Partition, int]) -> None:
@@ -152,7 +151,7 @@ class RedisStreamSource:
             for letter in letters:  # one at a time: each may be as large as a record can be
                 key, headers = letter_id(letter).encode(), letter_headers(letter)
                 bound, value = self._config.max_length, letter.record.value
-                self._connection.run(append_call(to, bound, value, key, headers, None))
+                self._connection.run_many([append_call(to, bound, value, key, headers, None)])
 
     def close(self) -> None:
         """Give all leases back; never raises."""
@@ -160,7 +159,7 @@ class RedisStreamSource:
             return
         try:
             self._give(self._owned)
-            self._connection.read_many([("ZREM", self._members_key(), self._token)])
+            self._connection.read("ZREM", self._members_key(), self._token)
         except (StoreError, RedisError) as error:
             log.warning("redis_stream.close_failed", error=str(error))
         self._owned.clear()
@@ -182,9 +181,8 @@ class RedisStreamSource:
         if now_s < self._next_balance_s:
             return (), ()
         self._next_balance_s = now_s + self._config.lease_s / 5
-        members = int(
-            self._connection.run(Call(SCRIPTS["log_join"], [self._members_key()], [self._token, self._lease_ms]))
-        )
+        join = SCRIPTS["log_join"]
+        members = int(self._connection.run(join, [self._members_key()], self._token, self._lease_ms))
         everything = self.partitions()
         share = -(-len(everything) // max(1, members))
         revoked = self._lost()
@@ -213,12 +211,11 @@ class RedisStreamSource:
         for partition in free:
             if len(taken) >= wanted:
                 break
-            lease = ("SET", self._lease_key(partition), self._token, "NX", "PX", self._lease_ms)
-            if self._connection.read_many([lease])[0]:
+            if self._connection.read("SET", self._lease_key(partition), self._token, "NX", "PX", self._lease_ms):
                 taken.append(partition)
                 self._owned.add(partition)
         if taken:
-            self._generation = int(self._connection.read_many([("INCR", f"lwq:{self._group}:generation")])[0])
+            self._generation = int(self._connection.read("INCR", f"lwq:{self._group}:generation"))
             log.info("redis_stream.rebalanced", generation=self._generation, assigned=len(taken))
         return taken
 

@@ -61,18 +61,11 @@ for name, packed in pairs(sums) do redis.call("HSET", totals, name, packed) end
 for stream, packed in pairs(delta.facts) do
   if name_of(stream) == stream then redis.call("HSET", facts, stream, packed) end
 end
-for _, exemplar in ipairs(delta.exemplars) do
-  local fingerprint, hour, stream, p_value, packed = unpack(exemplar)
-  local key = delta.prefix .. ":ex:" .. fingerprint .. ":" .. hour .. ":" .. name_of(stream)
-  redis.call("ZADD", key, p_value, packed)
-  redis.call("ZREMRANGEBYRANK", key, delta.exemplars_kept, -1)
-  redis.call("EXPIRE", key, delta.exemplar_retention_s)
-end
-for _, image in ipairs(delta.typical) do
-  local fingerprint, stream, event_time, packed = unpack(image)
-  local key = delta.prefix .. ":typical:" .. fingerprint .. ":" .. name_of(stream)
-  redis.call("ZADD", key, event_time, packed)
-  redis.call("ZREMRANGEBYRANK", key, 0, -1 - delta.typical_kept)
+for _, image in ipairs(delta.images) do
+  local name, stream, score, packed, first, last = unpack(image)
+  local key = delta.prefix .. ":" .. name .. ":" .. name_of(stream)
+  redis.call("ZADD", key, score, packed)
+  redis.call("ZREMRANGEBYRANK", key, first, last)
   redis.call("EXPIRE", key, delta.exemplar_retention_s)
 end
 for _, entry in ipairs(delta.reasons) do

@@ -2,9 +2,7 @@
 local outbox, group = KEYS[1], ARGV[1]
 local last, pending, oldest = "0-0", 0, false
 if redis.call("EXISTS", outbox) == 0 then return {0, false} end
-for _, flat in ipairs(redis.call("XINFO", "GROUPS", outbox)) do
-  local info = {}
-  for i = 1, #flat, 2 do info[flat[i]] = flat[i + 1] end
+for _, info in ipairs(groups(outbox)) do
   if info.name == group then
     last, pending = info["last-delivered-id"], info.pending
     if pending > 0 then oldest = redis.call("XPENDING", outbox, group)[2] end

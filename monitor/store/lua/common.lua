@@ -61,3 +61,14 @@ end
 local function cursor_at(key)
   return redis.call("HMGET", key, "next", "high", "token", "generation", "idle", "log_id", "rebuild_until", "recent")
 end
+
+-- The receivers' groups of the outbox: {name, pending, last-delivered-id, ...} each.
+local function groups(outbox)
+  local found = {}
+  for _, flat in ipairs(redis.call("XINFO", "GROUPS", outbox)) do
+    local info = {}
+    for i = 1, #flat, 2 do info[flat[i]] = flat[i + 1] end
+    found[#found + 1] = info
+  end
+  return found
+end

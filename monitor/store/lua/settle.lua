@@ -18,9 +18,7 @@ end
 -- The first entry that some receiver still needs.
 local function first_needed()
   local first
-  for _, flat in ipairs(redis.call("XINFO", "GROUPS", outbox)) do
-    local info = {}
-    for i = 1, #flat, 2 do info[flat[i]] = flat[i + 1] end
+  for _, info in ipairs(groups(outbox)) do
     local needed = after(info["last-delivered-id"])
     if info.pending > 0 then needed = redis.call("XPENDING", outbox, info.name)[2] end
     if not first or before(needed, first) then first = needed end

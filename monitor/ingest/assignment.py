@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import time
 import uuid
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
@@ -28,7 +27,7 @@ from monitor.ingest.settings import DeadLetterSettings
 from monitor.ingest.work import OwnedPartition, Work, wall_clock_ms
 from monitor.notify.self_alerts import DEAD_LETTERS, GAP, TOPIC, UNREADABLE, SelfAlerts
 from monitor.sources.protocol import Polled, Source, SourceError, UnreadableError
-from monitor.store import ClaimStatus, Store, StoreError
+from monitor.store import ClaimStatus, Store
 from monitor.telemetry import metrics
 from monitor.telemetry.failpoints import failpoint
 
@@ -50,99 +49,108 @@ class AssignmentPolicy:
     """Where unreadable records count: nothing but their offset is known."""
 
 
-class StoppedError(Exception):
-    """A partition must not be read on before the process restarts; all others go on. `rule` names the alert of it."""
+class _StoppedError(Exception):
+    """A partition must not be read on before the process restarts; all others go on. `rule` names its alert."""
 
-    def __init__(self, rule: str, message: str, token: str) -> None:
+    def __init__(self, rule: str, message: str) -> None:
         super().__init__(message)
         self.rule = rule
-        self.token = token
-        """With which the partition was claimed."""
 
 
 class Assignment:
-    """Claims and stops partitions; the only place that adds to or removes from `owned`."""
+    """Claims and stops partitions; the only place that changes `owned` and `stopped`.
+
+    Args:
+        alerts: raised about gaps, damage and stopped partitions.
+    """
 
     def __init__(self, store: Store, alerts: SelfAlerts, policy: AssignmentPolicy) -> None:
         self._store, self._alerts, self._policy = store, alerts, policy
         letters = policy.dead_letters
         self._no_rejects = RejectWindow(letters.window, letters.max_share) if letters.max_share < 1 else RejectWindow()
-        self._owned: dict[Partition, OwnedPartition] = {}
+        self.owned: dict[Partition, OwnedPartition] = {}
+        """The partitions that are claimed and read."""
+        self.stopped: dict[Partition, str] = {}
+        """Partitions that are not read until the process restarts, and why."""
+        self.skipped: list[Work] = []
+        """Dead letters for records that no client can read, to be applied before what follows them."""
         self._unclaimed: dict[Partition, float] = {}  # -> monotonic time of the next try
         self._unreadable: dict[Partition, UnreadableError] = {}
-        self._stopped: dict[Partition, str] = {}
-
-    @property
-    def owned(self) -> Mapping[Partition, OwnedPartition]:
-        """The partitions that are claimed and read."""
-        return self._owned
-
-    @property
-    def stopped(self) -> Mapping[Partition, str]:
-        """Partitions that are not read until the process restarts, and why."""
-        return self._stopped
 
     def is_current(self, owner: OwnedPartition) -> bool:
         """Whether it is still ours by this claim."""
-        return self._owned.get(owner.partition) is owner
+        return self.owned.get(owner.partition) is owner
 
     def follow(self, polled: Polled) -> None:
         """Drop what was revoked; what was assigned is to be claimed."""
         for partition in polled.revoked:
-            self._owned.pop(partition, None)
-            self._unclaimed.pop(partition, None)
+            self.drop(partition)
         for partition in polled.assigned:
             self.claim_again(partition)
 
     def claim_again(self, partition: Partition) -> None:
         """Our claim is void, or Redis stands elsewhere."""
-        self._owned.pop(partition, None)
-        self._unclaimed[partition] = 0.0
-
-    def due(self) -> list[Partition]:
-        """Partitions to claim now."""
-        return [partition for partition, not_before_s in self._unclaimed.items() if not_before_s <= time.monotonic()]
+        self.drop(partition)
+        if partition not in self.stopped:
+            self._unclaimed[partition] = 0.0
 
     def drop(self, partition: Partition) -> None:
         """Another owner has it."""
-        self._owned.pop(partition, None)
+        self.owned.pop(partition, None)
+        self._unclaimed.pop(partition, None)
 
     def clear(self) -> None:
         """We left the group."""
-        self._owned.clear()
+        self.owned.clear()
+        self.skipped.clear()
         self._unclaimed.clear()
 
     def note_damage(self, error: UnreadableError) -> None:
         """The next claim of that partition skips what cannot be read, or stops it, by policy."""
         self._unreadable[error.partition] = error
 
-    def claim(self, source: Source, partition: Partition) -> Work | None:
-        """Claim an assigned partition and start the source where it reads on; or stop it, by policy.
-
-        Returns:
-            Dead letters to apply first, where records cannot be read.
+    def verify(self) -> None:
+        """Let the partitions be claimed again that Redis has lost or set back.
 
         Raises:
-            StoreError: Redis does not answer; it is due again after a while.
-            SourceError: a newer owner holds the partition: our membership is out of date.
+            StoreError: Redis does not answer.
         """
-        if partition in self._stopped:
-            del self._unclaimed[partition]
-            return None
+        for partition, cursor in self._store.partitions.cursors(self.owned).items():
+            owner = self.owned[partition]
+            if cursor is None or cursor.token != owner.token or cursor.next_offset < owner.next_offset:
+                log.warning("partition.cursor_lost", partition=str(partition), expect=owner.next_offset)
+                self.claim_again(partition)
+
+    def claim_due(self, source: Source) -> None:
+        """Claim what was assigned or must be claimed again, and start the source where each partition reads on.
+
+        A partition that must not be read on is stopped instead.
+
+        Raises:
+            StoreError: Redis does not answer; what is not claimed is tried again, this partition after a while.
+            SourceError: a newer owner holds a partition: our membership is out of date.
+        """
+        now_s = time.monotonic()
+        for partition in [p for p, not_before_s in self._unclaimed.items() if not_before_s <= now_s]:
+            self._claim(source, partition)
+
+    def _claim(self, source: Source, partition: Partition) -> None:
+        token = uuid.uuid4().hex
+        self._unclaimed[partition] = time.monotonic() + CLAIM_RETRY_S
         try:
-            owner = self._take_over(source, partition)
+            owner = self._take_over(source, partition, token)
             failpoint("claimed")
-            skipped = self._skip_damage(source, owner)
-        except StoreError:
-            self._unclaimed[partition] = time.monotonic() + CLAIM_RETRY_S
-            raise
-        except StoppedError as error:
-            del self._unclaimed[partition]
-            self._stop(source, partition, error)
-            return None
+            begin = self._skip_damage(source, owner)
+        except _StoppedError as error:
+            self._stop(source, partition, token, error)
+            return
         del self._unclaimed[partition]
-        self._owned[partition] = owner
-        source.start(partition, skipped.next_offset if skipped else owner.next_offset)
+        self.owned[partition] = owner
+        source.start(partition, begin)
+
+    def take_skipped(self) -> list[Work]:
+        """Empty `skipped` and return what it held."""
+        skipped, self.skipped = self.skipped, []
         return skipped
 
     def judge_rejects(self, source: Source, owner: OwnedPartition) -> None:
@@ -155,31 +163,31 @@ class Assignment:
         if rejects.exceeded:
             share = f"{sum(rejects.bad)} of the last {rejects.window} records are bad"
             text = f"{owner.partition}: {share} (dead_letters.max_share {rejects.max_share})"
-            self._stop(source, owner.partition, StoppedError(DEAD_LETTERS, text, owner.token))
+            self._stop(source, owner.partition, owner.token, _StoppedError(DEAD_LETTERS, text))
 
-    def _stop(self, source: Source, partition: Partition, error: StoppedError) -> None:
+    def _stop(self, source: Source, partition: Partition, token: str, error: _StoppedError) -> None:
         """Read it no further until this process restarts; the others go on, and their buckets close."""
-        self._owned.pop(partition, None)
-        self._stopped[partition] = str(error)
-        metrics.PARTITIONS_STOPPED.set(len(self._stopped))
+        self.drop(partition)
+        self.stopped[partition] = str(error)
+        metrics.PARTITIONS_STOPPED.set(len(self.stopped))
         source.pause([partition])
         self._alerts.tell_if_possible(error.rule, str(partition), wall_clock_ms(), str(error))
-        self._store.partitions.set_idle(partition, error.token, True)
+        self._store.partitions.set_idle(partition, token, True)
 
     # ---------------------------------------------------------------- where to read on
 
-    def _take_over(self, source: Source, partition: Partition) -> OwnedPartition:
-        token, generation, log_id = uuid.uuid4().hex, source.generation, source.log_id(partition)
+    def _take_over(self, source: Source, partition: Partition, token: str) -> OwnedPartition:
+        generation, log_id = source.generation, source.log_id(partition)
         claim = self._store.partitions.claim(partition, generation, token, log_id)
         if claim.status is ClaimStatus.STALE:
             raise SourceError(f"{partition}: a newer owner holds it; joining the group again")
-        if claim.status is ClaimStatus.LOST or claim.cursor is None:
+        if claim.cursor is None:
             begin, rebuild_until = self._first_offset(source, partition)
             claim = self._store.partitions.start(partition, generation, token, begin, log_id, rebuild_until)
         cursor = self._after_gap(source, partition, _ours(partition, claim.cursor, token), log_id)
         log.info("partition.taken", partition=str(partition), next_offset=cursor.next_offset, generation=generation)
         facts, rejects = self._store.partitions.facts(partition), self._no_rejects.unpack(cursor.recent)
-        return OwnedPartition(partition, token, cursor.next_offset, cursor.high_ms or None, dict(facts), rejects)
+        return OwnedPartition(partition, token, cursor.next_offset, cursor.high_ms or None, facts, rejects)
 
     def _first_offset(self, source: Source, partition: Partition) -> tuple[int, int | None]:
         """Where to begin without a cursor, and up to where that only rebuilds what Redis has lost."""
@@ -197,22 +205,22 @@ class Assignment:
         """The cursor, moved over a gap where policy allows it.
 
         Raises:
-            StoppedError: it cannot be read on.
+            _StoppedError: it cannot be read on.
         """
         if cursor.log_id and log_id and cursor.log_id != log_id:
             text = f"{partition}: the topic was deleted and created again ({cursor.log_id} -> {log_id})"
-            raise StoppedError(TOPIC, f"{text}; give it another name or another `monitor` name", cursor.token)
+            raise _StoppedError(TOPIC, f"{text}; give it another name or another `monitor` name")
         first, end = source.bounds(partition)
         if cursor.next_offset > end:
             text = f"{partition}: the cursor {cursor.next_offset} lies beyond the end of the log ({end})"
-            raise StoppedError(TOPIC, text, cursor.token)
+            raise _StoppedError(TOPIC, text)
         self._alerts.end(wall_clock_ms(), [str(partition)], TOPIC)
         if cursor.next_offset >= first:
             return cursor
         lost = first - cursor.next_offset
         text = f"{partition}: retention removed {lost} records unread (offsets {cursor.next_offset} to {first - 1})"
         if self._policy.dead_letters.on_gap == "stop":
-            raise StoppedError(GAP, f"{text}; dead_letters.on_gap is stop", cursor.token)
+            raise _StoppedError(GAP, f"{text}; dead_letters.on_gap is stop")
         # the alert before the cursor: after a crash in between the gap is found, and the alert raised, again
         self._alerts.tell(GAP, str(partition), wall_clock_ms(), text)
         claim = self._store.partitions.start(partition, cursor.generation, cursor.token, first, log_id)
@@ -220,31 +228,30 @@ class Assignment:
         metrics.GAPS.inc(lost)
         return moved
 
-    def _skip_damage(self, source: Source, owner: OwnedPartition) -> Work | None:
-        """Dead letters for the records at the cursor that no client can read; None where there are none.
+    def _skip_damage(self, source: Source, owner: OwnedPartition) -> int:
+        """Where to read on: behind the records at the cursor that no client can read; they become dead letters.
 
         Raises:
-            StoppedError: by policy.
+            _StoppedError: by policy.
         """
         partition, begin = owner.partition, owner.next_offset
         known = self._unreadable.get(partition)
         if known is None or begin < known.next_offset:
-            return None
-        letters: list[DeadLetter] = []
+            return begin
+        end = begin
         if begin == known.next_offset:
             end = source.readable_from(partition, begin)  # `begin` where another, sound replica leads meanwhile
+        if end > begin:
             text = f"{partition}: offsets {begin} to {end - 1} cannot be read: {known}"
-            if end > begin:
-                if self._policy.dead_letters.on_unreadable == "stop":
-                    raise StoppedError(UNREADABLE, f"{text}; dead_letters.on_unreadable is stop", owner.token)
-                self._alerts.tell(UNREADABLE, str(partition), wall_clock_ms(), text)
-            at_ms = owner.high_ms or wall_clock_ms()
-            letters = [
-                DeadLetter(Record(partition, i, at_ms, None, None), self._policy.unnamed_stream, "unreadable", text)
-                for i in range(begin, end)
-            ]
+            if self._policy.dead_letters.on_unreadable == "stop":
+                raise _StoppedError(UNREADABLE, f"{text}; dead_letters.on_unreadable is stop")
+            self._alerts.tell(UNREADABLE, str(partition), wall_clock_ms(), text)
+            at_ms, stream = owner.high_ms or wall_clock_ms(), self._policy.unnamed_stream
+            records = (Record(partition, offset, at_ms, None, None) for offset in range(begin, end))
+            letters = [DeadLetter(record, stream, "unreadable", text) for record in records]
+            self.skipped.append(Work(owner, (), end, outcomes=letters))
         del self._unreadable[partition]
-        return Work(owner, (), begin + len(letters), outcomes=letters) if letters else None
+        return end
 
 
 def _ours(partition: Partition, cursor: Cursor | None, token: str) -> Cursor:

@@ -7,11 +7,11 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from monitor.core.aggregate import Aggregate, Aggregation, Outcome, aggregate
+from monitor.core.aggregate import Aggregation, aggregate
 from monitor.core.reject_window import RejectWindow
 from monitor.core.types import DeadLetter, Delta, Partition
 from monitor.ingest.image_log import ImageLog, Line
-from monitor.ingest.work import OwnedPartition, Work
+from monitor.ingest.work import OwnedPartition, Work, wall_clock_ms
 
 BACKOFF_S = (0.1, 0.2, 0.5, 1.0, 2.0, 5.0)
 
@@ -22,15 +22,16 @@ class PartitionBatch:
 
     owner: OwnedPartition
     delta: Delta
-    aggregate: Aggregate
     rejects: RejectWindow
+    future: int
+    """Records whose timestamps were further ahead than allowed."""
 
     def advance_owner(self) -> None:
         """Redis has applied the delta: the partition stands behind it."""
         owner = self.owner
         owner.next_offset = self.delta.next_offset
-        owner.high_ms = self.aggregate.high_ms
-        owner.facts.update(self.aggregate.facts)
+        owner.high_ms = self.delta.high_ms or None
+        owner.facts.update(self.delta.facts)
         owner.rejects = self.rejects
         owner.idle = False
 
@@ -63,36 +64,32 @@ def batch_of(
     owned: Mapping[Partition, OwnedPartition],
     aggregation: Aggregation,
     image_log: ImageLog | None,
-    now_ms: int,
 ) -> Batch | None:
     """The batch of scored works, in the order of their logs; None where none of them is of a partition still owned."""
     mine: dict[OwnedPartition, list[Work]] = {}
     for work in works:
         if owned.get(work.owner.partition) is work.owner:
             mine.setdefault(work.owner, []).append(work)
-    parts: list[PartitionBatch] = []
-    letters: list[DeadLetter] = []
-    lines: list[Line] = []
-    for owner, members in mine.items():
-        outcomes = [outcome for work in members for outcome in work.outcomes]
-        parts.append(_part(owner, outcomes, members[-1].next_offset, aggregation, now_ms))
-        letters += [outcome for outcome in outcomes if isinstance(outcome, DeadLetter)]
-        if image_log is not None:
-            accepted = (outcome for outcome in outcomes if not isinstance(outcome, DeadLetter))
-            lines += image_log.lines(image for images in accepted for image in images)
-    return Batch(parts, letters, lines) if parts else None
+    if not mine:
+        return None
+    outcomes = [outcome for members in mine.values() for work in members for outcome in work.outcomes]
+    images = (image for outcome in outcomes if not isinstance(outcome, DeadLetter) for image in outcome)
+    return Batch(
+        parts=[_part(owner, members, aggregation) for owner, members in mine.items()],
+        letters=[outcome for outcome in outcomes if isinstance(outcome, DeadLetter)],
+        lines=[] if image_log is None else image_log.lines(images),
+    )
 
 
-def _part(
-    owner: OwnedPartition, outcomes: Sequence[Outcome], next_offset: int, aggregation: Aggregation, now_ms: int
-) -> PartitionBatch:
-    counted = aggregate(outcomes, owner.high_ms, owner.facts, now_ms, aggregation)
+def _part(owner: OwnedPartition, works: Sequence[Work], aggregation: Aggregation) -> PartitionBatch:
+    outcomes = [outcome for work in works for outcome in work.outcomes]
+    counted = aggregate(outcomes, owner.high_ms, owner.facts, wall_clock_ms(), aggregation)
     rejects = owner.rejects.extended([isinstance(outcome, DeadLetter) for outcome in outcomes])
     delta = Delta(
         partition=owner.partition,
         token=owner.token,
         expect=owner.next_offset,
-        next_offset=next_offset,
+        next_offset=works[-1].next_offset,
         high_ms=counted.high_ms or 0,
         vectors=counted.vectors,
         facts=counted.facts,
@@ -101,4 +98,4 @@ def _part(
         typical=counted.typical,
         recent=rejects.pack(),
     )
-    return PartitionBatch(owner, delta, counted, rejects)
+    return PartitionBatch(owner, delta, rejects, counted.future)

@@ -5,19 +5,22 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 
 import structlog
 
+from monitor.core.aggregate import Aggregation
 from monitor.core.buckets import IMAGES
 from monitor.core.types import Applied, ApplyStatus, Partition
 from monitor.ingest.assignment import Assignment
 from monitor.ingest.batch import BACKOFF_S, Batch, PartitionBatch, batch_of
+from monitor.ingest.decode.pool import DecoderPool
 from monitor.ingest.health import ConsumerHealth
-from monitor.ingest.maintenance import Maintenance
+from monitor.ingest.maintenance import Every, Maintenance
+from monitor.ingest.scoring.stage import ScoringStage
 from monitor.ingest.settings import PipelineSettings
-from monitor.ingest.sinks import SinkError
-from monitor.ingest.stages import Stages
-from monitor.ingest.work import Backlog, Work, wall_clock_ms
+from monitor.ingest.sinks import SinkError, Sinks
+from monitor.ingest.work import Backlog
 from monitor.sources.protocol import FatalSourceError, Polled, Source, SourceError, UnreadableError
 from monitor.store import Store, StoreError
 from monitor.telemetry import metrics
@@ -29,6 +32,18 @@ FINISH_S = 30.0
 """For the records before a damaged place, before the client is closed."""
 BUSY_POLL_S = 0.01
 """Poll time-out while scored work may be ready to apply at any moment."""
+VERIFY_S = 5.0
+"""Between looks whether Redis still stands where we do: without records nothing else would notice a loss."""
+
+
+@dataclass(frozen=True, slots=True)
+class Stages:
+    """What records pass between poll and apply, in this order."""
+
+    decoders: DecoderPool
+    scoring: ScoringStage
+    aggregation: Aggregation
+    sinks: Sinks
 
 
 class Consumer:
@@ -51,13 +66,13 @@ class Consumer:
         self._open_source, self._store, self._stages = open_source, store, stages
         self._assignment, self._maintenance, self._settings = assignment, maintenance, settings
         self._backlog = Backlog(settings.queue_bytes, stages.scoring.image_bytes)
-        self._skipped: list[Work] = []  # unreadable records: nothing to decode
         self._batch: Batch | None = None  # waits for a sink or for Redis
         self._paused = False
         self._source: Source | None = None
         self._stop = threading.Event()
         self._failures = 0
         self._ever_joined = False
+        self._verify_every = Every(VERIFY_S)
         self.health = ConsumerHealth()
 
     def stop(self) -> None:
@@ -120,9 +135,8 @@ class Consumer:
         if self._batch is None:
             scored = stages.scoring.take()
             self._backlog.finish(scored)
-            works, self._skipped = [*self._skipped, *scored], []
-            image_log = stages.sinks.image_log
-            self._batch = batch_of(works, self._assignment.owned, stages.aggregation, image_log, wall_clock_ms())
+            works = [*self._assignment.take_skipped(), *scored]
+            self._batch = batch_of(works, self._assignment.owned, stages.aggregation, stages.sinks.image_log)
         batch = self._due_batch()
         if batch is None:
             return
@@ -174,7 +188,7 @@ class Consumer:
         metrics.APPLIES.labels(str(outcome.status)).inc()
         if outcome.status in {ApplyStatus.OK, ApplyStatus.DUP}:
             part.advance_owner()
-            metrics.FUTURE_RECORDS.inc(part.aggregate.future)
+            metrics.FUTURE_RECORDS.inc(part.future)
             metrics.IMAGES_APPLIED.inc(sum(int(vector[IMAGES]) for vector in delta.vectors.values()))
             try:
                 self._assignment.judge_rejects(source, owner)
@@ -189,7 +203,7 @@ class Consumer:
             raise SourceError(f"{delta.partition}: another owner has claimed it")
         # REWIND or LOST: Redis is the truth. Claiming the partition again seeks to where Redis stands; work in flight
         # belongs to the old claim and is dropped.
-        self._claim_again(delta.partition)
+        self._assignment.claim_again(delta.partition)
 
     # ---------------------------------------------------------------- membership
 
@@ -197,7 +211,6 @@ class Consumer:
         if self._source is None:
             self._source = self._open_source()
             self._paused = False
-            self._maintenance.register_soon()
         return self._source
 
     def _claim_due(self, source: Source) -> None:
@@ -206,23 +219,17 @@ class Consumer:
         Always before a poll: until its claim succeeds, a partition is read on from where it stood, and records of
         the same poll would be taken for those that follow the new cursor.
         """
-        for partition in self._assignment.due():
-            try:
-                skipped = self._assignment.claim(source, partition)
-            except StoreError as error:
-                self.health.redis_failed("claim", error)
-                continue
-            if skipped is not None:
-                self._skipped.append(skipped)
-            if partition in self._assignment.owned:  # not stopped
-                if self._paused:
-                    source.pause([partition])
-                self._maintenance.commit_soon()
-        metrics.PARTITIONS_OWNED.set(len(self._assignment.owned))
-
-    def _claim_again(self, partition: Partition) -> None:
-        self._assignment.claim_again(partition)
-        self._maintenance.register_soon()
+        owned = self._assignment.owned
+        before = len(owned)
+        try:
+            self._assignment.claim_due(source)
+        except StoreError as error:
+            self.health.redis_failed("claim", error)
+        if len(owned) > before:
+            self._maintenance.after_claim()
+            if self._paused:
+                source.pause(list(owned))
+        metrics.PARTITIONS_OWNED.set(len(owned))
 
     def _rejoin(self, error: SourceError) -> None:
         """Close the client, drop everything that was read through it, and let the next round open another."""
@@ -239,7 +246,6 @@ class Consumer:
     def _leave(self) -> None:
         """Leave the group and close the source; what is not applied is read again by the next owner."""
         self._assignment.clear()
-        self._skipped.clear()
         self._batch = None
         self.health.joined = False
         if self._source is not None:
@@ -249,7 +255,10 @@ class Consumer:
     def close(self) -> None:
         """End the threads and processes of the stages; work in flight is dropped."""
         self._leave()
-        self._stages.close()
+        self._stages.decoders.close()
+        self._stages.scoring.close()
+        if self._stages.sinks.image_log is not None:
+            self._stages.sinks.image_log.close()
 
     # ---------------------------------------------------------------- between rounds
 
@@ -268,18 +277,17 @@ class Consumer:
     def _maintain(self, source: Source) -> None:
         owned = self._assignment.owned
         try:
-            done = self._maintenance.run(source, owned, in_flight=self.in_flight, paused=self._paused)
-            self.health.redis_ok |= done.registered
-            if self._batch is None:  # a batch that waits finds out by itself when it is applied
-                for partition in done.lost:
-                    self._claim_again(partition)
+            self.health.redis_ok |= self._maintenance.run(source, owned, self.in_flight, self._paused)
+            # a batch that waits finds out by itself when it is applied
+            if self._batch is None and self._verify_every.due():
+                self._assignment.verify()
         except StoreError as error:
             self.health.redis_failed("maintenance", error)
 
     @property
     def in_flight(self) -> bool:
         """Whether anything that was read is not applied."""
-        return bool(self._batch or self._skipped or self._backlog.works)
+        return bool(self._batch or self._assignment.skipped or self._backlog.works)
 
     def is_through(self, partitions: Iterable[Partition]) -> bool:
         """Whether each of these is read to its end, applied and marked as idle; or stopped."""
@@ -288,7 +296,7 @@ class Consumer:
 
     def why_unready(self) -> str:
         """Why it does not read and apply; empty where it does."""
-        return self.health.why_unready(self._stages.sinks, self._assignment.stopped.values())
+        return self.health.why_unready([*self._stages.sinks.failing.values(), *self._assignment.stopped.values()])
 
     # ---------------------------------------------------------------- end
 

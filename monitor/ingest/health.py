@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable
+from collections.abc import Sequence
 
 import structlog
 
-from monitor.ingest.sinks import Sinks
 from monitor.store import StoreError
 from monitor.telemetry import metrics
 
@@ -46,14 +45,10 @@ class ConsumerHealth:
             log.warning("redis.away", during=during, error=str(error))
         self.redis_ok = False
 
-    def why_unready(self, sinks: Sinks, stopped: Iterable[str]) -> str:
-        """Why the consumer does not read and apply; empty where it does."""
+    def why_unready(self, reasons: Sequence[str]) -> str:
+        """Why the consumer does not read and apply; empty where it does. `reasons`: of sinks and partitions."""
         if not self.joined:
             return "not joined to the source yet"
         if not self.redis_ok:
             return "Redis does not answer"
-        if not sinks.letters_ok:
-            return "dead letters cannot be written, and reading waits for them"
-        if not sinks.image_log_ok:
-            return "per-image verdicts cannot be written, and reading waits for them"
-        return next(iter(stopped), "")
+        return reasons[0] if reasons else ""

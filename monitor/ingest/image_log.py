@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import contextlib
 import json
+import mmap
 import os
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import BinaryIO, Protocol
+from typing import BinaryIO
 
 from monitor.core.aggregate import Judged
 from monitor.core.alert_document import rfc3339
@@ -25,115 +26,82 @@ SCHEMA = "layerwatch.verdict/1"
 OOD_LEVEL = 0.05
 """`ood` is true at p <= this: the level of the overview and of the default rule."""
 CONTENT_TYPE = ("content-type", b"application/json")
-SUBJECT = "verdicts"
-"""Subject of the alert about a log that cannot be written."""
 
 Line = tuple[str, bytes]
 """(stream, one line of JSON without its end)"""
-
-
-class LineWriter(Protocol):
-    """Writes lines to one place. Belongs to one thread; after an error, give everything that was not flushed again."""
-
-    def write(self, stream: str, line: bytes) -> None:
-        """Take one line; raises as `flush`."""
-
-    def flush(self) -> None:
-        """Return when everything taken is on disk or acknowledged.
-
-        Raises:
-            SourceError: it is not; write it again after a while.
-            FatalSourceError: writing there is refused.
-        """
-
-    def close(self) -> None:
-        """Free everything; never raises."""
 
 
 class ImageLog:
     """Makes lines of the images that pass the filter, and writes them; belongs to the consumer's thread.
 
     Args:
+        target: topic or stream key to write to.
         layouts: fingerprint -> layout of the loaded profiles.
         max_p_value: images whose OOD p-value is larger are left out.
     """
 
-    def __init__(self, writer: LineWriter, layouts: Mapping[str, Layout], max_p_value: float) -> None:
-        self._writer, self._layouts, self._max_p_value = writer, layouts, max_p_value
+    def __init__(self, producer: Producer, target: str, layouts: Mapping[str, Layout], max_p_value: float) -> None:
+        self._producer, self._target = producer, target
+        self._layouts, self._max_p_value = layouts, max_p_value
 
     def lines(self, images: Iterable[Judged]) -> list[Line]:
         """The lines of these images, in their order."""
-        made = []
-        for image in images:
-            if image.p_values[0] <= self._max_p_value:
-                signals = self._layouts[image.fingerprint].signals
-                p_values = dict(zip(signals, image.p_values.tolist(), strict=True))
-                made.append((image.stream, verdict_line(image, p_values)))
-        return made
+        return [(image.stream, self._line(image)) for image in images if image.p_values[0] <= self._max_p_value]
+
+    def _line(self, image: Judged) -> bytes:
+        """Names that are not UTF-8 are escaped."""
+        signals = self._layouts[image.fingerprint].signals
+        row = {
+            "schema": SCHEMA,
+            "id": image.id,
+            "stream": image.stream,
+            "event_time": rfc3339(image.event_time_ms),
+            "profile": image.fingerprint,
+            "ood": bool(image.p_values[0] <= OOD_LEVEL),
+            # six digits: p-values of ten thousand calibration images differ in the fourth
+            "p_values": {signal: float(f"{p:.6g}") for signal, p in zip(signals, image.p_values.tolist(), strict=True)},
+        }
+        return json.dumps(row, separators=(",", ":")).encode("ascii")
 
     def write(self, lines: Iterable[Line]) -> None:
         """Return when all of them are on disk or acknowledged.
 
         Raises:
-            SourceError, FatalSourceError: see `LineWriter.flush`; give all of them again.
+            SourceError, FatalSourceError: see `Producer`; give all of them again.
         """
         for stream, line in lines:
-            self._writer.write(stream, line)
-        self._writer.flush()
-
-    def close(self) -> None:
-        """Free everything; never raises."""
-        self._writer.close()
-
-
-def verdict_line(image: Judged, p_values: Mapping[str, float]) -> bytes:
-    """One line of JSON, without its end; names that are not UTF-8 are escaped."""
-    row = {
-        "schema": SCHEMA,
-        "id": image.id,
-        "stream": image.stream,
-        "event_time": rfc3339(image.event_time_ms),
-        "profile": image.fingerprint,
-        "ood": p_values["ood"] <= OOD_LEVEL,
-        # six digits: p-values of ten thousand calibration images differ in the fourth
-        "p_values": {signal: float(f"{p:.6g}") for signal, p in p_values.items()},
-    }
-    return json.dumps(row, separators=(",", ":")).encode("ascii")
-
-
-class TopicWriter:
-    """Writes to a Kafka topic or a Redis stream, keyed by stream."""
-
-    def __init__(self, producer: Producer, topic: str) -> None:
-        self._producer, self._topic = producer, topic
-
-    def write(self, stream: str, line: bytes) -> None:
-        """See `LineWriter.write`."""
-        self._producer.send(self._topic, line, stream.encode("utf-8", "backslashreplace"), [CONTENT_TYPE])
-
-    def flush(self) -> None:
-        """See `LineWriter.flush`."""
+            self._producer.send(self._target, line, stream.encode("utf-8", "backslashreplace"), [CONTENT_TYPE])
         self._producer.flush()
 
     def close(self) -> None:
-        """See `LineWriter.close`."""
+        """Free everything; never raises."""
         self._producer.close()
 
 
-class FileWriter:
-    """Appends to a file, which is on disk when `flush` returns. A file that was rotated or removed is created again."""
+class LineFile:
+    """A `Producer` whose only topic is a file: one line per record, on disk when `flush` returns.
+
+    A file that was rotated or removed is created again.
+    """
 
     def __init__(self, path: Path) -> None:
         self._path = path
         self._file: BinaryIO | None = None
         self._waiting: list[bytes] = []
 
-    def write(self, stream: str, line: bytes) -> None:  # noqa: ARG002 - the signature of `LineWriter`
-        """See `LineWriter.write`."""
-        self._waiting.append(line + b"\n")
+    def send(
+        self,
+        topic: str,  # noqa: ARG002 - this and the following: the signature of `Producer`
+        value: bytes,
+        key: bytes | None = None,  # noqa: ARG002
+        headers: Sequence[tuple[str, bytes]] = (),  # noqa: ARG002
+        timestamp_ms: int | None = None,  # noqa: ARG002
+    ) -> None:
+        """Queue one line, given without its end."""
+        self._waiting.append(value + b"\n")
 
     def flush(self) -> None:
-        """See `LineWriter.flush`."""
+        """See `Producer.flush`."""
         lines, self._waiting = self._waiting, []
         if not lines:
             return
@@ -147,7 +115,7 @@ class FileWriter:
             raise SourceError(f"verdicts: cannot write {self._path}: {error.strerror}") from error
 
     def close(self) -> None:
-        """See `LineWriter.close`."""
+        """See `Producer.close`."""
         self._waiting = []
         if self._file is not None:
             with contextlib.suppress(OSError):  # a full disk; what was not flushed is written again
@@ -166,27 +134,17 @@ class FileWriter:
 
     def _is_still_there(self, file: BinaryIO) -> bool:
         try:
-            found, mine = self._path.stat(), os.fstat(file.fileno())
+            return os.path.samestat(self._path.stat(), os.fstat(file.fileno()))
         except FileNotFoundError:
             return False
-        return (found.st_dev, found.st_ino) == (mine.st_dev, mine.st_ino)
 
 
 def _drop_torn_line(file: BinaryIO) -> None:
     """Cut off the part of a last line that a crash left: it was never acknowledged, and is written again."""
-    end = file.seek(0, os.SEEK_END)
-    kept = end
-    while kept > 0:
-        begin = max(0, kept - 4096)
-        file.seek(begin)
-        found = file.read(kept - begin).rfind(b"\n")
-        if found >= 0:
-            kept = begin + found + 1
-            break
-        kept = begin
-    if kept < end:
+    if os.fstat(file.fileno()).st_size:
+        with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
+            kept = content.rfind(b"\n") + 1
         file.truncate(kept)
-    file.seek(0, os.SEEK_END)
 
 
 def open_image_log(
@@ -199,6 +157,5 @@ def open_image_log(
     """
     if settings.type == "none":
         return None
-    target = settings.target
-    writer = FileWriter(Path(target)) if settings.type == "jsonl" else TopicWriter(open_producer(), target)
-    return ImageLog(writer, layouts, settings.max_p_value)
+    producer = LineFile(Path(settings.target)) if settings.type == "jsonl" else open_producer()
+    return ImageLog(producer, settings.target, layouts, settings.max_p_value)

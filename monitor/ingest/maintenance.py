@@ -1,10 +1,9 @@
-"""What the consumer does besides moving records, each at its own pace: register, verify, commit, mark idle, measure."""
+"""What the consumer does besides moving records, each at its own pace: register, commit, mark idle, measure."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
-from typing import NamedTuple
 
 import structlog
 
@@ -27,8 +26,6 @@ REGISTER_S = 10.0
 """Between looks for partitions added to the topics."""
 LAG_S = 15.0
 """Between looks at the ends of the logs: two requests a partition."""
-VERIFY_S = 5.0
-"""Between looks whether Redis still stands where we do: without records nothing else would notice a loss."""
 IDLE_LOOK_S = 1.0
 SOURCE = "source"
 """Subject of the alert about a source that ended this process."""
@@ -36,13 +33,24 @@ SOURCE = "source"
 Owned = Mapping[Partition, OwnedPartition]
 
 
-class Done(NamedTuple):
-    """What a round of maintenance found."""
+class Every:
+    """Due at once, and then whenever `period_s` has passed."""
 
-    registered: bool
-    """Whether Redis has just taken what the evaluator must know."""
-    lost: list[Partition]
-    """Partitions that Redis has lost or set back, and that must be claimed again."""
+    def __init__(self, period_s: float) -> None:
+        self._period_s = period_s
+        self._next_s = 0.0  # by the monotonic clock
+
+    def due(self) -> bool:
+        """Whether it is due; if so, the next period begins."""
+        now_s = time.monotonic()
+        if now_s < self._next_s:
+            return False
+        self._next_s = now_s + self._period_s
+        return True
+
+    def soon(self, wait_s: float = 0.0) -> None:
+        """Make it due after `wait_s` at the latest."""
+        self._next_s = min(self._next_s, time.monotonic() + wait_s)
 
 
 class Maintenance:
@@ -66,43 +74,30 @@ class Maintenance:
         self._store, self._alerts, self._sinks, self._publish = store, alerts, sinks, publish
         self._idle_timeout_s, self._stall_s = idle_timeout_s, stall_s
         self._streams_alert_raised = False
-        self._registered_s = self._verified_s = self._committed_s = self._idle_checked_s = self._lag_s = 0.0
+        self._register_every, self._commit_every, self._lag_every = Every(REGISTER_S), Every(COMMIT_S), Every(LAG_S)
+        self._idle_every = Every(min(IDLE_LOOK_S, idle_timeout_s / 3))
 
-    def commit_soon(self) -> None:
-        """A partition was claimed."""
-        self._committed_s = min(self._committed_s, time.monotonic() - COMMIT_S + FIRST_COMMIT_S)
+    def after_claim(self) -> None:
+        """Commit and register soon: where Redis has lost a partition, it may have lost what the evaluator must know."""
+        self._commit_every.soon(FIRST_COMMIT_S)
+        self._register_every.soon()
 
-    def register_soon(self) -> None:
-        """What the evaluator must know may be lost."""
-        self._registered_s = 0.0
-
-    def run(self, source: Source, owned: Owned, in_flight: bool, paused: bool) -> Done:
-        """Do whatever is due.
+    def run(self, source: Source, owned: Owned, in_flight: bool, paused: bool) -> bool:
+        """Do whatever is due; returns whether that has shown that Redis takes writes.
 
         Raises:
             StoreError: Redis is away; what was not done is done the next time.
             SourceError: records wait, and none comes.
         """
-        now_s = time.monotonic()
-        registered = now_s - self._registered_s > REGISTER_S
-        if registered:
-            self._registered_s = now_s
+        if registered := self._register_every.due():
             self._register(source, owned)
-        lost: list[Partition] = []
-        if now_s - self._verified_s > VERIFY_S:
-            self._verified_s = now_s
-            lost = self._lost(owned)
-        if now_s - self._committed_s > COMMIT_S:
-            self._committed_s = now_s
+        if self._commit_every.due():
             self.commit(source, owned)
-        if now_s - self._idle_checked_s > min(IDLE_LOOK_S, self._idle_timeout_s / 3):
-            self._idle_checked_s = now_s
-            if not paused:
-                self._mark_idle(source, owned, now_s)
-        if now_s - self._lag_s > LAG_S:
-            self._lag_s = now_s
-            self._measure_lag(source, owned, in_flight, now_s)
-        return Done(registered, lost)
+        if self._idle_every.due() and not paused:
+            self._mark_idle(source, owned)
+        if self._lag_every.due():
+            self._measure_lag(source, owned, in_flight)
+        return registered
 
     def commit(self, source: Source, owned: Owned) -> None:
         """Commit our cursors to the group, never ahead of what survives in Redis."""
@@ -131,24 +126,15 @@ class Maintenance:
             self._streams_alert_raised = True
         self._sinks.end_alerts(partition.topic for partition in owned)
 
-    def _lost(self, owned: Owned) -> list[Partition]:
-        lost = []
-        for partition, cursor in self._store.partitions.cursors(owned).items():
-            owner = owned[partition]
-            if cursor is None or cursor.token != owner.token or cursor.next_offset < owner.next_offset:
-                log.warning("partition.cursor_lost", partition=str(partition), expect=owner.next_offset)
-                lost.append(partition)
-        return lost
-
-    def _mark_idle(self, source: Source, owned: Owned, now_s: float) -> None:
+    def _mark_idle(self, source: Source, owned: Owned) -> None:
         """Mark partitions that are read to the end and quiet: they hold no bucket open."""
         for partition, owner in owned.items():
-            if owner.idle or now_s - owner.active_s < self._idle_timeout_s:
+            if owner.idle or time.monotonic() - owner.active_s < self._idle_timeout_s:
                 continue
             if source.bounds(partition)[1] <= owner.next_offset:
                 owner.idle = self._store.partitions.set_idle(partition, owner.token, True)
 
-    def _measure_lag(self, source: Source, owned: Owned, in_flight: bool, now_s: float) -> None:
+    def _measure_lag(self, source: Source, owned: Owned, in_flight: bool) -> None:
         metrics.LAG_RECORDS.clear()  # of partitions that went to another replica
         caught_up, calm = [], []
         for partition, owner in owned.items():
@@ -156,7 +142,7 @@ class Maintenance:
             metrics.LAG_RECORDS.labels(partition.topic, partition.index).set(max(0, lag))
             if lag <= 0:
                 caught_up.append(str(partition))
-            elif not in_flight and now_s - owner.active_s > self._stall_s:
+            elif not in_flight and time.monotonic() - owner.active_s > self._stall_s:
                 raise SourceError(f"{partition}: {lag} records wait, and none came for {self._stall_s:g} s")
             if owner.rejects.full:
                 calm.append(str(partition))

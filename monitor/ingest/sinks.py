@@ -7,7 +7,7 @@ from collections.abc import Iterable
 import structlog
 
 from monitor.ingest.batch import Batch
-from monitor.ingest.image_log import SUBJECT, ImageLog
+from monitor.ingest.image_log import ImageLog
 from monitor.ingest.work import wall_clock_ms
 from monitor.notify.self_alerts import DEAD_LETTERS, VERDICTS, SelfAlerts
 from monitor.sources.protocol import FatalSourceError, Source, SourceError
@@ -18,6 +18,8 @@ log = structlog.get_logger(__name__)
 
 ALERT_TRIES = 3
 """Failed tries of one batch after which an alert is raised."""
+IMAGE_LOG = "verdicts"
+"""Subject of the alert about an image log that cannot be written."""
 
 
 class SinkError(Exception):
@@ -33,8 +35,8 @@ class Sinks:
 
     def __init__(self, image_log: ImageLog | None, alerts: SelfAlerts) -> None:
         self.image_log, self._alerts = image_log, alerts
-        self.letters_ok = self.image_log_ok = True
-        """Whether the last write succeeded."""
+        self.failing: dict[str, str] = {}
+        """What cannot be written now: the name of its alert -> what readiness says about it."""
 
     def write(self, source: Source, batch: Batch) -> None:
         """Return when all sinks have acknowledged; the batch forgets what is acknowledged, so that no try repeats it.
@@ -42,43 +44,35 @@ class Sinks:
         Raises:
             SinkError: one has not; call again after a while.
         """
-        self._write_letters(source, batch)
-        self._write_lines(batch)
-
-    def _write_letters(self, source: Source, batch: Batch) -> None:
-        if not batch.letters:
-            return
-        failpoint("before_letters")
-        try:
-            source.dead_letter(batch.letters)
-        except (SourceError, FatalSourceError) as error:
-            # fatal ones too: the operator creates topics and grants rights meanwhile, and nothing is scored twice
-            self.letters_ok = False
-            log.warning("dead_letters.failed", letters=len(batch.letters), tries=batch.tries + 1, error=str(error))
-            metrics.DEAD_LETTER_ERRORS.inc()
-            topic = batch.letters[0].record.partition.topic
-            text = f"{topic}: dead letters cannot be written, and reading waits: {error}"
-            raise self._failed(batch, DEAD_LETTERS, topic, text) from error
-        self.letters_ok = True
-        failpoint("after_letters")
-        for letter in batch.letters:
-            metrics.RECORDS_REJECTED.labels(letter.reason).inc()
-        batch.letters = ()
-
-    def _write_lines(self, batch: Batch) -> None:
-        if self.image_log is None or not batch.lines:
-            return
-        try:
-            self.image_log.write(batch.lines)
-        except (SourceError, FatalSourceError) as error:
-            self.image_log_ok = False
-            log.warning("verdicts.failed", lines=len(batch.lines), tries=batch.tries + 1, error=str(error))
-            metrics.VERDICT_ERRORS.inc()
-            text = f"verdicts cannot be written, and reading waits: {error}"
-            raise self._failed(batch, VERDICTS, SUBJECT, text) from error
-        self.image_log_ok = True
-        metrics.VERDICTS_WRITTEN.inc(len(batch.lines))
-        batch.lines = ()
+        # fatal errors too are tried again: the operator may create a topic or grant rights, and nothing is scored twice
+        if batch.letters:
+            failpoint("before_letters")
+            try:
+                source.dead_letter(batch.letters)
+            except (SourceError, FatalSourceError) as error:
+                metrics.DEAD_LETTER_ERRORS.inc()
+                log.warning("dead_letters.failed", letters=len(batch.letters), tries=batch.tries + 1, error=str(error))
+                self.failing[DEAD_LETTERS] = "dead letters cannot be written, and reading waits for them"
+                topic = batch.letters[0].record.partition.topic
+                text = f"{topic}: dead letters cannot be written, and reading waits: {error}"
+                raise self._failed(batch, DEAD_LETTERS, topic, text) from error
+            self.failing.pop(DEAD_LETTERS, None)
+            failpoint("after_letters")
+            for letter in batch.letters:
+                metrics.RECORDS_REJECTED.labels(letter.reason).inc()
+            batch.letters = ()
+        if batch.lines and self.image_log is not None:
+            try:
+                self.image_log.write(batch.lines)
+            except (SourceError, FatalSourceError) as error:
+                metrics.VERDICT_ERRORS.inc()
+                log.warning("verdicts.failed", lines=len(batch.lines), tries=batch.tries + 1, error=str(error))
+                self.failing[VERDICTS] = "per-image verdicts cannot be written, and reading waits for them"
+                text = f"verdicts cannot be written, and reading waits: {error}"
+                raise self._failed(batch, VERDICTS, IMAGE_LOG, text) from error
+            self.failing.pop(VERDICTS, None)
+            metrics.VERDICTS_WRITTEN.inc(len(batch.lines))
+            batch.lines = ()
 
     def _failed(self, batch: Batch, rule: str, subject: str, text: str) -> SinkError:
         if batch.tries + 1 == ALERT_TRIES:
@@ -91,12 +85,6 @@ class Sinks:
         Raises:
             StoreError: call again.
         """
-        if self.letters_ok:
-            self._alerts.end(wall_clock_ms(), sorted(set(topics)), DEAD_LETTERS)
-        if self.image_log_ok:
-            self._alerts.end(wall_clock_ms(), [SUBJECT], VERDICTS)
-
-    def close(self) -> None:
-        """Free everything; never raises."""
-        if self.image_log is not None:
-            self.image_log.close()
+        for rule, subjects in ((DEAD_LETTERS, sorted(set(topics))), (VERDICTS, [IMAGE_LOG])):
+            if rule not in self.failing:
+                self._alerts.end(wall_clock_ms(), subjects, rule)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -116,7 +117,7 @@ def test_where_no_other_process_starts_every_record_fails(monkeypatch: pytest.Mo
     made = DecoderPool(decoder(workers=1))
     try:
         made.submit(records(PICTURES[:1]))[0].result(60)
-        monkeypatch.setattr(pool_module.sys, "executable", "/bin/false")
+        monkeypatch.setattr(sys, "executable", "/bin/false")
         for future in made.submit(records([PICTURES[0] + b"CULPRIT", *PICTURES])):
             with pytest.raises(DecoderError):
                 future.result(60)

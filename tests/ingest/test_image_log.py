@@ -17,7 +17,7 @@ from monitor.config.schema import Config
 from monitor.core.aggregate import Judged
 from monitor.core.buckets import Layout
 from monitor.core.types import Record
-from monitor.ingest.image_log import FileWriter, ImageLog, open_image_log
+from monitor.ingest.image_log import ImageLog, LineFile, open_image_log
 from monitor.ingest.settings import VerdictSettings
 from monitor.sources import open_producer, open_source
 from monitor.sources.kafka.settings import KafkaSettings
@@ -98,16 +98,16 @@ def test_a_file_holds_what_passes_the_filter_in_order(tmp_path: Path) -> None:
 
 def test_nothing_is_in_the_file_before_it_is_flushed_and_a_torn_line_is_mended(tmp_path: Path) -> None:
     path = tmp_path / "verdicts.jsonl"
-    crashed = FileWriter(path)
-    crashed.write("cam-1", b'{"id":0}')
+    crashed = LineFile(path)
+    crashed.send("", b'{"id":0}')
     crashed.flush()
-    crashed.write("cam-1", b'{"id":1}')
+    crashed.send("", b'{"id":1}')
     assert len(path.read_text().splitlines()) == 1
     crashed.close()
     with path.open("ab") as file:
         file.write(b'{"id":1,"str')  # the crash of a machine
-    again = FileWriter(path)
-    again.write("cam-1", b'{"id":1}')
+    again = LineFile(path)
+    again.send("", b'{"id":1}')
     again.flush()
     again.close()
     assert [json.loads(line)["id"] for line in path.read_text().splitlines()] == [0, 1]

@@ -29,6 +29,7 @@ from monitor.evaluate.evaluator import Evaluator
 from monitor.evaluate.presentation import Presentation
 from monitor.fleet.exporter import FleetExporter
 from monitor.ingest.assignment import Assignment, AssignmentPolicy
+from monitor.ingest.batch import thumbnail
 from monitor.ingest.consumer import Consumer, Stages
 from monitor.ingest.decode.pool import DecoderPool
 from monitor.ingest.decode.records import Decoder
@@ -36,7 +37,6 @@ from monitor.ingest.image_log import open_image_log
 from monitor.ingest.maintenance import Maintenance
 from monitor.ingest.scoring.profiles import Profiles, publish_profiles
 from monitor.ingest.scoring.stage import ScoringError, ScoringStage
-from monitor.ingest.scoring.thumbnails import thumbnail
 from monitor.ingest.sinks import Sinks
 from monitor.notify import DeliveryContext, Dispatcher, Receiver
 from monitor.notify.self_alerts import SelfAlerts

@@ -29,8 +29,8 @@ from monitor.daemon import presentation_of
 from monitor.demo.scene import FOREIGN_KIND, KINDS, draw, jpeg, light_at
 from monitor.demo.story import reference
 from monitor.evaluate.evaluator import Evaluator
+from monitor.ingest.batch import thumbnail
 from monitor.ingest.scoring.profiles import layout_of
-from monitor.ingest.scoring.thumbnails import thumbnail
 from monitor.store import Store, open_store
 from monitor.store.private_server import PrivateRedis
 from monitor.store.settings import RedisSettings

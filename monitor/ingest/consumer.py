@@ -104,7 +104,9 @@ class Consumer:
         Raises:
             SourceError: the source must be opened again.
         """
-        source = self._joined()
+        if self._source is None:
+            self._source, self._paused = self._open_source(), False
+        source = self._source
         self.flow(source)
         self._balance(source)
         self._maintain(source)
@@ -151,7 +153,7 @@ class Consumer:
         except (SinkError, StoreError) as error:
             if isinstance(error, StoreError):
                 self.health.redis_failed("apply", error)
-            self.health.moved()
+            self.health.moved_s = time.monotonic()
             batch.try_later()
             return
         # 7. move our own cursors, as Redis answered
@@ -164,7 +166,7 @@ class Consumer:
 
     def _follow(self, polled: Polled) -> None:
         """Drop the partitions that went; those that came are claimed before the next poll."""
-        self.health.polled()
+        self.health.polled_s = time.monotonic()
         self.health.joined = self._ever_joined = True
         metrics.LAST_POLL.set_to_current_time()
         self._assignment.follow(polled)
@@ -174,7 +176,7 @@ class Consumer:
         batch = self._batch
         if batch is None or time.monotonic() < batch.retry_at_s:
             if not self.in_flight:
-                self.health.moved()
+                self.health.moved_s = time.monotonic()
             else:  # a row of records that each hang their decoder is slow, but not stuck
                 self.health.moved_s = max(self.health.moved_s, self._stages.decoders.answered_s)
             return None
@@ -206,12 +208,6 @@ class Consumer:
         self._assignment.claim_again(delta.partition)
 
     # ---------------------------------------------------------------- membership
-
-    def _joined(self) -> Source:
-        if self._source is None:
-            self._source = self._open_source()
-            self._paused = False
-        return self._source
 
     def _claim_due(self, source: Source) -> None:
         """Claim the partitions that came, or that must be claimed again.
@@ -325,5 +321,5 @@ class Consumer:
             except SourceError as error:
                 log.warning("reader.left_unfinished", error=str(error))
                 return
-            self.health.polled()
+            self.health.polled_s = time.monotonic()
             self._stages.scoring.ready.wait(0.02)

@@ -18,29 +18,22 @@ class ConsumerHealth:
 
     def __init__(self) -> None:
         self.polled_s = time.monotonic()
+        """When the source was last polled, or work in flight was being finished without polling."""
         self.moved_s = time.monotonic()
-        """When work was last applied, or there was none, or it waited for something that does not answer."""
+        """When work was last applied, or there was none, or readiness said what it waits for."""
         self.joined = False
         self.redis_ok = True
-
-    def polled(self) -> None:
-        """The source was polled, or is not polled while work in flight is finished."""
-        self.polled_s = time.monotonic()
-
-    def moved(self) -> None:
-        """Not stuck: work moves, there is none, or readiness says what it waits for."""
-        self.moved_s = time.monotonic()
 
     def applied(self) -> None:
         """Redis has answered an apply."""
         metrics.LAST_APPLY.set_to_current_time()
         self.redis_ok = True
-        self.moved()
+        self.moved_s = time.monotonic()
 
     def redis_failed(self, during: str, error: StoreError) -> None:
         """Redis does not answer; whatever was to be written is tried again."""
         metrics.REDIS_ERRORS.inc()
-        self.moved()
+        self.moved_s = time.monotonic()
         if self.redis_ok:
             log.warning("redis.away", during=during, error=str(error))
         self.redis_ok = False

@@ -11,7 +11,7 @@ import numpy as np
 from detectors.images.prepare import Preparer
 from monitor.core.buckets import REJECTED, Layout
 from monitor.core.types import Alert, AlertPhase, Delta, Exemplar, Partition, StreamFacts, Verdict
-from monitor.ingest.scoring.thumbnails import thumbnail
+from monitor.ingest.batch import thumbnail
 from monitor.rules.rate import RateRule
 from monitor.store import Store
 from monitor.web import Site, WebServer

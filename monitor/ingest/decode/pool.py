@@ -83,13 +83,11 @@ class DecoderPool:
         """One future per record: its images, or its dead letter; a DecoderError where no process starts."""
         jobs = [_Job(record) for record in records]
         task: list[_Job] = []
-        size = 0
         for job in jobs:
             task.append(job)
-            size += job.record.size
-            if len(task) == TASK_RECORDS or size >= TASK_BYTES:
+            if len(task) == TASK_RECORDS or sum(job.record.size for job in task) >= TASK_BYTES:
                 self._tasks.put(task)
-                task, size = [], 0
+                task = []
         if task:
             self._tasks.put(task)
         return [job.future for job in jobs]
@@ -131,9 +129,9 @@ class DecoderPool:
                 process.end()
 
     def _work(self, process: _Process, waiting: deque[_Job]) -> None:
-        process.send([job.record for job in waiting])
+        process.send(pickle.dumps([job.record for job in waiting], protocol=pickle.HIGHEST_PROTOCOL))
         while waiting:
-            took_s, answer = process.receive(self._timeout_s, self._closed)
+            took_s, answer = process.receive_answer(self._timeout_s)
             job = waiting.popleft()
             self.answered_s = time.monotonic()
             metrics.STAGE_SECONDS.labels("decode").observe(took_s)
@@ -159,9 +157,10 @@ class DecoderPool:
 
     def _start(self) -> _Process:
         for _ in range(STARTS):
-            process = _Process(self._setup)
+            process = _Process(self._closed)
             try:
-                process.await_ready(self._closed)
+                process.send(self._setup)
+                process.receive(START_TIMEOUT_S)
             except _LostError as lost:
                 process.end()
                 log.warning("decode.start_failed", error=str(lost))
@@ -182,7 +181,8 @@ class DecoderPool:
 class _Process:
     """One decoder process and our end of the socket to it."""
 
-    def __init__(self, setup: bytes) -> None:
+    def __init__(self, closed: threading.Event) -> None:
+        self._closed = closed
         ours, theirs = socket.socketpair()
         with theirs:
             self._process = subprocess.Popen(  # noqa: S603 - our own interpreter and module
@@ -194,20 +194,27 @@ class _Process:
                 start_new_session=True,  # Ctrl-C is the daemon's to handle
             )
         self._connection = Connection(ours.detach())
-        self._setup = setup
 
-    def await_ready(self, closed: threading.Event) -> None:
-        self._write(self._setup)
-        if self._read(START_TIMEOUT_S, closed) != b"ready":
-            raise _LostError("crashed", "a decoder process did not answer `ready`")
-
-    def send(self, records: list[Record]) -> None:
-        self._write(pickle.dumps(records, protocol=pickle.HIGHEST_PROTOCOL))
-
-    def receive(self, timeout_s: float, closed: threading.Event) -> tuple[float, list[Decoded] | tuple[str, str]]:
-        packed = self._read(timeout_s, closed)
+    def send(self, message: bytes) -> None:
         try:
-            return read_answer(packed)
+            self._connection.send_bytes(message)
+        except OSError as error:
+            raise self._lost() from error
+
+    def receive(self, timeout_s: float) -> bytes:
+        waited_s = 0.0
+        try:
+            while not self._connection.poll(SLICE_S):
+                waited_s += SLICE_S
+                if self._closed.is_set() or waited_s >= timeout_s:
+                    raise _LostError("timeout", f"the decoder process hung for {timeout_s:g} s")
+            return self._connection.recv_bytes()
+        except (EOFError, OSError) as error:
+            raise self._lost() from error
+
+    def receive_answer(self, timeout_s: float) -> tuple[float, list[Decoded] | tuple[str, str]]:
+        try:
+            return read_answer(self.receive(timeout_s))
         except (ValueError, TypeError, LookupError) as error:
             raise _LostError("crashed", f"the decoder process sent an invalid answer: {error}") from error
 
@@ -216,26 +223,9 @@ class _Process:
         self._process.kill()
         self._process.wait()
 
-    def _write(self, message: bytes) -> None:
-        try:
-            self._connection.send_bytes(message)
-        except OSError as error:
-            raise self._lost() from error
-
-    def _read(self, timeout_s: float, closed: threading.Event) -> bytes:
-        waited_s = 0.0
-        try:
-            while not self._connection.poll(SLICE_S):
-                waited_s += SLICE_S
-                if closed.is_set() or waited_s >= timeout_s:
-                    raise _LostError("timeout", f"the decoder process hung for {timeout_s:g} s")
-            return self._connection.recv_bytes()
-        except (EOFError, OSError) as error:
-            raise self._lost() from error
-
     def _lost(self) -> _LostError:
         try:
-            status = self._process.wait(1.0)
+            ended = f"ended with {self._process.wait(1.0)}"
         except subprocess.TimeoutExpired:
-            return _LostError("crashed", "the decoder process closed its socket")
-        return _LostError("crashed", f"the decoder process ended with {status}")
+            ended = "closed its socket"
+        return _LostError("crashed", f"the decoder process {ended}")

@@ -12,7 +12,6 @@ import io
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any
 
 import msgpack
 import numpy as np
@@ -67,12 +66,12 @@ class Decoder:
         Raises:
             DecodeError: the record as a whole is unusable; the message names the image that is broken.
         """
-        decoded = []
-        for i, item in enumerate(expand(record, self.naming, self.settings)):
+        decoded: list[Decoded] = []
+        for item in expand(record, self.naming, self.settings):
             try:
                 prepared = self.preparers.of(item.stream)(item.image, item.id.encode())
             except ImageError as error:
-                raise DecodeError(error.code, f"image {i}: {error}") from error
+                raise DecodeError(error.code, f"image {len(decoded)}: {error}") from error
             decoded.append(Decoded(item.id, item.stream, item.event_time_ms, prepared))
         return decoded
 
@@ -89,20 +88,26 @@ def expand(record: Record, naming: StreamNaming, limits: DecodingSettings) -> li
     if len(value) > limits.max_record_bytes:
         raise DecodeError("bytes", f"{len(value)} bytes are more than decoding.max_record_bytes")
     kind = _kind(record.header("content-type"), value)
-    given: dict[str, Sequence[Any]] = {}
+    ids: Sequence[str | int] | None = None
+    times: Sequence[int] | None = None
     if kind == "npy":
         images = _npy(value)
     elif kind == "msgpack":
-        images, given = _msgpack(value)
+        images, ids, times = _msgpack(value)
     else:
         images = [value]
     if len(images) > limits.max_images_per_record:
         raise DecodeError("images", f"{len(images)} images are more than decoding.max_images_per_record")
     stream, event_time_ms = stream_of(record, naming), _event_time(record, naming)
-    base = f"{record.partition.topic}/{record.partition.index}/{record.offset}"
-    ids = given.get("ids") or ([base] if len(images) == 1 else [f"{base}/{i}" for i in range(len(images))])
-    times = given.get("timestamps") or [event_time_ms] * len(images)
-    return [RecordImage(str(ids[i])[:MAX_NAME_CHARS], stream, times[i], image) for i, image in enumerate(images)]
+    if ids is None:
+        base = f"{record.partition.topic}/{record.partition.index}/{record.offset}"
+        ids = [base] if len(images) == 1 else [f"{base}/{i}" for i in range(len(images))]
+    if times is None:
+        times = [event_time_ms] * len(images)
+    return [
+        RecordImage(str(id_)[:MAX_NAME_CHARS], stream, time_ms, image)
+        for id_, time_ms, image in zip(ids, times, images, strict=True)
+    ]
 
 
 def count_images(record: Record) -> int:
@@ -154,9 +159,8 @@ def _npy(value: bytes) -> list[Image]:
         read_header = _NPY_HEADERS[npy_format.read_magic(stream)]
         shape, fortran_order, dtype = read_header(stream)
         if dtype == np.uint8:
-            array = np.frombuffer(value, np.uint8, offset=stream.tell()).reshape(
-                shape, order="F" if fortran_order else "C"
-            )
+            flat = np.frombuffer(value, np.uint8, offset=stream.tell())
+            array = flat.reshape(shape, order="F" if fortran_order else "C")
     except Exception as error:  # the header is a Python literal, and the errors of its parser are not documented
         raise DecodeError("npy", f"not a readable npy array: {type(error).__name__}: {error}") from error
     if dtype != np.uint8 or len(shape) not in {2, 3, 4}:
@@ -164,7 +168,8 @@ def _npy(value: bytes) -> list[Image]:
     return list(array) if array.ndim == 4 else [array]
 
 
-def _msgpack(value: bytes) -> tuple[list[Image], dict[str, Sequence[Any]]]:
+def _msgpack(value: bytes) -> tuple[list[Image], list[str | int] | None, list[int] | None]:
+    """(images, ids, timestamps) of a msgpack map."""
     try:
         body = msgpack.unpackb(value, strict_map_key=True)
     except (ValueError, msgpack.UnpackException, msgpack.ExtraData) as error:
@@ -172,16 +177,12 @@ def _msgpack(value: bytes) -> tuple[list[Image], dict[str, Sequence[Any]]]:
     images = body.get("images") if isinstance(body, dict) else None
     if not isinstance(images, list) or not images or not all(isinstance(image, bytes) for image in images):
         raise DecodeError("msgpack", "`images` must be a list of one or more encoded images")
-    given = {name: body[name] for name in ("ids", "timestamps") if body.get(name) is not None}
-    for name, values in given.items():
-        wanted = int if name == "timestamps" else (str, int)
-        if (
-            not isinstance(values, list)
-            or len(values) != len(images)
-            or not all(isinstance(v, wanted) and not isinstance(v, bool) for v in values)
-        ):
+    ids, times = body.get("ids"), body.get("timestamps")
+    for name, values, kinds in (("ids", ids, {str, int}), ("timestamps", times, {int})):
+        one_each = isinstance(values, list) and len(values) == len(images) and kinds.issuperset(map(type, values))
+        if values is not None and not one_each:
             raise DecodeError("msgpack", f"`{name}` must have one plain value per image")
-    return images, given
+    return images, ids, times
 
 
 def _event_time(record: Record, naming: StreamNaming) -> int:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections import defaultdict
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
+from functools import cache, lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Generic, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,42 +25,42 @@ if TYPE_CHECKING:  # torch takes seconds to load, and only a process that scores
     from detectors import Profile
 
 MEMORY_WORDS = ("out of memory", "not enough memory", "allocate memory")
+CACHED_STREAMS = 100_000
+"""Senders choose the names: the cache must not grow for ever."""
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
-class Preparers:
-    """The part of the profiles that decoding needs; picklable, loads no torch."""
+class ByStream(Generic[T]):
+    """What each stream has: that of the first glob in `overrides` that matches its name, or the default."""
 
-    default: Preparer
-    overrides: tuple[tuple[str, Preparer], ...] = ()
+    default: T
+    overrides: tuple[tuple[str, T], ...] = ()
 
-    def of(self, stream: str) -> Preparer:
-        """How images of that stream are prepared."""
-        return next((preparer for glob, preparer in self.overrides if fnmatchcase(stream, glob)), self.default)
+    def of(self, stream: str) -> T:
+        """What that stream has."""
+        return next((value for glob, value in self.overrides if fnmatchcase(stream, glob)), self.default)
+
+
+Preparers = ByStream[Preparer]
+"""The part of the profiles that decoding needs; picklable, loads no torch."""
 
 
 class Profiles:
-    """The default profile and those of the streams that have their own; the first matching override wins."""
+    """The profiles of all streams; `limits` are those of the images that decoding accepts."""
 
-    def __init__(self, default: Profile, overrides: Sequence[tuple[str, Profile]], limits: Limits) -> None:
-        self._default, self._overrides = default, tuple(overrides)
-        self._of: dict[str, Profile] = {}
-        self._limits = limits
+    def __init__(self, by_stream: ByStream[Profile], limits: Limits) -> None:
+        self._by_stream, self._limits = by_stream, limits
+        self.of: Callable[[str], Profile] = lru_cache(CACHED_STREAMS)(by_stream.of)
+        """The profile that judges a stream."""
         self.layouts = {profile.fingerprint: layout_of(profile) for profile in self.all()}
         """Fingerprint -> what the entries of its vectors mean."""
 
     def all(self) -> list[Profile]:
         """Every profile once."""
-        found = {profile.fingerprint: profile for profile in (self._default, *(p for _, p in self._overrides))}
-        return list(found.values())
-
-    def of(self, stream: str) -> Profile:
-        """The profile that judges a stream."""
-        if stream not in self._of:
-            if len(self._of) > 100_000:  # senders choose the names: the cache must not grow for ever
-                self._of.clear()
-            self._of[stream] = next((p for glob, p in self._overrides if fnmatchcase(stream, glob)), self._default)
-        return self._of[stream]
+        profiles = (self._by_stream.default, *(profile for _, profile in self._by_stream.overrides))
+        return list({profile.fingerprint: profile for profile in profiles}.values())
 
     def device_memory(self) -> dict[tuple[str, str], int]:
         """{(device, "used" or "total"): bytes} of the accelerators in use; empty on a CPU."""
@@ -71,24 +73,23 @@ class Profiles:
         def preparer(profile: Profile) -> Preparer:
             return Preparer(profile.preparer.input_px, self._limits, profile.preparer.filter)
 
-        return Preparers(preparer(self._default), tuple((glob, preparer(p)) for glob, p in self._overrides))
+        overrides = tuple((glob, preparer(profile)) for glob, profile in self._by_stream.overrides)
+        return Preparers(preparer(self._by_stream.default), overrides)
 
     def p_values(
         self, images: Sequence[tuple[str, Prepared]], batch_images: int
     ) -> list[tuple[str, NDArray[np.float64]]]:
         """(fingerprint, (S,) p-values) of each (stream, image), scored in batches of one profile each."""
-        found: list[tuple[str, NDArray[np.float64]]] = [("", np.empty(0))] * len(images)
-        groups: dict[str, list[int]] = {}
+        groups: dict[Profile, list[int]] = defaultdict(list)
         for i, (stream, _) in enumerate(images):
-            groups.setdefault(self.of(stream).fingerprint, []).append(i)
-        for fingerprint, members in groups.items():
-            profile = self.of(images[members[0]][0])
+            groups[self.of(stream)].append(i)
+        found: dict[int, tuple[str, NDArray[np.float64]]] = {}
+        for profile, members in groups.items():
             for start in range(0, len(members), batch_images):
                 batch = members[start : start + batch_images]
                 rows = _score_halving(profile, [images[i][1] for i in batch])
-                for i, row in zip(batch, rows, strict=True):
-                    found[i] = (fingerprint, row)
-        return found
+                found |= {i: (profile.fingerprint, row) for i, row in zip(batch, rows, strict=True)}
+        return [found[i] for i in range(len(images))]
 
 
 def _score_halving(profile: Profile, images: Sequence[Prepared]) -> NDArray[np.float64]:
@@ -142,13 +143,10 @@ def load_profiles(scoring: ScoringSettings, decoding: DecodingSettings) -> Profi
     """
     from detectors import load_profile  # noqa: PLC0415 - loads torch, see above
 
-    loaded: dict[Path, Profile] = {}
-
+    @cache
     def load(path: Path) -> Profile:
-        if path not in loaded:
-            loaded[path] = load_profile(path, scoring.device)
-        return loaded[path]
+        return load_profile(path, scoring.device)
 
     limits = Limits(decoding.max_record_bytes, decoding.max_pixels, tuple(decoding.formats))
-    overrides = [(override.streams, load(override.path)) for override in scoring.profiles]
-    return Profiles(load(scoring.profile), overrides, limits)
+    overrides = tuple((override.streams, load(override.path)) for override in scoring.profiles)
+    return Profiles(ByStream(load(scoring.profile), overrides), limits)

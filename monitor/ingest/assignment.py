@@ -1,14 +1,14 @@
-"""The partitions that this process owns: how it claims one, where it reads on, and when it stops one.
+"""The partitions that this process owns: how it claims one, from which offset it reads, and when it stops one.
 
-| Redis has a cursor | the group has a commit | read on from |
+| Redis has a cursor | the group has a commit | read from |
 |---|---|---|
-| yes | any | the cursor: the only truth about what has been counted |
+| yes | any | the cursor: it alone says what has been counted |
 | no | no | the start policy (`earliest` or `latest`): a new partition |
 | no | yes | `now - window - lateness`, or the commit where that lies before: Redis lost its state |
 
 In the last case the windows are rebuilt from the log; alerts that fire before the commit is reached are suppressed,
-because they were raised before. A cursor before the start of the log is a gap (retention removed unread records): it is
-counted, and by policy skipped with an alert, or the partition stops. Where the cursor belongs to another log (the topic
+because they have been sent before. A cursor before the start of the log is a gap (retention removed unread records): it
+is counted, and by policy skipped with an alert, or the partition stops. If the cursor belongs to another log (the topic
 was deleted and created again) or lies beyond the end of the log, the partition stops.
 """
 
@@ -39,18 +39,18 @@ CLAIM_RETRY_S = 1.0
 
 @dataclass(frozen=True, slots=True)
 class AssignmentPolicy:
-    """Where to read on without a cursor, and what to do about records that are bad, gone or unreadable."""
+    """Where to start without a cursor, and what to do about records that are bad, deleted or unreadable."""
 
     start: Literal["earliest", "latest"]
     rebuild_ms: int
     """How far back a rebuild of lost state reaches: the longest window plus the lateness."""
     dead_letters: DeadLetterSettings
     unnamed_stream: str
-    """Where unreadable records count: nothing but their offset is known."""
+    """Stream that unreadable records count in: only their offset is known."""
 
 
 class _StoppedError(Exception):
-    """A partition must not be read on before the process restarts; all others go on. `rule` names its alert."""
+    """A partition must not be read until the process restarts; the others go on. `rule` names the alert about it."""
 
     def __init__(self, rule: str, message: str) -> None:
         super().__init__(message)
@@ -58,11 +58,7 @@ class _StoppedError(Exception):
 
 
 class Assignment:
-    """Claims and stops partitions; the only place that changes `owned` and `stopped`.
-
-    Args:
-        alerts: raised about gaps, damage and stopped partitions.
-    """
+    """Claims and stops partitions; the only place that changes `owned` and `stopped`."""
 
     def __init__(self, store: Store, alerts: SelfAlerts, policy: AssignmentPolicy) -> None:
         self._store, self._alerts, self._policy = store, alerts, policy
@@ -73,44 +69,44 @@ class Assignment:
         self.stopped: dict[Partition, str] = {}
         """Partitions that are not read until the process restarts, and why."""
         self.skipped: list[Work] = []
-        """Dead letters for records that no client can read, to be applied before what follows them."""
+        """Dead letters for unreadable records, to be applied before the records that follow them."""
         self._unclaimed: dict[Partition, float] = {}  # -> monotonic time of the next try
         self._unreadable: dict[Partition, UnreadableError] = {}
 
     def is_current(self, owner: OwnedPartition) -> bool:
-        """Whether it is still ours by this claim."""
+        """Whether this claim is the latest of its partition."""
         return self.owned.get(owner.partition) is owner
 
     def follow(self, polled: Polled) -> None:
-        """Drop what was revoked; what was assigned is to be claimed."""
+        """Drop revoked partitions; assigned ones become due to be claimed."""
         for partition in polled.revoked:
             self.drop(partition)
         for partition in polled.assigned:
             self.claim_again(partition)
 
     def claim_again(self, partition: Partition) -> None:
-        """Our claim is void, or Redis stands elsewhere."""
+        """Drop the claim and make the partition due: it was assigned, or its cursor in Redis differs from ours."""
         self.drop(partition)
         if partition not in self.stopped:
             self._unclaimed[partition] = 0.0
 
     def drop(self, partition: Partition) -> None:
-        """Another owner has it."""
+        """Forget a partition that another owner has."""
         self.owned.pop(partition, None)
         self._unclaimed.pop(partition, None)
 
     def clear(self) -> None:
-        """We left the group."""
+        """Forget all claims: we left the group."""
         self.owned.clear()
         self.skipped.clear()
         self._unclaimed.clear()
 
     def note_damage(self, error: UnreadableError) -> None:
-        """The next claim of that partition skips what cannot be read, or stops it, by policy."""
+        """Let the next claim of that partition skip what cannot be read, or stop it, by policy."""
         self._unreadable[error.partition] = error
 
     def verify(self) -> None:
-        """Let the partitions be claimed again that Redis has lost or set back.
+        """Make the partitions due whose cursor Redis has lost or set back.
 
         Raises:
             StoreError: Redis does not answer.
@@ -122,12 +118,10 @@ class Assignment:
                 self.claim_again(partition)
 
     def claim_due(self, source: Source) -> None:
-        """Claim what was assigned or must be claimed again, and start the source where each partition reads on.
-
-        A partition that must not be read on is stopped instead.
+        """Claim the partitions that are due and start the source at their cursors; or stop a partition, by policy.
 
         Raises:
-            StoreError: Redis does not answer; what is not claimed is tried again, this partition after a while.
+            StoreError: Redis does not answer; the failed claim is retried after CLAIM_RETRY_S.
             SourceError: a newer owner holds a partition: our membership is out of date.
         """
         now_s = time.monotonic()
@@ -154,10 +148,10 @@ class Assignment:
         return skipped
 
     def judge_rejects(self, source: Source, owner: OwnedPartition) -> None:
-        """Stop a partition of which too many records are bad: its producer is broken, and we would only copy them.
+        """Stop a partition if too many of its records are bad: its producer is broken, and we would only copy them.
 
         Raises:
-            StoreError: it is stopped here, but Redis does not know that it is idle.
+            StoreError: it is stopped, but not marked as idle in Redis.
         """
         rejects = owner.rejects
         if rejects.exceeded:
@@ -166,7 +160,7 @@ class Assignment:
             self._stop(source, owner.partition, owner.token, _StoppedError(DEAD_LETTERS, text))
 
     def _stop(self, source: Source, partition: Partition, token: str, error: _StoppedError) -> None:
-        """Read it no further until this process restarts; the others go on, and their buckets close."""
+        """Stop reading it until this process restarts, and mark it as idle, so that the buckets of the others close."""
         self.drop(partition)
         self.stopped[partition] = str(error)
         metrics.PARTITIONS_STOPPED.set(len(self.stopped))
@@ -174,7 +168,7 @@ class Assignment:
         self._alerts.tell_if_possible(error.rule, str(partition), wall_clock_ms(), str(error))
         self._store.partitions.set_idle(partition, token, True)
 
-    # ---------------------------------------------------------------- where to read on
+    # ---------------------------------------------------------------- where to start
 
     def _take_over(self, source: Source, partition: Partition, token: str) -> OwnedPartition:
         generation, log_id = source.generation, source.log_id(partition)
@@ -190,7 +184,7 @@ class Assignment:
         return OwnedPartition(partition, token, cursor.next_offset, cursor.high_ms or None, facts, rejects)
 
     def _first_offset(self, source: Source, partition: Partition) -> tuple[int, int | None]:
-        """Where to begin without a cursor, and up to where that only rebuilds what Redis has lost."""
+        """Without a cursor: (first offset to read, end of the rebuild of what Redis has lost or None)."""
         first, end = source.bounds(partition)
         committed = source.committed(partition)
         if committed is None:
@@ -202,10 +196,10 @@ class Assignment:
         return begin, max(committed, begin)
 
     def _after_gap(self, source: Source, partition: Partition, cursor: Cursor, log_id: str) -> Cursor:
-        """The cursor, moved over a gap where policy allows it.
+        """The cursor, moved over a gap if policy allows it.
 
         Raises:
-            _StoppedError: it cannot be read on.
+            _StoppedError: the log does not continue at the cursor.
         """
         if cursor.log_id and log_id and cursor.log_id != log_id:
             text = f"{partition}: the topic was deleted and created again ({cursor.log_id} -> {log_id})"
@@ -221,7 +215,7 @@ class Assignment:
         text = f"{partition}: retention removed {lost} records unread (offsets {cursor.next_offset} to {first - 1})"
         if self._policy.dead_letters.on_gap == "stop":
             raise _StoppedError(GAP, f"{text}; dead_letters.on_gap is stop")
-        # the alert before the cursor: after a crash in between the gap is found, and the alert raised, again
+        # the alert before the cursor: after a crash in between, the gap is found and the alert raised again
         self._alerts.tell(GAP, str(partition), wall_clock_ms(), text)
         claim = self._store.partitions.start(partition, cursor.generation, cursor.token, first, log_id)
         moved = _ours(partition, claim.cursor, cursor.token)
@@ -229,7 +223,7 @@ class Assignment:
         return moved
 
     def _skip_damage(self, source: Source, owner: OwnedPartition) -> int:
-        """Where to read on: behind the records at the cursor that no client can read; they become dead letters.
+        """The offset to start at: after the unreadable records at the cursor, which become dead letters.
 
         Raises:
             _StoppedError: by policy.
@@ -240,7 +234,7 @@ class Assignment:
             return begin
         end = begin
         if begin == known.next_offset:
-            end = source.readable_from(partition, begin)  # `begin` where another, sound replica leads meanwhile
+            end = source.readable_from(partition, begin)  # `begin` if another, sound replica leads by now
         if end > begin:
             text = f"{partition}: offsets {begin} to {end - 1} cannot be read: {known}"
             if self._policy.dead_letters.on_unreadable == "stop":

@@ -1,4 +1,4 @@
-"""What is applied together: one delta for each partition of which something is scored."""
+"""Batches: what is applied together, one delta per partition."""
 
 from __future__ import annotations
 
@@ -12,10 +12,12 @@ from PIL import Image
 
 from detectors.images.prepare import Prepared
 from monitor.core.aggregate import Aggregation, aggregate
+from monitor.core.buckets import IMAGES
 from monitor.core.reject_window import RejectWindow
 from monitor.core.types import DeadLetter, Delta, Partition
 from monitor.ingest.image_log import ImageLog, Line
 from monitor.ingest.work import OwnedPartition, Work, wall_clock_ms
+from monitor.telemetry import metrics
 
 BACKOFF_S = (0.1, 0.2, 0.5, 1.0, 2.0, 5.0)
 THUMBNAIL_QUALITY = 70
@@ -24,7 +26,7 @@ THUMBNAIL_QUALITY = 70
 
 @dataclass(frozen=True, slots=True)
 class PartitionBatch:
-    """The share of one partition in a batch: what Redis gets, and what the partition becomes once it is applied."""
+    """One partition's part of a batch: the delta for Redis, and the state of the partition after it."""
 
     owner: OwnedPartition
     delta: Delta
@@ -33,18 +35,20 @@ class PartitionBatch:
     """Records whose timestamps were further ahead than allowed."""
 
     def advance_owner(self) -> None:
-        """Redis has applied the delta: the partition stands behind it."""
+        """Move the partition's cursor: Redis has applied the delta."""
         owner = self.owner
         owner.next_offset = self.delta.next_offset
         owner.high_ms = self.delta.high_ms or None
         owner.facts.update(self.delta.facts)
         owner.rejects = self.rejects
         owner.idle = False
+        metrics.FUTURE_RECORDS.inc(self.future)
+        metrics.IMAGES_APPLIED.inc(sum(int(vector[IMAGES]) for vector in self.delta.vectors.values()))
 
 
 @dataclass(slots=True)
 class Batch:
-    """Kept until Redis has answered, so that the same call can be repeated.
+    """Scored work, kept until Redis has answered, so that the same call can be retried.
 
     `letters` and `lines` are still to be written to the sinks; both are emptied when they are acknowledged.
     """
@@ -52,14 +56,14 @@ class Batch:
     parts: Sequence[PartitionBatch]
     letters: Sequence[DeadLetter]
     lines: Sequence[Line]
-    """Of the image log, as text: no picture is held for them."""
+    """Of the image log, already as text."""
     tries: int = 0
     retry_at_s: float = 0.0
-    """Monotonic time before which it is not tried again."""
+    """Monotonic time of the next retry."""
 
     def try_later(self) -> None:
-        """A sink or Redis does not answer: wait longer from try to try."""
-        # jitter: replicas that lost the same Redis must not come back in step
+        """Schedule a retry: a sink or Redis does not answer."""
+        # jitter: replicas that lost the same Redis must not retry at the same time
         wait_s = BACKOFF_S[min(self.tries, len(BACKOFF_S) - 1)] * random.uniform(0.7, 1.3)
         self.retry_at_s = time.monotonic() + wait_s
         self.tries += 1
@@ -71,7 +75,7 @@ def batch_of(
     aggregation: Aggregation,
     image_log: ImageLog | None,
 ) -> Batch | None:
-    """The batch of scored works, in the order of their logs; None where none of them is of a partition still owned."""
+    """The batch of scored works, in the order of their logs; None if no work belongs to a current claim."""
     mine: dict[OwnedPartition, list[Work]] = {}
     for work in works:
         if owned.get(work.owner.partition) is work.owner:

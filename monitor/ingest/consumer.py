@@ -1,4 +1,4 @@
-"""The consumer: one thread that owns the source and the cursors. `Consumer.flow` is the way of every image."""
+"""The consumer: one thread that owns the source and the cursors. `Consumer.flow` is the way of an image."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ from dataclasses import dataclass
 import structlog
 
 from monitor.core.aggregate import Aggregation
-from monitor.core.buckets import IMAGES
 from monitor.core.types import Applied, ApplyStatus, Partition
 from monitor.ingest.assignment import Assignment
 from monitor.ingest.batch import BACKOFF_S, Batch, PartitionBatch, batch_of
@@ -29,11 +28,11 @@ from monitor.telemetry.failpoints import failpoint
 log = structlog.get_logger(__name__)
 
 FINISH_S = 30.0
-"""For the records before a damaged place, before the client is closed."""
+"""Time to apply the records before a damaged place in the log, before the client is closed."""
 BUSY_POLL_S = 0.01
 """Poll time-out while scored work may be ready to apply at any moment."""
 VERIFY_S = 5.0
-"""Between looks whether Redis still stands where we do: without records nothing else would notice a loss."""
+"""Between comparisons of our cursors with those in Redis: without records nothing else would notice a loss."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +46,7 @@ class Stages:
 
 
 class Consumer:
-    """Reads the source until `stop`, and raises what another try cannot mend.
+    """Reads the source until `stop`; retries what can be retried, and raises the rest.
 
     Args:
         open_source: joins the group; called again after every SourceError.
@@ -83,8 +82,8 @@ class Consumer:
         """Step until `stop`, then take up to `grace_s` to finish the work in flight.
 
         Raises:
-            FatalSourceError: no other try will help; where it had worked before, an alert says so.
-            ScoringError: scoring is broken.
+            FatalSourceError: a retry cannot help. An alert is raised if this process had joined the source before.
+            ScoringError: the scoring thread has failed.
         """
         try:
             while not self._stop.is_set():
@@ -99,7 +98,7 @@ class Consumer:
         self._drain(time.monotonic() + grace_s)
 
     def step(self) -> None:
-        """One round: records flow, then reading is paused or resumed, then the maintenance that is due.
+        """One round: move records, then pause or resume reading, then do the maintenance that is due.
 
         Raises:
             SourceError: the source must be opened again.
@@ -111,7 +110,7 @@ class Consumer:
         self._balance(source)
         self._maintain(source)
 
-    # ---------------------------------------------------------------- the way of every image
+    # ---------------------------------------------------------------- the way of an image
 
     def flow(self, source: Source, polling: bool = True) -> None:
         """Take records one round further, from the log to the cursor in Redis.
@@ -165,33 +164,31 @@ class Consumer:
             self._move_cursor(source, part, outcome)
 
     def _follow(self, polled: Polled) -> None:
-        """Drop the partitions that went; those that came are claimed before the next poll."""
+        """Drop revoked partitions; assigned ones are claimed before the next poll."""
         self.health.polled_s = time.monotonic()
         self.health.joined = self._ever_joined = True
         metrics.LAST_POLL.set_to_current_time()
         self._assignment.follow(polled)
 
     def _due_batch(self) -> Batch | None:
-        """The batch to write and apply now; None where there is none, or it waits for its next try."""
+        """The batch to write and apply now; None where there is none or its next retry is not due."""
         batch = self._batch
         if batch is None or time.monotonic() < batch.retry_at_s:
             if not self.in_flight:
                 self.health.moved_s = time.monotonic()
-            else:  # a row of records that each hang their decoder is slow, but not stuck
+            else:  # several records in a row that each hang their decoder are slow, but not stuck
                 self.health.moved_s = max(self.health.moved_s, self._stages.decoders.answered_s)
             return None
         if not any(self._assignment.is_current(part.owner) for part in batch.parts):
-            self._batch = None  # other replicas own it all, and read it again
+            self._batch = None  # other replicas own all of its partitions, and read it again
         return self._batch
 
     def _move_cursor(self, source: Source, part: PartitionBatch, outcome: Applied) -> None:
-        """Take over Redis's answer; where it refused, claim the partition again or leave the group."""
+        """Act on the answer of Redis: advance, or claim the partition again, or leave the group."""
         owner, delta = part.owner, part.delta
         metrics.APPLIES.labels(str(outcome.status)).inc()
         if outcome.status in {ApplyStatus.OK, ApplyStatus.DUP}:
             part.advance_owner()
-            metrics.FUTURE_RECORDS.inc(part.future)
-            metrics.IMAGES_APPLIED.inc(sum(int(vector[IMAGES]) for vector in delta.vectors.values()))
             try:
                 self._assignment.judge_rejects(source, owner)
             except StoreError as error:
@@ -203,17 +200,17 @@ class Consumer:
         if outcome.status is ApplyStatus.FENCED:
             self._assignment.drop(delta.partition)
             raise SourceError(f"{delta.partition}: another owner has claimed it")
-        # REWIND or LOST: Redis is the truth. Claiming the partition again seeks to where Redis stands; work in flight
-        # belongs to the old claim and is dropped.
+        # REWIND or LOST: the cursor in Redis is right. The next claim seeks to it; work in flight is of the old claim
+        # and is dropped.
         self._assignment.claim_again(delta.partition)
 
     # ---------------------------------------------------------------- membership
 
     def _claim_due(self, source: Source) -> None:
-        """Claim the partitions that came, or that must be claimed again.
+        """Claim partitions that were assigned or must be claimed again; always before a poll.
 
-        Always before a poll: until its claim succeeds, a partition is read on from where it stood, and records of
-        the same poll would be taken for those that follow the new cursor.
+        Until a claim succeeds, the source reads the partition from its old position. If the claim followed the poll,
+        the records of that poll would be taken for those that follow the new cursor.
         """
         owned = self._assignment.owned
         before = len(owned)
@@ -228,11 +225,11 @@ class Consumer:
         metrics.PARTITIONS_OWNED.set(len(owned))
 
     def _rejoin(self, error: SourceError) -> None:
-        """Close the client, drop everything that was read through it, and let the next round open another."""
+        """Close the source and drop the work in flight; the next round opens the source again."""
         log.warning("source.failed", error=str(error))
         metrics.SOURCE_REBUILDS.inc()
         if isinstance(error, UnreadableError):
-            # the records before the damage would be dropped with the client, and read again only to be dropped again
+            # without this, the records before the damage would be read and dropped again in every round
             self._finish_in_flight(time.monotonic() + FINISH_S)
             self._assignment.note_damage(error)
         self._leave()
@@ -286,12 +283,12 @@ class Consumer:
         return bool(self._batch or self._assignment.skipped or self._backlog.works)
 
     def is_through(self, partitions: Iterable[Partition]) -> bool:
-        """Whether each of these is read to its end, applied and marked as idle; or stopped."""
+        """Whether each of these partitions is read to its end, applied and marked as idle, or stopped."""
         owned, stopped = self._assignment.owned, self._assignment.stopped
         return all(p in stopped or (p in owned and owned[p].idle) for p in partitions)
 
     def why_unready(self) -> str:
-        """Why it does not read and apply; empty where it does."""
+        """Why it does not read and apply; empty if it does."""
         return self.health.why_unready([*self._stages.sinks.failing.values(), *self._assignment.stopped.values()])
 
     # ---------------------------------------------------------------- end
@@ -313,7 +310,7 @@ class Consumer:
             self._leave()
 
     def _finish_in_flight(self, deadline_s: float) -> None:
-        """Let everything that was read flow through, without reading more."""
+        """Apply everything that was read, without reading more."""
         source = self._source
         while source is not None and self.in_flight and time.monotonic() < deadline_s:
             try:

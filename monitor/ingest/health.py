@@ -1,4 +1,4 @@
-"""What the consumer last did: read by the watchdog and the readiness page, from other threads."""
+"""State of the consumer for the watchdog and the readiness probe, which read it from other threads."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ log = structlog.get_logger(__name__)
 
 
 class ConsumerHealth:
-    """Written by the consumer alone; times are of the monotonic clock."""
+    """Written by the consumer only; times are monotonic."""
 
     def __init__(self) -> None:
         self.polled_s = time.monotonic()
-        """When the source was last polled, or work in flight was being finished without polling."""
+        """Last poll of the source, or last round of finishing work without polling."""
         self.moved_s = time.monotonic()
-        """When work was last applied, or there was none, or readiness said what it waits for."""
+        """Last time that work was applied, that there was none, or that readiness said what it waits for."""
         self.joined = False
         self.redis_ok = True
 
@@ -31,7 +31,7 @@ class ConsumerHealth:
         self.moved_s = time.monotonic()
 
     def redis_failed(self, during: str, error: StoreError) -> None:
-        """Redis does not answer; whatever was to be written is tried again."""
+        """Redis does not answer; the caller retries."""
         metrics.REDIS_ERRORS.inc()
         self.moved_s = time.monotonic()
         if self.redis_ok:
@@ -39,7 +39,7 @@ class ConsumerHealth:
         self.redis_ok = False
 
     def why_unready(self, reasons: Sequence[str]) -> str:
-        """Why the consumer does not read and apply; empty where it does. `reasons`: of sinks and partitions."""
+        """Why the consumer does not read and apply; empty if it does. `reasons`: of sinks, stopped partitions."""
         if not self.joined:
             return "not joined to the source yet"
         if not self.redis_ok:

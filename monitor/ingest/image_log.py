@@ -1,13 +1,12 @@
-"""The image log: one line of JSON for every image, for labelling queues and audits (configured as `verdicts`).
+"""The image log: one line of JSON per image, for labelling queues and audits (configured as `verdicts`).
 
-At least once, and in the order of each partition: the consumer writes a batch before it applies it, so every image that
-is counted has been written, and a batch that is read again after a crash is written again, with the same ids. Lines are
-keyed by stream, so that a stream stays in order in a topic too.
+At least once, and in the order of each partition: a batch is written before it is applied, so every counted image has
+been written, and after a crash a batch is written again with the same ids. Lines are keyed by stream, so that a stream
+stays in order in a topic too.
 """
 
 from __future__ import annotations
 
-import contextlib
 import json
 import mmap
 import os
@@ -67,7 +66,7 @@ class ImageLog:
         """Return when all of them are on disk or acknowledged.
 
         Raises:
-            SourceError, FatalSourceError: see `Producer`; give all of them again.
+            SourceError, FatalSourceError: see `Producer`; write all of them again.
         """
         for stream, line in lines:
             self._producer.send(self._target, line, stream.encode("utf-8", "backslashreplace"), [CONTENT_TYPE])
@@ -81,12 +80,11 @@ class ImageLog:
 class LineFile:
     """A `Producer` whose only topic is a file: one line per record, on disk when `flush` returns.
 
-    A file that was rotated or removed is created again.
+    The file is opened for every flush, so it may be rotated or removed at any time.
     """
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        self._file: BinaryIO | None = None
         self._waiting: list[bytes] = []
 
     def send(
@@ -106,51 +104,32 @@ class LineFile:
         if not lines:
             return
         try:
-            file = self._opened()
-            file.write(b"".join(lines))
-            file.flush()
-            os.fsync(file.fileno())
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            with self._path.open("a+b") as file:
+                _cut_incomplete_line(file)
+                file.write(b"".join(lines))
+                file.flush()
+                os.fsync(file.fileno())
         except OSError as error:
-            self.close()
             raise SourceError(f"verdicts: cannot write {self._path}: {error.strerror}") from error
 
     def close(self) -> None:
         """See `Producer.close`."""
         self._waiting = []
-        if self._file is not None:
-            with contextlib.suppress(OSError):  # a full disk; what was not flushed is written again
-                self._file.close()
-            self._file = None
-
-    def _opened(self) -> BinaryIO:
-        if self._file is not None and not self._is_still_there(self._file):
-            self._file.close()
-            self._file = None
-        if self._file is None:
-            self._path.parent.mkdir(parents=True, exist_ok=True)
-            self._file = self._path.open("a+b")
-            _drop_torn_line(self._file)
-        return self._file
-
-    def _is_still_there(self, file: BinaryIO) -> bool:
-        try:
-            return os.path.samestat(self._path.stat(), os.fstat(file.fileno()))
-        except FileNotFoundError:
-            return False
 
 
-def _drop_torn_line(file: BinaryIO) -> None:
-    """Cut off the part of a last line that a crash left: it was never acknowledged, and is written again."""
+def _cut_incomplete_line(file: BinaryIO) -> None:
+    """Cut off an incomplete last line that a crash left: it was never acknowledged, and is written again."""
     if os.fstat(file.fileno()).st_size:
         with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
-            kept = content.rfind(b"\n") + 1
-        file.truncate(kept)
+            complete = content.rfind(b"\n") + 1
+        file.truncate(complete)
 
 
 def open_image_log(
     settings: VerdictSettings, layouts: Mapping[str, Layout], open_producer: Callable[[], Producer]
 ) -> ImageLog | None:
-    """The configured log; None where there is none.
+    """The configured log; None if `settings.type` is none.
 
     Args:
         open_producer: makes the producer for the broker that `settings.type` names; it connects on first use.

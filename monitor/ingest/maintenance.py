@@ -1,4 +1,4 @@
-"""What the consumer does besides moving records, each at its own pace: register, commit, mark idle, measure."""
+"""Periodic work of the consumer besides moving records: register, commit, mark partitions as idle, measure lag."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ log = structlog.get_logger(__name__)
 COMMIT_S = 5.0
 """Between commits to the group: they only feed lag tools."""
 FIRST_COMMIT_S = 0.5
-"""After a claim: a commit is what tells a partition that Redis has lost from one that was never read."""
+"""After a claim: only a commit distinguishes a partition that Redis has lost from a new one."""
 REGISTER_S = 10.0
-"""Between looks for partitions added to the topics."""
+"""Between registrations: partitions may be added to the topics, and Redis may lose what was registered."""
 LAG_S = 15.0
-"""Between looks at the ends of the logs: two requests a partition."""
+"""Between lag measurements: two requests per partition."""
 IDLE_LOOK_S = 1.0
 SOURCE = "source"
 """Subject of the alert about a source that ended this process."""
@@ -34,14 +34,14 @@ Owned = Mapping[Partition, OwnedPartition]
 
 
 class Every:
-    """Due at once, and then whenever `period_s` has passed."""
+    """A timer: due at once, then every `period_s`."""
 
     def __init__(self, period_s: float) -> None:
         self._period_s = period_s
         self._next_s = 0.0  # by the monotonic clock
 
     def due(self) -> bool:
-        """Whether it is due; if so, the next period begins."""
+        """Whether it is due; if so, a new period begins."""
         now_s = time.monotonic()
         if now_s < self._next_s:
             return False
@@ -49,17 +49,17 @@ class Every:
         return True
 
     def soon(self, wait_s: float = 0.0) -> None:
-        """Make it due after `wait_s` at the latest."""
+        """Make it due in `wait_s` at the latest."""
         self._next_s = min(self._next_s, time.monotonic() + wait_s)
 
 
 class Maintenance:
-    """Belongs to the consumer's thread.
+    """Periodic work in the consumer's thread.
 
     Args:
-        publish: writes to Redis what others must know of our profiles.
-        idle_timeout_s: a partition that is read to its end and quiet for that long is marked as idle.
-        stall_s: records that wait for that long, while none comes, are a fault of the source.
+        publish: writes our profiles and their layouts to Redis.
+        idle_timeout_s: a partition that is read to its end is idle after that time without records.
+        stall_s: the source is broken if records wait in the log and it returns none for that time.
     """
 
     def __init__(
@@ -78,16 +78,16 @@ class Maintenance:
         self._idle_every = Every(min(IDLE_LOOK_S, idle_timeout_s / 3))
 
     def after_claim(self) -> None:
-        """Commit and register soon: where Redis has lost a partition, it may have lost what the evaluator must know."""
+        """Commit and register soon: if Redis lost the partition, it may have lost what the evaluator needs too."""
         self._commit_every.soon(FIRST_COMMIT_S)
         self._register_every.soon()
 
     def run(self, source: Source, owned: Owned, in_flight: bool, paused: bool) -> bool:
-        """Do whatever is due; returns whether that has shown that Redis takes writes.
+        """Do what is due; returns whether Redis has just accepted the registration.
 
         Raises:
-            StoreError: Redis is away; what was not done is done the next time.
-            SourceError: records wait, and none comes.
+            StoreError: Redis does not answer; what was not done is done in the next period.
+            SourceError: records wait in the log, and the source returns none.
         """
         if registered := self._register_every.due():
             self._register(source, owned)
@@ -100,7 +100,7 @@ class Maintenance:
         return registered
 
     def commit(self, source: Source, owned: Owned) -> None:
-        """Commit our cursors to the group, never ahead of what survives in Redis."""
+        """Commit our cursors to the group, but nothing that a crash of Redis could lose."""
         offsets = {partition: owner.next_offset for partition, owner in owned.items()}
         failpoint("before_commit")
         if offsets and self._store.settle_on_disk():
@@ -110,11 +110,11 @@ class Maintenance:
         failpoint("after_commit")
 
     def report_fatal(self, error: str) -> None:
-        """Raise the alert about a source that ends this process; it ends when a process registers again."""
+        """Raise the alert about the source that ends this process; the next process that registers ends the alert."""
         self._alerts.tell_if_possible(TOPIC, SOURCE, wall_clock_ms(), error)
 
     def _register(self, source: Source, owned: Owned) -> None:
-        """Write what others go by, again and again: Redis may have lost it."""
+        """Write partitions and profiles for the evaluator; again in each period, as Redis may have lost them."""
         self._store.catalog.register_partitions(source.partitions())
         self._publish()
         self._alerts.end(wall_clock_ms(), [SOURCE], TOPIC)
@@ -127,7 +127,7 @@ class Maintenance:
         self._sinks.end_alerts(partition.topic for partition in owned)
 
     def _mark_idle(self, source: Source, owned: Owned) -> None:
-        """Mark partitions that are read to the end and quiet: they hold no bucket open."""
+        """Mark partitions without new records as idle, so that they hold no bucket open."""
         for partition, owner in owned.items():
             if owner.idle or time.monotonic() - owner.active_s < self._idle_timeout_s:
                 continue

@@ -1,4 +1,4 @@
-"""The sections of the configuration about the way of an image: `scoring` to `dead_letters`."""
+"""The sections of the configuration about ingest: `scoring` to `dead_letters`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The sinks of a batch, written before it is applied: its dead letters, then its lines of the image log."""
+"""The sinks, written before a batch is applied: the dead letters, then the image log."""
 
 from __future__ import annotations
 
@@ -17,17 +17,17 @@ from monitor.telemetry.failpoints import failpoint
 log = structlog.get_logger(__name__)
 
 ALERT_TRIES = 3
-"""Failed tries of one batch after which an alert is raised."""
+"""Failed tries of one batch before an alert is raised."""
 IMAGE_LOG = "verdicts"
 """Subject of the alert about an image log that cannot be written."""
 
 
 class SinkError(Exception):
-    """A sink does not acknowledge; the batch must not be applied yet."""
+    """A sink did not acknowledge; the batch must not be applied yet."""
 
 
 class Sinks:
-    """Writes what leaves beside the counts; belongs to the consumer's thread.
+    """Writes the dead letters and the image log; belongs to the consumer's thread.
 
     Args:
         image_log: None where none is configured.
@@ -36,15 +36,15 @@ class Sinks:
     def __init__(self, image_log: ImageLog | None, alerts: SelfAlerts) -> None:
         self.image_log, self._alerts = image_log, alerts
         self.failing: dict[str, str] = {}
-        """What cannot be written now: the name of its alert -> what readiness says about it."""
+        """Name of the alert about a sink that cannot be written -> the text for the readiness probe."""
 
     def write(self, source: Source, batch: Batch) -> None:
-        """Return when all sinks have acknowledged; the batch forgets what is acknowledged, so that no try repeats it.
+        """Return when all sinks have acknowledged. What is acknowledged is removed from the batch: no retry repeats it.
 
         Raises:
-            SinkError: one has not; call again after a while.
+            SinkError: a sink has not acknowledged; retry later.
         """
-        # fatal errors too are tried again: the operator may create a topic or grant rights, and nothing is scored twice
+        # fatal errors are retried too: the operator may create the topic or grant rights, and nothing is scored twice
         if batch.letters:
             failpoint("before_letters")
             try:
@@ -83,7 +83,7 @@ class Sinks:
         """End the alerts about sinks that work, whichever process raised them.
 
         Raises:
-            StoreError: call again.
+            StoreError: Redis does not answer; retry later.
         """
         for rule, subjects in ((DEAD_LETTERS, sorted(set(topics))), (VERDICTS, [IMAGE_LOG])):
             if rule not in self.failing:

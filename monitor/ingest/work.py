@@ -1,4 +1,4 @@
-"""Records on their way from poll to apply: whose they are, how far they have come, and the bytes they hold."""
+"""Records between poll and apply: their partition, their progress, and the bytes they hold."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ from monitor.telemetry import metrics
 
 @dataclass(eq=False, slots=True)
 class OwnedPartition:
-    """A partition that this process has claimed. It stands where Redis stands, and moves only after an apply.
+    """A partition that this process has claimed: the state that Redis holds, changed only after an apply.
 
-    A new claim of the same partition is a new object: results that belong to an older one are dropped.
+    A new claim of the same partition is a new object: results that belong to an older claim are dropped.
     """
 
     partition: Partition
@@ -33,17 +33,17 @@ class OwnedPartition:
     active_s: float = field(default_factory=time.monotonic)
     """Monotonic time of the claim or of the last record."""
     idle: bool = False
-    """It is read to the end and quiet, and Redis knows."""
+    """Marked in Redis as read to its end and without new records."""
 
 
 @dataclass(eq=False, slots=True)
 class Work:
-    """Records that one poll brought of one partition, or a part of them; each stage fills in its result."""
+    """The records of one partition from one poll, or a part of them; each stage adds its result."""
 
     owner: OwnedPartition
     records: Sequence[Record]
     next_offset: int
-    """Where the partition stands once all of this is applied; may lie beyond the last record."""
+    """Cursor of the partition after this work; may lie beyond the last record."""
     size: int = 0
     """Bytes counted against the queue limit."""
     decoding: Sequence[Future[DecodedRecord]] = ()
@@ -53,10 +53,10 @@ class Work:
 
 
 class Backlog:
-    """All work between poll and apply, counted in bytes. Belongs to the consumer's thread.
+    """The work between poll and scored, counted in bytes; belongs to the consumer's thread.
 
-    The consumer stops reading by `held_bytes`. Since a few bytes may unpack to many images, decoding starts only for
-    work that fits into `queue_bytes` when it is decoded.
+    The consumer pauses reading by `held_bytes`. As a few bytes may unpack to many images, decoding starts only for
+    work that fits into `queue_bytes` when decoded.
 
     Args:
         image_bytes: what one image holds once it is prepared for the model.
@@ -67,11 +67,11 @@ class Backlog:
         self._waiting: deque[Work] = deque()
         self.held_bytes = 0
         self.started_bytes = 0
-        """The part of it that is decoded, or is being decoded."""
+        """The part of `held_bytes` that is decoded or being decoded."""
         self.works = 0
 
     def add(self, polled: Polled, owned: Mapping[Partition, OwnedPartition]) -> None:
-        """Take in what one poll brought of the partitions that we own."""
+        """Add what one poll returned of the partitions that we own."""
         for partition, next_offset in polled.next_offsets.items():
             owner = owned.get(partition)
             if owner is not None:
@@ -83,11 +83,11 @@ class Backlog:
         metrics.QUEUE_BYTES.set(self.held_bytes)
 
     def _parts(self, owner: OwnedPartition, records: Sequence[Record], next_offset: int) -> Iterator[Work]:
-        """The records in parts of which several fit into the memory: a record is applied whole, a poll need not be."""
+        """Split the records into parts of which several fit into `queue_bytes`; a record is never split."""
         part: list[Record] = []
         size = 0
         for record in records:
-            # its bytes and the model's inputs made of them: what decoding and scoring together hold
+            # its bytes and the prepared images: what decoding and scoring hold together
             cost = record.size + count_images(record) * self._image_bytes
             if part and size + cost > self._queue_bytes // 4:
                 yield Work(owner, part, record.offset, size)
@@ -97,7 +97,7 @@ class Backlog:
         yield Work(owner, part, next_offset, size)
 
     def start(self) -> list[Work]:
-        """The work to decode next: as much as fits; one that is too large by itself starts alone."""
+        """The work to decode next: as much as fits; work that is larger than the limit starts alone."""
         started = []
         while self._waiting and self._fits(self._waiting[0]):
             work = self._waiting.popleft()
@@ -109,7 +109,7 @@ class Backlog:
         return not self.started_bytes or self.started_bytes + work.size <= self._queue_bytes
 
     def finish(self, works: Sequence[Work]) -> None:
-        """These are scored, and no longer count against the limits."""
+        """Remove scored work from the counts."""
         size = sum(work.size for work in works)
         self.held_bytes -= size
         self.started_bytes -= size

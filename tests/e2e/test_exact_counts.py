@@ -48,7 +48,7 @@ STEP_MS = 40
 
 
 class Topic:
-    """A topic that holds the same records whoever reads it, once `fill` is called."""
+    """A topic that holds the same records for all readers, once `fill` is called."""
 
     def __init__(self, cluster: Cluster) -> None:
         self.servers = cluster.bootstrap_servers
@@ -166,7 +166,7 @@ class Outcome:
         """Once all that can be closed is: the last buckets stay open, for nothing later comes."""
         last_ms = bucket_of(START_MS + (ALL - 1) * STEP_MS - 10_000, 10_000) - 10_000
         wait_for("the buckets to close", lambda: (store.evaluation.state().bucket_ms or 0) >= last_ms)
-        wait_for("the alerts to be told", lambda: store.outbox.backlog("log").entries == 0)
+        wait_for("the alerts to be delivered", lambda: store.outbox.backlog("log").entries == 0)
         partitions, (fingerprint,) = store.catalog.partitions(), store.catalog.layouts()
         buckets = store.counts.buckets(partitions, fingerprint, 0, 2**52)
         return cls(
@@ -186,7 +186,7 @@ def by_id(documents: Iterable[bytes | str]) -> dict[str, dict[str, Any]]:
     for text in documents:
         document = json.loads(text)
         document["data"].pop("exemplars")
-        assert found.setdefault(document["id"], document) == document, "told again, it must say the same"
+        assert found.setdefault(document["id"], document) == document, "a document that is sent again must be the same"
     return found
 
 

@@ -1,4 +1,4 @@
-"""Streams that come and go, told by a real daemon: one of two falls silent, then both; then there are too many."""
+"""Alerts of a real daemon about streams: one of two falls silent, then both; then there are too many."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ def hook() -> Iterator[Hook]:
     opened.close()
 
 
-def test_a_stop_of_one_stream_of_all_and_a_flood_of_streams_are_told_once_each_across_a_crash(
+def test_a_stop_of_one_stream_of_all_and_a_flood_of_streams_raise_one_alert_each_across_a_crash(
     kafka_broker: Cluster,
     redis_server: PrivateRedis,
     cameras: Cameras,
@@ -98,7 +98,7 @@ def test_a_stop_of_one_stream_of_all_and_a_flood_of_streams_are_told_once_each_a
     }
     config = config_file(tmp_path, settings)
 
-    def told(kind: str) -> dict[str, dict[str, Any]]:
+    def sent(kind: str) -> dict[str, dict[str, Any]]:
         return {d["data"]["stream"]: d for d in hook.accepted if d["type"] == kind and d["data"]["rule"] == "silent"}
 
     daemon = Daemon(zygote, config, config.with_suffix(".log"))
@@ -107,17 +107,17 @@ def test_a_stop_of_one_stream_of_all_and_a_flood_of_streams_are_told_once_each_a
             cameras.on = ("cam-a", "cam-b")
             wait_for("both streams", lambda: len(store.counts.totals(store.catalog.partitions())) == 2)
         cameras.on = ("cam-a",)
-        wait_for("the stop of cam-b", lambda: daemon.check() or told("alert.firing"))
-        assert set(told("alert.firing")) == {"cam-b"}
+        wait_for("the stop of cam-b", lambda: daemon.check() or sent("alert.firing"))
+        assert set(sent("alert.firing")) == {"cam-b"}
 
         cameras.on = ()
         daemon.kill()  # the clock of cam-a runs on in Redis
         daemon = Daemon(zygote, config, config.with_suffix(".log"))
-        wait_for("the stop of all", lambda: daemon.check() or len(told("alert.firing")) == 2)
-        assert not told("alert.resolved")
+        wait_for("the stop of all", lambda: daemon.check() or len(sent("alert.firing")) == 2)
+        assert not sent("alert.resolved")
 
         cameras.on = ("cam-a", "cam-b")
-        wait_for("both to be heard again", lambda: daemon.check() or len(told("alert.resolved")) == 2)
+        wait_for("both to send again", lambda: daemon.check() or len(sent("alert.resolved")) == 2)
 
         cameras.on = ("cam-a", "cam-b", *(f"flood-{i}" for i in range(20)))
         wait_for("too many streams", lambda: daemon.check() or hook.own("layerwatch-streams"))
@@ -129,8 +129,8 @@ def test_a_stop_of_one_stream_of_all_and_a_flood_of_streams_are_told_once_each_a
     assert len(hook.ids()) == 4, "each alert fires once and resolves once"
     (flood,) = hook.own("layerwatch-streams")
     assert "(other)" in flood["data"]["summary"]
-    for stream, fired in told("alert.firing").items():
-        resolved = told("alert.resolved")[stream]
+    for stream, fired in sent("alert.firing").items():
+        resolved = sent("alert.resolved")[stream]
         assert fired["data"]["alert_id"] == resolved["data"]["alert_id"]
         assert fired["data"]["since"] < resolved["data"]["resolved_at"]
         assert fired["data"]["value"] > AFTER_S > resolved["data"]["value"]

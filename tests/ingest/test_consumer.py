@@ -1,4 +1,4 @@
-"""The image log through the consumer: before images count, waiting for a sink that fails, none twice for a lost reply.
+"""The consumer with its sinks and with a Redis that fails: nothing is skipped, and nothing is counted or written twice.
 
 A real source and store on Redis, a real pipeline, a real file.
 """
@@ -39,7 +39,7 @@ PICTURES = list(pictures(5, IMAGES))
 
 @dataclass
 class Running:
-    """A consumer at work on a topic of two partitions that holds IMAGES records, two of which are no pictures."""
+    """A consumer of a topic with two partitions that holds IMAGES records, two of which are no pictures."""
 
     consumer: Consumer
     store: Store
@@ -147,7 +147,7 @@ def test_no_image_counts_before_its_verdict_is_written_and_a_lost_reply_writes_n
     statuses: list[str] = []
 
     def lose_replies(store: Store, _: Config) -> None:
-        apply, heard = store.partitions.apply, set[int]()
+        apply, answered = store.partitions.apply, set[int]()
 
         def answer(deltas: Sequence[Delta]) -> Sequence[Applied]:
             lines = len(path.read_text().splitlines())
@@ -156,8 +156,8 @@ def test_no_image_counts_before_its_verdict_is_written_and_a_lost_reply_writes_n
             if (images := sum(t.applied for t in store.counts.totals(partitions).values())) > lines:
                 too_early.append(images)
             asked = sum(delta.next_offset for delta in deltas)
-            if asked not in heard:  # the script ran, and nobody hears of it the first time
-                heard.add(asked)
+            if asked not in answered:  # the script ran, and its first reply is lost
+                answered.add(asked)
                 raise StoreError("connection reset")
             return applied
 

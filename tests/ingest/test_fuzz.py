@@ -1,4 +1,4 @@
-"""Bytes and configurations that nobody thought of: an error of ours, or a result; never another exception.
+"""Random bytes and configurations give a result or an error of ours; never another exception.
 
 `LAYERWATCH_FUZZ=20000` sets how many of each are tried.
 """

@@ -96,7 +96,7 @@ def test_a_file_holds_what_passes_the_filter_in_order(tmp_path: Path) -> None:
     check_rows([json.loads(line) for line in path.read_text().splitlines()])
 
 
-def test_nothing_is_in_the_file_before_it_is_flushed_and_a_torn_line_is_mended(tmp_path: Path) -> None:
+def test_nothing_is_in_the_file_before_it_is_flushed_and_an_incomplete_line_is_cut_off(tmp_path: Path) -> None:
     path = tmp_path / "verdicts.jsonl"
     crashed = LineFile(path)
     crashed.send("", b'{"id":0}')
@@ -113,7 +113,7 @@ def test_nothing_is_in_the_file_before_it_is_flushed_and_a_torn_line_is_mended(t
     assert [json.loads(line)["id"] for line in path.read_text().splitlines()] == [0, 1]
 
 
-def test_a_rotated_file_is_begun_anew(tmp_path: Path) -> None:
+def test_a_rotated_file_is_created_again(tmp_path: Path) -> None:
     path = tmp_path / "verdicts.jsonl"
     sink = opened(Config(verdicts=VerdictSettings(type="jsonl", target=str(path))))
     write(sink, judged(0, 0.5))
@@ -123,7 +123,7 @@ def test_a_rotated_file_is_begun_anew(tmp_path: Path) -> None:
     assert [json.loads(line)["id"] for line in path.read_text().splitlines()] == ["images/0/1"]
 
 
-def test_a_file_that_cannot_be_written_is_an_error_that_another_try_can_mend(tmp_path: Path) -> None:
+def test_a_file_that_cannot_be_written_is_an_error_that_a_retry_can_mend(tmp_path: Path) -> None:
     folder = tmp_path / "in-the-way"
     folder.write_text("a file where a folder should be")
     sink = opened(Config(verdicts=VerdictSettings(type="jsonl", target=str(folder / "verdicts.jsonl"))))

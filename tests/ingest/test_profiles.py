@@ -1,4 +1,4 @@
-"""What scoring shows of itself."""
+"""Metrics of scoring."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Records of every kind become images; whatever else comes is refused with a reason."""
+"""Records of every kind become images; anything else is refused with a reason."""
 
 from __future__ import annotations
 

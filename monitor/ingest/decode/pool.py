@@ -1,8 +1,8 @@
-"""Decoding in processes of their own: an image that kills or hangs its decoder costs one dead letter.
+"""Decoding in separate processes: an image that crashes or hangs its decoder costs one dead letter.
 
-One thread here per process. It sends a few records together and reads the answers one by one, so the record at which
-a process died or hung is known. That record is tried once more, first in a fresh process: an operator's kill or a busy
-machine is not the image's fault. If it fails again it becomes a dead letter; the records after it go on.
+One thread per process sends a few records together and reads the answers one by one, so it knows at which record a
+process died or hung. That record is retried once, as the first one of a new process: the cause may be an operator's
+kill or a busy machine. If it fails again it becomes a dead letter, and decoding continues with the next record.
 """
 
 from __future__ import annotations
@@ -31,16 +31,16 @@ from monitor.telemetry import metrics
 log = structlog.get_logger(__name__)
 
 TASK_RECORDS, TASK_BYTES = 8, 1 << 20
-"""Sent together at most: few enough to spread one poll over the processes, many enough to pay for the message."""
+"""Most records and bytes per message: few enough to spread one poll over the processes, enough to pay for a message."""
 TRIES = 2
 START_TIMEOUT_S = 60.0
 STARTS = 3
-"""Processes that fail to start in a row before decoding counts as broken."""
+"""Processes that fail to start in a row before decoding is given up."""
 SLICE_S = 0.5
-"""Time-outs are counted in slices of waiting: a machine that was suspended for an hour has waited for one slice."""
+"""Time-outs are counted in waits of that length: one hour of a suspended machine counts as one wait."""
 
 DecodedRecord = list[Decoded] | DeadLetter
-"""What became of one record: all its images, or the record rejected."""
+"""Result of one record: all its images, or its dead letter."""
 
 
 class DecoderError(Exception):
@@ -48,7 +48,7 @@ class DecoderError(Exception):
 
 
 class _LostError(Exception):
-    """The process died or hung; `reason` goes to the dead letter if the record is the cause."""
+    """The process died or hung; `reason` is that of the dead letter if the record is the cause."""
 
     def __init__(self, reason: str, message: str) -> None:
         super().__init__(message)
@@ -63,7 +63,7 @@ class _Job:
 
 
 class DecoderPool:
-    """Decodes records in as many processes as the decoder's settings say; `submit` may be called from any thread."""
+    """Decodes records in `decoding.workers` processes; `submit` may be called from any thread."""
 
     def __init__(self, decoder: Decoder) -> None:
         self._naming, self._timeout_s = decoder.naming, decoder.settings.timeout_s
@@ -71,7 +71,7 @@ class DecoderPool:
         self._tasks: queue.SimpleQueue[list[_Job] | None] = queue.SimpleQueue()
         self._closed = threading.Event()
         self.answered_s = 0.0
-        """When a record was last decoded, or failed, by the monotonic clock."""
+        """Monotonic time at which a record was last decoded or failed."""
         self._threads = [
             threading.Thread(target=self._serve, name=f"decode-{i}", daemon=True)
             for i in range(decoder.settings.workers)
@@ -80,7 +80,7 @@ class DecoderPool:
             thread.start()
 
     def submit(self, records: Sequence[Record]) -> list[Future[DecodedRecord]]:
-        """One future per record: its images, or its dead letter; a DecoderError where no process starts."""
+        """One future per record: its images or its dead letter; DecoderError if no process starts."""
         jobs = [_Job(record) for record in records]
         task: list[_Job] = []
         for job in jobs:
@@ -93,7 +93,7 @@ class DecoderPool:
         return [job.future for job in jobs]
 
     def close(self) -> None:
-        """End the processes. Open futures are cancelled, each by the thread that takes it from the queue."""
+        """End the processes. Open futures are cancelled by the thread that takes them from the queue."""
         self._closed.set()
         for _ in self._threads:
             self._tasks.put(None)
@@ -103,11 +103,11 @@ class DecoderPool:
     # ---------------------------------------------------------------- one thread and its process
 
     def _serve(self) -> None:
-        """Decode task by task until None: every thread takes exactly one None, however late."""
+        """Decode task by task until None; every thread takes exactly one None, even if `close` does not wait for it."""
         process: _Process | None = None
         waiting: deque[_Job] = deque()
         try:
-            process = self._start()  # before the first record comes: a start takes most of a second
+            process = self._start()  # before the first record: a start takes most of a second
             while (task := self._tasks.get()) is not None:
                 waiting.extend(task)
                 while waiting and not self._closed.is_set():
@@ -118,7 +118,7 @@ class DecoderPool:
                         process.end()
                         process = None
                         self._blame(waiting, lost)
-                while waiting:  # only where the pool is closed
+                while waiting:  # only after `close`
                     waiting.popleft().future.cancel()
         except DecoderError as error:
             if not self._closed.is_set():
@@ -189,9 +189,9 @@ class _Process:
                 [sys.executable, "-m", "monitor.ingest.decode.worker", str(theirs.fileno()), str(os.getpid())],
                 pass_fds=[theirs.fileno()],
                 stdin=subprocess.DEVNULL,
-                # one image at a time: threads of the numeric libraries would only take cores from the other processes
+                # one image at a time: threads of numeric libraries would take cores from the other processes
                 env={**os.environ, "OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"},
-                start_new_session=True,  # Ctrl-C is the daemon's to handle
+                start_new_session=True,  # only the daemon handles Ctrl-C
             )
         self._connection = Connection(ours.detach())
 

@@ -1,9 +1,9 @@
-"""One record -> its images, or a DecodeError with a reason code. No broker, no Redis, no torch.
+"""Turns one record into its images, or a DecodeError with a reason code. No broker, no Redis, no torch.
 
 The type of a record's value comes from its `content-type` header, else from its first bytes: an encoded image (one),
 `application/x-npy` (uint8 HW, HWC or NHWC) or `application/msgpack`
-(`{"images": [bytes, ...], "ids": [str, ...], "timestamps": [ms, ...]}`; the last two are optional). The images of a
-record are used together or not at all.
+(`{"images": [bytes, ...], "ids": [str, ...], "timestamps": [ms, ...]}`; the last two are optional). Either all images
+of a record are used or none.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ class DecodeError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Decoded:
-    """One image, placed in its stream and ready to be scored."""
+    """One image of a stream, ready to be scored."""
 
     id: str
     stream: str
@@ -54,7 +54,7 @@ class Decoded:
 
 @dataclass(frozen=True)
 class Decoder:
-    """Turns records into images by the configured names and limits; thread-safe and picklable."""
+    """Decodes records with the configured names and limits; thread-safe and picklable."""
 
     preparers: Preparers
     naming: StreamNaming
@@ -64,7 +64,7 @@ class Decoder:
         """Every image of the record.
 
         Raises:
-            DecodeError: the record as a whole is unusable; the message names the image that is broken.
+            DecodeError: the whole record is unusable; the message names the broken image.
         """
         decoded: list[Decoded] = []
         for item in expand(record, self.naming, self.settings):
@@ -111,7 +111,7 @@ def expand(record: Record, naming: StreamNaming, limits: DecodingSettings) -> li
 
 
 def count_images(record: Record) -> int:
-    """How many images a record claims to hold, without unpacking them: what bounds its memory. At least 1."""
+    """How many images a record claims to hold, at least 1, without unpacking them: for the limit of memory."""
     value = record.value or b""
     if not value:
         return 1
@@ -128,13 +128,13 @@ def count_images(record: Record) -> int:
                 if unpacker.unpack() == "images":
                     return max(1, int(unpacker.read_array_header()))
                 unpacker.skip()
-    except Exception:  # malformed: decoding rejects it, and it costs no image
+    except Exception:  # malformed: decoding will reject it
         return 1
     return 1
 
 
 def stream_of(record: Record, naming: StreamNaming) -> str:
-    """The stream a record belongs to; `naming.name` where its key or header is missing."""
+    """The stream of a record; `naming.name` if its key or header is missing."""
     if naming.source == "constant":
         return naming.name
     raw = record.key if naming.source == "key" else record.header(naming.header)
@@ -145,7 +145,7 @@ def _kind(content_type: bytes | None, value: bytes) -> str:
     named = (content_type or b"").split(b";")[0].strip().lower()
     if named == b"application/x-npy" or value[:6] == b"\x93NUMPY":
         return "npy"
-    # a msgpack map of 1 to 15 entries starts with 0x81..0x8f; PNG starts with 0x89, but goes on with its own name
+    # a msgpack map of 1 to 15 entries starts with 0x81..0x8f; PNG starts with 0x89 and its name
     is_map = 0x81 <= value[0] <= 0x8F and value[1:4] != b"PNG"
     if named in {b"application/msgpack", b"application/x-msgpack"} or (not named and is_map):
         return "msgpack"
@@ -153,7 +153,7 @@ def _kind(content_type: bytes | None, value: bytes) -> str:
 
 
 def _npy(value: bytes) -> list[Image]:
-    # not np.load: it also opens zip files, and allocates what the header claims before it looks at the data
+    # not np.load: it also opens zip files, and allocates what the header claims before it reads the data
     stream = io.BytesIO(value)
     try:
         read_header = _NPY_HEADERS[npy_format.read_magic(stream)]
@@ -161,7 +161,7 @@ def _npy(value: bytes) -> list[Image]:
         if dtype == np.uint8:
             flat = np.frombuffer(value, np.uint8, offset=stream.tell())
             array = flat.reshape(shape, order="F" if fortran_order else "C")
-    except Exception as error:  # the header is a Python literal, and the errors of its parser are not documented
+    except Exception as error:  # the errors of the header's parser are not documented
         raise DecodeError("npy", f"not a readable npy array: {type(error).__name__}: {error}") from error
     if dtype != np.uint8 or len(shape) not in {2, 3, 4}:
         raise DecodeError("npy", "an npy record must be one uint8 array, HW, HWC or NHWC")

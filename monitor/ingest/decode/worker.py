@@ -1,7 +1,7 @@
-"""A process that decodes untrusted bytes, so that what crashes or hangs is not the daemon. Started by `DecoderPool`.
+"""The decoder process, started by `DecoderPool`: untrusted bytes may crash or hang it, but not the daemon.
 
-It takes one message with the decoder, then lists of records, and answers record by record in order: the parent knows
-at which one it died. Answers are plain msgpack: what a broken process sends is never unpickled.
+It receives the decoder, then lists of records, and answers each record in order, so that the parent knows at which one
+it died. Answers are plain msgpack: the daemon never unpickles what a broken process sends.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ PR_SET_PDEATHSIG = 1  # from linux/prctl.h
 
 
 def main(descriptor: int) -> None:
-    """Serve until the other end closes."""
+    """Serve until the parent closes its end."""
     with Connection(descriptor) as connection:
         decoder: Decoder = pickle.loads(connection.recv_bytes())  # noqa: S301 - from our own parent
         _confine(decoder.settings.worker_memory_bytes)
@@ -41,7 +41,7 @@ def main(descriptor: int) -> None:
 
 
 def answer(decoder: Decoder, record: Record) -> bytes:
-    """What `read_answer` reads: the time it took, and the images of a record or why it is rejected."""
+    """Decode one record; the message is read by `read_answer`."""
     started = time.perf_counter()
     try:
         failpoint("decode", record.value)
@@ -50,14 +50,14 @@ def answer(decoder: Decoder, record: Record) -> bytes:
         result = (error.reason, str(error))
     except MemoryError:
         result = ("memory", "decoding needs more than decoding.worker_memory_bytes")
-    except Exception as error:  # a bug in a library must cost one record, not the stream
+    except Exception as error:  # a bug in a library costs one record, not the stream
         result = ("crashed", f"{type(error).__name__}: {error}")
     packed: bytes = msgpack.packb((time.perf_counter() - started, result), unicode_errors="surrogatepass")
     return packed
 
 
 def read_answer(packed: bytes) -> tuple[float, list[Decoded] | tuple[str, str]]:
-    """(seconds, images or (reason, text)).
+    """(seconds that decoding took, images or (reason, text) of a rejected record).
 
     Raises:
         ValueError, TypeError, LookupError: not an answer.
@@ -83,14 +83,14 @@ def _unpacked(id_: str, stream: str, event_time_ms: int, content: tuple[Any, ...
 
 
 def _confine(memory_bytes: int) -> None:
-    """Limit the memory, leave no core dump with images in it, and end when the parent ends."""
-    with contextlib.suppress(ValueError, OSError):  # the hard limit is already lower than ours
-        # data, not address space: libraries reserve gigabytes of addresses that they never touch
+    """Limit the memory, write no core dump with images in it, and end with the parent."""
+    with contextlib.suppress(ValueError, OSError):  # the hard limit is lower than ours
+        # data, not address space: libraries reserve gigabytes of addresses that they never use
         resource.setrlimit(resource.RLIMIT_DATA, (memory_bytes, memory_bytes))
     with contextlib.suppress(ValueError, OSError):
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     if sys.platform == "linux":
-        # a decoder that hangs in C does not notice that the parent has ended
+        # a decoder that hangs in C code does not notice the end of the parent
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
 
 

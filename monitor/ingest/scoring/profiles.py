@@ -1,4 +1,4 @@
-"""Which profile judges which stream. Only this module loads detectors."""
+"""The profiles and the streams they judge. Only this module loads detectors."""
 
 from __future__ import annotations
 
@@ -26,36 +26,36 @@ if TYPE_CHECKING:  # torch takes seconds to load, and only a process that scores
 
 MEMORY_WORDS = ("out of memory", "not enough memory", "allocate memory")
 CACHED_STREAMS = 100_000
-"""Senders choose the names: the cache must not grow for ever."""
+"""Bounds the cache: senders choose the names of streams."""
 
 T = TypeVar("T")
 
 
 @dataclass(frozen=True)
 class ByStream(Generic[T]):
-    """What each stream has: that of the first glob in `overrides` that matches its name, or the default."""
+    """One value per stream: that of the first glob in `overrides` that matches its name, else the default."""
 
     default: T
     overrides: tuple[tuple[str, T], ...] = ()
 
     def of(self, stream: str) -> T:
-        """What that stream has."""
+        """The value of a stream."""
         return next((value for glob, value in self.overrides if fnmatchcase(stream, glob)), self.default)
 
 
 Preparers = ByStream[Preparer]
-"""The part of the profiles that decoding needs; picklable, loads no torch."""
+"""What decoding needs of the profiles; picklable, loads no torch."""
 
 
 class Profiles:
-    """The profiles of all streams; `limits` are those of the images that decoding accepts."""
+    """The profiles of all streams; `limits` bound the images that decoding accepts."""
 
     def __init__(self, by_stream: ByStream[Profile], limits: Limits) -> None:
         self._by_stream, self._limits = by_stream, limits
         self.of: Callable[[str], Profile] = lru_cache(CACHED_STREAMS)(by_stream.of)
         """The profile that judges a stream."""
         self.layouts = {profile.fingerprint: layout_of(profile) for profile in self.all()}
-        """Fingerprint -> what the entries of its vectors mean."""
+        """Fingerprint -> layout of the bucket vectors."""
 
     def all(self) -> list[Profile]:
         """Every profile once."""
@@ -95,7 +95,7 @@ class Profiles:
 def _score_halving(profile: Profile, images: Sequence[Prepared]) -> NDArray[np.float64]:
     """(N, S) p-values; a batch that does not fit into memory is scored in halves.
 
-    On a GPU that shows as torch's own error, on the CPU as a RuntimeError of its allocator.
+    Out of memory is a subclass of RuntimeError on a GPU, and a plain one on a CPU.
     """
     try:
         failpoint("score")
@@ -115,7 +115,7 @@ def _score_halving(profile: Profile, images: Sequence[Prepared]) -> NDArray[np.f
 
 
 def layout_of(profile: Profile) -> Layout:
-    """What the entries of a profile's bucket vectors mean."""
+    """The layout of a profile's bucket vectors."""
     return Layout(
         signals=profile.signals,
         calibration_sizes=profile.calibration_sizes,
@@ -126,7 +126,7 @@ def layout_of(profile: Profile) -> Layout:
 
 
 def publish_profiles(store: Store, profiles: Profiles) -> None:
-    """Write what the counts mean, and which profiles made them, for everyone who reads them.
+    """Write the layouts and manifests of the profiles, for all readers of the counts.
 
     Raises:
         StoreError: Redis does not answer.

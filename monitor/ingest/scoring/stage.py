@@ -1,6 +1,6 @@
-"""The scoring stage: one thread that gathers decoded images into batches and scores them, in the order they came.
+"""The scoring stage: one thread that gathers decoded images into batches and scores them, in the order of submission.
 
-Work waits here for its own decoding, so nothing is reordered and nothing needs a lock but the queue.
+It waits for the decoding of each work in turn, so nothing is reordered and only the queue needs a lock.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from monitor.telemetry import metrics
 
 
 class ScoringError(Exception):
-    """Scoring failed in a way that will repeat with every image; the process should restart."""
+    """The scoring thread has failed, and would fail again; the process should restart."""
 
 
 class ScoringStage:
@@ -32,7 +32,7 @@ class ScoringStage:
         self._scored: deque[Work] = deque()
         self._failure: BaseException | None = None
         self.image_bytes = profiles.preparers().default.input_px ** 2 * 3
-        """What one image holds once it is prepared for the model."""
+        """Bytes of one prepared image."""
         self.ready = threading.Event()
         """Set while scored work waits to be taken."""
         self._thread = threading.Thread(target=self._run, name="score", daemon=True)
@@ -44,7 +44,7 @@ class ScoringStage:
             self._submitted.put(work)
 
     def take(self) -> list[Work]:
-        """Everything that is scored by now, in the order of submission.
+        """The work scored by now, in the order of submission.
 
         Raises:
             ScoringError: the thread has failed.
@@ -75,7 +75,7 @@ class ScoringStage:
             self.ready.set()
 
     def _gather(self) -> list[Work]:
-        """Decoded work for one batch: until it has enough images, or its first is old enough; empty to end."""
+        """Decoded work for one batch, complete by number of images or by age; empty to end the thread."""
         works: list[Work] = []
         images, deadline = 0, float("inf")
         while images < self._settings.batch_images:

@@ -119,7 +119,7 @@ class Consumer:
         for its next step. The cursor moves only here, after the sinks have acknowledged, in one write with the counts.
         """
         stages = self._stages
-        # 1. poll
+        # 1. poll, after every claim: see `_claim_due`
         if polling:
             self._claim_due(source)
             polled = source.poll(BUSY_POLL_S if self._backlog.works else self._settings.poll_s)

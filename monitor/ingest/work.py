@@ -99,14 +99,13 @@ class Backlog:
     def start(self) -> list[Work]:
         """The work to decode next: as much as fits; work that is larger than the limit starts alone."""
         started = []
-        while self._waiting and self._fits(self._waiting[0]):
+        while self._waiting:
+            if self.started_bytes and self.started_bytes + self._waiting[0].size > self._queue_bytes:
+                break
             work = self._waiting.popleft()
             self.started_bytes += work.size
             started.append(work)
         return started
-
-    def _fits(self, work: Work) -> bool:
-        return not self.started_bytes or self.started_bytes + work.size <= self._queue_bytes
 
     def finish(self, works: Sequence[Work]) -> None:
         """Remove scored work from the counts."""

@@ -90,8 +90,8 @@ class ScoringStage:
             images += sum(len(found) for future in work.decoding if isinstance(found := future.result(), list))
         return works
 
+    @metrics.STAGE_SECONDS.labels("score").time()
     def _score(self, works: Sequence[Work]) -> None:
-        started = time.perf_counter()
         decoded = [[future.result() for future in work.decoding] for work in works]
         images = [image for records in decoded for found in records if isinstance(found, list) for image in found]
         scored = iter(self._profiles.p_values([(i.stream, i.prepared) for i in images], self._settings.batch_images))
@@ -104,4 +104,3 @@ class ScoringStage:
             ]
             work.decoding = ()
         metrics.BATCH_IMAGES.observe(len(images))
-        metrics.STAGE_SECONDS.labels("score").observe(time.perf_counter() - started)

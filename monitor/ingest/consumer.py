@@ -174,10 +174,9 @@ class Consumer:
         """The batch to write and apply now; None where there is none or its next retry is not due."""
         batch = self._batch
         if batch is None or time.monotonic() < batch.retry_at_s:
-            if not self.in_flight:
-                self.health.moved_s = time.monotonic()
-            else:  # several records in a row that each hang their decoder are slow, but not stuck
-                self.health.moved_s = max(self.health.moved_s, self._stages.decoders.answered_s)
+            # several records in a row that each hang their decoder are slow, but not stuck
+            moved_s = self._stages.decoders.answered_s if self.in_flight else time.monotonic()
+            self.health.moved_s = max(self.health.moved_s, moved_s)
             return None
         if not any(self._assignment.is_current(part.owner) for part in batch.parts):
             self._batch = None  # other replicas own all of its partitions, and read it again
@@ -253,7 +252,7 @@ class Consumer:
         if self._stages.sinks.image_log is not None:
             self._stages.sinks.image_log.close()
 
-    # ---------------------------------------------------------------- between rounds
+    # ---------------------------------------------------------------- between and after rounds
 
     def _balance(self, source: Source) -> None:
         """Pause above the byte limit or while a batch waits, resume below half of the limit."""
@@ -290,8 +289,6 @@ class Consumer:
     def why_unready(self) -> str:
         """Why it does not read and apply; empty if it does."""
         return self.health.why_unready([*self._stages.sinks.failing.values(), *self._assignment.stopped.values()])
-
-    # ---------------------------------------------------------------- end
 
     def _drain(self, deadline_s: float) -> None:
         """Apply what is in flight, commit to the group, leave it."""

@@ -161,7 +161,7 @@ def cached(path: Path, make: Callable[[], Scored]) -> Scored:
         scored = make()
         path.parent.mkdir(parents=True, exist_ok=True)
         facts = {"signals": scored.signals, "two_sided": scored.two_sided, "learned": scored.learned}
-        np.savez_compressed(path, facts=np.array(json.dumps(facts)), **scored.sets)
+        np.savez_compressed(path, facts=np.array(json.dumps(facts)), **scored.sets)  # type: ignore[arg-type]  # a set named allow_pickle there is not
     with np.load(path) as stored:
         facts = json.loads(str(stored["facts"]))
         sets = {name: stored[name] for name in stored.files if name != "facts"}
@@ -182,7 +182,8 @@ class Replicates:
             scored.learned,
             (1.0,) * len(scored.signals),
         )
-        self.count, self.bins = count, {name: [] for name in ["pool", *sets]}
+        self.count = count
+        self.bins: dict[str, Any] = {name: [] for name in ["pool", *sets]}
         ties = {name: jitter([f"{name}/{i}".encode() for i in range(len(scored.sets[name]))]) for name in self.bins}
         for _ in range(count):
             order = rng.permutation(len(scored.sets["pool"]))

@@ -18,7 +18,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from detectors.images.prepare import Limits, decode, properties
+from detectors.images import properties
+from detectors.images.prepare import Limits, decode
 
 LIMIT = 0.15
 

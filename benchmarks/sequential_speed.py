@@ -46,7 +46,7 @@ def main() -> None:
         options.json.write_text(json.dumps(found, indent=1))
 
 
-def measure(rule: Sequential, layout: Layout, options: argparse.Namespace) -> dict[str, float]:
+def measure(rule: Sequential, layout: Layout, options: argparse.Namespace) -> dict[str, dict[str, float]]:
     rng = np.random.default_rng(0)
     shares = -np.diff([1, 0.5, 0.2, 0.1, 0.05, 0.02, 0.01, 0.005, 0.002, 0])
     vectors = np.zeros((options.repeats, options.streams, layout.size), dtype=np.uint32)

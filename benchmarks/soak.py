@@ -35,6 +35,7 @@ from tests.faults.proxy import Proxy
 from tests.faults.rig import Rig, Zygote, bounds, normal, strange, wait_for
 from tests.kafka.broker import Broker
 from tests.pictures import pictures
+from tests.shared import ZygoteProcess
 
 SAMPLE_S = 15.0
 FAULT_EVERY_S = (8.0, 25.0)
@@ -245,8 +246,7 @@ def main() -> None:
         server = stack.enter_context(PrivateRedis(folder / "redis", options))
         proxy = Proxy("127.0.0.1", server.port)
         stack.callback(proxy.close)
-        zygote = Zygote()
-        stack.callback(zygote.close)
+        zygote = Zygote(stack.enter_context(ZygoteProcess(folder / "zygote")).socket)
         url = f"redis://127.0.0.1:{proxy.port}/0"
         rig = Rig(zygote, broker, server.url, folder / "rig", folder / "profile", daemon_redis_url=url)
         stack.callback(rig.close)

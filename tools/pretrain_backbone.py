@@ -88,8 +88,8 @@ class Run:
         self, args: argparse.Namespace, pictures: Pictures, teacher: Backbone | None, device: torch.device
     ) -> None:
         self.args, self.pictures, self.teacher, self.device = args, pictures, teacher, device
-        self.student: Any = timm.create_model(args.model, features_only=True, pretrained=False).to(device)
-        widths = self.student.feature_info.channels()
+        student: Any = timm.create_model(args.model, features_only=True, pretrained=False).to(device)
+        self.student, widths = student, student.feature_info.channels()
         self.head = nn.Linear(widths[-1], max(pictures.classes, 1)).to(device)
         self.readouts = nn.ModuleList()
         if teacher:

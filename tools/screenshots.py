@@ -21,7 +21,6 @@ from pydantic import SecretStr
 
 from detectors.profile.fit import FitOptions, fit_profile
 from monitor.config.schema import Config
-from monitor.core import alert_state as alerts
 from monitor.core.aggregate import Aggregation, Judged, aggregate
 from monitor.core.settings import BucketSettings
 from monitor.core.types import Delta, Partition, StreamFacts
@@ -153,7 +152,7 @@ def main() -> None:
             executable_path=shutil.which("chromium"), args=["--no-sandbox", "--disable-gpu", "--no-zygote"]
         )
         smeared, foreign = (f"/streams/{stream.replace('/', '%2F')}" for stream in (SMEARED, FOREIGN))
-        over = next(a for a in map(alerts.from_json, store.evaluation.alerts().values()) if a.stream == FOREIGN)
+        over = next(a for a in store.evaluation.alerts().values() if a.stream == FOREIGN)
         for name, path, width, scheme in (
             ("overview", "/", 1100, "light"),
             ("overview-phone", "/", 360, "dark"),

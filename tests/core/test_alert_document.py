@@ -21,18 +21,18 @@ VERDICT = Verdict(True, 0.31, 0.24, 0.1, 300, "12 % of 300 images", (0.2, 0.25, 
 ABOUT = About("layerwatch", "drift", "rate", {"team": "b", "severity": "page"}, "http://m/streams/cam-1", "")
 
 
-def firing():
+def firing() -> Alert:
     return Alert("drift", "cam-1", AlertPhase.FIRING, "9f0c6a1b2c3d4e5f", AT_MS - 10_000, AT_MS, verdict=VERDICT)
 
 
-def exemplar(name, p):
+def exemplar(name: str, p: float) -> Exemplar:
     return Exemplar(name, "cam-1", AT_MS - 1, AT_MS - 10_000, p, (p,), b"jpeg")
 
 
 MOVED = MovedSignal("layer3", True, 0.41234567, 0.35, "low", (1, 2, 3, 4, 5, 6, 7, 8, 9))
 
 
-def test_a_firing_alert_says_what_moved_since_when_and_shows_its_worst_images():
+def test_a_firing_alert_says_what_moved_since_when_and_shows_its_worst_images() -> None:
     alert = firing()
     exemplars = [exemplar(f"images/0/{i}", 0.001 * (i + 1)) for i in range(20)][::-1]
     text = alert_document(ABOUT, alert, Evidence([MOVED] * 9, "content", exemplars))
@@ -58,15 +58,15 @@ def test_a_firing_alert_says_what_moved_since_when_and_shows_its_worst_images():
     assert data["exemplars"][0] == {"id": "images/0/0", "event_time": "2026-11-24T08:20:09.999Z", "p_value": 0.001}
 
 
-def test_the_same_transition_gives_the_same_text_whatever_the_order_of_what_went_in():
+def test_the_same_transition_gives_the_same_text_whatever_the_order_of_what_went_in() -> None:
     alert = firing()
     images = [exemplar("a", 0.002), exemplar("b", 0.001)]
-    turned = About(ABOUT.monitor, ABOUT.rule, ABOUT.kind, dict(reversed(ABOUT.labels.items())), ABOUT.status_url)
+    turned = About(ABOUT.monitor, ABOUT.rule, ABOUT.kind, dict(reversed(list(ABOUT.labels.items()))), ABOUT.status_url)
     first = alert_document(ABOUT, alert, Evidence((), None, images))
     assert alert_document(turned, alert, Evidence((), None, images[::-1])) == first
 
 
-def test_a_resolved_alert_keeps_its_id_and_tells_when_it_ended():
+def test_a_resolved_alert_keeps_its_id_and_tells_when_it_ended() -> None:
     alert = firing()
     ended = Alert("drift", "cam-1", AlertPhase.RESOLVED, alert.id, alert.since_ms, alert.fired_ms, AT_MS, AT_MS + 5)
     document = json.loads(alert_document(ABOUT, ended))
@@ -76,12 +76,12 @@ def test_a_resolved_alert_keeps_its_id_and_tells_when_it_ended():
     assert document["data"]["severity"] is None
 
 
-def test_a_pending_alert_has_no_document():
+def test_a_pending_alert_has_no_document() -> None:
     with pytest.raises(ValueError, match="pending"):
         alert_document(ABOUT, Alert("drift", "cam-1", AlertPhase.PENDING, "id", AT_MS))
 
 
-def test_a_test_document_has_every_field_of_a_real_one_and_an_id_of_its_own():
+def test_a_test_document_has_every_field_of_a_real_one_and_an_id_of_its_own() -> None:
     real, tried = json.loads(alert_document(ABOUT, firing())), json.loads(document_for_tests("layerwatch", AT_MS))
     assert tried["type"] == "alert.test"
     assert tried.keys() == real.keys()
@@ -89,14 +89,14 @@ def test_a_test_document_has_every_field_of_a_real_one_and_an_id_of_its_own():
     assert tried["id"] != json.loads(document_for_tests("layerwatch", AT_MS + 1))["id"]
 
 
-def test_every_kind_of_document_is_valid_by_the_published_schema():
+def test_every_kind_of_document_is_valid_by_the_published_schema() -> None:
     schema = json.loads((Path(__file__).parents[2] / "docs" / "alert.schema.json").read_text())
     evidence = Evidence([MOVED], "sensor", [exemplar("a", 0.01)])
     for text in (alert_document(ABOUT, firing(), evidence), document_for_tests("layerwatch", AT_MS)):
         jsonschema.validate(json.loads(text), schema, format_checker=jsonschema.FormatChecker())
 
 
-def test_times_are_utc_with_milliseconds_and_names_are_quoted_in_links():
+def test_times_are_utc_with_milliseconds_and_names_are_quoted_in_links() -> None:
     assert rfc3339(0) == "1970-01-01T00:00:00.000Z"
     assert rfc3339(AT_MS + 7) == "2026-11-24T08:20:10.007Z"
     assert (
@@ -106,7 +106,7 @@ def test_times_are_utc_with_milliseconds_and_names_are_quoted_in_links():
     assert stream_url("https://ops.example/watch", "..") == "https://ops.example/watch/streams/?name=.."
 
 
-def test_the_link_to_the_dashboard_names_the_stream():
+def test_the_link_to_the_dashboard_names_the_stream() -> None:
     url = "https://grafana.example/d/streams?var-stream={stream}&var-range=${__range}"
     expected = "https://grafana.example/d/streams?var-stream=line%202%2F%7Bcam%7D%26ä&var-range=${__range}"
     assert dashboard_url(url, "line 2/{cam}&ä") == expected.replace("ä", "%C3%A4")

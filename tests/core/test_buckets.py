@@ -1,14 +1,18 @@
+from random import Random
+
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from numpy.typing import DTypeLike
 
 from monitor.core import buckets
 from monitor.core.buckets import DUPLICATES, IMAGES, LEVELS, LONGEST_RUN, Layout
+from monitor.core.types import Vector
 from tests.vectors import fill
 
 
-def layout_of(n=1999, signals=("ood", "brightness"), dependence=1.0):
+def layout_of(n: int = 1999, signals: tuple[str, ...] = ("ood", "brightness"), dependence: float = 1.0) -> Layout:
     s = len(signals)
     return Layout(
         signals, (n,) * s, tuple(x == "brightness" for x in signals), (True,) + (False,) * (s - 1), (dependence,) * s
@@ -22,7 +26,7 @@ vectors = st.lists(st.integers(0, 2**20), min_size=LAYOUT.size, max_size=LAYOUT.
 )
 
 
-def test_a_p_value_equal_to_a_level_passes_its_cut_in_double_and_single_precision():
+def test_a_p_value_equal_to_a_level_passes_its_cut_in_double_and_single_precision() -> None:
     for i, level in enumerate(LEVELS):
         assert buckets.bins(np.array([level]))[0] == i + 1
         assert buckets.bins(np.array([level], dtype=np.float32))[0] == i + 1
@@ -30,7 +34,7 @@ def test_a_p_value_equal_to_a_level_passes_its_cut_in_double_and_single_precisio
 
 @pytest.mark.parametrize("n", [99, 499, 1999, 9999, 123_456, 1_000_000])
 @pytest.mark.parametrize("dtype", [np.float64, np.float32])
-def test_the_images_that_pass_a_cut_are_exactly_the_reference_count(n, dtype):
+def test_the_images_that_pass_a_cut_are_exactly_the_reference_count(n: int, dtype: DTypeLike) -> None:
     """All n + 1 possible ranks, once each: the floats must agree with the integers of reference_counts."""
     layout = Layout(("ood",), (n,), (False,), (True,), (1.0,))
     ranks = np.arange(1, n + 2)
@@ -43,7 +47,7 @@ def test_the_images_that_pass_a_cut_are_exactly_the_reference_count(n, dtype):
     assert buckets.exceedances(layout, two_sided, "ood").tolist() == buckets.reference_counts(layout, "ood").tolist()
 
 
-def test_reference_counts_are_the_published_ones():
+def test_reference_counts_are_the_published_ones() -> None:
     layout = layout_of(n=500)
     assert buckets.reference_counts(layout, "ood").tolist() == [250, 100, 50, 25, 10, 5, 2, 1]
     assert buckets.usable_cuts(layout, "ood").tolist() == [0, 1, 2, 3, 4, 5]
@@ -51,17 +55,17 @@ def test_reference_counts_are_the_published_ones():
 
 
 @pytest.mark.parametrize("bad", [np.nan, 0.0, -0.1, 1.1])
-def test_a_bad_p_value_is_refused(bad):
+def test_a_bad_p_value_is_refused(bad: float) -> None:
     with pytest.raises(ValueError, match="p-values"):
         fill(LAYOUT, np.array([[0.5, bad]]))
 
 
-def test_an_unknown_signal_is_named_together_with_the_known_ones():
+def test_an_unknown_signal_is_named_together_with_the_known_ones() -> None:
     with pytest.raises(KeyError, match="brightness"):
         LAYOUT.index("sharpness")
 
 
-def test_signals_are_selected_by_name_or_by_group_each_once():
+def test_signals_are_selected_by_name_or_by_group_each_once() -> None:
     layout = Layout(("ood", "layer1", "contrast"), (9,) * 3, (False,) * 3, (True, True, False), (1.0,) * 3)
     assert layout.select(["*"]) == ("ood", "layer1", "contrast")
     assert layout.select(["learned"]) == ("ood", "layer1")
@@ -71,7 +75,7 @@ def test_signals_are_selected_by_name_or_by_group_each_once():
 
 
 @given(st.lists(st.tuples(st.integers(0, 3), st.floats(1e-6, 1), st.floats(1e-6, 1)), max_size=60))
-def test_filling_groups_equals_filling_one_by_one(rows):
+def test_filling_groups_equals_filling_one_by_one(rows: list[tuple[int, float, float]]) -> None:
     p = np.array([row[1:] for row in rows]).reshape(-1, 2)
     group = np.array([row[0] for row in rows], dtype=np.intp)
     together = buckets.fill_groups(LAYOUT, p, group, 4)
@@ -81,7 +85,7 @@ def test_filling_groups_equals_filling_one_by_one(rows):
 
 
 @given(st.lists(vectors, min_size=1, max_size=6), st.randoms(use_true_random=False), st.integers(1, 5))
-def test_vectors_add_up_in_any_order_and_grouping(parts, random, cut):
+def test_vectors_add_up_in_any_order_and_grouping(parts: list[Vector], random: Random, cut: int) -> None:
     whole = buckets.sum_vectors(parts)
     shuffled = list(parts)
     random.shuffle(shuffled)
@@ -91,7 +95,7 @@ def test_vectors_add_up_in_any_order_and_grouping(parts, random, cut):
     assert buckets.sum_vectors([whole, buckets.empty(LAYOUT)]).tolist() == whole.tolist()
 
 
-def test_the_longest_run_merges_by_maximum_and_counts_by_addition():
+def test_the_longest_run_merges_by_maximum_and_counts_by_addition() -> None:
     a, b = buckets.empty(LAYOUT), buckets.empty(LAYOUT)
     a[DUPLICATES], b[DUPLICATES] = 3, 4
     a[LONGEST_RUN], b[LONGEST_RUN] = 9, 5
@@ -100,12 +104,12 @@ def test_the_longest_run_merges_by_maximum_and_counts_by_addition():
     assert (a[DUPLICATES], b[LONGEST_RUN]) == (3, 5)
 
 
-def test_sums_saturate_instead_of_wrapping():
+def test_sums_saturate_instead_of_wrapping() -> None:
     full = np.full(LAYOUT.size, 2**32 - 1, dtype=np.uint32)
     assert (buckets.sum_vectors([full, full]) == 2**32 - 1).all()
 
 
-def test_the_images_beyond_a_cut_are_those_at_or_below_its_level():
+def test_the_images_beyond_a_cut_are_those_at_or_below_its_level() -> None:
     p = np.array([[0.05, 1], [0.04, 1], [0.06, 1], [0.9, 1]])
     vector = fill(LAYOUT, p)
     many = buckets.exceedances(LAYOUT, np.stack([vector, buckets.empty(LAYOUT)]), "ood")
@@ -116,7 +120,7 @@ def test_the_images_beyond_a_cut_are_those_at_or_below_its_level():
     assert many[0].tolist() == buckets.exceedances(LAYOUT, vector, "ood").tolist()
 
 
-def test_distance_is_about_the_share_of_changed_images_and_about_zero_without_change():
+def test_distance_is_about_the_share_of_changed_images_and_about_zero_without_change() -> None:
     rng = np.random.default_rng(0)
     p = rng.uniform(1e-6, 1, (20_000, 2))
     p[:3000, 0] = 0.001
@@ -127,7 +131,7 @@ def test_distance_is_about_the_share_of_changed_images_and_about_zero_without_ch
 
 
 @pytest.mark.parametrize("images", [20, 200, 2000])
-def test_chance_alone_gives_no_distance_on_average(images):
+def test_chance_alone_gives_no_distance_on_average(images: int) -> None:
     rng = np.random.default_rng(1)
     p = rng.uniform(1e-6, 1, (images * 300, 2))
     rows = buckets.fill_groups(LAYOUT, p, np.repeat(np.arange(300), images), 300)

@@ -144,7 +144,7 @@ def story(
             for value in (encoded(image), encoded(image), b"not an image"):
                 producer.send("story-images", value, b"cam-2", timestamp_ms=at_ms)
             producer.flush()
-            wait_for(phase.name, lambda shown=phase.shown: daemon.check_alive() or prometheus.now(shown))
+            wait_for(phase.name, lambda shown=phase.shown: daemon.check_alive() or prometheus.now(shown))  # type: ignore[misc]
         producer.close()
         wait_for("the lag", lambda: prometheus.now("layerwatch_lag_records"))
         yield Story(prometheus, began_s, time.time() + 1)  # the step after the last scrape shows it

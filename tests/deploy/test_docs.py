@@ -74,7 +74,7 @@ def test_every_command_that_the_pages_show_is_one_that_there_is() -> None:
             lines = re.findall(r"(?m)^ {4,}(layerwatch [^#\n|&>]*)", page.read_text())
             shown += [(page.name, line.strip()) for line in lines]
     assert len(shown) > 15
-    for page, line in shown:
+    for name, line in shown:
         words = [word for word in shlex.split(line)[1:] if word != "..."]
         if "\\" in words or any("IMAGES..." in word or word == "|" for word in words):
             continue
@@ -83,7 +83,7 @@ def test_every_command_that_the_pages_show_is_one_that_there_is() -> None:
         else:
             # placeholders may stand for files; the options must exist
             known = subprocess_help(words[0])
-            assert [w for w in words if w.startswith("--") and w.split("=")[0] not in known] == [], f"{page}: {line}"
+            assert [w for w in words if w.startswith("--") and w.split("=")[0] not in known] == [], f"{name}: {line}"
 
 
 def subprocess_help(command: str) -> str:

@@ -217,7 +217,7 @@ def test_the_sample_producer_sends_all_lines(redis_server: PrivateRedis, tmp_pat
             {"source": "redis-stream", "redis": {"url": redis_server.url}, "redis_stream": {"topics": ["sample"]}}
         )
     )
-    command = [sys.executable, DEPLOY / "compose/sample.py", "produce", config]
+    command = [sys.executable, str(DEPLOY / "compose/sample.py"), "produce", str(config)]
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     with Client.from_url(redis_server.url) as client, subprocess.Popen(command, env=environment) as process:
 
@@ -241,6 +241,6 @@ def test_the_unit_is_hardened_and_gives_the_daemon_time_to_end() -> None:
     analyze = shutil.which("systemd-analyze")
     if analyze is None:
         pytest.skip("no systemd-analyze")
-    command = [analyze, "security", "--offline=true", "--threshold=20", DEPLOY / "systemd/layerwatch.service"]
+    command = [analyze, "security", "--offline=true", "--threshold=20", str(DEPLOY / "systemd/layerwatch.service")]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout[-500:] + done.stderr

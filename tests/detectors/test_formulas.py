@@ -159,8 +159,10 @@ def test_bootstrap_intervals_hold_the_estimate_and_repeat() -> None:
     id_scores, ood_scores = rng.normal(0, 1, 300), rng.normal(1, 1, 200)
     first, second = (metrics.measure(id_scores, ood_scores) for _ in range(2))
     assert first == second
-    low, high = first["auroc_interval"]  # type: ignore[misc]
-    assert low < first["auroc"] < high
+    interval, auroc = first["auroc_interval"], first["auroc"]
+    assert isinstance(interval, tuple)
+    assert isinstance(auroc, float)
+    assert interval[0] < auroc < interval[1]
 
 
 def test_metrics_refuse_nothing_and_nan() -> None:

@@ -58,8 +58,8 @@ def wait_for(what: str, condition: Callable[[], Any], patience_s: float = PATIEN
 class Zygote:
     """The process that forks daemons and commands, which tests/shared.py starts; see tests/faults/zygote.py."""
 
-    def __init__(self, path: str) -> None:
-        self._path = path
+    def __init__(self, path: Path | str) -> None:
+        self._path = str(path)
 
     def ask(self, **request: Any) -> Any:
         """One request, one answer."""

@@ -70,7 +70,7 @@ def redis_cluster(folder: Path) -> Iterator[dict[int, PrivateRedis]]:
             for port in nodes:
                 client.execute_command("CLUSTER", "MEET", "127.0.0.1", port)
         for client in clients:
-            wait_for("the nodes to agree", lambda c=client: c.cluster("INFO")["cluster_state"] == "ok")
+            wait_for("the nodes to agree", lambda c=client: c.cluster("INFO")["cluster_state"] == "ok")  # type: ignore[misc]
         yield nodes
 
 

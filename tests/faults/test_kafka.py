@@ -80,7 +80,7 @@ def test_a_storm_of_rebalances(make_rig: MakeRig) -> None:
     for step in range(8):
         rig.tell(25 * step, 25 * (step + 1))
         guest = rig.start()
-        wait_for("the guest to own something", lambda d=guest: d.ended() or d.events("partition.taken"))
+        wait_for("the guest to own something", lambda d=guest: d.ended() or d.events("partition.taken"))  # type: ignore[misc]
         if step % 2:
             guest.kill()
         else:

@@ -8,6 +8,7 @@ import ssl
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -77,7 +78,7 @@ def test_kafka_and_redis_behind_mutual_tls_are_refused_without_a_certificate_and
 ) -> None:
     rig = make_rig(cluster=breakable_broker)
     pair = {name: str(certificates / f"client.{end}") for name, end in (("cert_file", "crt"), ("key_file", "key"))}
-    kafka = {
+    kafka: dict[str, Any] = {
         "bootstrap_servers": [breakable_broker.address("MUTUAL")],
         "tls": {"ca_file": str(certificates / "ca.pem")},
     }

@@ -28,6 +28,7 @@ def load() -> None:
     import detectors.profile.profile  # noqa: F401, PLC0415
     import monitor.__main__  # noqa: PLC0415
     import monitor.daemon  # noqa: PLC0415
+    import monitor.evaluate.evaluator  # noqa: PLC0415
     import monitor.sources.kafka.source  # noqa: PLC0415
     import monitor.sources.redis_streams.source  # noqa: PLC0415
 

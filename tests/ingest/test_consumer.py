@@ -161,7 +161,7 @@ def test_no_image_counts_before_its_verdict_is_written_and_a_lost_reply_writes_n
                 raise StoreError("connection reset")
             return applied
 
-        store.partitions.apply = answer  # type: ignore[method-assign]
+        store.partitions.apply = answer  # type: ignore[method-assign,assignment]
 
     running = make("verdicts-dup", lose_replies)
     wait_for("all of them", lambda: running.counted() == (IMAGES - len(BAD), len(BAD)))
@@ -193,7 +193,7 @@ def test_records_that_come_while_a_claim_is_tried_again_move_no_cursor_over_what
                 raise StoreError("connection reset")
             return claim(partition, *args)
 
-        store.partitions.apply, store.partitions.claim = answer, claim_again  # type: ignore[method-assign]
+        store.partitions.apply, store.partitions.claim = answer, claim_again  # type: ignore[method-assign,assignment]
 
     running = make("rewind", set_back)
     wait_for("the apply to be refused", lambda: refused)

@@ -33,6 +33,7 @@ from monitor.store.settings import RedisSettings
 from tests.notify.parts import T0_MS, Answer, Clock, Server, decide, eventually
 
 RESOLVED = AlertPhase.RESOLVED
+PAGERDUTY = PagerDutySettings(name="pd", type="pagerduty", routing_key=SecretStr("k"))
 _monitors = itertools.count()
 
 
@@ -432,7 +433,7 @@ def test_what_was_delivered_while_redis_was_away_is_not_sent_again(bench: Bench)
     worker = bench.worker(bench.webhook(server))
     settle = bench.store.outbox.settle
 
-    def away(*_: object) -> bool:
+    def away(*_: object, **__: object) -> bool:
         raise StoreError("redis: gone")
 
     bench.store.outbox.settle = away  # type: ignore[method-assign]
@@ -488,7 +489,7 @@ def test_an_alert_that_outlives_its_silence_is_sent_then(bench: Bench) -> None:
 def test_the_end_of_an_alert_that_was_sent_is_sent_in_spite_of_a_silence(bench: Bench) -> None:
     """Or its incident would stay open."""
     server = bench.server()
-    receiver = PagerDutySender(PagerDutySettings(name="pd", type="pagerduty", routing_key="k", url=server.url))
+    receiver = PagerDutySender(PAGERDUTY.model_copy(update={"url": server.url}))
     bench.stack.callback(receiver.close)
     decide(bench.store)
     bench.worker(receiver).round()
@@ -500,7 +501,7 @@ def test_the_end_of_an_alert_that_was_sent_is_sent_in_spite_of_a_silence(bench: 
 
 def test_a_silence_acknowledges_the_incident_of_a_sent_alert_once(bench: Bench) -> None:
     server = bench.server()
-    receiver = PagerDutySender(PagerDutySettings(name="pd", type="pagerduty", routing_key="k", url=server.url))
+    receiver = PagerDutySender(PAGERDUTY.model_copy(update={"url": server.url}))
     bench.stack.callback(receiver.close)
     decide(bench.store)
     worker = bench.worker(receiver)

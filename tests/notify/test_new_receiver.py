@@ -57,7 +57,8 @@ class FileSender(Receiver):
         pass
 
 
-SECTION: TypeAdapter[tuple[ReceiverSettings, ...]] = TypeAdapter(tuple[any_receiver((*RECEIVERS, FileSettings)), ...])
+ANY_KIND = any_receiver((*RECEIVERS, FileSettings))
+SECTION: TypeAdapter[tuple[ReceiverSettings, ...]] = TypeAdapter(tuple[ANY_KIND, ...])  # type: ignore[valid-type]
 
 
 def no_producer() -> None:

@@ -69,7 +69,7 @@ def no_producer() -> Topic:
     raise AssertionError("only a Kafka receiver needs a producer")
 
 
-def build(kind: str, settings: dict[str, Any], topic: Producer | None = None) -> Receiver:
+def build(kind: str, settings: dict[str, Any], topic: Topic | Producer | None = None) -> Receiver:
     section: TypeAdapter[ReceiverSettings] = TypeAdapter(AnyReceiver)
     receiver = section.validate_python({"name": "out", "type": kind, "timeout_s": 0.5, **settings})
     return receiver.build((lambda: topic) if topic else no_producer)  # type: ignore[arg-type,return-value]

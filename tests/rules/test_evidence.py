@@ -4,6 +4,7 @@ import pytest
 from monitor.core import buckets
 from monitor.core.alert_document import MovedSignal
 from monitor.core.buckets import IMAGES, Layout
+from monitor.core.types import Vector
 from monitor.rules.evidence import cause_is_learned, moved_signals, triage
 from tests.vectors import fill
 
@@ -11,7 +12,7 @@ SIGNALS = ("ood", "layer1", "contrast", "sharpness")
 LAYOUT = Layout(SIGNALS, (2000,) * 4, (False, False, True, True), (True, True, False, False), (1.0,) * 4)
 
 
-def window(seed=0, images=1000, **changed):
+def window(seed: int = 0, images: int = 1000, **changed: tuple[float, float]) -> Vector:
     """Uniform p-values, except that a share of a signal's images has the p-value given: contrast=(0.3, 0.001)."""
     rng = np.random.default_rng(seed)
     p = rng.uniform(1e-6, 1, (images, 4))
@@ -20,7 +21,7 @@ def window(seed=0, images=1000, **changed):
     return fill(LAYOUT, p)
 
 
-def test_the_signals_that_moved_come_strongest_first_with_their_histograms():
+def test_the_signals_that_moved_come_strongest_first_with_their_histograms() -> None:
     found = moved_signals(LAYOUT, window(sharpness=(0.5, 0.001), ood=(0.3, 0.001)))
     assert [m.signal for m in found] == ["sharpness", "ood"]
     assert found[0].effect == pytest.approx(0.5, abs=0.04)
@@ -32,12 +33,12 @@ def test_the_signals_that_moved_come_strongest_first_with_their_histograms():
     assert len(moved_signals(LAYOUT, window(sharpness=(0.5, 0.001), ood=(0.3, 0.001)), limit=1)) == 1
 
 
-def test_images_that_look_too_normal_have_the_direction_high():
+def test_images_that_look_too_normal_have_the_direction_high() -> None:
     (found,) = moved_signals(LAYOUT, window(layer1=(0.6, 0.9)))
     assert (found.signal, found.direction) == ("layer1", "high")
 
 
-def test_without_a_sure_signal_the_likeliest_are_named_and_none_without_images():
+def test_without_a_sure_signal_the_likeliest_are_named_and_none_without_images() -> None:
     found = moved_signals(LAYOUT, window(images=12, ood=(0.2, 0.001)))
     assert found
     assert all(m.bound == 0 < m.effect for m in found)
@@ -46,7 +47,7 @@ def test_without_a_sure_signal_the_likeliest_are_named_and_none_without_images()
     assert triage(()) is None
 
 
-def test_normal_windows_are_called_sure_as_rarely_as_promised():
+def test_normal_windows_are_called_sure_as_rarely_as_promised() -> None:
     """Every window under calibration sets of its own; the risk counts all signals together."""
     rng = np.random.default_rng(3)
     sure = 0
@@ -61,26 +62,26 @@ def test_normal_windows_are_called_sure_as_rarely_as_promised():
     assert sure <= 20
 
 
-def test_learned_signals_alone_mean_content_and_properties_that_moved_as_much_mean_sensor():
+def test_learned_signals_alone_mean_content_and_properties_that_moved_as_much_mean_sensor() -> None:
     assert triage(moved_signals(LAYOUT, window(ood=(0.4, 0.001)))) == "content"
     assert triage(moved_signals(LAYOUT, window(contrast=(0.4, 0.001)))) == "sensor"
     assert triage(moved_signals(LAYOUT, window(ood=(0.4, 0.001), contrast=(0.4, 0.001)))) == "sensor"
 
 
-def test_properties_that_move_a_little_with_new_content_do_not_make_it_the_sensor():
+def test_properties_that_move_a_little_with_new_content_do_not_make_it_the_sensor() -> None:
     found = moved_signals(LAYOUT, window(ood=(0.5, 0.001), contrast=(0.12, 0.001)))
     assert {m.signal for m in found} == {"ood", "contrast"}
     assert triage(found) == "content"
 
 
-def test_where_no_signal_is_sure_the_cause_of_the_alarm_decides():
+def test_where_no_signal_is_sure_the_cause_of_the_alarm_decides() -> None:
     found = moved_signals(LAYOUT, window(images=12, ood=(0.2, 0.001)))
     assert triage(found, cause_is_learned(LAYOUT, "layer1: more images beyond the 5 % cut than normal")) == "content"
     assert triage(found, cause_is_learned(LAYOUT, "contrast: fewer images")) == "sensor"
     assert triage(found, cause_is_learned(LAYOUT, "rejected images")) is None
 
 
-def test_the_verdict_on_the_sensor_needs_a_sure_signal():
+def test_the_verdict_on_the_sensor_needs_a_sure_signal() -> None:
     unsure = MovedSignal("contrast", False, 0.3, 0.0, "low", (0,) * 9)
     sure = MovedSignal("ood", True, 0.2, 0.1, "low", (0,) * 9)
     assert triage([sure, unsure]) == "content"

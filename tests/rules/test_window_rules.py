@@ -1,32 +1,36 @@
+from typing import Any
+
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 
 from monitor.core import buckets
 from monitor.core.buckets import DUPLICATES, IMAGES, LONGEST_RUN, REJECTED, Layout
+from monitor.core.types import Vector, Verdict
 from monitor.rules.rule import LastSeen
 from monitor.rules.shift import ShiftRule, surely_moved
 from monitor.rules.stream_health import FrozenRule, RejectedRule, SilenceRule
 from tests.vectors import fill
 
 
-def shift(**keys):
+def shift(**keys: Any) -> ShiftRule:
     return ShiftRule(name="moved", kind="shift", **keys)
 
 
-def rejected(**keys):
+def rejected(**keys: Any) -> RejectedRule:
     return RejectedRule(name="unreadable", kind="rejected", **keys)
 
 
-def frozen(**keys):
+def frozen(**keys: Any) -> FrozenRule:
     return FrozenRule(name="stuck", kind="frozen", **keys)
 
 
-def layout_of(n=1999, signals=("ood",), dependence=1.0):
+def layout_of(n: int = 1999, signals: tuple[str, ...] = ("ood",), dependence: float = 1.0) -> Layout:
     s = len(signals)
     return Layout(signals, (n,) * s, (False,) * s, (True,) * s, (dependence,) * s)
 
 
-def own_calibration(rng, layout, sets, images):
+def own_calibration(rng: np.random.Generator, layout: Layout, sets: int, images: int) -> NDArray[np.uint32]:
     """(sets, V): windows of `images` ID images, each under a calibration set of its own."""
     k = buckets.reference_counts(layout, "ood")
     gaps = -np.diff(np.concatenate([[layout.calibration_sizes[0] + 1], k, [0]]))
@@ -41,14 +45,14 @@ def own_calibration(rng, layout, sets, images):
 
 
 @pytest.mark.parametrize("n", [99, 1999])
-def test_in_distribution_the_sure_distance_is_zero_as_often_as_promised(n):
+def test_in_distribution_the_sure_distance_is_zero_as_often_as_promised(n: int) -> None:
     layout = layout_of(n)
     windows = own_calibration(np.random.default_rng(n), layout, 400, 1000)
     assert np.mean([surely_moved(layout, w, "ood", 0.1)[0] > 0 for w in windows]) <= 0.1
 
 
 @pytest.mark.parametrize(("low", "high"), [(1e-6, 0.002), (0.5, 1.0), (0.1, 0.2)])
-def test_the_sure_distance_is_below_the_share_that_changed(low, high):
+def test_the_sure_distance_is_below_the_share_that_changed(low: float, high: float) -> None:
     rng = np.random.default_rng(0)
     layout = layout_of()
     p = rng.uniform(1e-6, 1, (5000, 1))
@@ -57,7 +61,7 @@ def test_the_sure_distance_is_below_the_share_that_changed(low, high):
     assert 0.05 < bound <= 0.3
 
 
-def test_shift_names_the_signal_and_the_p_values_that_crowd():
+def test_shift_names_the_signal_and_the_p_values_that_crowd() -> None:
     rng = np.random.default_rng(1)
     layout = layout_of(signals=("ood", "layer1"))
     p = rng.uniform(1e-6, 1, (2000, 2))
@@ -68,7 +72,7 @@ def test_shift_names_the_signal_and_the_p_values_that_crowd():
     assert 0.15 < verdict.bound <= verdict.value == pytest.approx(0.4, abs=0.03)
 
 
-def test_shift_needs_enough_images_and_an_effect():
+def test_shift_needs_enough_images_and_an_effect() -> None:
     rng = np.random.default_rng(2)
     layout = layout_of()
     assert shift().judge_window(layout, buckets.empty(layout)).breached is None
@@ -84,7 +88,7 @@ def test_shift_needs_enough_images_and_an_effect():
 # ------------------------------------------------------------------------------------------------ quality
 
 
-def window(**counts):
+def window(**counts: int) -> tuple[Layout, Vector]:
     layout = layout_of()
     vector = buckets.empty(layout)
     for name, count in counts.items():
@@ -92,14 +96,16 @@ def window(**counts):
     return layout, vector
 
 
-def test_undecodable_images_breach_when_chance_cannot_explain_them():
+def test_undecodable_images_breach_when_chance_cannot_explain_them() -> None:
     assert rejected().judge_window(*window(images=70, rejected=30)).breached is True
     assert rejected().judge_window(*window(images=93, rejected=7)).breached is False
-    assert rejected().judge_window(*window(rejected=50)).severity[1] == 1
+    severity = rejected().judge_window(*window(rejected=50)).severity
+    assert severity is not None
+    assert severity[1] == 1
     assert rejected().judge_window(*window(images=10, rejected=9)).breached is None
 
 
-def test_a_frozen_stream_is_told_by_its_longest_run():
+def test_a_frozen_stream_is_told_by_its_longest_run() -> None:
     assert frozen(run=10).judge_window(*window(images=40, repeats=9, run=10)).breached is True
     assert frozen(run=10).judge_window(*window(images=40, repeats=20, run=9)).breached is False
     assert frozen(run=10).judge_window(*window()).breached is None
@@ -107,10 +113,10 @@ def test_a_frozen_stream_is_told_by_its_longest_run():
         frozen(run=1).check_numbers(10)
 
 
-def test_silence_counts_only_time_in_which_somebody_listened():
+def test_silence_counts_only_time_in_which_somebody_listened() -> None:
     rule = SilenceRule(name="silent", kind="silence", after_s=60)
 
-    def verdict(seen_ms, now_ms, running_since_ms):
+    def verdict(seen_ms: int | None, now_ms: int, running_since_ms: int) -> Verdict:
         return rule.judge_clock(LastSeen({"cam-1": seen_ms}, now_ms, running_since_ms))["cam-1"]
 
     assert verdict(0, now_ms=60_001, running_since_ms=0).breached is True

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import time
 import uuid
 from collections.abc import Callable, Mapping, Sequence
@@ -101,7 +102,7 @@ class KafkaWorld(World):
         headers: Headers = (),
         timestamps_ms: Sequence[int] = (),
     ) -> None:
-        stamps = timestamps_ms or [None] * len(values)
+        stamps = timestamps_ms or itertools.repeat(None, len(values))
         for value, stamp in zip(values, stamps, strict=True):
             self.producer.send(self.topic, value, key, list(headers), partition=index, timestamp_ms=stamp)
         self.producer.flush()
@@ -137,7 +138,7 @@ class RedisWorld(World):
         headers: Headers = (),
         timestamps_ms: Sequence[int] = (),
     ) -> None:
-        stamps = timestamps_ms or [None] * len(values)
+        stamps = timestamps_ms or itertools.repeat(None, len(values))
         to, bound = Partition(self.topic, index), self.config.redis_stream.max_length
         self.connection.run_many(
             [append_call(to, bound, value, key, headers, stamp) for value, stamp in zip(values, stamps, strict=True)]

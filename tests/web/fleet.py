@@ -59,7 +59,9 @@ class Fleet:
     def send(self, b: int, drifting: tuple[str, ...] = ()) -> None:
         """One bucket of images from every stream; of a drifting one every picture and its sharpness are unusual."""
         for i, log in enumerate(LOGS):
-            vectors, facts, exemplars, typical = {}, {}, [], []
+            vectors, facts = {}, {}
+            exemplars: list[Exemplar] = []
+            typical: list[Exemplar] = []
             for stream in STREAMS[i :: len(LOGS)]:
                 bad = stream in drifting
                 p_values = self.rng.uniform(0.002, 1.0, (IMAGES, 5))

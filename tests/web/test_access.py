@@ -74,7 +74,7 @@ def test_a_wrong_password_is_refused(locked: str, auth: tuple[str, str]) -> None
 
 @pytest.mark.parametrize("header", ["Basic !!!", "Basic", "Bearer", "Bearer open-sesamf", "Token x", "é"])
 def test_a_broken_header_is_refused(locked: str, header: str) -> None:
-    assert httpx.get(locked, headers={"Authorization": header.encode()}).status_code == 401
+    assert httpx.get(locked, headers={b"Authorization": header.encode()}).status_code == 401
 
 
 def test_a_browser_may_give_the_token_as_a_password(locked: str) -> None:

@@ -17,8 +17,9 @@ from monitor.fleet.overview import Overview
 from monitor.store import Store, open_store
 from monitor.store.private_server import PrivateRedis
 from monitor.store.settings import RedisSettings
-from monitor.web import Site, WebServer
+from monitor.web.server import WebServer
 from monitor.web.settings import WebSettings
+from monitor.web.site import Site
 
 LEARNED = ("ood", "layer1", "layer2", "layer3", "layer4")
 SIGNALS = (*LEARNED, *properties.NAMES)

@@ -38,14 +38,17 @@ from monitor.ingest.maintenance import Maintenance
 from monitor.ingest.scoring.profiles import Profiles, publish_profiles
 from monitor.ingest.scoring.stage import ScoringError, ScoringStage
 from monitor.ingest.sinks import Sinks
-from monitor.notify import DeliveryContext, Dispatcher, Receiver
+from monitor.notify.delivery.context import DeliveryContext
+from monitor.notify.delivery.dispatcher import Dispatcher
+from monitor.notify.receivers.protocol import Receiver
 from monitor.notify.self_alerts import SelfAlerts
 from monitor.rules.rule import Rule
 from monitor.sources import open_producer, open_source
 from monitor.sources.protocol import FatalSourceError, Source
 from monitor.store import Limits, Store, StoreError, open_store
 from monitor.telemetry import metrics
-from monitor.web import Site, WebServer
+from monitor.web.server import WebServer
+from monitor.web.site import Site
 
 log = structlog.get_logger(__name__)
 

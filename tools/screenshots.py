@@ -33,7 +33,8 @@ from monitor.ingest.scoring.profiles import layout_of
 from monitor.store import Store, open_store
 from monitor.store.private_server import PrivateRedis
 from monitor.store.settings import RedisSettings
-from monitor.web import Site, WebServer
+from monitor.web.server import WebServer
+from monitor.web.site import Site
 
 FOLDER = Path(__file__).parent.parent / "docs" / "images"
 SEED = 7

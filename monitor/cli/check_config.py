@@ -7,7 +7,7 @@ import argparse
 from monitor.cli.options import add_config_option
 from monitor.config.errors import ConfigError
 from monitor.config.loading import checked_rules, load_config
-from monitor.notify import ReceiverConfigError
+from monitor.notify.receivers.protocol import ReceiverConfigError
 from monitor.sources import open_producer
 
 add_arguments = add_config_option

@@ -9,7 +9,7 @@ from monitor.config.errors import EXIT_UNAVAILABLE, ConfigError, as_command_erro
 from monitor.config.loading import checked_rules, load_config
 from monitor.daemon import Daemon
 from monitor.ingest.scoring.profiles import load_profiles
-from monitor.notify import ReceiverConfigError
+from monitor.notify.receivers.protocol import ReceiverConfigError
 from monitor.rules.registry import unsuited_rules
 from monitor.store import StoreConfigError, StoreError
 from monitor.telemetry.logs import configure_logs

@@ -3,9 +3,3 @@
 A receiver gets every alert document at least once, always with the same id, and reports the outcome of each try; the
 dispatcher decides when and how often to try again.
 """
-
-from monitor.notify.delivery.context import DeliveryContext
-from monitor.notify.delivery.dispatcher import Dispatcher
-from monitor.notify.receivers.protocol import Receiver, ReceiverConfigError
-
-__all__ = ["DeliveryContext", "Dispatcher", "Receiver", "ReceiverConfigError"]

@@ -46,7 +46,7 @@ def test_streams_of_an_empty_state_are_an_empty_object(
 
 @pytest.mark.parametrize(
     ("words", "unused"),
-    [(["--help"], ["numpy", "pydantic", "rich"]), (["alerts", "--help"], ["torch", "monitor.daemon"])],
+    [(["--help"], ["numpy", "pydantic", "rich"]), (["alerts", "--help"], ["torch", "monitor.daemon", "uvicorn"])],
 )
 def test_a_command_starts_without_what_it_does_not_use(words: list[str], unused: list[str]) -> None:
     program = (

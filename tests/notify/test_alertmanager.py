@@ -16,8 +16,8 @@ import yaml
 from pydantic import SecretStr
 
 from monitor.core.types import AlertPhase
-from monitor.notify import DeliveryContext, Dispatcher
-from monitor.notify.delivery.context import Timing
+from monitor.notify.delivery.context import DeliveryContext, Timing
+from monitor.notify.delivery.dispatcher import Dispatcher
 from monitor.notify.receivers.alertmanager import AlertmanagerSettings
 from monitor.notify.receivers.notice import Notice
 from monitor.notify.receivers.protocol import Delivered, Resending

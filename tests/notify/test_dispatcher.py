@@ -18,13 +18,14 @@ from structlog.testing import capture_logs
 from monitor.core.alert_document import test_document as a_test_document
 from monitor.core.silences import Silence, to_json
 from monitor.core.types import Alert, AlertPhase
-from monitor.notify import Dispatcher, Receiver
 from monitor.notify.delivery.context import STANDARD_WEBHOOKS_S, DeliveryContext, Timing
+from monitor.notify.delivery.dispatcher import Dispatcher
 from monitor.notify.delivery.still_firing import RETRY_WITHHELD_MS
 from monitor.notify.delivery.worker import Worker
 from monitor.notify.receivers.alertmanager import AlertmanagerSender, AlertmanagerSettings
 from monitor.notify.receivers.notice import Notice
 from monitor.notify.receivers.pagerduty import PagerDutySender, PagerDutySettings
+from monitor.notify.receivers.protocol import Receiver
 from monitor.notify.receivers.webhook import WebhookSender, WebhookSettings
 from monitor.notify.self_alerts import DELIVERY
 from monitor.store import Store, open_store

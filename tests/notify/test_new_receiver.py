@@ -9,8 +9,8 @@ import pytest
 from pydantic import SecretStr, TypeAdapter, ValidationError
 
 from monitor.core.types import AlertPhase
-from monitor.notify import DeliveryContext, Dispatcher
-from monitor.notify.delivery.context import Timing
+from monitor.notify.delivery.context import DeliveryContext, Timing
+from monitor.notify.delivery.dispatcher import Dispatcher
 from monitor.notify.receivers.notice import Notice
 from monitor.notify.receivers.protocol import (
     Delivered,

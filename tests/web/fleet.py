@@ -14,8 +14,9 @@ from monitor.core.types import Alert, AlertPhase, Delta, Exemplar, Partition, St
 from monitor.ingest.batch import thumbnail
 from monitor.rules.rate import RateRule
 from monitor.store import Store
-from monitor.web import Site, WebServer
+from monitor.web.server import WebServer
 from monitor.web.settings import WebSettings
+from monitor.web.site import Site
 from tests.pictures import draw
 from tests.vectors import fill
 

@@ -198,4 +198,4 @@ def test_records_that_come_while_a_claim_is_tried_again_move_no_cursor_over_what
     running = make("rewind", set_back)
     wait_for("the apply to be refused", lambda: refused)
     more = 3 * len(refused)
-    wait_for("all of them", lambda: running.counted() == (IMAGES - len(BAD) + more, len(BAD)), 30)
+    wait_for("all of them", lambda: running.counted() == (IMAGES - len(BAD) + more, len(BAD)))

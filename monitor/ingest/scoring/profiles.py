@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections import defaultdict
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from functools import cache, lru_cache
 from pathlib import Path
@@ -70,11 +70,9 @@ class Profiles:
     def preparers(self) -> Preparers:
         """How images are prepared for each stream, under the configured limits."""
 
-        def preparer(profile: Profile) -> Preparer:
-            return Preparer(profile.preparer.input_px, self._limits, profile.preparer.filter)
-
-        overrides = tuple((glob, preparer(profile)) for glob, profile in self._by_stream.overrides)
-        return Preparers(preparer(self._by_stream.default), overrides)
+        profiles, limits = self._by_stream, self._limits
+        overrides = tuple((glob, replace(profile.preparer, limits=limits)) for glob, profile in profiles.overrides)
+        return Preparers(replace(profiles.default.preparer, limits=limits), overrides)
 
     def p_values(
         self, images: Sequence[tuple[str, Prepared]], batch_images: int

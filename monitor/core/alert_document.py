@@ -113,6 +113,9 @@ def rfc3339(time_ms: int) -> str:
 
 def _document(kind: str, about: About, alert: Alert, evidence: Evidence) -> str:
     verdict = alert.verdict or Verdict(None, 0.0, 0.0, 0.0, 0, "")
+    severity = verdict.severity and dict(
+        zip(("lower", "estimate", "upper"), map(_short, verdict.severity), strict=True)
+    )
     resolved = alert.phase is AlertPhase.RESOLVED
     data = {
         "alert_id": alert.id,
@@ -131,13 +134,16 @@ def _document(kind: str, about: About, alert: Alert, evidence: Evidence) -> str:
         "bound": _short(verdict.bound),
         "threshold": _short(verdict.threshold),
         "images": verdict.images,
-        "severity": _severity(verdict),
+        "severity": severity,
         "triage": evidence.triage,
         "signals": [
             asdict(moved) | {"effect": _short(moved.effect), "bound": _short(moved.bound)}
             for moved in evidence.moved[:MAX_SIGNALS]
         ],
-        "exemplars": [_exemplar(e) for e in sorted(evidence.exemplars, key=_worst_first)[:MAX_EXEMPLARS]],
+        "exemplars": [
+            {"id": e.id, "event_time": rfc3339(e.event_time_ms), "p_value": _short(e.p_value)}
+            for e in sorted(evidence.exemplars, key=lambda e: (e.p_value, e.event_time_ms, e.id))[:MAX_EXEMPLARS]
+        ],
         "links": {"status": about.status_url, "dashboard": about.dashboard_url},
     }
     document = {
@@ -148,24 +154,6 @@ def _document(kind: str, about: About, alert: Alert, evidence: Evidence) -> str:
         "data": data,
     }
     return json.dumps(document, ensure_ascii=False, allow_nan=False)
-
-
-def _severity(verdict: Verdict) -> dict[str, float] | None:
-    if verdict.severity is None:
-        return None
-    return dict(zip(("lower", "estimate", "upper"), map(_short, verdict.severity), strict=True))
-
-
-def _exemplar(exemplar: Exemplar) -> dict[str, Any]:
-    return {
-        "id": exemplar.id,
-        "event_time": rfc3339(exemplar.event_time_ms),
-        "p_value": _short(exemplar.p_value),
-    }
-
-
-def _worst_first(exemplar: Exemplar) -> tuple[float, int, str]:
-    return exemplar.p_value, exemplar.event_time_ms, exemplar.id
 
 
 def _short(number: float) -> float:

@@ -21,7 +21,7 @@ from monitor.core.buckets import Layout
 from monitor.core.event_time import bucket_of, closable, fleet_watermark
 from monitor.core.types import Alert, AlertPhase, Partition, Verdict
 from monitor.evaluate.memory import Change, Decision, Memory, Sealed
-from monitor.evaluate.presentation import Presentation, Presenter
+from monitor.evaluate.presentation import Presentation
 from monitor.rules.rule import ClosedBucket, LastSeen, Rule
 from monitor.store import Store, StoreError
 from monitor.telemetry import metrics
@@ -70,8 +70,7 @@ class Evaluator:
             for rule in rules
         }
         self._memory = Memory(store, rules, layouts, self._bucket_ms)
-        self._presenter = Presenter(store, self._memory, self._bucket_ms, presentation)
-        self._has_receivers = presentation.has_receivers
+        self._presentation = presentation
         self._token = uuid.uuid4().hex
         self._stop = threading.Event()
         self._silence_looked_s = 0.0
@@ -233,7 +232,7 @@ class Evaluator:
         for key, alert in memory.alerts.items():
             if alert.phase is AlertPhase.RESOLVED and alert.resolved_ms < oldest_ms and key not in decision.alerts:
                 decision.alerts[key] = Alert(*key)
-        documents = self._presenter.documents(decision.published) if self._has_receivers else []
+        documents = self._presentation.documents(self._store, memory, decision.published)
         failpoint("before_decide")
         done = self._store.evaluation.decide(
             memory.state.version, bucket_ms, decision.alerts.values(), decision.rows, documents

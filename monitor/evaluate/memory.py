@@ -62,7 +62,7 @@ class Memory:
     """
 
     def __init__(self, store: Store, rules: tuple[Rule, ...], layouts: Mapping[str, Layout], bucket_ms: int) -> None:
-        self._store, self._rules = store, rules
+        self._store, self._rules, self.bucket_ms = store, rules, bucket_ms
         self._reach_ms = max([rule.evidence_ms for rule in rules], default=bucket_ms)
         self.layouts = dict(layouts)
         self.state = EvaluatorState()

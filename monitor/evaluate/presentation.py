@@ -23,55 +23,43 @@ class Presentation:
     has_receivers: bool = True
     """Without receivers nothing goes to the outbox."""
 
+    def documents(self, store: Store, memory: Memory, changes: Sequence[Change]) -> list[str]:
+        """The documents of these changes, with their evidence; StoreError where Redis does not answer.
 
-class Presenter:
-    """Writes the documents of alerts.
-
-    Args:
-        memory: the evaluator's, whose windows end with the bucket that is being decided.
-        bucket_ms: length of a bucket.
-    """
-
-    def __init__(self, store: Store, memory: Memory, bucket_ms: int, presentation: Presentation) -> None:
-        self._store, self._memory, self._bucket_ms = store, memory, bucket_ms
-        self._presentation = presentation
-
-    def documents(self, changes: Sequence[Change]) -> list[str]:
-        """The documents of these changes, with their evidence; StoreError where Redis does not answer."""
-        if not changes:
+        Args:
+            memory: its windows end with the bucket that is being decided.
+        """
+        if not changes or not self.has_receivers:
             return []
-        partitions = self._store.catalog.partitions()
-        return [alert_document(self._about(c), c.alert, self._evidence(c, partitions)) for c in changes]
+        partitions = store.catalog.partitions()
+        return [
+            alert_document(self._about(change), change.alert, self._evidence(store, memory, change, partitions))
+            for change in changes
+        ]
 
     def _about(self, change: Change) -> About:
         rule, stream = change.rule, change.alert.stream
         return About(
-            monitor=self._presentation.monitor,
+            monitor=self.monitor,
             rule=change.alert.rule,
             kind=rule.kind if rule else "removed",
             labels=rule.labels if rule else {},
-            status_url=stream_url(self._presentation.external_url, stream),
-            dashboard_url=dashboard_url(self._presentation.dashboard_url, stream),
+            status_url=stream_url(self.external_url, stream),
+            dashboard_url=dashboard_url(self.dashboard_url, stream),
         )
 
-    def _evidence(self, change: Change, partitions: tuple[Partition, ...]) -> Evidence:
+    def _evidence(self, store: Store, memory: Memory, change: Change, partitions: tuple[Partition, ...]) -> Evidence:
         """What moved since the alert began, as far back as the windows reach."""
-        layout = self._memory.layouts.get(change.fingerprint)
-        if layout is None or change.rule is None:
+        layout, rule, alert = memory.layouts.get(change.fingerprint), change.rule, change.alert
+        if layout is None or rule is None:
             return Evidence()
-        alert, bucket_ms, rule = change.alert, change.bucket_ms, change.rule
         # a window rule's own window, which begins before the first breach; else from where the drift began
-        begin_ms = bucket_ms - rule.window_ms if rule.window_ms else alert.since_ms - self._bucket_ms
-        after_ms = max(bucket_ms - rule.evidence_ms, begin_ms)
-        window = self._memory.windows.sum(layout, change.fingerprint, alert.stream, after_ms)
-        moved = moved_signals(layout, window)
-        worst = self._store.exemplars.unusual(
-            partitions,
-            change.fingerprint,
-            alert.stream,
-            after_ms + self._bucket_ms,
-            bucket_ms + self._bucket_ms,
-            self._presentation.exemplars,
+        begin_ms = change.bucket_ms - rule.window_ms if rule.window_ms else alert.since_ms - memory.bucket_ms
+        after_ms = max(change.bucket_ms - rule.evidence_ms, begin_ms)
+        since_ms, until_ms = after_ms + memory.bucket_ms, change.bucket_ms + memory.bucket_ms
+        moved = moved_signals(layout, memory.windows.sum(layout, change.fingerprint, alert.stream, after_ms))
+        worst = store.exemplars.unusual(
+            partitions, change.fingerprint, alert.stream, since_ms, until_ms, self.exemplars
         )
         cause = alert.verdict.cause if alert.verdict else ""
         return Evidence(moved, triage(moved, cause_is_learned(layout, cause)), worst)

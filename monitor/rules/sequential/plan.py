@@ -162,13 +162,8 @@ def _weights(usable: list[int], user_cut: int) -> Floats:
     if user_cut in usable:
         by_side[usable.index(user_cut), 0] = by_side.size - 1
     by_side /= by_side.sum()
-    return np.concatenate(
-        [
-            np.repeat(by_side[:, :1] / len(UP), len(UP), axis=1),
-            np.repeat(by_side[:, 1:] / len(DOWN), len(DOWN), axis=1),
-        ],
-        axis=1,
-    )
+    bets = (len(UP), len(DOWN))
+    return np.repeat(by_side / bets, bets, axis=1)
 
 
 @lru_cache(maxsize=64)

@@ -229,13 +229,13 @@ def _expected_masses(layout: Layout, signal: str) -> NDArray[np.float64]:
     return masses
 
 
-def distance_from_uniform(layout: Layout, vector: NDArray[np.uint32], signal: str) -> Any:
+def distance_from_uniform(layout: Layout, vector: NDArray[np.uint32], signal: str) -> NDArray[np.float64]:
     """Total variation between the p-values' histogram and the one expected in distribution, minus its mean by chance.
 
     It is the smallest share of images that must have changed to turn one histogram into the other. Its mean by chance,
     from m images (m / D independent ones) and n calibration images, is subtracted, and the result is never negative:
     1/2 sum_b sqrt(2/pi q_b (1 - q_b) (D/m + 1/(n + 2))), the mean absolute deviation of a normal approximation.
-    0 where there are no images. A float for (V,), else (...,).
+    0 where there are no images. (...,) for (..., V).
     """
     i = layout.index(signal)
     expected = _expected_masses(layout, signal)
@@ -247,5 +247,4 @@ def distance_from_uniform(layout: Layout, vector: NDArray[np.uint32], signal: st
     distance = 0.5 * np.abs(merged / total[..., None] - expected).sum(-1)
     noise = layout.dependence[i] / total + 1 / (layout.calibration_sizes[i] + 2)
     chance = 0.5 * np.sqrt(2 / np.pi * noise) * np.sqrt(expected * (1 - expected)).sum()
-    effect = np.where(merged.sum(-1) > 0, np.maximum(distance - chance, 0), 0)
-    return float(effect) if effect.ndim == 0 else effect
+    return np.where(merged.sum(-1) > 0, np.maximum(distance - chance, 0), 0)

@@ -66,7 +66,7 @@ def _measure(layout: Layout, window: Vector, signal: str, risk: float) -> MovedS
     return MovedSignal(
         signal=signal,
         learned=layout.learned[i],
-        effect=distance_from_uniform(layout, window, signal),
+        effect=float(distance_from_uniform(layout, window, signal)),
         bound=bound,
         direction="low" if excess[np.argmax(np.abs(excess))] > 0 else "high",
         histogram=tuple(counts.tolist()),

@@ -122,19 +122,13 @@ class Rule(Section):
         """{stream: verdict} by the clock."""
         raise NotImplementedError
 
-    def onset_ms(
-        self,
-        layout: Layout,  # noqa: ARG002 - a kind that keeps state may use it
-        row: bytes | None,  # noqa: ARG002
-        buckets: Sequence[tuple[int, Vector]],  # noqa: ARG002
-    ) -> int | None:
+    def onset_ms(self, layout: Layout, row: bytes | None, buckets: Sequence[tuple[int, Vector]]) -> int | None:
         """Start of the bucket in which the change began, called when an alert fires; None: the first that breached.
 
         Args:
             row: the stream's packed state after the bucket that fired.
             buckets: (start ms, counts) of the stream, oldest first; a change before the first cannot be seen.
         """
-        return None
 
 
 class WindowRule(Rule):

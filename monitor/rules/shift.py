@@ -58,7 +58,7 @@ class ShiftRule(WindowRule):
         signals = layout.select(self.signals)
         risk = (1 - self.confidence) / len(signals)
         bound, (first, last), signal = max((*surely_moved(layout, window, s, risk), s) for s in signals)
-        value = distance_from_uniform(layout, window, signal)
+        value = float(distance_from_uniform(layout, window, signal))
         cause = f"{signal}: too many images with p-values {_span(first, last)}"
         summary = f"{signal} moved in at least {bound:.1%} of {total} images (estimate {value:.1%}; {cause})"
         severity = (bound, max(bound, value), 1.0)

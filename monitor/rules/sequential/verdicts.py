@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -73,10 +72,9 @@ def _severity(plan: Plan, state: State) -> Floats:
     rate = passed / np.maximum(total, 1e-9)
     rises = np.stack([_share(low, ref_high), _share(rate, nominal), _share(high, ref_low)], axis=1)
     falls = np.stack([1 - high / ref_low, 1 - rate / nominal, 1 - low / ref_high], axis=1)
-    shares: Any = np.clip(np.where(up[:, None], rises, falls), 0, 1)
+    shares: Floats = np.clip(np.where(up[:, None], rises, falls), 0, 1)
     shares[:, 1] = np.where(total > 0, shares[:, 1], state["alarm_share"])
-    result: Floats = shares
-    return result
+    return shares
 
 
 def _share(rate: Floats, reference: Floats) -> Floats:

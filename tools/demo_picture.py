@@ -10,12 +10,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
+from rich.console import Console, RenderableType
 
-from monitor.demo.console import DemoStatus, PlainScreen, headline
-from monitor.demo.live import LiveScreen
 from monitor.demo.process import PASSIVE_WAITING
-from monitor.demo.story import CALM_S, DRIFT_S, Act
+from monitor.demo.screens import DemoStatus, LiveScreen, PlainScreen, headline
+from monitor.demo.story import CALM_S, DRIFT_ENDS_S, DRIFT_S
 
 PICTURE = Path(__file__).parent.parent / "docs" / "images" / "demo.svg"
 COLUMNS = 102
@@ -23,44 +22,45 @@ SHOWN_AT_S = CALM_S + 0.8 * DRIFT_S
 """Of the story: when the panel is at its most telling."""
 
 
-class SketchScreen:
-    """A `monitor.demo.console.Screen`: plain lines to follow, and on a second console what belongs in a still picture.
+class SketchScreen(LiveScreen):
+    """Plain lines to follow on stdout, and on a recording console what belongs in a still picture.
 
     Of the panel one moment is kept, of the alerts the rate rule's; the others are one line each.
     """
 
     def __init__(self) -> None:
         self.console = Console(record=True, width=COLUMNS, file=io.StringIO(), force_terminal=True)
-        self._plain, self._live = PlainScreen(sys.stdout), LiveScreen(self.console, moving=False)
+        super().__init__(self.console)
+        self._plain = PlainScreen(sys.stdout)
         self._drawn = False
 
     def say(self, text: str) -> None:
         self._plain.say(text)
-        self._live.say(text)
+        super().say(text)
 
     def step(self, name: str, share: float) -> None:
         self._plain.step(name, share)
 
     def show(self, status: DemoStatus) -> None:
         self._plain.show(status)
-        panel = self._live.panel(status)  # every time: the sparklines remember the shares
-        if status.act is Act.DRIFT and status.time_s > SHOWN_AT_S and not self._drawn:
+        panel = self.panel(status)  # every time: the sparklines remember the shares
+        if not self._drawn and SHOWN_AT_S < status.time_s < DRIFT_ENDS_S:
             self._drawn = True
             self.console.print(panel)
 
     def alert(self, document: Mapping[str, Any]) -> None:
         self._plain.alert(document)
         if document["data"]["rule"] == "rate" and document["type"] == "alert.firing":
-            self._live.alert(document)
+            super().alert(document)
         else:
-            self._live.say(headline(document))
+            super().say(headline(document))
 
     def end(self, lines: Sequence[str], good: bool) -> None:
         self._plain.end(lines, good)
-        self._live.end(lines, good)
+        super().end(lines, good)
 
-    def close(self) -> None:
-        self._live.close()
+    def _update(self, moving: RenderableType) -> None:
+        """Nothing moves in a still picture."""
 
 
 def main() -> int:

@@ -18,11 +18,10 @@ from rich.console import Console
 
 from monitor.config.errors import as_command_error
 from monitor.config.schema import Config
-from monitor.demo.console import PlainScreen, Screen
-from monitor.demo.live import LiveScreen
-from monitor.demo.process import PASSIVE_WAITING, DaemonProcess, DemoError
+from monitor.demo.process import PASSIVE_WAITING, DaemonProcess
 from monitor.demo.receiver import AlertReceiver
 from monitor.demo.run import DemoRun
+from monitor.demo.screens import LiveScreen, PlainScreen, Screen
 from monitor.demo.story import BUCKET_S, STREAMS, TOPIC, WINDOW_S, reference
 from monitor.sources import open_producer
 from monitor.sources.protocol import FatalSourceError, SourceError
@@ -48,7 +47,7 @@ def run(args: argparse.Namespace) -> int:
         signal.signal(number, signal.default_int_handler)
     plain = args.headless or not sys.stdout.isatty()
     screen: Screen = PlainScreen(sys.stdout) if plain else LiveScreen(Console())
-    with closing(screen), as_command_error("demo", DemoError, ChildError, SourceError, FatalSourceError):
+    with closing(screen), as_command_error("demo", ChildError, SourceError, FatalSourceError):
         return run_demo(screen, args.stay)
 
 
@@ -56,7 +55,7 @@ def run_demo(screen: Screen, stay: bool = False) -> int:
     """The whole demo; 0 when every injected drift raised its alerts, all of them resolved, and there were no others.
 
     Raises:
-        DemoError, ChildError, SourceError: something that it needs does not work.
+        ChildError, SourceError, FatalSourceError: something that it needs does not work.
     """
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="layerwatch-demo-")))

@@ -12,7 +12,7 @@ from typing import Any, TypedDict
 import httpx
 import yaml
 
-from monitor.store.child_process import ChildProcess, free_port
+from monitor.store.child_process import ChildError, ChildProcess, free_port
 
 READY_TIMEOUT_S = 90.0
 """Loading torch takes 4 s on a quiet machine, and several times that on a crowded one."""
@@ -22,10 +22,6 @@ PASSIVE_WAITING = {"OMP_WAIT_POLICY": "PASSIVE"}
 
 Two processes with two spinning threads each slowed a fit on two cores from 34 s to beyond 120 s.
 """
-
-
-class DemoError(Exception):
-    """Something that the demo needs does not work; the message says what."""
 
 
 class StreamJson(TypedDict):
@@ -73,8 +69,7 @@ class DaemonProcess(ChildProcess):
         """What the daemon reports of every stream that it has seen, by name.
 
         Raises:
-            ChildError: it has ended.
-            DemoError: it does not answer.
+            ChildError: it has ended or does not answer.
         """
         self.check_alive()
         try:
@@ -82,7 +77,7 @@ class DaemonProcess(ChildProcess):
             answer.raise_for_status()
             streams: dict[str, StreamJson] = answer.json()["streams"]
         except (httpx.HTTPError, ValueError) as error:
-            raise DemoError(f"the daemon does not answer: {error}{self.log_tail()}") from error
+            raise ChildError(f"the daemon does not answer: {error}{self.log_tail()}") from error
         return streams
 
     def watch_until_interrupted(self) -> None:

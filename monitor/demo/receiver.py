@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import base64
-import queue
 import secrets
 import threading
+from collections import deque
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from typing import Any, Self
 
@@ -25,7 +25,7 @@ class AlertReceiver(HTTPServer):
         super().__init__(("127.0.0.1", 0), _Delivery)
         self.url = f"http://127.0.0.1:{self.server_address[1]}/alerts"
         self.secret = "whsec_" + base64.b64encode(secrets.token_bytes(24)).decode()
-        self.alerts: queue.Queue[dict[str, Any]] = queue.Queue()
+        self.alerts: deque[dict[str, Any]] = deque()
         self.refused = 0
         self._verifier = Webhook(self.secret)
         self._seen: set[str] = set()
@@ -41,7 +41,7 @@ class AlertReceiver(HTTPServer):
         delivery = next(value for name, value in headers.items() if name.lower() == "webhook-id")
         if delivery not in self._seen:  # the daemon delivers at least once: repeats are normal
             self._seen.add(delivery)
-            self.alerts.put(document)
+            self.alerts.append(document)
         return 204
 
     def __enter__(self) -> Self:

@@ -6,17 +6,15 @@ a minute behave as in production and no timestamp ever lies in the future.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from datetime import datetime
 from enum import StrEnum
+from typing import Any
 
 import numpy as np
 
 from monitor.demo.scene import FOREIGN_KIND, KINDS, draw, jpeg, light_at
-
-STREAMS = ("line-1", "line-2", "line-3")
-INJECTED = {"line-2": "lens smear", "line-3": "foreign part"}
-"""Which stream drifts, and how; line-1 stays as it is and must stay quiet."""
 
 TOPIC = "inspection"
 BUCKET_S = 10
@@ -28,14 +26,17 @@ SPEED = 12.0
 IMAGE_EVERY_S = 0.5
 """Of event time, per line: 72 images per second of the clock over the three lines."""
 CALM_S, DRIFT_S = 120, 150
-RECOVERY_S = 600
-"""At most: recovery lasts until every alert has resolved. The sequential rule takes a median of 140 s for it, and none
-of 40 simulated runs took as long as this."""
-LONGEST_S = CALM_S + DRIFT_S + RECOVERY_S
+DRIFT_ENDS_S = CALM_S + DRIFT_S
+LONGEST_S = DRIFT_ENDS_S + 600
+"""Recovery lasts until every alert has resolved, and at most until then. The sequential rule takes a median of 140 s
+for it, and none of 40 simulated runs took 600 s."""
 
+STREAMS = ("line-1", "line-2", "line-3")
+INJECTED = {"line-2": "lens smear", "line-3": "foreign part"}
+"""Which stream drifts, and how; line-1 stays as it is and must raise no alert."""
+BEGINS_S = {"line-2": CALM_S, "line-3": CALM_S + 20}
+"""The second drift begins while the first one is under way; both end with the act."""
 SMEAR_GROWS_S, SMEAR_TOP = 60, 0.7
-FOREIGN_AFTER_S = 20
-"""The second drift begins while the first one is under way."""
 FOREIGN_SHARE = 0.35
 """Every third part: a wrong box at the loading station, not a changed product."""
 
@@ -46,6 +47,18 @@ class Act(StrEnum):
     CALM = "normal production"
     DRIFT = "drift"
     RECOVERY = "recovery"
+
+
+def act_at(time_s: float) -> Act:
+    """The act at that time of the story."""
+    if time_s < CALM_S:
+        return Act.CALM
+    return Act.DRIFT if time_s < DRIFT_ENDS_S else Act.RECOVERY
+
+
+def fault_at(stream: str, time_s: float) -> str:
+    """The fault that the stream shows at that time of the story; empty: none."""
+    return INJECTED[stream] if stream in INJECTED and BEGINS_S[stream] <= time_s < DRIFT_ENDS_S else ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,32 +72,16 @@ class Shot:
     smear: float
 
 
-def act_at(time_s: float) -> Act:
-    """The act at that time of the story."""
-    if time_s < CALM_S:
-        return Act.CALM
-    return Act.DRIFT if time_s < CALM_S + DRIFT_S else Act.RECOVERY
-
-
-def drift_begins_s(stream: str) -> float:
-    """When the drift of that stream begins; all end together, with the act."""
-    return CALM_S + (FOREIGN_AFTER_S if stream == "line-3" else 0)
-
-
-def is_drifting(stream: str, time_s: float) -> bool:
-    """Whether the fault of that line is there at that time."""
-    return stream in INJECTED and drift_begins_s(stream) <= time_s < CALM_S + DRIFT_S
-
-
 def shots(rng: np.random.Generator) -> Iterator[Shot]:
     """Every picture of the story in the order of its event time; the lines take turns."""
     for i in range(round(LONGEST_S / IMAGE_EVERY_S) * len(STREAMS)):
         stream = STREAMS[i % len(STREAMS)]
         time_s = i * IMAGE_EVERY_S / len(STREAMS)
         kind, smear = str(rng.choice(KINDS)), 0.0
-        if is_drifting(stream, time_s) and stream == "line-2":
+        fault = fault_at(stream, time_s)
+        if fault == "lens smear":
             smear = SMEAR_TOP * min(1.0, (time_s - CALM_S) / SMEAR_GROWS_S)
-        elif is_drifting(stream, time_s) and rng.random() < FOREIGN_SHARE:
+        elif fault == "foreign part" and rng.random() < FOREIGN_SHARE:
             kind = FOREIGN_KIND
         yield Shot(stream, time_s, kind, smear)
 
@@ -100,3 +97,63 @@ def reference(rng: np.random.Generator, count: int) -> Iterator[tuple[str, bytes
     for i in range(count):
         light = light_at(rng.uniform(0, 1e5), rng.random())
         yield f"reference-{i}", jpeg(draw(rng, str(rng.choice(KINDS)), light))
+
+
+@dataclass(slots=True)
+class Episode:
+    """One alert from firing to resolved, in seconds of the story."""
+
+    rule: str
+    stream: str
+    since_s: float
+    fired_s: float
+    resolved_s: float | None = None
+
+    @property
+    def expected(self) -> bool:
+        """It began on a stream that drifts, while the drift lasted or one window after it."""
+        return self.stream in INJECTED and CALM_S <= self.since_s < DRIFT_ENDS_S + WINDOW_S
+
+
+@dataclass(slots=True)
+class AlertLedger:
+    """Records the alerts that arrived and reports which are missing and which are false.
+
+    Args:
+        rules: names of the rules that must alert on each injected drift.
+        start_ms: event time at which the story began.
+    """
+
+    rules: tuple[str, ...]
+    start_ms: int
+    episodes: dict[str, Episode] = field(default_factory=dict)
+
+    def note(self, document: Mapping[str, Any]) -> None:
+        """Enter one alert document (parsed); the same one twice changes nothing."""
+        facts = document["data"]
+        at_s, since_s = (
+            datetime.fromisoformat(text).timestamp() - self.start_ms / 1000
+            for text in (document["timestamp"], facts["since"])
+        )
+        episode = self.episodes.setdefault(
+            facts["alert_id"], Episode(facts["rule"], facts["stream"], since_s, fired_s=at_s)
+        )
+        if document["type"] == "alert.resolved":
+            episode.resolved_s = at_s
+
+    def expected(self) -> list[Episode]:
+        """Episodes that the injected drifts explain, by stream and time."""
+        return sorted((e for e in self.episodes.values() if e.expected), key=lambda e: (e.stream, e.fired_s))
+
+    def missing(self) -> list[str]:
+        """Alerts that have not fired or not resolved yet, one line each; empty when the story may end."""
+        fired = {(e.rule, e.stream) for e in self.expected()}
+        wanted = [(rule, stream) for stream in INJECTED for rule in self.rules]
+        lines = [f"missing: {r} did not alert on {s} ({INJECTED[s]})" for r, s in wanted if (r, s) not in fired]
+        unresolved = (e for e in self.episodes.values() if e.resolved_s is None)
+        return lines + [f"missing: {e.rule} on {e.stream} did not resolve" for e in unresolved]
+
+    def problems(self) -> list[str]:
+        """Alerts that are missing or false, one line each; empty when all went as it should."""
+        false = [e for e in self.episodes.values() if not e.expected]
+        return self.missing() + [f"false alarm: {e.rule} on {e.stream} at {e.since_s:.0f} s" for e in false]

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from monitor.demo.ledger import AlertLedger
-from monitor.demo.story import CALM_S, DRIFT_S, WINDOW_S
+from monitor.demo.story import CALM_S, DRIFT_S, WINDOW_S, AlertLedger
 from tests.demo.documents import START_MS, episode
 
 
@@ -19,13 +18,13 @@ def ledger_of(*episodes: tuple[str, int], resolved: bool = True) -> AlertLedger:
 
 def test_both_drifts_alerted_and_resolved_is_all_that_is_asked() -> None:
     ledger = ledger_of(("line-2", CALM_S + 20), ("line-3", CALM_S + 40))
-    assert ledger.complete()
+    assert not ledger.missing()
     assert ledger.problems() == []
 
 
 def test_an_alert_that_does_not_resolve_is_named() -> None:
     ledger = ledger_of(("line-2", CALM_S), ("line-3", CALM_S), resolved=False)
-    assert not ledger.complete()
+    assert ledger.missing()
     assert ledger.problems() == [
         "missing: rate on line-2 did not resolve",
         "missing: rate on line-3 did not resolve",
@@ -34,7 +33,7 @@ def test_an_alert_that_does_not_resolve_is_named() -> None:
 
 def test_a_drift_without_an_alert_is_named() -> None:
     ledger = ledger_of(("line-2", CALM_S + 20))
-    assert not ledger.complete()
+    assert ledger.missing()
     assert ledger.problems() == ["missing: rate did not alert on line-3 (foreign part)"]
 
 

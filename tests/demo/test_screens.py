@@ -8,16 +8,17 @@ import re
 import pytest
 from rich.console import Console
 
-from monitor.demo.console import DemoStatus, LineStatus, PlainScreen, details, headline
-from monitor.demo.live import LiveScreen, sparkline
-from monitor.demo.story import Act
+from monitor.demo.process import StreamJson
+from monitor.demo.screens import DemoStatus, LiveScreen, PlainScreen, details, headline, sparkline
 from tests.demo.documents import episode
 
 STATUS = DemoStatus(
-    Act.DRIFT,
     125.0,
     61.4,
-    [LineStatus("line-1", 250, 0.04, ()), LineStatus("line-2", 249, 0.5, ("rate",), "lens smear")],
+    {
+        "line-1": StreamJson(applied=250, ood_share=0.04, alerts=[], rejected=0, late=0, duplicates=0),
+        "line-2": StreamJson(applied=249, ood_share=0.5, alerts=["rate"], rejected=0, late=0, duplicates=0),
+    },
 )
 
 

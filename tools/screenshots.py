@@ -1,7 +1,7 @@
 """Pictures of the status page for the README and docs/: a real profile, real images, the real evaluator and a browser.
 
 An hour of six inspection cameras is drawn, scored and judged: the lens of one gets smeared and stays so, in front of
-another a part that nobody knows appeared for a while. Takes some two minutes.
+another a foreign part appears for a while. Takes some two minutes.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ SETTINGS: dict[str, Any] = {
     "web": {"token": "for-the-picture"},
 }
 COLOURS = 64
-"""A page has few: with a palette a picture is a third of its size."""
+"""Pages use few colours: a palette reduces a picture to a third of its size."""
 TALLEST_PX = 2200
 
 
@@ -137,7 +137,7 @@ def shoot(browser: Browser, address: str, folder: Path, name: str, path: str, wi
 
 
 def main() -> None:
-    """Play, serve, look."""
+    """Fill the store, serve it and take the pictures."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--folder", type=Path, default=FOLDER)
     folder = parser.parse_args().folder

@@ -1,7 +1,7 @@
-"""The two dashboards, as code: `python deploy/grafana/dashboards.py` writes the JSON that lies beside it.
+"""The two dashboards, as code: `python deploy/grafana/dashboards.py` writes the JSON files beside it.
 
 Streams answers on-call's questions from top to bottom: which stream, since when, how bad, sensor or content, which
-signals. Operations says whether Layerwatch itself is well. Queries name only metrics of `monitor/telemetry/metrics.py`.
+signals. Operations shows the state of Layerwatch itself. Queries name only metrics of `monitor/telemetry/metrics.py`.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ Panel = Any  # the builders share no base class
 
 
 def mine(expression: str) -> str:
-    """Of the processes of the chosen monitors: what a process counts itself does not carry the monitor's name."""
+    """Only processes of the chosen monitors: a process's own metrics have no label `monitor`."""
     return f"({expression} and on (job, instance) layerwatch_build_info{{{FLEET}}})"
 
 
@@ -40,13 +40,31 @@ def quantile(q: float, metric: str, by: str) -> str:
     return f"histogram_quantile({q}, sum by (le, {by}) {mine(f'rate({metric}_bucket{RATE})')})"
 
 
+BEHIND_S = f"time() - max{mine('layerwatch_watermark_timestamp_seconds > 0')}"
+
+
+def percentiles(metric: str, by: str, legend: str = "") -> list[tuple[str, str]]:
+    """(expression, legend) of the 95th percentile and the median of a histogram."""
+    return [(quantile(q, metric, by), f"{legend}p{100 * q:.0f}") for q in (0.95, 0.5)]
+
+
+def rate(metric: str) -> str:
+    """Per second, of a counter of this monitor's processes."""
+    return mine(f"rate({metric}{RATE})")
+
+
+def increase(metric: str) -> str:
+    """Over the step of the graph, of a counter of this monitor's processes."""
+    return mine(f"increase({metric}{RATE})")
+
+
 def query(expression: str, legend: str = "", ref: str = "A") -> prometheus.Dataquery:
     """A query over the time range."""
     return prometheus.Dataquery().expr(expression).legend_format(legend or "__auto").range().ref_id(ref)
 
 
 def now(expression: str, ref: str) -> prometheus.Dataquery:
-    """A query of the present, as a table."""
+    """An instant query, as a table."""
     return prometheus.Dataquery().expr(expression).instant().format(p.PromQueryFormat.TABLE).ref_id(ref)
 
 
@@ -69,7 +87,7 @@ def lines(
 
 
 def number(
-    title: str, description: str, expression: str, steps: Sequence[tuple[float | None, str]], unit: str
+    title: str, description: str, expression: str, steps: Sequence[tuple[float | None, str]], unit: str = "short"
 ) -> Panel:
     """One big number, coloured by steps."""
     return (
@@ -193,7 +211,7 @@ def share_and_band() -> Panel:
 
 
 def p_value_map(title: str, description: str, expression: str) -> Panel:
-    """Heat map of a p-value histogram: even while nothing has changed, dark at the bottom in drift."""
+    """Heat map of a p-value histogram: uniform in distribution; in drift the low bins fill."""
     return (
         put(heatmap.Panel(), title, description, 12, 9)
         .with_target(query(expression, "{{le}}").format(p.PromQueryFormat.HEATMAP))
@@ -258,35 +276,30 @@ def streams() -> dict[str, Any]:
     )
     calm_red: list[tuple[float | None, str]] = [(None, GREEN), (1, RED)]
     for panel in (
-        number("Alerts firing", "Over all streams of the chosen monitors.", firing, calm_red, "short"),
+        number("Alerts firing", "Over all streams of the chosen monitors.", firing, calm_red),
         number(
             "Pending",
             "Breached, but not for long enough yet.",
             f'sum(layerwatch_alerts{{{FLEET},phase="pending"}}) or vector(0)',
             [(None, GREEN), (1, AMBER)],
-            "short",
         ),
         number(
             "Look like the sensor",
             "Streams with an alert whose exposure, sharpness, colour, ... moved as well: look at the camera first.",
             f'sum(layerwatch_stream_triage{{{STREAM},triage="sensor"}}) or vector(0)',
             [(None, GREEN), (1, AMBER)],
-            "short",
         ),
         number(
             "Look like the content",
             "Streams with an alert where what is shown has changed, not how: look at the line first.",
             f'sum(layerwatch_stream_triage{{{STREAM},triage="content"}}) or vector(0)',
             [(None, GREEN), (1, AMBER)],
-            "short",
         ),
-        number(
-            "Streams", "Known to the chosen monitors.", f"sum(layerwatch_streams{{{FLEET}}})", [(None, BLUE)], "short"
-        ),
+        number("Streams", "Known to the chosen monitors.", f"sum(layerwatch_streams{{{FLEET}}})", [(None, BLUE)]),
         number(
             "Behind the newest image",
             "Age of the event time up to which every partition has been read: alerts cannot be younger.",
-            f"time() - max{mine('layerwatch_watermark_timestamp_seconds > 0')}",
+            BEHIND_S,
             [(None, GREEN), (120, AMBER), (600, RED)],
             "s",
         ),
@@ -327,7 +340,7 @@ def streams() -> dict[str, Any]:
     ):
         board.with_panel(panel)
     found = encoded(board)
-    # what the SDK's annotation has no words for: how Grafana titles a mark of a Prometheus query
+    # the SDK's annotation lacks these fields: how Grafana titles a mark of a Prometheus query
     found["annotations"]["list"][0] |= {
         "titleFormat": "{{rule}} on {{stream}}",
         "textFormat": "{{phase}}",
@@ -341,25 +354,23 @@ def streams() -> dict[str, Any]:
 
 
 def operations() -> dict[str, Any]:
-    """Whether Layerwatch itself is well."""
+    """State of Layerwatch itself: processes, lag, stages, queues, Redis, delivery."""
     board = frame("Layerwatch: operations", "layerwatch-operations", "30s", ["layerwatch"])
     build = f"layerwatch_build_info{{{FLEET}}}"
-    rejected = mine(f"rate(layerwatch_records_rejected_total{RATE})")
+    rejected = rate("layerwatch_records_rejected_total")
     for panel in (
-        number("Replicas", "Processes of the chosen monitors.", f"count({build})", [(None, BLUE)], "short"),
+        number("Replicas", "Processes of the chosen monitors.", f"count({build})", [(None, BLUE)]),
         number(
             "Evaluators",
             "One process judges and delivers: exactly one per monitor.",
             f"sum{mine('layerwatch_evaluator_lease')}",
             [(None, RED), (1, GREEN)],
-            "short",
         ),
         number(
             "Records behind",
             "Sum over all partitions.",
             f"sum{mine('layerwatch_lag_records')}",
             [(None, GREEN), (10_000, AMBER), (100_000, RED)],
-            "short",
         ),
         number(
             "Buckets behind",
@@ -377,15 +388,14 @@ def operations() -> dict[str, Any]:
         ),
         number(
             "Partitions stopped",
-            "Read no further until somebody has looked.",
+            "Not read until an operator acts.",
             f"sum{mine('layerwatch_partitions_stopped')}",
             [(None, GREEN), (1, RED)],
-            "short",
         ),
         lines(
             "Images counted",
             "By process.",
-            [(f"sum by (instance) {mine(f'rate(layerwatch_images_applied_total{RATE})')}", "{{instance}}")],
+            [(f"sum by (instance) {rate('layerwatch_images_applied_total')}", "{{instance}}")],
             "cps",
         ),
         lines(
@@ -397,7 +407,7 @@ def operations() -> dict[str, Any]:
             "Behind in time",
             "The watermark behind the clock, and the oldest bucket that is due behind the watermark.",
             [
-                (f"time() - max{mine('layerwatch_watermark_timestamp_seconds > 0')}", "watermark"),
+                (BEHIND_S, "watermark"),
                 (f"max(layerwatch_bucket_lag_seconds{{{FLEET}}})", "bucket due"),
             ],
             "s",
@@ -405,10 +415,7 @@ def operations() -> dict[str, Any]:
         lines(
             "Stages, 95th percentile",
             "Decode is one record, score one batch, apply one round trip to Redis.",
-            [
-                (quantile(0.95, "layerwatch_stage_seconds", "stage"), "{{stage}} p95"),
-                (quantile(0.5, "layerwatch_stage_seconds", "stage"), "{{stage}} p50"),
-            ],
+            percentiles("layerwatch_stage_seconds", "stage", "{{stage}} "),
             "s",
         ),
         lines(
@@ -416,8 +423,8 @@ def operations() -> dict[str, Any]:
             "Full batches keep an accelerator busy.",
             [
                 (
-                    f"sum by (instance) {mine(f'rate(layerwatch_batch_images_sum{RATE})')} / "
-                    f"sum by (instance) {mine(f'rate(layerwatch_batch_images_count{RATE})')}",
+                    f"sum by (instance) {rate('layerwatch_batch_images_sum')} / "
+                    f"sum by (instance) {rate('layerwatch_batch_images_count')}",
                     "{{instance}}",
                 )
             ],
@@ -425,10 +432,7 @@ def operations() -> dict[str, Any]:
         lines(
             "Judging a bucket",
             "Time to judge one closed bucket, all streams and rules.",
-            [
-                (quantile(0.95, "layerwatch_evaluation_seconds", "job"), "p95"),
-                (quantile(0.5, "layerwatch_evaluation_seconds", "job"), "p50"),
-            ],
+            percentiles("layerwatch_evaluation_seconds", "job"),
             "s",
         ),
         lines(
@@ -464,10 +468,10 @@ def operations() -> dict[str, Any]:
             "Redis calls and failures",
             "A refusal carries its code: OOM means full, READONLY a replica, MISCONF a full disk.",
             [
-                (f"sum{mine(f'rate(layerwatch_redis_seconds_count{RATE})')}", "round trips"),
-                (f"sum{mine(f'rate(layerwatch_redis_errors_total{RATE})')}", "errors"),
+                (f"sum{rate('layerwatch_redis_seconds_count')}", "round trips"),
+                (f"sum{rate('layerwatch_redis_errors_total')}", "errors"),
                 (
-                    f"sum by (code) {mine(f'rate(layerwatch_redis_refusals_total{RATE})')} or vector(0)",
+                    f"sum by (code) {rate('layerwatch_redis_refusals_total')} or vector(0)",
                     "{{code}} refused",
                 ),
             ],
@@ -475,11 +479,11 @@ def operations() -> dict[str, Any]:
         ),
         lines(
             "Trouble with the source",
-            "Clients built anew, batches that were not simply applied, records that retention removed unread.",
+            "Clients that were rebuilt, batches whose status is not ok, records that retention removed unread.",
             [
-                (f"sum{mine(f'rate(layerwatch_source_rebuilds_total{RATE})')}", "clients rebuilt"),
+                (f"sum{rate('layerwatch_source_rebuilds_total')}", "clients rebuilt"),
                 (f"sum by (status) {mine(APPLIES_ODD)} or vector(0)", "apply {{status}}"),
-                (f"sum{mine(f'rate(layerwatch_gap_records_total{RATE})')}", "records lost to retention"),
+                (f"sum{rate('layerwatch_gap_records_total')}", "records lost to retention"),
             ],
             "cps",
         ),
@@ -488,17 +492,17 @@ def operations() -> dict[str, Any]:
             "Records that could not be used, by reason; tries to write them or verdicts that failed: reading waits.",
             [
                 (f"sum by (reason) {rejected} or vector(0)", "{{reason}}"),
-                (f"sum{mine(f'rate(layerwatch_dead_letter_errors_total{RATE})')}", "not writable"),
-                (f"sum{mine(f'rate(layerwatch_verdict_errors_total{RATE})')}", "verdicts not writable"),
+                (f"sum{rate('layerwatch_dead_letter_errors_total')}", "not writable"),
+                (f"sum{rate('layerwatch_verdict_errors_total')}", "verdicts not writable"),
             ],
             "cps",
         ),
         lines(
             "Outbox",
-            "Alerts that each receiver still has to get, and those it never got.",
+            "Alerts that wait for each receiver, and those that were given up.",
             [
                 (f"max by (receiver) (layerwatch_outbox_entries{{{FLEET}}})", "{{receiver}} waiting"),
-                (f"max by (receiver) (layerwatch_dead_alerts{{{FLEET}}})", "{{receiver}} never got"),
+                (f"max by (receiver) (layerwatch_dead_alerts{{{FLEET}}})", "{{receiver}} given up"),
             ],
         ),
         lines(
@@ -506,17 +510,17 @@ def operations() -> dict[str, Any]:
             "Attempts by receiver and outcome.",
             [
                 (
-                    f"sum by (receiver, outcome) {mine(f'increase(layerwatch_deliveries_total{RATE})')}",
+                    f"sum by (receiver, outcome) {increase('layerwatch_deliveries_total')}",
                     "{{receiver}} {{outcome}}",
                 )
             ],
         ),
         lines(
             "Alerts changing",
-            "Changes of phase by rule: a rule that comes and goes wants `keep_firing_for` or a calibration.",
+            "Changes of phase by rule: a rule that flaps needs `keep_firing_for` or a new calibration.",
             [
                 (
-                    f"sum by (rule, phase) {mine(f'increase(layerwatch_alert_transitions_total{RATE})')}",
+                    f"sum by (rule, phase) {increase('layerwatch_alert_transitions_total')}",
                     "{{rule}} {{phase}}",
                 )
             ],
@@ -578,7 +582,7 @@ def frame(title: str, uid: str, refresh: str, tags: list[str]) -> dashboard.Dash
         .all_value(".*")
         .current(d.VariableOption(text="All", value="$__all"))
     )
-    # where people reach the status page: what each monitor says of itself (web.external_url)
+    # address of the status page, from each monitor's own metric (web.external_url)
     return board.with_variable(
         dashboard.QueryVariable("status_page")
         .label("Status page")

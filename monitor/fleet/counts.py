@@ -23,7 +23,7 @@ from monitor.core.buckets import (
 )
 from monitor.core.types import Vector
 from monitor.core.windows import Windows
-from monitor.fleet.tables import Rows, StreamRows, added
+from monitor.fleet.tables import Rows, StreamRows, added, grown
 from monitor.rules.bounds import reference_bounds
 from monitor.rules.evidence import moved_signals, triage
 
@@ -65,10 +65,14 @@ class ClosedCounts:
         self._sums = defaultdict[str, Counts](lambda: np.zeros((0, BINS + 1), dtype=np.int64))
         """{fingerprint: (N, 10)} images per bin of the OOD p-value, and images, over the window."""
         self.streams = StreamRows()
-        self.p_values: Counts = np.zeros((0, BINS), dtype=np.int64)
-        """(N, 9) images per bin of the OOD p-value since counting began, by row of `streams`."""
+        self._p_values: Counts = np.zeros((0, BINS), dtype=np.int64)
         self.signals: dict[str, Counts] = {}
         """{signal: (9,) images per bin of its p-value since counting began, over all streams}."""
+
+    @property
+    def p_values(self) -> Counts:
+        """(N, 9) images per bin of the OOD p-value since counting began, by row of `streams`."""
+        return grown(self._p_values, len(self.streams))
 
     def set_layouts(self, layouts: Mapping[str, Layout]) -> None:
         """Say what vectors mean, {fingerprint: layout}; buckets of other profiles are ignored."""
@@ -100,7 +104,7 @@ class ClosedCounts:
             whole = {name: table[i].copy() for i, name in enumerate(names) if name in self._watched}
             self._vectors.add(bucket_ms, {fingerprint: whole})
             if count:
-                self.p_values = added(self.p_values, rows, bins)
+                self._p_values = added(self._p_values, rows, bins)
                 for signal in layout.signals:
                     self.signals[signal] += histogram(layout, table, signal).sum(axis=0, dtype=np.int64)
         self._until_ms = bucket_ms

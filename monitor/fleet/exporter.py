@@ -12,6 +12,7 @@ import time
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import astuple
+from operator import itemgetter
 from typing import TypeAlias
 
 import numpy as np
@@ -143,10 +144,10 @@ class FleetExporter(Collector):
         # buckets of before the first read fill the window alone: another holder of the lease has counted them
         first = self._counted_ms is None
         since_ms = decided_ms - WINDOW_MS if self._counted_ms is None else self._counted_ms + 1
-        closed = self._store.counts.members(state.partitions, since_ms)
-        for bucket in sorted(closed, key=lambda bucket: bucket[2]):
-            if bucket[2] <= decided_ms:
-                self._counts.add(bucket[2], bucket[1], *self._store.counts.table(bucket), count=not first)
+        closed = self._store.counts.members(state.partitions, since_ms, until_ms=decided_ms + 1)
+        for bucket in sorted(closed, key=itemgetter(2)):
+            _, fingerprint, start = bucket
+            self._counts.add(start, fingerprint, *self._store.counts.table(bucket), count=not first)
         self._counted_ms = decided_ms
 
     # ---------------------------------------------------------------- choosing
@@ -175,7 +176,7 @@ class FleetExporter(Collector):
                 self._rest += _minus(total, self._totals_before.get(stream, Totals()))
         self._totals_before = state.totals
         now = self._counts.p_values
-        hidden = [i for i, stream in enumerate(self._counts.streams.names[: len(now)]) if stream not in shown]
+        hidden = [i for i, stream in enumerate(self._counts.streams.names) if stream not in shown]
         self._rest_bins += (now - grown(self._bins_before, len(now)))[hidden].sum(axis=0)
         self._bins_before = now.copy()
 
@@ -196,11 +197,10 @@ class FleetExporter(Collector):
         yield metrics.OWN_ALERT, {(alert.rule, alert.subject): 1 for alert in state.self_alerts}
 
     def _stream_values(self, state: FleetState) -> Iterator[Values]:
-        p_values = grown(self._counts.p_values, len(self._counts.streams))
-        row = {stream: i for i, stream in enumerate(self._counts.streams.names)}
+        p_values = dict(zip(self._counts.streams.names, self._counts.p_values, strict=True))
         totals = {stream: state.totals.get(stream, Totals()) for stream in self._shown}
         nothing = np.zeros(BINS, dtype=np.int64)
-        bins: dict[tuple[str, ...], Counts] = {(s,): p_values[row[s]] if s in row else nothing for s in self._shown}
+        bins: dict[tuple[str, ...], Counts] = {(s,): p_values.get(s, nothing) for s in self._shown}
         if len(self._shown) < len(state.totals) or self._rest != Totals():
             totals[OTHER_STREAM], bins[OTHER_STREAM,] = self._rest, self._rest_bins
         yield metrics.STREAM_IMAGES, {(s,): total.applied for s, total in totals.items()}
@@ -210,11 +210,11 @@ class FleetExporter(Collector):
         yield metrics.STREAM_P_VALUE, bins
 
     def _share_values(self, shares: Mapping[str, Sequence[Share]]) -> Iterator[Values]:
-        found = [(s, f"{share.level:g}", share) for s in self._shown for share in shares.get(s, ())]
-        bands: dict[tuple[str, ...], float] = {}
-        for stream, level, share in found:
-            bands[stream, level, "lower"], bands[stream, level, "upper"] = share.lower, share.upper
-        yield metrics.STREAM_OOD_SHARE, {(s, level): share.share for s, level, share in found}
+        found = {(s, f"{share.level:g}"): share for s in self._shown for share in shares.get(s, ())}
+        bands: dict[tuple[str, ...], float] = {
+            (*labels, bound): getattr(share, bound) for labels, share in found.items() for bound in ("lower", "upper")
+        }
+        yield metrics.STREAM_OOD_SHARE, {labels: share.share for labels, share in found.items()}
         yield metrics.STREAM_OOD_BAND, bands
 
     def _movement_values(self, alerting: Set[str]) -> Iterator[Values]:

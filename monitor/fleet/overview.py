@@ -81,13 +81,13 @@ class Overview:
         self._store, self._lateness_ms = store, lateness_ms
         self._history = History(store, reach_ms)
         self._reading = threading.Lock()
-        self._snapshot, self._stamp = Snapshot(), ""
-        self._taken_s = -math.inf
+        self.newest, self._stamp, self._taken_s = Snapshot(), "", -math.inf
         self.watchers = 0
         """Open connections of pages that wait for a change; see `watch`."""
         self.behind = 1
-        """Sealed buckets of the last hour that are still to be read."""
-        self._stop = threading.Event()
+        """Sealed buckets that are still to be read."""
+        self.stopping = threading.Event()
+        """Watchers must disconnect."""
         self._wake = threading.Event()
         self._thread: threading.Thread | None = None
 
@@ -102,7 +102,7 @@ class Overview:
 
     def stop(self) -> None:
         """Stop the thread; waits for what it is reading."""
-        self._stop.set()
+        self.stopping.set()
         self._wake.set()
         if self._thread is not None:
             self._thread.join(timeout=5.0)
@@ -117,7 +117,7 @@ class Overview:
             fresh_s = CATCHING_UP_FRESH_S if self._thread is not None and self.behind else FRESH_S
             if time.monotonic() - self._taken_s >= fresh_s:
                 self._refresh()
-            return self._snapshot
+            return self.newest
 
     def changed(self) -> None:
         """Make the next snapshot read again: this process has just written something."""
@@ -127,7 +127,7 @@ class Overview:
     def lines(self, streams: Sequence[str], points: int) -> dict[str, list[tuple[int, int, int]]]:
         """`History.lines` up to the newest event time."""
         with self._reading:
-            return self._history.lines(streams, self._snapshot.high_ms, points)
+            return self._history.lines(streams, self.newest.high_ms, points)
 
     def judged_by(self) -> dict[str, list[str]]:
         """`History.judged_by`, of the last hour."""
@@ -136,23 +136,13 @@ class Overview:
 
     # ---------------------------------------------------------------- watching
 
-    @property
-    def number(self) -> int:
-        """Of the newest snapshot."""
-        return self._snapshot.number
-
-    @property
-    def stopping(self) -> bool:
-        """Whether watchers must disconnect."""
-        return self._stop.is_set()
-
     def watch(self, more: int) -> None:
         """Count a watcher that comes (1) or goes (-1), from one thread; never waits for Redis."""
         self.watchers += more
         self._wake.set()
 
     def _run(self) -> None:
-        while not self._stop.is_set():
+        while not self.stopping.is_set():
             pause_s, started_s = LOOK_EVERY_S if self.watchers else FOLLOW_EVERY_S, time.monotonic()
             try:
                 cursors = self._store.partitions.cursors(self._store.catalog.partitions())
@@ -186,8 +176,8 @@ class Overview:
         while self._history.follow(state.partitions, state.high_ms, CATCH_UP_S) and self._thread is None:
             pass  # without the thread all of the past is read here
         self._history.read_open(state.partitions, state.high_ms)
-        number = self._snapshot.number + (stamp != self._stamp)
-        self._snapshot = Snapshot(**vars(state), streams=self._streams(state), number=number)
+        number = self.newest.number + (stamp != self._stamp)
+        self.newest = Snapshot(**vars(state), streams=self._streams(state), number=number)
         self._stamp, self._taken_s = stamp, time.monotonic()
 
     def _streams(self, state: FleetState) -> dict[str, StreamJson]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import base64
+from base64 import b64encode
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -194,16 +194,11 @@ def _point(layouts: Mapping[str, Layout], start: int, held: Mapping[str, Sequenc
 def _shown(exemplars: Sequence[Exemplar], layout: Layout) -> list[ExemplarJson]:
     return [
         ExemplarJson(
-            id=exemplar.id,
-            event_time=exemplar.event_time_ms,
-            p_value=exemplar.p_value,
-            p_values=dict(zip(layout.signals, exemplar.p_values, strict=False)),
-            thumbnail=_data_address(exemplar.thumbnail) if exemplar.thumbnail else None,
+            id=e.id,
+            event_time=e.event_time_ms,
+            p_value=e.p_value,
+            p_values=dict(zip(layout.signals, e.p_values, strict=False)),
+            thumbnail=f"data:image/jpeg;base64,{b64encode(e.thumbnail).decode()}" if e.thumbnail else None,
         )
-        for exemplar in exemplars
+        for e in exemplars
     ]
-
-
-def _data_address(jpeg: bytes) -> str:
-    """A thumbnail as a data: address; Layerwatch encodes every thumbnail itself."""
-    return f"data:image/jpeg;base64,{base64.b64encode(jpeg).decode()}"

@@ -106,13 +106,13 @@ async def _events(overview: Overview, _: Request) -> Response:
 async def _changes(overview: Overview) -> AsyncIterator[str]:
     overview.watch(1)
     try:
-        sent, quiet_s = overview.number, 0.0
+        sent, quiet_s = overview.newest.number, 0.0
         yield f"retry: 3000\ndata: {sent}\n\n"
-        while not overview.stopping:
+        while not overview.stopping.is_set():
             await asyncio.sleep(LOOK_S)
             quiet_s += LOOK_S
-            if overview.number != sent:
-                sent, quiet_s = overview.number, 0.0
+            if overview.newest.number != sent:
+                sent, quiet_s = overview.newest.number, 0.0
                 yield f"data: {sent}\n\n"
             elif quiet_s >= ALIVE_S:
                 quiet_s = 0.0

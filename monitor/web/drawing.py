@@ -49,17 +49,6 @@ def spark(points: Sequence[tuple[int, int, int]], since_ms: int, until_ms: int) 
     return Spark(" ".join(f"{x},{y}" for x, y in drawn), drawn[-1], y(0.05))
 
 
-@dataclass(frozen=True, slots=True)
-class Hit:
-    """A strip of the plot that shows one point's numbers under the pointer, and its bar in the counts below."""
-
-    x: float
-    width: float
-    count_y: float
-    count_height: float
-    point: PointJson
-
-
 class Chart:
     """A time line of consecutive steps: share with its band above, images per step below.
 
@@ -84,7 +73,8 @@ class Chart:
             self.bands.append("M" + " L".join([*over, *reversed(under)]) + "Z")
         self.share = " ".join(lines)
         self.most_images = max(1, *(point.images for point in points))
-        self.hits = [self._hit(point, step_ms) for point in points]
+        self.strips = [self._strip(point, step_ms) for point in points]
+        """(point, x, width, height of its bar in the counts): the parts of the plot that show a point's numbers."""
 
     def span(self, since_ms: int, until_ms: int) -> tuple[float, float] | None:
         """(x, width) of an episode; None where it is not on this axis."""
@@ -93,9 +83,9 @@ class Chart:
             return None
         return self._x(left), max(2.0, round(self._x(right) - self._x(left), 1))
 
-    def _hit(self, point: PointJson, step_ms: int) -> Hit:
+    def _strip(self, point: PointJson, step_ms: int) -> tuple[PointJson, float, float, float]:
         x, tall = self._x(point.start), round(COUNT_HEIGHT * point.images / self.most_images, 1)
-        return Hit(x, round(self._x(point.start + step_ms) - x, 1), round(COUNT_HEIGHT - tall, 1), tall, point)
+        return point, x, round(self._x(point.start + step_ms) - x, 1), tall
 
     def _x(self, time_ms: int) -> float:
         return round(WIDTH * (time_ms - self.start_ms) / max(self.end_ms - self.start_ms, 1), 1)

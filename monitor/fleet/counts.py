@@ -1,4 +1,4 @@
-"""What closed buckets say about every stream: over a sliding window, and since counting began. Pure."""
+"""OOD shares, histograms and moved signals of every stream, from closed buckets. Pure."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from monitor.rules.bounds import reference_bounds
 from monitor.rules.evidence import moved_signals, triage
 
 SHOWN_LEVELS = (0.05, 0.01)
-"""Of the OOD share: what on-call looks at, and a stricter one that a small share of unusual images still moves."""
+"""Of the OOD share: the usual one, and a stricter one on which a small share of unusual images shows."""
 BAND_RISK = 0.0025
 """Four of them make 1 %: the calibration set and the window may each deviate to either side."""
 
@@ -46,7 +46,7 @@ class Share:
 
 
 class ClosedCounts:
-    """Adds closed buckets up and answers per stream.
+    """Sums closed buckets per stream, over a sliding window and since counting began.
 
     Whole vectors are kept only of the streams that `watch` names: those of 5,000 streams would fill 120 MB.
 
@@ -75,7 +75,7 @@ class ClosedCounts:
         return grown(self._p_values, len(self.streams))
 
     def set_layouts(self, layouts: Mapping[str, Layout]) -> None:
-        """Say what vectors mean, {fingerprint: layout}; buckets of other profiles are ignored."""
+        """{fingerprint: layout} of the known profiles; buckets of others are ignored."""
         self._layouts = dict(layouts)
         for layout in layouts.values():
             for signal in layout.signals:
@@ -96,7 +96,7 @@ class ClosedCounts:
             layout, rows = self._layouts[fingerprint], self.streams.of(names)
             self._judged_by.update(dict.fromkeys(names, fingerprint))
             bins = histogram(layout, table, "ood")
-            # sums that slide: summing thirty buckets of 5,000 streams at each read takes half a second
+            # kept as running sums: summing thirty buckets of 5,000 streams at each read takes half a second
             counted = np.column_stack([bins, table[:, IMAGES]])
             self._sums[fingerprint] = added(self._sums[fingerprint], rows, counted)
             self._buckets.append((bucket_ms, fingerprint, rows, counted))
@@ -120,10 +120,9 @@ class ClosedCounts:
             layout = self._layouts[fingerprint]
             mine = [i for i in np.flatnonzero(sums[:, -1]) if self._judged_by[names[i]] == fingerprint]
             counted = sums[mine, -1]
-            passed = np.flip(np.cumsum(np.flip(sums[mine, 1:-1], 1), axis=1), 1)
             per_level = []
             for level in SHOWN_LEVELS:
-                share = passed[:, cut_index(level)] / counted
+                share = sums[mine, cut_index(level) + 1 : -1].sum(axis=1) / counted
                 lower, upper = bands(layout, level, counted)
                 per_level.append(
                     [Share(level, *row) for row in zip(share.tolist(), lower.tolist(), upper.tolist(), strict=True)]

@@ -1,4 +1,4 @@
-"""Metrics of the whole monitor, read from Redis by the holder of the lease, so that each is in Prometheus once.
+"""Metrics of the whole monitor, read from Redis and exported by the holder of the lease alone.
 
 A thread reads every ten seconds; a scrape returns what was read last and never waits for Redis. At most STREAMS_SHOWN
 streams have series of their own: those with the most urgent alerts. The others are summed under "(other)".
@@ -36,7 +36,7 @@ READ_EVERY_S = 10.0
 """At most; with shorter buckets as often as one closes."""
 WINDOW_MS = 300_000
 STREAMS_SHOWN = 500
-"""13 series each: what one Prometheus scrape carries without notice."""
+"""13 series each: 6,500 in one scrape are no burden for Prometheus."""
 STREAMS_IN_DETAIL = 50
 """Of which every signal's movement is shown: twenty series each."""
 DEAD_ALERTS_COUNTED = 1_000
@@ -81,7 +81,7 @@ class FleetExporter(Collector):
         return self
 
     def stop(self) -> None:
-        """Export nothing from now on: another process does."""
+        """Stop reading and exporting: another process takes over."""
         self._stop.set()
         self._families = ()
         metrics.REGISTRY.unregister(self)
@@ -99,7 +99,7 @@ class FleetExporter(Collector):
                 log.warning("fleet_metrics.redis_away", error=str(error))
             except Exception:
                 log.exception("fleet_metrics.failed")
-                self._families = ()  # no series rather than old ones; alerts do not come this way
+                self._families = ()  # no series rather than stale ones; alerts do not depend on them
             self._stop.wait(min(READ_EVERY_S, self._bucket_ms / 1000))
 
     def read(self) -> None:
@@ -137,11 +137,11 @@ class FleetExporter(Collector):
     def _count_closed(self, state: FleetState) -> None:
         decided_ms = state.evaluator.bucket_ms
         if decided_ms is None or (self._counted_ms is not None and decided_ms < self._counted_ms):
-            self._forget()  # the state is new, or was set back
+            self._forget()  # the state is new, or Redis lost its last writes
         self._counts.set_layouts(state.layouts)
         if decided_ms is None:
             return
-        # buckets of before the first read fill the window alone: another holder of the lease has counted them
+        # buckets before the first read only fill the window: another holder of the lease has counted them
         first = self._counted_ms is None
         since_ms = decided_ms - WINDOW_MS if self._counted_ms is None else self._counted_ms + 1
         closed = self._store.counts.members(state.partitions, since_ms, until_ms=decided_ms + 1)
@@ -166,7 +166,7 @@ class FleetExporter(Collector):
         return sorted(names, key=rank, reverse=True)[: self._shown_max]
 
     def _add_to_rest(self, state: FleetState) -> None:
-        """Add what the streams without series have grown by to "(other)".
+        """Add the growth of the streams without series to "(other)".
 
         Its counts are sums of steps, so that no counter falls when a stream gets or loses its series.
         """

@@ -27,7 +27,7 @@ WINDOW_MS = 60_000
 """Length of the window of `shares`."""
 REACH_MS = 3_600_000
 SLOT_MS = 10_000
-"""What is summed together: the default bucket. Shorter slots would only take more memory."""
+"""Resolution: the default bucket. Shorter slots would only take more memory."""
 
 Slots = defaultdict[int, NDArray[np.uint32]]
 """{start ms: (N, 2) images and unusual images by row of the stream}."""
@@ -36,7 +36,7 @@ Bucket = tuple[Partition, str, int]
 
 
 class History:
-    """Not safe to share between threads; every method that reads may raise StoreError and can be called again.
+    """Not thread-safe. `follow` and `read_open` may raise StoreError and can be called again.
 
     Args:
         reach_ms: how far back from the newest event time it reaches; bounds its memory.
@@ -131,7 +131,7 @@ class History:
         return [(start, grown(table, len(self._streams))) for start, table in sorted(inside, key=itemgetter(0))]
 
     def _lost(self, sealed: set[Bucket], since_ms: int) -> bool:
-        """Whether Redis no longer has a bucket that was read: it was set back, and its images will be counted again.
+        """Whether Redis has lost a bucket that was read (its last writes are gone): its images will be counted again.
 
         Its retention removes the oldest first, so a bucket that is gone while an older one stands was lost.
         """

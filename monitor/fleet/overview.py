@@ -12,7 +12,7 @@ import structlog
 from pydantic import Field
 
 from monitor.core.event_time import watermark_ms
-from monitor.core.types import Partition, Totals
+from monitor.core.types import Cursor, Partition, Totals
 from monitor.fleet.answers import Answer, Count, Share, Time
 from monitor.fleet.history import REACH_MS, History
 from monitor.fleet.state import FleetState, newest_event_ms, read_state
@@ -21,13 +21,13 @@ from monitor.store import Store, StoreError
 log = structlog.get_logger(__name__)
 
 FRESH_S = 1.5
-"""A younger snapshot is shown again: reloading a page must not read Redis each time."""
+"""Age up to which a snapshot is reused: reloading a page must not read Redis each time."""
 CATCHING_UP_FRESH_S = 10.0
-"""Likewise while the past is read: both at once would make the first visitors wait."""
+"""The same while the last hour is being read: doing both at once would make the first visitors wait."""
 LOOK_EVERY_S = 1.0
-"""Between two looks for changes while a page is watched; less than FRESH_S, so that watchers read nothing twice."""
+"""Between two checks for changes while a page is open; less than FRESH_S, so that open pages read nothing twice."""
 FOLLOW_EVERY_S = 5.0
-"""Between two looks for sealed buckets while no page is watched."""
+"""Between two checks for sealed buckets while no page is open."""
 CATCH_UP_S, CATCH_UP_PAUSE_S = 0.05, 0.1
 """Catching up takes a third of the time: the daemon has other work, and pages wait for one piece at most."""
 
@@ -70,8 +70,8 @@ class Snapshot(FleetState):
 class Overview:
     """Keeps a snapshot of the fleet. Safe to share between threads.
 
-    Between `start` and `stop` a thread reads sealed buckets as they come, and looks for changes while a page is
-    watched. Without the thread everything is read when asked for.
+    Between `start` and `stop` a thread reads sealed buckets as they come, and new snapshots while a page is open.
+    Without the thread everything is read on request.
 
     Args:
         reach_ms: how far back `lines` and `judged_by` look; no less than `history.WINDOW_MS`.
@@ -145,34 +145,31 @@ class Overview:
         while not self.stopping.is_set():
             pause_s, started_s = LOOK_EVERY_S if self.watchers else FOLLOW_EVERY_S, time.monotonic()
             try:
-                cursors = self._store.partitions.cursors(self._store.catalog.partitions())
                 with self._reading:
+                    cursors, stamp = self._read_stamp()
+                    if self.watchers:
+                        if stamp != self._stamp:
+                            self._refresh()
+                        self._taken_s = time.monotonic()  # the snapshot is still true
                     self.behind = self._history.follow(tuple(cursors), newest_event_ms(cursors), CATCH_UP_S)
-                if self.watchers:
-                    self._look()
-                # at most a tenth of the time goes into looking: the daemon has other work
+                # at most a tenth of the time: the daemon has other work
                 pause_s = CATCH_UP_PAUSE_S if self.behind else max(pause_s, 9 * (time.monotonic() - started_s))
             except StoreError as error:
                 log.warning("overview.redis_away", error=str(error))
             self._wake.wait(pause_s)
             self._wake.clear()
 
-    def _look(self) -> None:
-        with self._reading:
-            if self._read_stamp() != self._stamp:
-                self._refresh()
-            self._taken_s = time.monotonic()  # the snapshot is still true
-
     # ---------------------------------------------------------------- reading
 
-    def _read_stamp(self) -> str:
-        """Differs when anything has been applied, decided or silenced."""
+    def _read_stamp(self) -> tuple[Mapping[Partition, Cursor | None], str]:
+        """All cursors, and a text that differs when anything has been applied, decided or silenced."""
         store = self._store
         cursors = store.partitions.cursors(store.catalog.partitions())
-        return repr((store.evaluation.state(), store.silences.all(), store.outbox.self_alerts(), cursors))
+        return cursors, repr((store.evaluation.state(), store.silences.all(), store.outbox.self_alerts(), cursors))
 
     def _refresh(self) -> None:
-        stamp, state = self._read_stamp(), read_state(self._store, self._lateness_ms)
+        _, stamp = self._read_stamp()
+        state = read_state(self._store, self._lateness_ms)
         while self._history.follow(state.partitions, state.high_ms, CATCH_UP_S) and self._thread is None:
             pass  # without the thread all of the past is read here
         self._history.read_open(state.partitions, state.high_ms)

@@ -1,4 +1,4 @@
-"""What Redis holds about the whole fleet, read once; pages, API, command line and exported metrics start from it."""
+"""The state of the whole fleet in Redis, read at once: the base of pages, API, command line and exported metrics."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class FleetState:
     """Of every known partition; None where it has not started."""
     totals: Mapping[str, Totals] = field(default_factory=dict)
     alerts: Sequence[Alert] = ()
-    """All that are kept: firing, then pending, then resolved ones; the latest first."""
+    """All stored ones: firing, then pending, then resolved ones; the latest first."""
     self_alerts: Sequence[SelfAlert] = ()
     layouts: Mapping[str, Layout] = field(default_factory=dict)
     """By fingerprint of the profile."""
@@ -89,7 +89,7 @@ def read_layouts(store: Store) -> dict[str, Layout]:
 
 
 def read_silences(store: Store) -> list[Silence]:
-    """The silences that are kept, the next to end first; an unreadable one hides no alert and is left out."""
+    """The stored silences, the next to end first; an unreadable one hides no alert and is left out."""
     found, unreadable = silences.read_all(store.silences.all())
     for error in unreadable.values():
         log.debug("silence.unreadable", error=error)

@@ -1,4 +1,4 @@
-"""Tables with one row per stream: the counts of a whole fleet in one NumPy array, not in thousands of small ones."""
+"""NumPy tables with one row per stream: one array for the whole fleet instead of thousands of small ones."""
 
 from __future__ import annotations
 

@@ -45,7 +45,7 @@ class AlertJson(Answer):
     """Id of the silence in force."""
     silence: Silence | None = Field(exclude=True)
     duration_ms: int = Field(exclude=True)
-    """How long it has lasted in event time, or did last."""
+    """In event time, up to now or to its end."""
 
     @property
     def urgency(self) -> tuple[bool, bool, float, int]:

@@ -105,7 +105,7 @@ def _silences(site: Site, _: Request) -> SilencesJson:
     return SilencesJson(silences=site.silences(site.overview.snapshot()))
 
 
-@_endpoint("POST", "/silences", "Make a silence, in force at once")
+@_endpoint("POST", "/silences", "Create a silence, in force at once")
 def _add_silence(site: Site, _: Request, wanted: NewSilence) -> SilenceJson:
     silence = silencing.keep(site.store, wanted)
     site.overview.changed()
@@ -119,12 +119,12 @@ def _expire_silence(site: Site, request: Request) -> None:
     site.overview.changed()
 
 
-@_endpoint("GET", "/profile", "What normal is compared with")
+@_endpoint("GET", "/profile", "The profiles that images are compared with")
 def _profile(site: Site, _: Request) -> ProfilesJson:
     return site.profiles(site.overview.snapshot())
 
 
-@_endpoint("GET", "/health", "How the monitor itself fares")
+@_endpoint("GET", "/health", "Health of the monitor itself")
 def _health(site: Site, _: Request) -> HealthJson:
     return site.health()
 

@@ -107,7 +107,7 @@ def percent(share: float | None) -> str:
 
 
 def shortened(text: str, longest: int = 120) -> str:
-    """The text without its middle where it is long: names of streams have no limit."""
+    """A long text without its middle: the length of stream names is not limited."""
     if len(text) <= longest:
         return text
     half = longest // 2

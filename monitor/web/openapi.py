@@ -16,10 +16,14 @@ from monitor.web.silencing import NewSilence
 DESCRIPTION = (
     "State of a monitor, for scripts. New fields may join version 1; a change that breaks readers gets another path."
 )
-SUCCESS = {"GET": (200, "The state now."), "POST": (201, "It is in force."), "DELETE": (204, "It is over.")}
+SUCCESS = {
+    "GET": (200, "The current state."),
+    "POST": (201, "The silence is in force."),
+    "DELETE": (204, "The silence has ended."),
+}
 ERRORS = {
     403: "Nothing may be written: no token is configured, or another site sent this.",
-    404: "There is none of that name.",
+    404: "There is no stream of that name, or no silence of that id.",
     415: "The body is not application/json.",
     422: "The body cannot be used; `error` says why.",
     503: "Redis does not answer.",
@@ -35,7 +39,7 @@ ALERT = {
 
 
 class _Schemas(GenerateJsonSchema):
-    """Without the titles that pydantic derives from names: they say nothing new."""
+    """Without the titles that pydantic derives from names: they add nothing."""
 
     def normalize_name(self, name: str) -> str:
         return super().normalize_name(name.removesuffix("Json"))
@@ -45,7 +49,7 @@ class _Schemas(GenerateJsonSchema):
 
 
 def document(endpoints: Iterable[Endpoint]) -> dict[str, Any]:
-    """The document as JSON; its schemas are closed: fields that are not described never occur."""
+    """The document as JSON; its schemas are closed: an answer has no fields besides those described."""
     found = list(endpoints)
     answers = [(answer, "serialization") for answer in {endpoint.answer for endpoint in found} if answer]
     _, schemas = models_json_schema(

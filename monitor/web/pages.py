@@ -27,7 +27,7 @@ from monitor.web.silencing import RequestError, read_body
 from monitor.web.site import Site, now_ms
 
 ROWS = 100
-"""Streams on one page: as many as a person reads, and quickly made; a search field and further pages lead on."""
+"""Streams per page: few enough to read and to render quickly; search and further pages reach the others."""
 CARDS = 8
 """Alerting streams that are described in full; the table below has all."""
 POINTS = 60
@@ -39,7 +39,7 @@ Facts = Mapping[str, Any]
 """What a template shows, by name."""
 View = Callable[[Site, Snapshot, Request], Facts | None]
 Submit = Callable[[Site, Request, Mapping[str, str]], str]
-"""Does what a form asks for; returns the key of DONE that says so. RequestError says what is wrong with the form."""
+"""Does what a form asks for and returns the key of its text in DONE; raises RequestError where the form is wrong."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -187,7 +187,6 @@ class Pages:
             self._templates.get_template(name)  # compiled now, not while the first visitor waits
 
     def routes(self) -> list[BaseRoute]:
-        """Where they are."""
         return [
             *(Route(path, partial(self._show, view)) for path, view, _ in PAGES),
             Route("/alerts/silences", partial(self._submitted, _add_silence), methods=["POST"]),

@@ -14,9 +14,9 @@ class WebSettings(Section):
     port: Annotated[int, Field(ge=0, le=65535)] = 9464
     """0 picks a free port (logged)."""
     external_url: str = ""
-    """How people reach this page, with the path where a proxy puts it below one; in alerts and on the page."""
+    """Address of the status page for people, with the path that a proxy adds; used in alerts and on the page."""
     dashboard_url: str = ""
-    """Where alerts lead besides; `{stream}` in it becomes the alert's stream, percent-quoted."""
+    """Address of a dashboard that alerts link to; `{stream}` in it becomes the stream's name, percent-quoted."""
     token: Secret | None = None
     username: str | None = None
     password: Secret | None = None

@@ -20,7 +20,7 @@ log = structlog.get_logger(__name__)
 
 MAX_BODY_BYTES = 16_384
 DURATIONS_S = {"30 minutes": 1_800, "1 hour": 3_600, "4 hours": 14_400, "1 day": 86_400, "1 week": 604_800}
-"""What the form offers."""
+"""Choices of the form."""
 
 Short = Annotated[str, Field(max_length=500)]
 Name = Annotated[str, Field(min_length=1, max_length=500)]

@@ -29,7 +29,7 @@ from monitor.web.guard import Credentials
 from monitor.web.settings import WebSettings
 
 EVIDENCE_FRESH_S = 10.0
-"""How long the evidence of an alert is shown again: one default bucket."""
+"""Age up to which the evidence of an alert is reused: one default bucket."""
 
 
 class Site:
@@ -59,7 +59,7 @@ class Site:
         self._evidence: Mapping[str, tuple[float, StreamView]] = {}
 
     def alerts(self, snapshot: Snapshot, stream: str | None = None) -> list[AlertJson]:
-        """All alerts that are kept, or those of one stream."""
+        """All stored alerts, or those of one stream."""
         now = now_ms()
         return [self._alert(a, snapshot, now) for a in snapshot.alerts if stream is None or a.stream == stream]
 
@@ -73,7 +73,6 @@ class Site:
         return sorted(found, key=lambda mine: (*mine[0].urgency, mine[0].stream))
 
     def silences(self, snapshot: Snapshot) -> list[SilenceJson]:
-        """All silences that are kept."""
         return [SilenceJson.of(silence, now_ms()) for silence in snapshot.silences]
 
     def evidence(self, snapshot: Snapshot, alerts: Sequence[AlertJson]) -> list[StreamView]:
@@ -85,7 +84,7 @@ class Site:
             or (now_s, view_stream(self.store, snapshot, alert.stream, alert.alert_id, in_short=True))
             for alert in alerts
         }
-        self._evidence = found  # of those shown, so it stays small
+        self._evidence = found  # only of the alerts just shown, so it stays small
         return [view for _, view in found.values()]
 
     def profiles(self, snapshot: Snapshot) -> ProfilesJson:
@@ -103,7 +102,7 @@ class Site:
         )
 
     def health(self) -> HealthJson:
-        """How the monitor itself does."""
+        """Readiness, Redis, partitions and receivers of the monitor itself."""
         store, started_s = self.store, time.perf_counter()
         store.ping()
         redis_ms = 1000 * (time.perf_counter() - started_s)

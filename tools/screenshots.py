@@ -89,7 +89,7 @@ def play(store: Store, settings: Config) -> None:
         presentation_of(settings),
     )
     evaluator.load()
-    rng, facts, high_ms = np.random.default_rng(SEED), dict[str, StreamFacts](), None
+    rng, facts, high_ms = np.random.default_rng(SEED), dict[str, StreamFacts](), 0
     begin_ms = time.time_ns() // 1_000_000 // buckets.length_ms * buckets.length_ms - LENGTH_S * 1000
     for offset, start_s in enumerate(range(0, LENGTH_S, BUCKET_S)):
         taken = [(t, *shot) for t in range(start_s, start_s + BUCKET_S, EVERY_S) for shot in pictures(rng, t)]
@@ -98,20 +98,9 @@ def play(store: Store, settings: Config) -> None:
             [Judged(f"{stream}/{t:06}.jpg", stream, begin_ms + 1000 * t, profile.fingerprint, row, image)]
             for (t, stream, _), row, image in zip(taken, profile.score(prepared).p_values, prepared, strict=True)
         ]
-        counted = aggregate(judged, high_ms, facts, time.time_ns() // 1_000_000, how)
-        facts, high_ms = {**facts, **counted.facts}, counted.high_ms
-        delta = Delta(
-            LOG,
-            "t",
-            offset,
-            offset + 1,
-            high_ms or 0,
-            counted.vectors,
-            counted.facts,
-            counted.exemplars,
-            counted.reasons,
-            counted.typical,
-        )
+        begin = Delta(LOG, "t", offset, offset + 1, high_ms, {})
+        delta, _ = aggregate(judged, begin, facts, time.time_ns() // 1_000_000, how)
+        facts, high_ms = {**facts, **delta.facts}, delta.high_ms
         store.partitions.apply([delta])
         evaluator.look()
 

@@ -13,7 +13,7 @@ from detectors.images.prepare import Prepared
 from monitor.core.buckets import CHANGES, DUPLICATES, LATE, LONGEST_RUN, REJECTED, Layout, fill_groups
 from monitor.core.event_time import PartitionClock, Placed
 from monitor.core.settings import BucketSettings
-from monitor.core.types import DeadLetter, Exemplar, StreamFacts, Vector
+from monitor.core.types import DeadLetter, Delta, Exemplar, StreamFacts, Vector
 
 EXEMPLAR_P = 0.05
 """Images with a larger `unusual_p` are no exemplars: at most one normal image in twenty has a smaller one."""
@@ -44,22 +44,6 @@ VectorKey = tuple[str, int, str]
 
 
 @dataclass(frozen=True, slots=True)
-class Aggregate:
-    """What a run of records adds to its partition."""
-
-    vectors: Mapping[VectorKey, Vector]
-    facts: Mapping[str, StreamFacts]
-    """New facts of the streams that sent something."""
-    high_ms: int | None
-    exemplars: Sequence[Exemplar]
-    future: int
-    """Records whose timestamps were further ahead than allowed."""
-    reasons: Mapping[tuple[str, str], int]
-    """(stream, reason code) -> records rejected for it."""
-    typical: Sequence[Exemplar]
-
-
-@dataclass(frozen=True, slots=True)
 class Aggregation:
     """The parameters of `aggregate` that stay the same for all records."""
 
@@ -75,27 +59,27 @@ class Aggregation:
 
 def aggregate(
     outcomes: Sequence[Outcome],
-    high_ms: int | None,
+    begin: Delta,
     facts: Mapping[str, StreamFacts],
     now_ms: int,
     aggregation: Aggregation,
-) -> Aggregate:
-    """Aggregate records in the order of their log.
+) -> tuple[Delta, int]:
+    """The delta of records in the order of their log, and how many timestamps were further ahead than allowed.
 
     Args:
         outcomes: one per record, in offset order.
-        high_ms: highest event time applied so far in this partition; None before the first record.
+        begin: without counts; its `high_ms` is the highest event time applied so far, 0 before the first record.
         facts: of each stream in this partition, after its last image.
         now_ms: wall clock, against timestamps in the future.
     """
-    run = _Run(high_ms, facts, now_ms, aggregation)
+    run = _Run(begin.high_ms or None, facts, now_ms, aggregation)
     for outcome in outcomes:
         if isinstance(outcome, DeadLetter):
             run.reject(outcome)
         else:
             for image in outcome:
                 run.accept(image)
-    return run.result()
+    return run.added_to(begin), run.future
 
 
 def unusual_p(p_values: NDArray[np.float64], layout: Layout) -> float:
@@ -122,7 +106,7 @@ class _Counts:
 
 
 class _Run:
-    """An aggregate that is being built."""
+    """A delta that is being built."""
 
     def __init__(
         self, high_ms: int | None, facts: Mapping[str, StreamFacts], now_ms: int, aggregation: Aggregation
@@ -135,7 +119,7 @@ class _Run:
         self._unusual: list[tuple[Exemplar, Prepared]] = []
         self._typical: list[Exemplar] = []
         self._reasons: Counter[tuple[str, str]] = Counter()
-        self._future = 0
+        self.future = 0
 
     def reject(self, letter: DeadLetter) -> None:
         """Count a record without images, at its own timestamp."""
@@ -186,20 +170,20 @@ class _Run:
         self._typical.append(replace(exemplar, thumbnail=self._aggregation.thumbnail(image.prepared)))
         return replace(facts, typical=facts.typical + 1, typical_ms=placed.event_time_ms)
 
-    def result(self) -> Aggregate:
-        return Aggregate(
+    def added_to(self, begin: Delta) -> Delta:
+        return replace(
+            begin,
+            high_ms=self._clock.high_ms or 0,
             vectors=self._vectors(),
             facts=self._facts,
-            high_ms=self._clock.high_ms,
             exemplars=self._worst(),
-            future=self._future,
             reasons=self._reasons,
             typical=self._typical,
         )
 
     def _place(self, event_time_ms: int) -> Placed:
         placed = self._clock.place(event_time_ms, self._now_ms, self._aggregation.buckets.max_future_ms)
-        self._future += placed.future
+        self.future += placed.future
         return placed
 
     def _facts_of(self, stream: str) -> StreamFacts:

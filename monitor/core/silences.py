@@ -28,7 +28,7 @@ class Silence:
     comment: str = ""
 
     def active(self, now_ms: int) -> bool:
-        """Whether it is in force."""
+        """Whether it applies at that time."""
         return self.starts_ms <= now_ms < self.ends_ms
 
     def matches(self, alert: Mapping[str, Any]) -> bool:
@@ -84,19 +84,17 @@ def from_json(text: str | bytes) -> Silence:
     """
     try:
         fields = json.loads(text)
-        matchers = {str(name): str(glob) for name, glob in fields["matchers"].items()}
-        starts_ms, ends_ms = _time_ms(fields["starts"]), _time_ms(fields["ends"])
         silence = Silence(
-            str(fields["id"]),
-            matchers,
-            starts_ms,
-            ends_ms,
-            str(fields.get("author", "")),
-            str(fields.get("comment", "")),
+            id=str(fields["id"]),
+            matchers={str(name): str(glob) for name, glob in fields["matchers"].items()},
+            starts_ms=_time_ms(fields["starts"]),
+            ends_ms=_time_ms(fields["ends"]),
+            author=str(fields.get("author", "")),
+            comment=str(fields.get("comment", "")),
         )
     except (KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"not a silence: {type(error).__name__}: {error}") from error
-    if not matchers:
+    if not silence.matchers:
         raise ValueError("a silence needs a matcher; stream '*' hides everything")
     return silence
 

@@ -93,22 +93,18 @@ def batch_of(
 
 def _part(owner: OwnedPartition, works: Sequence[Work], aggregation: Aggregation) -> PartitionBatch:
     outcomes = [outcome for work in works for outcome in work.outcomes]
-    counted = aggregate(outcomes, owner.high_ms, owner.facts, wall_clock_ms(), aggregation)
     rejects = owner.rejects.extended([isinstance(outcome, DeadLetter) for outcome in outcomes])
-    delta = Delta(
+    begin = Delta(
         partition=owner.partition,
         token=owner.token,
         expect=owner.next_offset,
         next_offset=works[-1].next_offset,
-        high_ms=counted.high_ms or 0,
-        vectors=counted.vectors,
-        facts=counted.facts,
-        exemplars=counted.exemplars,
-        reasons=counted.reasons,
-        typical=counted.typical,
+        high_ms=owner.high_ms or 0,
+        vectors={},
         recent=rejects.pack(),
     )
-    return PartitionBatch(owner, delta, rejects, counted.future)
+    delta, future = aggregate(outcomes, begin, owner.facts, wall_clock_ms(), aggregation)
+    return PartitionBatch(owner, delta, rejects, future)
 
 
 def thumbnail(prepared: Prepared, longest_px: int) -> bytes:

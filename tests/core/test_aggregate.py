@@ -9,10 +9,10 @@ import pytest
 from PIL import Image
 
 from detectors.images.prepare import Prepared, Preparer
-from monitor.core.aggregate import Aggregate, Aggregation, Judged, aggregate
+from monitor.core.aggregate import Aggregation, Judged, aggregate
 from monitor.core.buckets import Layout
 from monitor.core.settings import BucketSettings
-from monitor.core.types import StreamFacts
+from monitor.core.types import Delta, Partition, StreamFacts
 
 LAYOUT = Layout(("ood",), (99,), (False,), (True,), (1.0,))
 START_MS = 1_760_000_000_000
@@ -31,8 +31,9 @@ def judged(prepared: Prepared, second: int, p_value: float, stream: str = "cam")
     return [Judged(f"{stream}/{second}", stream, at_ms, "fp", np.array([p_value]), prepared)]
 
 
-def counted(records: list[list[Judged]], facts: dict[str, StreamFacts], how: Aggregation = HOW) -> Aggregate:
-    return aggregate(records, None, facts, START_MS + 10**9, how)
+def counted(records: list[list[Judged]], facts: dict[str, StreamFacts], how: Aggregation = HOW) -> Delta:
+    begin = Delta(Partition("images", 0), "t", 0, len(records), 0, {})
+    return aggregate(records, begin, facts, START_MS + 10**9, how)[0]
 
 
 def test_the_worst_images_are_those_of_either_kind(prepared: Prepared) -> None:

@@ -86,7 +86,7 @@ def test_half_precision_is_close_and_stays_with_the_profile(tmp_path: Path) -> N
     pixels = np.stack([Preparer(half.input_px)(image).pixels for _, image in pictures(0, 16)])
     difference = (whole(pixels) - half(pixels)).abs().mean() / whole(pixels).abs().mean()
     assert 0.0 < difference < 0.05  # 8 bits of mantissa, in many layers
-    fit_profile(pictures(0, 220), FitOptions(backbone=spec)).save(tmp_path)
+    fit_profile(pictures(0, 220), FitOptions("mahalanobis", spec)).save(tmp_path)
     profile = load_profile(tmp_path, "cpu")
     assert profile.backbone.spec.precision == "bfloat16"
     strange, normal = (

@@ -51,8 +51,8 @@ def test_a_saved_profile_scores_bit_for_bit_the_same(profile: Profile, tmp_path:
     assert len(set(modes.values())) == 1, modes  # the daemon, another user, must be able to read all or none
 
 
-def test_fitting_twice_gives_the_same_fingerprint(profile: Profile) -> None:
-    assert fit_profile(pictures(0, 300)).fingerprint == profile.fingerprint
+def test_fitting_twice_gives_the_same_fingerprint(profile: Profile, profile_folder: Path) -> None:
+    assert Profile.load(profile_folder, "cpu").fingerprint == profile.fingerprint  # both learned from pictures(0, 300)
 
 
 def test_no_images_give_empty_scores(profile: Profile) -> None:
@@ -70,8 +70,8 @@ from tests.pictures import pictures
 spec = BackboneSpec.embedded()
 Backbone(spec, "cpu")(np.zeros((64, spec.input_px, spec.input_px, 3), np.uint8))
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-large = ((name, np.tile(image, (16, 16, 1))) for name, image in pictures(0, 600))  # 1.7 MB each, one after the other
-fit_profile(large, FitOptions(device="cpu"))
+large = ((name, np.tile(image, (26, 26, 1))) for name, image in pictures(0, 230))  # 4.7 MB each, one after the other
+fit_profile(large, FitOptions("mahalanobis", device="cpu"))
 print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
 """
 

@@ -30,7 +30,7 @@ from torch import Tensor
 from detectors.evaluation.metrics import auroc, fpr_at_tpr
 from detectors.images.prepare import Limits, decode, resize
 from detectors.images.reading import read_images
-from detectors.methods import dlsr, spaces
+from detectors.methods import dlsr
 from detectors.methods.detector import Detector, FitContext, Turned
 from detectors.methods.diffusion import diffuse
 from detectors.methods.dlsr import DLSR
@@ -230,7 +230,7 @@ def ablate(default: DLSR, published: Any, sets: Mapping[str, Tensor]) -> dict[st
     chosen = (
         p_values[default.level] if default.level in p_values else layer_p_values(default, sets, default.level or 0.1)
     )
-    for i, space in enumerate(spaces.NAMES):
+    for i, space in enumerate(dlsr.SPACES):
         rows[f"space {space} alone"] = evaluated({k: -np.log(v[:, i]).sum(1) for k, v in chosen.items()})
     for layer in range(len(default.layers)):
         rows[f"layer {layer + 1} alone"] = evaluated({k: -np.log(v[:, :, layer]).sum(1) for k, v in chosen.items()})

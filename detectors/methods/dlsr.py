@@ -5,7 +5,7 @@ Out-of-Distribution Detection", NeurIPS 2024, arXiv 2411.10701 (as published: `d
 learns to predict a clean feature z_0 from z_t = sqrt(a) z_0 + sqrt(1 - a) eps at all levels a. At scoring time it is
 given sqrt(a) z_0 and the level, without noise: one forward pass, the same answer every time. Then
 
-    e[k, l] = || z_0 - z~ ||^2 over the channels of layer l in space k          (detectors.spaces)
+    e[k, l] = || z_0 - z~ ||^2 over the channels of layer l in space k                 (`Spaces`)
     p[k, l] = rank of e[k, l] among the errors of held-out ID features, in (0, 1]
     score   = -2 sum over k and l of ln p[k, l]                                (Fisher, 1925)
 
@@ -19,18 +19,20 @@ from typing import Self
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
-from detectors.methods import spaces, training
+from detectors.evaluation.metrics import auroc
 from detectors.methods.detector import (
     FitContext,
     LayerDetector,
+    LearnedTensors,
     NotFittedError,
     TrainableDetector,
     Turned,
     nested,
     under,
 )
-from detectors.methods.diffusion import LFDN
+from detectors.methods.diffusion import LFDN, train
 
 LEVELS = (0.3, 0.03)
 """Levels a that a fit chooses from: the high one serves the ImageNet backbone, the low one the distilled net. Only two,
@@ -41,6 +43,9 @@ MIN_IMAGES = 50
 HELD_SHARE = 0.2
 WIDE, NARROW, WIDE_FROM = 512, 256, 2000
 """Width of the LFDN: 512 from 2,000 images on, else 256, which trains in a quarter of the time."""
+SPACES = ("bn", "rz", "sw")
+_FAR = 30.0
+"""Z-scores are cut here: far outside they run into the hundreds, say nothing more and drown float32 sums."""
 
 
 class DLSR(TrainableDetector, LayerDetector):
@@ -61,7 +66,7 @@ class DLSR(TrainableDetector, LayerDetector):
     ) -> None:
         self.layers, self.level, self.seed = layers, level, seed
         self.report: dict[str, object] = {}
-        self.spaces = spaces.Spaces(layers)
+        self.spaces = Spaces(layers)
         self._width, self._blocks = width, blocks
         self._network: LFDN | None = None
         self._held = torch.empty(0)
@@ -92,11 +97,11 @@ class DLSR(TrainableDetector, LayerDetector):
         upright, rest = _set_apart(features.float(), turned)
         rest = rest[torch.randperm(len(rest), generator=torch.Generator().manual_seed(self.seed))]
         cut = int(len(rest) * HELD_SHARE)
-        held, train = rest[:cut], rest[cut:]
-        self.spaces.fit(train)
-        self._network = self._build(self._width or (WIDE if len(train) >= WIDE_FROM else NARROW))
-        views = self.spaces(train), self.spaces(held)
-        trained = training.train(self._network, *views, self.seed, context.progress)
+        held, learned = rest[:cut], rest[cut:]
+        self.spaces.fit(learned)
+        self._network = self._build(self._width or (WIDE if len(learned) >= WIDE_FROM else NARROW))
+        views = self.spaces(learned), self.spaces(held)
+        trained = train(self._network, *views, self.seed, context.progress)
         self.report = {"steps": trained.steps, "held_out_error": round(trained.error, 4)}
         if self.level is None:
             self.level = self._choose_level(held, upright, turned)
@@ -110,13 +115,11 @@ class DLSR(TrainableDetector, LayerDetector):
         return per_layer.sum(dim=1), per_layer
 
     def state(self) -> dict[str, Tensor]:
-        """Everything fit() learned."""
         network, views = nested("network.", self.network.state_dict()), nested("spaces.", self.spaces.state())
         level = torch.tensor(self.level, dtype=torch.float64)
         return {**network, **views, "held": self._held, "level": level}
 
     def restore(self, state: Mapping[str, Tensor]) -> Self:
-        """Continue from what state() returned."""
         self._network = self._build(state["network.outward.weight"].shape[1])
         self._network.load_state_dict(under("network.", state))
         self._network.eval().requires_grad_(False)
@@ -127,7 +130,7 @@ class DLSR(TrainableDetector, LayerDetector):
     def _build(self, width: int) -> LFDN:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self.seed)
-            return LFDN(len(spaces.NAMES), sum(self.layers), width, self._blocks)
+            return LFDN(len(SPACES), sum(self.layers), width, self._blocks)
 
     @torch.inference_mode()
     def errors(self, features: Tensor, level: float | None = None) -> Tensor:
@@ -143,14 +146,55 @@ class DLSR(TrainableDetector, LayerDetector):
 
     def _choose_level(self, held: Tensor, upright: Tensor, turned: Turned | None) -> float:
         """`choose_level` on upright images and their turned copies; both are new to the network."""
-        placed: dict[float, Tensor] = {}
+        found: dict[float, float] = {}
         parts = (upright, *turned.features) if turned else ()
         for level in LEVELS if parts else ():
             ranks = sorted_columns(self.errors(held, level))
-            straight, *rotated = (layer_statistics(self.errors(part, level), ranks).sum(dim=1) for part in parts)
-            placed[level] = torch.stack([placements(straight, scores) for scores in rotated]).mean(dim=0)
-        self.report["turned_auroc"] = {str(level): round(float(values.mean()), 4) for level, values in placed.items()}
-        return choose_level(placed)
+            upright_scores, *turned_scores = (
+                layer_statistics(self.errors(part, level), ranks).sum(dim=1).numpy() for part in parts
+            )
+            found[level] = sum(auroc(upright_scores, scores) for scores in turned_scores) / len(turned_scores)
+        self.report["turned_auroc"] = {str(level): round(value, 4) for level, value in found.items()}
+        return choose_level(found, len(upright))
+
+
+class Spaces(LearnedTensors):
+    """The feature spaces in which layers are reconstructed: three views of the same pooled features, each (N, D).
+
+        bn  each layer of each image standardised over its own channels, as the paper does: what is active, not how
+            strongly
+        rz  each channel z-scored over the reference
+        sw  signed square root, then each layer whitened over the reference
+
+    Each view sees what another misses: together they beat each alone on every backbone measured, and adding raw
+    distances (Mahalanobis, kNN) to them does not help (benchmarks/ood_accuracy.py).
+    """
+
+    def fit(self, features: Tensor) -> Self:
+        """Means, deviations and whitening of (N, D) float32 ID features."""
+        root = _root(features)
+        learned = {"mean": features.mean(0), "std": features.std(0) + 1e-5, "root_mean": root.mean(0)}
+        for i, part in enumerate(self.split(root - learned["root_mean"])):
+            covariance = part.double().T @ part.double() / len(part)
+            # 1 % of the mean variance: directions that the reference hardly varies in must not be blown up to noise.
+            ridge = 0.01 * covariance.diagonal().mean() + 1e-9
+            values, vectors = torch.linalg.eigh(covariance)
+            learned[f"whiten{i}"] = ((vectors * (values + ridge).rsqrt()) @ vectors.T).float()
+        self.learned = learned
+        return self
+
+    def __call__(self, features: Tensor) -> Tensor:
+        """(N, D) -> (K, N, D) in the order of SPACES."""
+        learned = self.learned
+        bn = [functional.layer_norm(part, part.shape[1:]) for part in self.split(features)]
+        rz = (features - learned["mean"]) / learned["std"]
+        root = self.split(_root(features) - learned["root_mean"])
+        sw = [part @ learned[f"whiten{i}"] for i, part in enumerate(root)]
+        return torch.stack([torch.cat(bn, dim=1), rz.clamp(-_FAR, _FAR), torch.cat(sw, dim=1).clamp(-_FAR, _FAR)])
+
+
+def _root(features: Tensor) -> Tensor:
+    return features.sign() * features.abs().sqrt()
 
 
 def sorted_columns(errors: Tensor) -> Tensor:
@@ -172,25 +216,16 @@ def layer_statistics(errors: Tensor, held: Tensor) -> Tensor:
     return -2.0 * p.log().T.reshape(errors.shape).sum(dim=1)
 
 
-def placements(id_scores: Tensor, other_scores: Tensor) -> Tensor:
-    """(M,) share of ID scores below each other score, ties counting half; their mean is the AUROC."""
-    ordered = id_scores.sort().values
-    below = torch.searchsorted(ordered, other_scores)
-    return (below + torch.searchsorted(ordered, other_scores, right=True)).double() / (2 * len(ordered))
+def choose_level(turned_auroc: Mapping[float, float], images: int) -> float:
+    """The level that best separates `images` images from their turned copies, or DEFAULT_LEVEL.
 
-
-def choose_level(placed: Mapping[float, Tensor]) -> float:
-    """The level with the highest mean placement of turned images; DEFAULT_LEVEL where turning does not decide.
-
-    It decides when that mean (an AUROC) lies more than three standard errors above one half. Images without an up
-    (surfaces, aerial views) and small sets fail that, and keep the default.
+    The AUROC decides if it lies more than three standard errors above one half. Images without an up (surfaces,
+    aerial views) and small sets fail that and keep the default.
     """
-    if not placed:
-        return DEFAULT_LEVEL
-    best = max(placed, key=lambda level: float(placed[level].mean()))
+    best = max(turned_auroc, key=turned_auroc.__getitem__, default=DEFAULT_LEVEL)
     # Images and their turned copies are two samples: the error of an AUROC near one half is 1 / sqrt(6 M).
-    error = (6.0 * len(placed[best])) ** -0.5
-    return best if float(placed[best].mean()) > 0.5 + 3.0 * error else DEFAULT_LEVEL
+    decides = best in turned_auroc and turned_auroc[best] > 0.5 + 3.0 * (6.0 * images) ** -0.5
+    return best if decides else DEFAULT_LEVEL
 
 
 def _set_apart(features: Tensor, turned: Turned | None) -> tuple[Tensor, Tensor]:

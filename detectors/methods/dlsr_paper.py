@@ -29,8 +29,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from detectors.methods.detector import FitContext, LayerDetector, NotFittedError, TrainableDetector
-from detectors.methods.diffusion import PublishedLFDN, diffuse, paper_levels
-from detectors.methods.training import Descent
+from detectors.methods.diffusion import Descent, PublishedLFDN, diffuse, paper_levels
 
 T = 100
 LEVELS = paper_levels(T).float()
@@ -99,7 +98,6 @@ class Published(TrainableDetector):
         return {name: tensor.contiguous() for name, tensor in self._fitted().state_dict().items()}
 
     def restore(self, state: Mapping[str, Tensor]) -> Self:
-        """Continue from what state() returned."""
         self._learned = _Learned(self._build(), self._build(), torch.empty(1, sum(self.layers)))
         self._learned.load_state_dict(state)
         return self

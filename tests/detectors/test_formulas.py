@@ -10,12 +10,11 @@ import torch
 
 from detectors.evaluation import metrics
 from detectors.methods.diffusion import PublishedLFDN, diffuse, paper_levels, training_level
-from detectors.methods.dlsr import choose_level, layer_statistics, placements
+from detectors.methods.dlsr import Spaces, choose_level, layer_statistics
 from detectors.methods.dlsr_paper import PaperLR, PaperMFsim, PaperMSE, standardise
 from detectors.methods.knn import KNN
 from detectors.methods.mahalanobis import gaussian, shrink, squared_distance
 from detectors.methods.pca import PCAResidual
-from detectors.methods.spaces import Spaces
 from detectors.profile.calibration import Calibration
 
 
@@ -79,17 +78,10 @@ def test_statistics_add_over_spaces_not_over_layers() -> None:
     torch.testing.assert_close(layer_statistics(errors, held), expected)
 
 
-def test_placements_average_to_the_auroc() -> None:
-    placed = placements(torch.tensor([1.0, 2.0]), torch.tensor([0.0, 2.0, 3.0]))
-    torch.testing.assert_close(placed, torch.tensor([0.0, 0.75, 1.0], dtype=torch.float64))
-
-
 def test_the_level_follows_turned_images_only_where_they_tell() -> None:
-    told = {0.3: torch.full((100,), 0.7), 0.1: torch.full((100,), 0.6), 0.03: torch.full((100,), 0.5)}
-    silent = {0.3: torch.full((100,), 0.52), 0.1: torch.full((100,), 0.5), 0.03: torch.full((100,), 0.5)}
-    assert choose_level(told) == 0.3
-    assert choose_level(silent) == 0.1
-    assert choose_level({}) == 0.1
+    assert choose_level({0.3: 0.7, 0.1: 0.6, 0.03: 0.5}, 100) == 0.3
+    assert choose_level({0.3: 0.52, 0.1: 0.5, 0.03: 0.5}, 100) == 0.1
+    assert choose_level({}, 0) == 0.1
 
 
 def test_the_spaces_are_what_they_are_called() -> None:
@@ -148,6 +140,7 @@ def test_the_pca_residual_is_the_part_off_the_line() -> None:
 def test_metrics_on_scores_that_fit_on_a_hand() -> None:
     id_scores, ood_scores = np.array([0.0, 1.0, 2.0, 3.0]), np.array([2.0, 4.0])
     assert metrics.auroc(id_scores, ood_scores) == pytest.approx((2.5 + 4) / 8)
+    assert metrics.auroc(np.array([1.0, 2.0]), np.array([0.0, 2.0, 3.0])) == pytest.approx((0.0 + 0.75 + 1.0) / 3)
     assert metrics.fpr_at_tpr(id_scores, ood_scores, 0.75) == 0.5
     assert metrics.fpr_at_tpr(id_scores, ood_scores, 0.5) == 0.0
     # thresholds 4, 3, 2: precision 1, 1/2, 2/4; recall .5, .5, 1

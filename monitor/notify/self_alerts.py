@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from itertools import product
 
 import structlog
@@ -13,6 +13,7 @@ from monitor.core.alert_state import alert_id
 from monitor.core.types import Alert, AlertPhase, Verdict
 from monitor.notify.receivers.notice import RESOLVED
 from monitor.store import Store, StoreError
+from monitor.telemetry.clock import wall_ms
 
 log = structlog.get_logger(__name__)
 
@@ -43,10 +44,10 @@ class SelfAlerts:
         has_receivers: without receivers nothing goes to the outbox.
     """
 
-    def __init__(self, store: Store, monitor: str, has_receivers: bool) -> None:
-        self._store, self._monitor, self._has_receivers = store, monitor, has_receivers
+    def __init__(self, store: Store, monitor: str, has_receivers: bool, now_ms: Callable[[], int] = wall_ms) -> None:
+        self._store, self._monitor, self._has_receivers, self._now_ms = store, monitor, has_receivers, now_ms
 
-    def tell(self, rule: str, subject: str, now_ms: int, summary: str) -> None:
+    def raise_alert(self, rule: str, subject: str, summary: str) -> None:
         """Open the alert of `rule` about `subject` (a partition, a topic); does nothing while it is open.
 
         Raises:
@@ -54,18 +55,19 @@ class SelfAlerts:
         """
         log.error("own.alert", rule=rule, subject=subject, summary=summary)
         if self._has_receivers:
+            now_ms = self._now_ms()
             verdict = Verdict(True, 0.0, 0.0, 0.0, 0, summary, cause=summary)
             document = _firing_document(About(self._monitor, rule, "monitor", LABELS), subject, verdict, now_ms, now_ms)
             self._store.outbox.raise_self_alert(_name(rule, subject), document)
 
-    def tell_if_possible(self, rule: str, subject: str, now_ms: int, summary: str) -> None:
-        """As `tell`; while Redis is away only the log has it."""
+    def try_to_raise(self, rule: str, subject: str, summary: str) -> None:
+        """As `raise_alert`; while Redis is away only the log has it."""
         try:
-            self.tell(rule, subject, now_ms, summary)
+            self.raise_alert(rule, subject, summary)
         except StoreError as error:
             log.warning("own.not_told", rule=rule, subject=subject, error=str(error))
 
-    def end(self, now_ms: int, subjects: Iterable[str], *rules: str) -> None:
+    def end(self, subjects: Iterable[str], *rules: str) -> None:
         """Resolve the open alerts of these rules about these subjects.
 
         Raises:
@@ -77,7 +79,7 @@ class SelfAlerts:
         for subject, rule in product(subjects, rules) if opened else ():
             name = _name(rule, subject)
             if document := opened.get(name):
-                resolved = _resolved_document(document, now_ms, f"{subject}: over")
+                resolved = _resolved_document(document, self._now_ms(), f"{subject}: over")
                 self._store.outbox.end_self_alert(name, document, resolved)
 
 

@@ -15,6 +15,7 @@ from monitor.notify.self_alerts import DEAD_LETTERS, GAP, SelfAlerts
 from monitor.store import Store, open_store
 from monitor.store.private_server import PrivateRedis
 from monitor.store.settings import RedisSettings
+from tests.notify.parts import Clock
 
 SCHEMA = json.loads((Path(__file__).parents[2] / "docs" / "alert.schema.json").read_text())
 NOW_MS = 1_800_000_000_000
@@ -33,13 +34,16 @@ def sent(store: Store) -> list[dict[str, object]]:
 
 
 def test_an_episode_begins_once_and_ends_once_and_the_next_one_is_another(store: Store) -> None:
-    alerts = SelfAlerts(store, "own-alerts", has_receivers=True)
+    clock = Clock(NOW_MS)
+    alerts = SelfAlerts(store, "own-alerts", has_receivers=True, now_ms=clock)
     for _ in range(3):
-        alerts.tell(GAP, "images:0", NOW_MS, "images:0: retention removed 7 records unread")
-    alerts.tell(DEAD_LETTERS, "images:0", NOW_MS, "images:0: too many")
+        alerts.raise_alert(GAP, "images:0", "images:0: retention removed 7 records unread")
+    alerts.raise_alert(DEAD_LETTERS, "images:0", "images:0: too many")
+    clock.pass_s(0.001)
     for _ in range(2):
-        alerts.end(NOW_MS + 1, ["images:0", "images:1"], GAP)
-    alerts.tell(GAP, "images:0", NOW_MS + 2, "images:0: retention removed 9 records unread")
+        alerts.end(["images:0", "images:1"], GAP)
+    clock.pass_s(0.001)
+    alerts.raise_alert(GAP, "images:0", "images:0: retention removed 9 records unread")
     documents = sent(store)
     for document in documents:
         jsonschema.validate(document, SCHEMA)
@@ -56,8 +60,8 @@ def test_an_episode_begins_once_and_ends_once_and_the_next_one_is_another(store:
 
 def test_without_receivers_nothing_waits_for_them(store: Store) -> None:
     alerts = SelfAlerts(store, "own-alerts", has_receivers=False)
-    alerts.tell(GAP, "images:0", NOW_MS, "x")
-    alerts.end(NOW_MS, ["images:0"], GAP)
+    alerts.raise_alert(GAP, "images:0", "x")
+    alerts.end(["images:0"], GAP)
     assert sent(store) == []
 
 

@@ -25,6 +25,7 @@ from monitor.evaluate.presentation import Presentation
 from monitor.rules.rule import ClosedBucket, LastSeen, Rule
 from monitor.store import Store, StoreError
 from monitor.telemetry import metrics
+from monitor.telemetry.clock import wall_ms
 from monitor.telemetry.failpoints import failpoint
 
 log = structlog.get_logger(__name__)
@@ -252,7 +253,7 @@ class Evaluator:
 
     def _judge_clock(self, partitions: tuple[Partition, ...]) -> None:
         """Judge the rules that read the clock of the machine instead of event time."""
-        now_ms = time.time_ns() // 1_000_000
+        now_ms = wall_ms()
         running_since_ms = self._store.evaluation.heartbeat(now_ms, HEARTBEAT_GAP_S)
         rules = [rule for rule in self._rules if rule.reads_clock]
         if not rules:

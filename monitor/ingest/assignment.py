@@ -24,11 +24,12 @@ import structlog
 from monitor.core.reject_window import RejectWindow
 from monitor.core.types import Cursor, DeadLetter, Partition, Record
 from monitor.ingest.settings import DeadLetterSettings
-from monitor.ingest.work import OwnedPartition, Work, wall_clock_ms
+from monitor.ingest.work import OwnedPartition, Work
 from monitor.notify.self_alerts import DEAD_LETTERS, GAP, TOPIC, UNREADABLE, SelfAlerts
 from monitor.sources.protocol import Polled, Source, SourceError, UnreadableError
 from monitor.store import ClaimStatus, Store
 from monitor.telemetry import metrics
+from monitor.telemetry.clock import wall_ms
 from monitor.telemetry.failpoints import failpoint
 
 log = structlog.get_logger(__name__)
@@ -165,7 +166,7 @@ class Assignment:
         self.stopped[partition] = str(error)
         metrics.PARTITIONS_STOPPED.set(len(self.stopped))
         source.pause([partition])
-        self._alerts.tell_if_possible(error.rule, str(partition), wall_clock_ms(), str(error))
+        self._alerts.try_to_raise(error.rule, str(partition), str(error))
         self._store.partitions.set_idle(partition, token, True)
 
     # ---------------------------------------------------------------- where to start
@@ -190,7 +191,7 @@ class Assignment:
         if committed is None:
             return (first if self._policy.start == "earliest" else end), None
         # never behind the commit: no record there was counted, however old its timestamp is
-        begin = max(first, min(committed, source.offset_at(partition, wall_clock_ms() - self._policy.rebuild_ms)))
+        begin = max(first, min(committed, source.offset_at(partition, wall_ms() - self._policy.rebuild_ms)))
         metrics.STATE_LOST.inc()
         log.error("partition.state_lost", partition=str(partition), next_offset=begin, committed=committed, end=end)
         return begin, max(committed, begin)
@@ -208,7 +209,7 @@ class Assignment:
         if cursor.next_offset > end:
             text = f"{partition}: the cursor {cursor.next_offset} lies beyond the end of the log ({end})"
             raise _StoppedError(TOPIC, text)
-        self._alerts.end(wall_clock_ms(), [str(partition)], TOPIC)
+        self._alerts.end([str(partition)], TOPIC)
         if cursor.next_offset >= first:
             return cursor
         lost = first - cursor.next_offset
@@ -216,7 +217,7 @@ class Assignment:
         if self._policy.dead_letters.on_gap == "stop":
             raise _StoppedError(GAP, f"{text}; dead_letters.on_gap is stop")
         # the alert before the cursor: after a crash in between, the gap is found and the alert raised again
-        self._alerts.tell(GAP, str(partition), wall_clock_ms(), text)
+        self._alerts.raise_alert(GAP, str(partition), text)
         claim = self._store.partitions.start(partition, cursor.generation, cursor.token, first, log_id)
         moved = _ours(partition, claim.cursor, cursor.token)
         metrics.GAPS.inc(lost)
@@ -239,8 +240,8 @@ class Assignment:
             text = f"{partition}: offsets {begin} to {end - 1} cannot be read: {known}"
             if self._policy.dead_letters.on_unreadable == "stop":
                 raise _StoppedError(UNREADABLE, f"{text}; dead_letters.on_unreadable is stop")
-            self._alerts.tell(UNREADABLE, str(partition), wall_clock_ms(), text)
-            at_ms, stream = owner.high_ms or wall_clock_ms(), self._policy.unnamed_stream
+            self._alerts.raise_alert(UNREADABLE, str(partition), text)
+            at_ms, stream = owner.high_ms or wall_ms(), self._policy.unnamed_stream
             records = (Record(partition, offset, at_ms, None, None) for offset in range(begin, end))
             letters = [DeadLetter(record, stream, "unreadable", text) for record in records]
             self.skipped.append(Work(owner, (), end, outcomes=letters))

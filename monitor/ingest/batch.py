@@ -16,8 +16,9 @@ from monitor.core.buckets import IMAGES
 from monitor.core.reject_window import RejectWindow
 from monitor.core.types import DeadLetter, Delta, Partition
 from monitor.ingest.image_log import ImageLog, Line
-from monitor.ingest.work import OwnedPartition, Work, wall_clock_ms
+from monitor.ingest.work import OwnedPartition, Work
 from monitor.telemetry import metrics
+from monitor.telemetry.clock import wall_ms
 
 BACKOFF_S = (0.1, 0.2, 0.5, 1.0, 2.0, 5.0)
 THUMBNAIL_QUALITY = 70
@@ -103,7 +104,7 @@ def _part(owner: OwnedPartition, works: Sequence[Work], aggregation: Aggregation
         vectors={},
         recent=rejects.pack(),
     )
-    delta, future = aggregate(outcomes, begin, owner.facts, wall_clock_ms(), aggregation)
+    delta, future = aggregate(outcomes, begin, owner.facts, wall_ms(), aggregation)
     return PartitionBatch(owner, delta, rejects, future)
 
 

@@ -9,7 +9,7 @@ import structlog
 
 from monitor.core.types import Partition
 from monitor.ingest.sinks import Sinks
-from monitor.ingest.work import OwnedPartition, wall_clock_ms
+from monitor.ingest.work import OwnedPartition
 from monitor.notify.self_alerts import DEAD_LETTERS, GAP, STREAMS, TOPIC, UNREADABLE, SelfAlerts
 from monitor.sources.protocol import Source, SourceError
 from monitor.store import Store
@@ -111,18 +111,18 @@ class Maintenance:
 
     def report_fatal(self, error: str) -> None:
         """Raise the alert about the source that ends this process; the next process that registers ends the alert."""
-        self._alerts.tell_if_possible(TOPIC, SOURCE, wall_clock_ms(), error)
+        self._alerts.try_to_raise(TOPIC, SOURCE, error)
 
     def _register(self, source: Source, owned: Owned) -> None:
         """Write partitions and profiles for the evaluator; again in each period, as Redis may have lost them."""
         self._store.catalog.register_partitions(source.partitions())
         self._publish()
-        self._alerts.end(wall_clock_ms(), [SOURCE], TOPIC)
+        self._alerts.end([SOURCE], TOPIC)
         over = self._store.counts.streams_over_limit(owned)
         metrics.STREAMS_OVER_LIMIT.set(over)
         if over and not self._streams_alert_raised:
             text = f"{over} images came from streams beyond stream.max_streams and are counted as (other)"
-            self._alerts.tell(STREAMS, "streams", wall_clock_ms(), text)
+            self._alerts.raise_alert(STREAMS, "streams", text)
             self._streams_alert_raised = True
         self._sinks.end_alerts(partition.topic for partition in owned)
 
@@ -146,5 +146,5 @@ class Maintenance:
                 raise SourceError(f"{partition}: {lag} records wait, and none came for {self._stall_s:g} s")
             if owner.rejects.full:
                 calm.append(str(partition))
-        self._alerts.end(wall_clock_ms(), caught_up, GAP, UNREADABLE)
-        self._alerts.end(wall_clock_ms(), calm, DEAD_LETTERS)
+        self._alerts.end(caught_up, GAP, UNREADABLE)
+        self._alerts.end(calm, DEAD_LETTERS)

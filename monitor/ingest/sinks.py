@@ -8,7 +8,6 @@ import structlog
 
 from monitor.ingest.batch import Batch
 from monitor.ingest.image_log import ImageLog
-from monitor.ingest.work import wall_clock_ms
 from monitor.notify.self_alerts import DEAD_LETTERS, VERDICTS, SelfAlerts
 from monitor.sources.protocol import FatalSourceError, Source, SourceError
 from monitor.telemetry import metrics
@@ -76,7 +75,7 @@ class Sinks:
 
     def _failed(self, batch: Batch, rule: str, subject: str, text: str) -> SinkError:
         if batch.tries + 1 == ALERT_TRIES:
-            self._alerts.tell_if_possible(rule, subject, wall_clock_ms(), text)
+            self._alerts.try_to_raise(rule, subject, text)
         return SinkError(text)
 
     def end_alerts(self, topics: Iterable[str]) -> None:
@@ -87,4 +86,4 @@ class Sinks:
         """
         for rule, subjects in ((DEAD_LETTERS, sorted(set(topics))), (VERDICTS, [IMAGE_LOG])):
             if rule not in self.failing:
-                self._alerts.end(wall_clock_ms(), subjects, rule)
+                self._alerts.end(subjects, rule)

@@ -113,8 +113,3 @@ class Backlog:
         self.held_bytes -= size
         self.started_bytes -= size
         self.works -= len(works)
-
-
-def wall_clock_ms() -> int:
-    """Milliseconds since the epoch."""
-    return time.time_ns() // 1_000_000

@@ -20,11 +20,12 @@ from starlette.routing import BaseRoute, Route
 from monitor.core.alert_document import rfc3339, stream_path
 from monitor.fleet.overview import Snapshot, StreamJson
 from monitor.fleet.stream_view import view_stream
+from monitor.telemetry.clock import wall_ms
 from monitor.web import drawing, labels, silencing
 from monitor.web.answers import AlertJson
 from monitor.web.guard import from_our_pages, user_of
 from monitor.web.silencing import RequestError, read_body
-from monitor.web.site import Site, now_ms
+from monitor.web.site import Site
 
 ROWS = 100
 """Streams per page: few enough to read and to render quickly; search and further pages reach the others."""
@@ -210,7 +211,7 @@ class Pages:
 
     def _page(self, name: str, snapshot: Snapshot, facts: Facts, status: int = 200) -> Response:
         """Jinja escapes every name in it."""
-        shared = {"monitor": self._site.monitor, "snapshot": snapshot, "now_ms": now_ms(), "page_name": name}
+        shared = {"monitor": self._site.monitor, "snapshot": snapshot, "now_ms": wall_ms(), "page_name": name}
         return HTMLResponse(self._templates.get_template(f"{name}.html").render(**shared, **facts), status)
 
     async def _submitted(self, submit: Submit, request: Request) -> Response:

@@ -13,6 +13,7 @@ from monitor.fleet.overview import Overview, Snapshot
 from monitor.fleet.stream_view import StreamView, view_stream
 from monitor.rules.rule import Rule
 from monitor.store import Store
+from monitor.telemetry.clock import wall_ms
 from monitor.web import labels
 from monitor.web.answers import (
     AlertJson,
@@ -60,7 +61,7 @@ class Site:
 
     def alerts(self, snapshot: Snapshot, stream: str | None = None) -> list[AlertJson]:
         """All stored alerts, or those of one stream."""
-        now = now_ms()
+        now = wall_ms()
         return [self._alert(a, snapshot, now) for a in snapshot.alerts if stream is None or a.stream == stream]
 
     def alerting(self, snapshot: Snapshot) -> list[list[AlertJson]]:
@@ -73,7 +74,7 @@ class Site:
         return sorted(found, key=lambda mine: (*mine[0].urgency, mine[0].stream))
 
     def silences(self, snapshot: Snapshot) -> list[SilenceJson]:
-        return [SilenceJson.of(silence, now_ms()) for silence in snapshot.silences]
+        return [SilenceJson.of(silence, wall_ms()) for silence in snapshot.silences]
 
     def evidence(self, snapshot: Snapshot, alerts: Sequence[AlertJson]) -> list[StreamView]:
         """The evidence of some active alerts; it is read every ten seconds at most."""
@@ -150,11 +151,6 @@ class Site:
                 "duration_ms": (alert.resolved_ms or max(snapshot.high_ms, alert.since_ms)) - alert.since_ms,
             }
         )
-
-
-def now_ms() -> int:
-    """By the wall clock."""
-    return time.time_ns() // 1_000_000
 
 
 def _partition(partition: Partition, cursor: Cursor | None) -> PartitionJson:

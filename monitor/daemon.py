@@ -16,13 +16,14 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from contextlib import ExitStack
 from functools import partial
 from importlib.metadata import version
 
 import structlog
 
 from detectors.images.prepare import Prepared
-from monitor.config.errors import EXIT_SOFTWARE, EXIT_UNAVAILABLE
+from monitor.config.errors import EXIT_SOFTWARE, EXIT_UNAVAILABLE, CommandError
 from monitor.config.schema import Config
 from monitor.core.aggregate import Aggregation
 from monitor.evaluate.evaluator import Evaluator
@@ -74,21 +75,20 @@ def build_consumer(
     alerts = SelfAlerts(store, settings.monitor, has_receivers=bool(settings.receivers))
     verdicts = settings.verdicts
     # the broker of the image log need not be the source's: each has its own section
-    image_log_broker = settings.model_copy(update={"source": verdicts.type})
-    sinks = Sinks(
-        open_image_log(verdicts, profiles.layouts, lambda: open_producer(image_log_broker.source_settings())), alerts
+    image_log = open_image_log(
+        verdicts, profiles.layouts, lambda: open_producer(settings.source_settings(verdicts.type))
     )
+    sinks = Sinks(image_log, alerts)
     stages = Stages(
         decoders=DecoderPool(Decoder(profiles.preparers(), settings.stream, settings.decoding)),
         scoring=ScoringStage(profiles, settings.scoring),
         aggregation=aggregation_of(settings, profiles),
         sinks=sinks,
     )
-    source = settings.kafka if settings.source == "kafka" else settings.redis_stream
-    longest_ms = max([rule.window_ms for rule in rules], default=0)
+    longest_ms = max([MIN_REBUILD_MS, *(rule.window_ms for rule in rules)])
     policy = AssignmentPolicy(
-        start=source.start,
-        rebuild_ms=max(longest_ms, MIN_REBUILD_MS) + settings.buckets.lateness_ms,
+        start=settings.source_settings().section.start,
+        rebuild_ms=longest_ms + settings.buckets.lateness_ms,
         dead_letters=settings.dead_letters,
         unnamed_stream=settings.stream.name,
     )
@@ -150,7 +150,7 @@ class Daemon:
     def __init__(self, settings: Config, profiles: Profiles, rules: Rules) -> None:
         self._settings = settings
         self._stop = threading.Event()
-        self._failure: tuple[int, str] | None = None
+        self._failure: CommandError | None = None
         self._store = open_store(settings.redis, settings.monitor, limits_of(settings))
         publish_profiles(self._store, profiles)
         self._consumer = build_consumer(
@@ -159,8 +159,7 @@ class Daemon:
         self._receivers: list[Receiver] = [
             receiver.build(lambda: open_producer(settings.source_settings())) for receiver in settings.receivers
         ]
-        self._dispatcher: Dispatcher | None = None
-        self._fleet: FleetExporter | None = None
+        self._lease_work = ExitStack()
         self._rates = settings.buckets.length_ms, settings.buckets.lateness_ms
         self._evaluator = Evaluator(
             self._store, rules, profiles.layouts, self._rates, presentation_of(settings), self._on_lease
@@ -171,8 +170,13 @@ class Daemon:
         metrics.QUEUE_LIMIT_BYTES.set(settings.pipeline.queue_bytes)
         _export(profiles)
 
-    def run(self) -> int:
-        """Run until SIGTERM or SIGINT, or until a failure that a restart must mend; returns the exit status."""
+    def run(self) -> None:
+        """Run until SIGTERM or SIGINT.
+
+        Raises:
+            CommandError: a thread failed; a restart may help.
+            WebServerError: the address of the status page cannot be bound.
+        """
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, lambda *_: self._stop.set())
         self._web.start()
@@ -185,11 +189,8 @@ class Daemon:
         while not self._stop.wait(WATCH_S):
             self._watch()
         self._end(consuming, evaluating)
-        if self._failure is None:
-            return 0
-        status, reason = self._failure
-        sys.stderr.write(f"layerwatch run: {reason}\n")
-        return status
+        if self._failure is not None:
+            raise self._failure
 
     # ---------------------------------------------------------------- threads
 
@@ -198,20 +199,20 @@ class Daemon:
             try:
                 work()
             except FatalSourceError as error:
-                self._fail(EXIT_UNAVAILABLE, str(error))
+                self._fail(str(error), EXIT_UNAVAILABLE)
             except ScoringError as error:
                 log.exception("pipeline.failed")
-                self._fail(EXIT_SOFTWARE, str(error))
+                self._fail(str(error))
             except Exception as error:
                 log.exception(f"{name}.failed")
-                self._fail(EXIT_SOFTWARE, f"{name}: {type(error).__name__}: {error}")
+                self._fail(f"{name}: {type(error).__name__}: {error}")
 
         thread = threading.Thread(target=guarded, name=name, daemon=True)
         thread.start()
         return thread
 
-    def _fail(self, status: int, reason: str) -> None:
-        self._failure = self._failure or (status, reason)
+    def _fail(self, reason: str, status: int = EXIT_SOFTWARE) -> None:
+        self._failure = self._failure or CommandError(f"layerwatch run: {reason}", status)
         self._stop.set()
 
     def _watch(self) -> None:
@@ -247,13 +248,9 @@ class Daemon:
     def _flush_alerts(self) -> None:
         """Deliver the alert about the failure that ends this process: no other replica may be there to do it."""
         deadline = time.monotonic() + FINAL_FLUSH_S
-        names = [receiver.name for receiver in self._receivers]
+        backlog = self._store.outbox.backlog
         try:
-            while (
-                names
-                and time.monotonic() < deadline
-                and any(self._store.outbox.backlog(name).entries for name in names)
-            ):
+            while time.monotonic() < deadline and any(backlog(receiver.name).entries for receiver in self._receivers):
                 time.sleep(0.1)
         except StoreError as error:
             log.warning("daemon.final_flush_failed", error=str(error))
@@ -262,24 +259,19 @@ class Daemon:
 
     def _on_lease(self, held: bool) -> None:
         """The replica that evaluates also delivers alerts and exports the metrics of the whole fleet."""
-        if self._fleet is not None:
-            self._fleet.stop()
-            self._fleet = None
-        if held:
-            names = [receiver.name for receiver in self._receivers]
-            self._fleet = FleetExporter(self._store, self._settings.monitor, names, self._rates).start()
-        if self._dispatcher is not None:
-            self._dispatcher.stop()
-            self._dispatcher = None
-        if held and self._receivers:
+        self._lease_work.close()
+        if not held:
+            return
+        monitor = self._settings.monitor
+        names = [receiver.name for receiver in self._receivers]
+        self._lease_work.callback(FleetExporter(self._store, monitor, names, self._rates).start().stop)
+        if self._receivers:
             context = DeliveryContext(
-                self._store,
-                self._settings.monitor,
-                holds_lease=lambda: self._evaluator.holds_lease,
-                observe=_observe,
+                self._store, monitor, holds_lease=lambda: self._evaluator.holds_lease, observe=_observe
             )
-            self._dispatcher = Dispatcher(context, self._receivers)
-            self._dispatcher.start()
+            dispatcher = Dispatcher(context, self._receivers)
+            dispatcher.start()
+            self._lease_work.callback(dispatcher.stop)
 
     def _why_unready(self) -> str:
         return "stopping" if self._stop.is_set() else self._consumer.why_unready()

@@ -32,6 +32,7 @@ def run(args: argparse.Namespace) -> int:
         raise ConfigError([f"{where}: {line}" for line in wrong])
     try:
         with as_command_error("run", StoreError, WebServerError, status=EXIT_UNAVAILABLE):
-            return Daemon(settings, profiles, rules).run()
+            Daemon(settings, profiles, rules).run()
     except (StoreConfigError, ReceiverConfigError) as error:
         raise ConfigError([f"{where}: {error}"]) from error
+    return 0

@@ -71,9 +71,14 @@ def _grain(brushed: float) -> Plane:
     noise = rng.normal(size=(CANVAS_PX, CANVAS_PX)).astype(np.float32)
     kernel = np.ones(24, np.float32) / np.sqrt(24)
     scratches = np.stack([np.convolve(row, kernel, mode="same") for row in noise])
-    small = Image.fromarray(rng.normal(size=(9, 9)).astype(np.float32))
-    stains = np.asarray(small.resize((CANVAS_PX, CANVAS_PX), Image.Resampling.BICUBIC))
+    stains = cloud(rng, (9, 9), (CANVAS_PX, CANVAS_PX))
     return np.asarray(0.5 + brushed * (0.7 * scratches + 0.5 * stains), dtype=np.float32)
+
+
+def cloud(rng: np.random.Generator, grid: tuple[int, int], shape: tuple[int, int]) -> Plane:
+    """Smooth noise of that shape with about `grid` bumps; sd near 0.6."""
+    small = Image.fromarray(rng.normal(size=grid).astype(np.float32))
+    return np.asarray(small.resize(shape[::-1], Image.Resampling.BICUBIC))
 
 
 def _byte(plane: Plane) -> NDArray[np.uint8]:

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageFilter
 
-from monitor.demo.parts import CANVAS_PX, FOREIGN_KIND, KINDS, Plane, Sprite, make_sprite
+from monitor.demo.parts import CANVAS_PX, FOREIGN_KIND, KINDS, Plane, Sprite, cloud, make_sprite
 
 __all__ = ["FOREIGN_KIND", "KINDS", "Light", "draw", "jpeg", "light_at"]
 
@@ -58,7 +58,7 @@ def draw(rng: np.random.Generator, kind: str, light: Light = Light(), smear: flo
     sprite = make_sprite(kind)
     turn, scale, at = rng.normal(0, 0.09), rng.normal(1.0, 0.015), rng.normal(0, 5, 2)
     scene = _belt_view(rng)
-    _place(scene, sprite, _pose(turn, scale, at), light)
+    _place(scene, sprite, light, turn, scale, at)
     picture = _expose(scene, light, rng)
     return _through_grease(picture, smear) if smear > 0 else picture
 
@@ -70,41 +70,30 @@ def jpeg(picture: NDArray[np.uint8]) -> bytes:
     return buffer.getvalue()
 
 
-def _pose(turn: float, scale: float, at: NDArray[np.float64]) -> tuple[float, ...]:
-    """Pillow's affine coefficients: from a pixel of the picture to one of the sprite."""
+def _turned(plane: Image.Image, turn: float, scale: float, at: NDArray[np.float64]) -> Image.Image:
+    """The plane as the camera sees it: turned, scaled, and moved by `at` pixels from the centre."""
     cos, sin = np.cos(turn) / scale, np.sin(turn) / scale
     centre = SIZE_PX / 2
-    x, y = centre + at[0], centre + at[1]
-    return (cos, sin, centre - cos * x - sin * y, -sin, cos, centre + sin * x - cos * y)
+    x, y = centre + at
+    to_sprite = (cos, sin, centre - cos * x - sin * y, -sin, cos, centre + sin * x - cos * y)
+    return plane.transform((SIZE_PX, SIZE_PX), Image.Transform.AFFINE, to_sprite, Image.Resampling.BILINEAR)
 
 
-def _moved(pose: tuple[float, ...], dx: float, dy: float) -> tuple[float, ...]:
-    """The same pose with the result shifted by (dx, dy) pixels."""
-    a, b, c, d, e, f = pose
-    return (a, b, c - a * dx - b * dy, d, e, f - d * dx - e * dy)
-
-
-def _turned(plane: Image.Image, pose: tuple[float, ...]) -> Image.Image:
-    return plane.transform((SIZE_PX, SIZE_PX), Image.Transform.AFFINE, pose, Image.Resampling.BILINEAR)
-
-
-def _place(scene: Plane, sprite: Sprite, pose: tuple[float, ...], light: Light) -> None:
+def _place(scene: Plane, sprite: Sprite, light: Light, turn: float, scale: float, at: NDArray[np.float64]) -> None:
     """Put the lit part and its shadow into `scene` (3, n, n), in place."""
-    height = np.asarray(_turned(sprite.height, pose))
-    cover, grain, _ = (np.asarray(band, np.float32) / 255 for band in _turned(sprite.cover, pose).split())
-    away = np.array([-np.cos(light.angle), -np.sin(light.angle)])
-    footprint = sprite.cover.getchannel(2)
-    shadow = np.asarray(_turned(footprint, _moved(pose, *(away * 7))), np.float32) / 255
-    contact = np.asarray(_turned(footprint, pose), np.float32) / 255
+    height = np.asarray(_turned(sprite.height, turn, scale, at))
+    planes = _turned(sprite.cover, turn, scale, at).split()
+    cover, grain, contact = (np.asarray(plane, np.float32) / 255 for plane in planes)
+    tilt = np.array([np.cos(light.angle), np.sin(light.angle)])
+    shadow = np.asarray(_turned(sprite.cover.getchannel(2), turn, scale, at - 7 * tilt), np.float32) / 255
     scene *= 1 - 0.58 * shadow * (1 - 0.3 * contact) - 0.20 * contact
 
     slope_y, slope_x = np.gradient(height + 1.2 * grain)
     upright = 1 / np.sqrt(slope_x**2 + slope_y**2 + 1)
-    tilt = np.array([np.cos(light.angle), np.sin(light.angle)], np.float32)
-    facing = (-slope_x * tilt[0] - slope_y * tilt[1]) * upright  # along the lamp's direction, -1 to 1
+    tilt_x, tilt_y = tilt.astype(np.float32)
+    facing = (-slope_x * tilt_x - slope_y * tilt_y) * upright  # along the lamp's direction, -1 to 1
     diffuse = np.maximum(0.80 * upright + 0.60 * facing, 0)
-    mirrored = np.maximum(0.945 * upright + 0.327 * facing, 0)  # half-way vector between lamp and camera
-    highlight = mirrored
+    highlight = np.maximum(0.945 * upright + 0.327 * facing, 0)  # half-way vector between lamp and camera
     for _ in range(4):  # to the 16th power
         highlight = highlight * highlight
     # A dark hall and a bright lamp mirror in the metal: what faces the lamp is bright, flanks away from it are dark.
@@ -129,8 +118,8 @@ def _belt() -> Plane:
     height, width = SIZE_PX + 6, BELT_PX
     y, x = np.mgrid[:height, :width].astype(np.float32)
     weave = np.sin((x + y) * (2 * np.pi / 9)) * np.sin((x - y) * (2 * np.pi / 9))
-    worn = _cloud(rng, (9, 33), (height, width))
-    streaks = _cloud(rng, (height // 3, 4), (height, width))
+    worn = cloud(rng, (9, 33), (height, width))
+    streaks = cloud(rng, (height // 3, 4), (height, width))
     grains = Image.fromarray(np.where(rng.random((height, width)) > 0.9985, 255, 0).astype(np.uint8))
     dust = np.asarray(grains.filter(ImageFilter.GaussianBlur(0.9)), np.float32) / 90
     speckle = rng.normal(size=(height, width)).astype(np.float32)
@@ -141,12 +130,6 @@ def _belt() -> Plane:
     gap = np.clip((rail - RAIL_PX) / 5, 0, 1) * 0.75 + 0.25
     rails = metal * np.array([0.97, 1.0, 1.03])[:, None, None]
     return np.asarray(np.where(rail < RAIL_PX, rails, belt * gap), np.float32)
-
-
-def _cloud(rng: np.random.Generator, grid: tuple[int, int], shape: tuple[int, int]) -> Plane:
-    """Smooth noise of that shape with about `grid` bumps; sd near 0.6."""
-    small = Image.fromarray(rng.normal(size=grid).astype(np.float32))
-    return np.asarray(small.resize(shape[::-1], Image.Resampling.BICUBIC))
 
 
 def _expose(scene: Plane, light: Light, rng: np.random.Generator) -> NDArray[np.uint8]:
@@ -197,7 +180,7 @@ def _grease() -> Plane:
     axis = np.linspace(-1, 1, SIZE_PX, dtype=np.float32)
     x, y = axis[None, :], axis[:, None]
     touch = np.hypot((x - 0.25) * 0.9, y + 0.15)
-    wipe = Image.fromarray(rng.normal(size=(48, 5)).astype(np.float32)).resize((320, 320), Image.Resampling.BICUBIC)
+    wipe = Image.fromarray(cloud(rng, (48, 5), (320, 320)))
     streaks = np.asarray(wipe.rotate(28, Image.Resampling.BILINEAR).crop((48, 48, 48 + SIZE_PX, 48 + SIZE_PX)))
     field = touch + 0.16 * streaks
     return np.asarray((field - field.min()) / (field.max() - field.min()), np.float32)

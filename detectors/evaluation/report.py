@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-from dataclasses import dataclass
 
 import numpy as np
 from jinja2 import Environment, PackageLoader, StrictUndefined
@@ -18,15 +17,6 @@ SHOWN = 12
 """Thumbnails in a row."""
 COLOURS = ("#0b6e99", "#c2410c", "#15803d", "#7e22ce", "#a16207", "#be123c", "#475569", "#0f766e")
 Floats = NDArray[np.float64]
-
-
-@dataclass(frozen=True)
-class Picture:
-    """A thumbnail as a data URI, its name and its score."""
-
-    uri: str
-    name: str
-    score: float
 
 
 def render(evaluation: Evaluation) -> str:
@@ -74,16 +64,16 @@ def _roc(id_scores: Floats, ood_scores: Floats) -> str:
     return " ".join(f"{x * WIDTH:.1f},{HEIGHT - y * HEIGHT:.1f}" for x, y in zip(flagged_id, flagged_ood, strict=True))
 
 
-def _pictures(evaluation: Evaluation, name: str, most_unusual: bool) -> list[Picture]:
+def _pictures(evaluation: Evaluation, name: str, most_unusual: bool) -> list[dict[str, str | float]]:
+    """The thumbnails at one end of a set, each as a data URI, with the name and score of its image."""
     image_set, scores = evaluation.sets[name], evaluation.scores[evaluation.default][name]
     if not image_set.thumbnails:
         return []
-    order = np.argsort(-scores if most_unusual else scores, kind="stable")[:SHOWN]
     return [
-        Picture(
-            "data:image/jpeg;base64," + base64.b64encode(image_set.thumbnails[i]).decode(),
-            image_set.names[i],
-            float(scores[i]),
-        )
-        for i in order
+        {
+            "uri": "data:image/jpeg;base64," + base64.b64encode(image_set.thumbnails[i]).decode(),
+            "name": image_set.names[i],
+            "score": float(scores[i]),
+        }
+        for i in np.argsort(-scores if most_unusual else scores, kind="stable")[:SHOWN]
     ]

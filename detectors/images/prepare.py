@@ -12,6 +12,7 @@ from __future__ import annotations
 import io
 import struct
 import zlib
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -19,33 +20,18 @@ from typing import Literal
 import numpy as np
 import xxhash
 from numpy.typing import NDArray
-from PIL import Image, ImageFile, JpegImagePlugin, PngImagePlugin, WebPImagePlugin
+from PIL import Image, ImageFile, ImageOps, JpegImagePlugin, PngImagePlugin, WebPImagePlugin
 
 from detectors.images import properties
 
 AnyImage = bytes | Path | NDArray[np.uint8]
 """An encoded image, its file, or uint8 pixels (H, W), (H, W, 1), (H, W, 3) or (H, W, 4)."""
 Filter = Literal["bilinear", "bicubic", "lanczos"]
-_FILTERS = {
-    "bilinear": Image.Resampling.BILINEAR,
-    "bicubic": Image.Resampling.BICUBIC,
-    "lanczos": Image.Resampling.LANCZOS,
-}
 _PLUGINS: dict[str, type[ImageFile.ImageFile]] = {
     "JPEG": JpegImagePlugin.JpegImageFile,
     "PNG": PngImagePlugin.PngImageFile,
     "WEBP": WebPImagePlugin.WebPImageFile,
 }
-_TURNS = {
-    2: Image.Transpose.FLIP_LEFT_RIGHT,
-    3: Image.Transpose.ROTATE_180,
-    4: Image.Transpose.FLIP_TOP_BOTTOM,
-    5: Image.Transpose.TRANSPOSE,
-    6: Image.Transpose.ROTATE_270,
-    7: Image.Transpose.TRANSVERSE,
-    8: Image.Transpose.ROTATE_90,
-}
-_ORIENTATION_TAG = 0x0112
 
 
 class ImageError(ValueError):
@@ -136,16 +122,10 @@ class Preparer:
         else:
             pixels, mode = decode(image, self.limits)
             n_bytes = len(image)
+        height, width = pixels.shape[:2]
+        resized, measured = resize(pixels, self.input_px, self.filter), properties.measure(pixels, n_bytes, mode)
         digest = _digest(pixels)
-        return Prepared(
-            pixels=resize(pixels, self.input_px, self.filter),
-            properties=properties.measure(pixels, n_bytes, mode),
-            digest=digest,
-            key=digest if key is None else key,
-            width=pixels.shape[1],
-            height=pixels.shape[0],
-            mode=mode,
-        )
+        return Prepared(resized, measured, digest, digest if key is None else key, width, height, mode)
 
 
 def decode(image: bytes, limits: Limits) -> tuple[NDArray[np.uint8], str]:
@@ -203,7 +183,7 @@ def resize(pixels: NDArray[np.uint8], size_px: int, resize_filter: Filter) -> ND
     """Resize (H, W, 3) to (size_px, size_px, 3), antialiased; pixels already of that size come back unchanged."""
     if pixels.shape[:2] == (size_px, size_px):
         return pixels
-    return np.asarray(Image.fromarray(pixels).resize((size_px, size_px), _FILTERS[resize_filter]))
+    return np.asarray(Image.fromarray(pixels).resize((size_px, size_px), Image.Resampling[resize_filter.upper()]))
 
 
 def _format(image: bytes) -> str:
@@ -239,21 +219,14 @@ def _check_pixels(size: tuple[int, int], limits: Limits) -> None:
 
 def _upright_rgb(image: Image.Image) -> NDArray[np.uint8]:
     image.load()
-    turn = _TURNS.get(_orientation(image))
-    upright = image if turn is None else image.transpose(turn)
-    if upright.mode.startswith("I"):  # 16-bit grey: convert() would clip at 255 instead of scaling
-        grey = np.clip(np.asarray(upright).astype(np.int64) >> 8, 0, 255).astype(np.uint8)
+    with suppress(Exception):  # a broken tag must not cost the picture, and Pillow raises many kinds here
+        ImageOps.exif_transpose(image, in_place=True)
+    if image.mode.startswith("I"):  # 16-bit grey: convert() would clip at 255 instead of scaling
+        grey = np.clip(np.asarray(image).astype(np.int64) >> 8, 0, 255).astype(np.uint8)
         return np.repeat(grey[:, :, None], 3, axis=2)
-    if upright.mode == "P" and "transparency" in upright.info:
-        upright = upright.convert("RGBA")  # straight to RGB would warn
-    return np.asarray(upright if upright.mode == "RGB" else upright.convert("RGB"))
-
-
-def _orientation(image: Image.Image) -> int:
-    try:
-        return int(image.getexif().get(_ORIENTATION_TAG, 1))
-    except Exception:  # a broken tag must not cost the picture, and Pillow raises many kinds here
-        return 1
+    if image.mode == "P" and "transparency" in image.info:
+        image = image.convert("RGBA")  # straight to RGB would warn
+    return np.asarray(image if image.mode == "RGB" else image.convert("RGB"))
 
 
 def _digest(pixels: NDArray[np.uint8]) -> bytes:

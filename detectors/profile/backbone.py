@@ -8,6 +8,7 @@ score one to three AUROC points.
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast, get_args
@@ -50,7 +51,8 @@ class Backbone:
             spec, layers=indices, strides=(), mean=mean, std=std, input_px=self.input_px, filter=self.filter
         )
         self.layers: tuple[int, ...] = tuple(network.feature_info.channels())
-        self.digest = _digest(network)
+        weights = {n: t for n, t in network.state_dict().items() if "num_batches_tracked" not in n}
+        self.digest = tensor_digest(weights, n_bytes=16)
         # Channels-last throughout: 2.7 times as fast as NCHW for depthwise convolutions on a CPU.
         self._network = network.eval().requires_grad_(False).to(self.device, memory_format=torch.channels_last)
         self._scale = (1.0 / (255.0 * torch.tensor(std))).view(1, 3, 1, 1).to(self.device)
@@ -173,10 +175,10 @@ def _flat(name: str) -> str:
     return name.replace(".", "_")
 
 
-def _digest(network: Network) -> str:
-    digest = hashlib.blake2b(digest_size=16)
-    for name, tensor in sorted(network.state_dict().items()):
-        if "num_batches_tracked" not in name:
-            digest.update(name.encode())
-            digest.update(tensor.detach().contiguous().numpy().tobytes())
+def tensor_digest(tensors: Mapping[str, Tensor], n_bytes: int, beginning: str = "") -> str:
+    """BLAKE2b of `beginning`, then of the names and contents of `tensors` in the order of their names, in hex."""
+    digest = hashlib.blake2b(beginning.encode(), digest_size=n_bytes)
+    for name, tensor in sorted(tensors.items()):
+        digest.update(name.encode())
+        digest.update(tensor.contiguous().numpy().tobytes())
     return digest.hexdigest()

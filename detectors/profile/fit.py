@@ -62,12 +62,10 @@ class TooFewImagesError(ValueError):
     """Not enough usable images to learn from and to calibrate on."""
 
 
-def _ignore(_step: str, _share: float) -> None:
-    pass
-
-
 def fit_profile(
-    images: Iterable[tuple[str, AnyImage]], options: FitOptions = FitOptions(), progress: Progress = _ignore
+    images: Iterable[tuple[str, AnyImage]],
+    options: FitOptions = FitOptions(),
+    progress: Progress = lambda _step, _share: None,
 ) -> Profile:
     """Fit and calibrate a profile on (name, image) pairs.
 
@@ -116,8 +114,11 @@ def fit_profile(
 
 
 def recalibrate(
-    profile: Profile, images: Iterable[tuple[str, AnyImage]], ordered: bool = False, progress: Progress = _ignore
-) -> Profile:
+    profile: Profile,
+    images: Iterable[tuple[str, AnyImage]],
+    ordered: bool = False,
+    progress: Progress = lambda _step, _share: None,
+) -> None:
     """Calibrate `profile` in place on ID images that it has not learned from; its detector stays as it is.
 
     Raises:
@@ -132,7 +133,6 @@ def recalibrate(
     facts = reference.facts(fit=profile.manifest["images"]["fit"], calibration=len(reference))
     profile.manifest |= {"calibrated_at": _now(), "ordered": ordered, **facts}
     _calibrate(profile, reference, np.arange(len(reference)), ordered)
-    return profile
 
 
 def _learn(detector: Detector, features: Tensor, context: FitContext) -> dict[str, object]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
 import platform
@@ -10,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 import numpy as np
 import torch
@@ -23,7 +22,7 @@ from detectors.images import properties
 from detectors.images.prepare import AnyImage, ImageError, Limits, Prepared, Preparer
 from detectors.methods.detector import Detector, LayerDetector, nested, under
 from detectors.methods.registry import create
-from detectors.profile.backbone import Backbone
+from detectors.profile.backbone import Backbone, tensor_digest
 from detectors.profile.calibration import Calibration, Floats, dependence, jitter
 from detectors.profile.spec import BackboneSpec
 
@@ -91,7 +90,7 @@ class Profile:
         """
         return self.preparer(image, key)
 
-    def calibrate(self, features: Tensor, measured: Floats, keys: Sequence[bytes], ordered: bool = False) -> Self:
+    def calibrate(self, features: Tensor, measured: Floats, keys: Sequence[bytes], ordered: bool = False) -> None:
         """Calibrate every signal on held-out ID images: (n, D) features, (n, P) properties, n keys.
 
         ordered: the images are frames in time order, and the dependence of their counts is estimated.
@@ -103,7 +102,6 @@ class Profile:
         if ordered:
             self.dependence = tuple(round(dependence(column), 3) for column in self._p_values(values, keys).T)
         self.fingerprint = self._fingerprint()
-        return self
 
     def keep_reference(self, features: Tensor) -> None:
         """Keep (N, D) features that the detector learned from, thinned evenly to MAX_REFERENCE rows."""
@@ -238,11 +236,7 @@ class Profile:
         return {**nested("detector.", self.detector.state()), **nested("calibration.", calibration)}
 
     def _fingerprint(self) -> str:
-        digest = hashlib.blake2b(self.backbone.digest.encode(), digest_size=8)
-        for name, tensor in sorted(self._tensors().items()):
-            digest.update(name.encode())
-            digest.update(tensor.contiguous().numpy().tobytes())
-        return digest.hexdigest()
+        return tensor_digest(self._tensors(), n_bytes=8, beginning=self.backbone.digest)
 
 
 load_profile = Profile.load

@@ -15,14 +15,13 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from functools import partial
 from importlib.metadata import version
 
 import structlog
 
-from detectors.images.prepare import Prepared
 from monitor.config.errors import EXIT_SOFTWARE, EXIT_UNAVAILABLE, CommandError
 from monitor.config.schema import Config
 from monitor.core.aggregate import Aggregation
@@ -59,13 +58,12 @@ FINAL_FLUSH_S = 5.0
 MIN_REBUILD_MS = 300_000
 """Rebuilt at least, after Redis was lost: the evidence of an alert reaches back that far."""
 
-Rules = tuple[Rule, ...]
 
 # ------------------------------------------------------------------------------------------------ parts
 
 
 def build_consumer(
-    settings: Config, profiles: Profiles, rules: Rules, store: Store, join: Callable[[], Source]
+    settings: Config, profiles: Profiles, rules: Sequence[Rule], store: Store, join: Callable[[], Source]
 ) -> Consumer:
     """Everything that an image passes, from the source to Redis; ended by its `close`.
 
@@ -79,10 +77,18 @@ def build_consumer(
         verdicts, profiles.layouts, lambda: open_producer(settings.source_settings(verdicts.type))
     )
     sinks = Sinks(image_log, alerts)
+    evidence = settings.evidence
+    aggregation = Aggregation(
+        buckets=settings.buckets,
+        layouts=profiles.layouts,
+        fingerprint_of=lambda stream: profiles.of(stream).fingerprint,
+        exemplars=evidence.exemplars,
+        thumbnail=partial(thumbnail, longest_px=evidence.thumbnail_px) if evidence.thumbnails else lambda _: b"",
+    )
     stages = Stages(
         decoders=DecoderPool(Decoder(profiles.preparers(), settings.stream, settings.decoding)),
         scoring=ScoringStage(profiles, settings.scoring),
-        aggregation=aggregation_of(settings, profiles),
+        aggregation=aggregation,
         sinks=sinks,
     )
     longest_ms = max([MIN_REBUILD_MS, *(rule.window_ms for rule in rules)])
@@ -93,25 +99,8 @@ def build_consumer(
         unnamed_stream=settings.stream.name,
     )
     publish = partial(publish_profiles, store, profiles)
-    idle_timeout_s, stall_s = settings.buckets.idle_timeout_s, settings.pipeline.stall_s
-    maintenance = Maintenance(store, alerts, sinks, publish, idle_timeout_s, stall_s)
+    maintenance = Maintenance(store, alerts, sinks, publish, settings.buckets.idle_timeout_s, settings.pipeline.stall_s)
     return Consumer(join, store, stages, Assignment(store, alerts, policy), maintenance, settings.pipeline)
-
-
-def aggregation_of(settings: Config, profiles: Profiles) -> Aggregation:
-    """How judged images become counts and exemplars."""
-    evidence = settings.evidence
-
-    def small(prepared: Prepared) -> bytes:
-        return thumbnail(prepared, evidence.thumbnail_px) if evidence.thumbnails else b""
-
-    return Aggregation(
-        buckets=settings.buckets,
-        layouts=profiles.layouts,
-        fingerprint_of=lambda stream: profiles.of(stream).fingerprint,
-        exemplars=evidence.exemplars,
-        thumbnail=small,
-    )
 
 
 def presentation_of(settings: Config) -> Presentation:
@@ -147,7 +136,7 @@ class Daemon:
         profiles, rules: loaded and checked beforehand, so that a wrong configuration never gets this far.
     """
 
-    def __init__(self, settings: Config, profiles: Profiles, rules: Rules) -> None:
+    def __init__(self, settings: Config, profiles: Profiles, rules: tuple[Rule, ...]) -> None:
         self._settings = settings
         self._stop = threading.Event()
         self._failure: CommandError | None = None

@@ -16,6 +16,9 @@ from monitor.cli.learning import add_stream_options, images_of, print_left_out, 
 from monitor.cli.options import IMAGES_HELP
 from monitor.config.errors import as_command_error
 
+PAPER_LAYERS = {"efficientnet_b4": "0,1,2,3,4", "resnet50": "1,2,3"}
+"""Of the preset dlsr-paper: stages 1 to 5 of EfficientNet-B4, 1 to 3 of ResNet-50."""
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The images, the detector, the backbone, and where the profile is written."""
@@ -84,15 +87,14 @@ def _backbone(args: argparse.Namespace) -> BackboneSpec | None:
             raise InputError("--weights, --layers, --backbone-arg, --mean, --std and --image-size need --backbone")
         return None if args.precision is None else replace(BackboneSpec.embedded(), precision=args.precision)
     model = args.backbone or "efficientnet_b4"
-    # The layers of the paper: stages 1 to 5 of EfficientNet-B4, 1 to 3 of ResNet-50.
-    paper_layers = {"efficientnet_b4": "0,1,2,3,4", "resnet50": "1,2,3"}.get(model, "") if published else ""
-    layers = args.layers or paper_layers
-    strides = tuple(int(part.removeprefix("/")) for part in layers.split(",")) if layers.startswith("/") else ()
+    layers = args.layers or (PAPER_LAYERS.get(model, "") if published else "")
+    prefix = "/" if layers.startswith("/") else ""
+    numbers = tuple(int(part.removeprefix(prefix)) for part in layers.split(",")) if layers else ()
     return BackboneSpec(
         model=model,
         weights=args.weights or "hub",
-        layers=() if strides or not layers else tuple(int(part) for part in layers.split(",")),
-        strides=strides,
+        layers=() if prefix else numbers,
+        strides=numbers if prefix else (),
         mean=args.mean,
         std=args.std,
         input_px=args.image_size or (224 if published else None),

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -19,6 +18,7 @@ from monitor.config.schema import Config
 from monitor.ingest.decode.records import DecodeError, expand, stream_of
 from monitor.sources.protocol import FatalSourceError, SourceError
 from monitor.sources.read_back import read_back
+from monitor.telemetry.clock import wall_ms
 
 
 def add_stream_options(parser: argparse.ArgumentParser) -> None:
@@ -38,7 +38,7 @@ def images_of(args: argparse.Namespace) -> Iterator[tuple[str, AnyImage]]:
     if args.from_stream and args.images:
         raise InputError("give either images or --from-stream, not both")
     if args.from_stream:
-        since_ms = time.time_ns() // 1_000_000 - round(args.since * 1000)
+        since_ms = wall_ms() - round(args.since * 1000)
         return collect(load_config(args.config), args.from_stream, since_ms, args.max_images)
     if not args.images:
         raise InputError("no images given: name folders, tar files or image files, or --from-stream NAME")

@@ -16,6 +16,7 @@ from monitor.config.errors import EXIT_UNAVAILABLE, as_command_error
 from monitor.config.loading import load_config
 from monitor.sources import Producer, open_producer
 from monitor.sources.protocol import FatalSourceError, SourceError
+from monitor.telemetry.clock import wall_ms
 
 CONTENT_TYPES = {
     ".jpg": b"image/jpeg",
@@ -66,7 +67,7 @@ def send_images(
     """Write every image as one record keyed by the stream, and wait until all are acknowledged; returns how many.
 
     Args:
-        images: (name, encoded bytes); the name's suffix tells the `content-type` header.
+        images: (name, encoded bytes); the name's suffix gives the `content-type` header.
         rate: images per second. Without `start_ms` they are sent at that pace; with it they are stamped at that pace.
         start_ms: timestamp of the first; None stamps each with the time of sending.
 
@@ -97,7 +98,7 @@ def _timestamps(rate: float | None, start_ms: int | None, producer: Producer) ->
         if rate is not None and due > time.monotonic():
             producer.flush()  # nothing waits in a buffer while we sleep
             time.sleep(max(0.0, due - time.monotonic()))
-        yield time.time_ns() // 1_000_000
+        yield wall_ms()
 
 
 def _rate(text: str) -> float:

@@ -90,10 +90,8 @@ def _overlay(tree: dict[str, Any], environ: Mapping[str, str]) -> dict[str, str]
         node = tree
         for section in sections:
             child = node.get(section)
-            if not isinstance(child, dict):
-                child = {}
             # a copy, so that an anchor shared in the file is not changed in two places
-            node[section] = dict(child)
+            node[section] = dict(child) if isinstance(child, dict) else {}
             node = node[section]
         try:
             node[key] = yaml.safe_load(environ[variable])

@@ -32,7 +32,7 @@ class LogSettings(Section):
 
 
 class Config(Section):
-    """Everything a monitor can be told."""
+    """The whole configuration of one monitor."""
 
     monitor: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,62}$")] = "layerwatch"
     source: Literal["kafka", "redis-stream"] = "kafka"

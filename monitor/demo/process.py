@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import sys
-import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TypedDict
@@ -79,15 +78,6 @@ class DaemonProcess(ChildProcess):
         except (httpx.HTTPError, ValueError) as error:
             raise ChildError(f"the daemon does not answer: {error}{self.log_tail()}") from error
         return streams
-
-    def watch_until_interrupted(self) -> None:
-        """Return at Ctrl-C; raises ChildError when the daemon ends by itself."""
-        try:
-            while True:
-                self.check_alive()
-                time.sleep(0.5)
-        except KeyboardInterrupt:
-            return
 
     def _is_ready(self) -> bool:
         try:

@@ -32,15 +32,14 @@ class AlertReceiver(HTTPServer):
         self._thread = threading.Thread(target=self.serve_forever, kwargs={"poll_interval": 0.1}, daemon=True)
 
     def take(self, body: bytes, headers: dict[str, str]) -> int:
-        """Check one delivery; returns the HTTP status to answer with."""
+        """Check one delivery, its headers' names in lower case; returns the HTTP status to answer with."""
         try:
             document: dict[str, Any] = self._verifier.verify(body, headers)
         except (WebhookVerificationError, ValueError):  # ValueError: the signature is not base64, the body not JSON
             self.refused += 1
             return 401
-        delivery = next(value for name, value in headers.items() if name.lower() == "webhook-id")
-        if delivery not in self._seen:  # the daemon delivers at least once: repeats are normal
-            self._seen.add(delivery)
+        if headers["webhook-id"] not in self._seen:  # the daemon delivers at least once: repeats are normal
+            self._seen.add(headers["webhook-id"])
             self.alerts.append(document)
         return 204
 
@@ -65,7 +64,8 @@ class _Delivery(BaseHTTPRequestHandler):
         elif int(length) > MAX_BODY_BYTES:
             status = 413
         else:
-            status = self.server.take(self.rfile.read(int(length)), dict(self.headers.items()))
+            headers = {name.lower(): value for name, value in self.headers.items()}
+            status = self.server.take(self.rfile.read(int(length)), headers)
         self.send_response(status)
         self.send_header("content-length", "0")
         self.end_headers()

@@ -81,7 +81,8 @@ class Overview:
         self._store, self._lateness_ms = store, lateness_ms
         self._history = History(store, reach_ms)
         self._reading = threading.Lock()
-        self.newest, self._stamp, self._taken_s = Snapshot(), "", -math.inf
+        self.newest, self._stamp = Snapshot(), ""
+        self._taken_s = self._began_s = self._changed_s = -math.inf
         self.watchers = 0
         """Open connections of pages that wait for a change; see `watch`."""
         self.behind = 1
@@ -115,13 +116,13 @@ class Overview:
         """
         with self._reading:
             fresh_s = CATCHING_UP_FRESH_S if self._thread is not None and self.behind else FRESH_S
-            if time.monotonic() - self._taken_s >= fresh_s:
+            if self._changed_s >= self._began_s or time.monotonic() - self._taken_s >= fresh_s:
                 self._refresh()
             return self.newest
 
     def changed(self) -> None:
         """Make the next snapshot read again: this process has just written something."""
-        self._taken_s = -math.inf
+        self._changed_s = time.monotonic()
         self._wake.set()
 
     def lines(self, streams: Sequence[str], points: int) -> dict[str, list[tuple[int, int, int]]]:
@@ -145,19 +146,26 @@ class Overview:
         while not self.stopping.is_set():
             pause_s, started_s = LOOK_EVERY_S if self.watchers else FOLLOW_EVERY_S, time.monotonic()
             try:
-                with self._reading:
-                    cursors, stamp = self._read_stamp()
-                    if self.watchers:
-                        if stamp != self._stamp:
-                            self._refresh()
-                        self._taken_s = time.monotonic()  # the snapshot is still true
-                    self.behind = self._history.follow(tuple(cursors), newest_event_ms(cursors), CATCH_UP_S)
+                self._look()
                 # at most a tenth of the time: the daemon has other work
                 pause_s = CATCH_UP_PAUSE_S if self.behind else max(pause_s, 9 * (time.monotonic() - started_s))
             except StoreError as error:
                 log.warning("overview.redis_away", error=str(error))
             self._wake.wait(pause_s)
             self._wake.clear()
+
+    def _look(self) -> None:
+        with self._reading:
+            began_s, was_behind = time.monotonic(), self.behind
+            cursors, stamp = self._read_stamp()
+            if self.watchers:
+                if stamp != self._stamp:
+                    self._refresh()
+                else:
+                    self._began_s, self._taken_s = began_s, time.monotonic()  # the snapshot is still true
+            self.behind = self._history.follow(tuple(cursors), newest_event_ms(cursors), CATCH_UP_S)
+            if was_behind and not self.behind:
+                self._stamp = ""  # the snapshot lacks a part of the past: the next look replaces it
 
     # ---------------------------------------------------------------- reading
 
@@ -168,6 +176,7 @@ class Overview:
         return cursors, repr((store.evaluation.state(), store.silences.all(), store.outbox.self_alerts(), cursors))
 
     def _refresh(self) -> None:
+        began_s = time.monotonic()  # what changes from here on may be missing
         _, stamp = self._read_stamp()
         state = read_state(self._store, self._lateness_ms)
         while self._history.follow(state.partitions, state.high_ms, CATCH_UP_S) and self._thread is None:
@@ -175,7 +184,7 @@ class Overview:
         self._history.read_open(state.partitions, state.high_ms)
         number = self.newest.number + (stamp != self._stamp)
         self.newest = Snapshot(**vars(state), streams=self._streams(state), number=number)
-        self._stamp, self._taken_s = stamp, time.monotonic()
+        self._stamp, self._began_s, self._taken_s = stamp, began_s, time.monotonic()
 
     def _streams(self, state: FleetState) -> dict[str, StreamJson]:
         last_event: dict[str, int] = {}

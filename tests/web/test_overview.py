@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from typing import Any
 
 import pytest
 from pydantic import SecretStr
@@ -12,6 +13,7 @@ from monitor.fleet.overview import Overview, StreamJson
 from monitor.store import Store, open_store
 from monitor.store.private_server import PrivateRedis
 from monitor.store.settings import RedisSettings
+from tests.e2e.running import wait_for
 from tests.web.fleet import BUCKETS, HOSTILE, LOGS, NOW_MS, STREAMS, Fleet, bucket_ms, build
 
 LATENESS_MS = 10_000
@@ -106,6 +108,8 @@ def test_a_followed_overview_says_what_a_fresh_one_says(own: Fleet) -> None:
     overview.start()
     try:
         overview.watch(1)
+        wait_for("the past to be read", lambda: not overview.behind)
+        overview.changed()
         assert overview.snapshot().streams == fresh(own.store)
         number = overview.newest.number
         own.send(BUCKETS - 1, (HOSTILE,))
@@ -114,6 +118,26 @@ def test_a_followed_overview_says_what_a_fresh_one_says(own: Fleet) -> None:
         assert overview.newest.number > number
     finally:
         overview.stop()
+
+
+def test_a_change_is_seen_at_once_even_if_it_comes_while_the_thread_looks_for_changes(
+    own: Fleet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    overview = Overview(own.store, LATENESS_MS)
+    overview.snapshot()
+    overview.watch(1)
+    read_stamp = overview._read_stamp
+
+    def read_before_the_change() -> Any:
+        stamp = read_stamp()
+        monkeypatch.undo()
+        own.send(BUCKETS - 1, (HOSTILE,))
+        overview.changed()
+        return stamp
+
+    monkeypatch.setattr(overview, "_read_stamp", read_before_the_change)
+    overview._look()
+    assert overview.snapshot().streams == fresh(own.store)
 
 
 def test_the_first_visitor_reads_nothing_while_the_past_is_read(own: Fleet, monkeypatch: pytest.MonkeyPatch) -> None:

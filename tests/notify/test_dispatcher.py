@@ -28,7 +28,7 @@ from monitor.notify.receivers.pagerduty import PagerDutySender, PagerDutySetting
 from monitor.notify.receivers.protocol import Receiver
 from monitor.notify.receivers.webhook import WebhookSender, WebhookSettings
 from monitor.notify.self_alerts import DELIVERY
-from monitor.store import Store, open_store
+from monitor.store import Store, StoreError, open_store
 from monitor.store.private_server import PrivateRedis
 from monitor.store.settings import RedisSettings
 from tests.notify.parts import T0_MS, Answer, Clock, Server, decide, eventually
@@ -417,8 +417,6 @@ def decide_again(store: Store, stream: str) -> str:
 
 
 def _answers(store: Store) -> bool:
-    from monitor.store import StoreError  # noqa: PLC0415
-
     try:
         store.ping()
     except StoreError:
@@ -427,8 +425,6 @@ def _answers(store: Store) -> bool:
 
 
 def test_what_was_delivered_while_redis_was_away_is_not_sent_again(bench: Bench) -> None:
-    from monitor.store import StoreError  # noqa: PLC0415
-
     server = bench.server()
     decide(bench.store)
     worker = bench.worker(bench.webhook(server))

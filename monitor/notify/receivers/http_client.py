@@ -123,8 +123,8 @@ def _trusted() -> ssl.SSLContext:
 def _checked(key: str, url: str) -> httpx.URL:
     try:
         parsed = httpx.URL(url)
-    except (httpx.InvalidURL, TypeError):
-        parsed = httpx.URL("")
+    except httpx.InvalidURL:
+        parsed = httpx.URL()
     # the client would escape white space in a host
     if parsed.scheme not in {"http", "https"} or not parsed.host or re.search(r"\s", url):
         raise ReceiverConfigError(f"{key}: must be a URL with http:// or https:// and a host")

@@ -52,16 +52,17 @@ class Notice:
         try:
             tree = json.loads(document)
             data = tree["data"]
-            own = {name: str(tree[name]) for name in ("id", "type", "timestamp")}
-            about = {name: str(data[name]) for name in ("alert_id", "monitor", "rule", "stream")}
-            texts = {name: str(data[name]) for name in ("summary", "cause", "since")}
+            about = {name: str(tree[name]) for name in ("id", "type", "timestamp")}
+            about |= {
+                name: str(data[name]) for name in ("alert_id", "monitor", "rule", "stream", "summary", "cause", "since")
+            }
             labels = {str(name): str(value) for name, value in data["labels"].items()}
             urls = {name: str(data["links"][name]) for name in ("status", "dashboard")}
             _ = data["severity"], data["triage"]
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise NoticeError(f"not an alert document: {type(error).__name__}") from error
         links = {name: url for name, url in urls.items() if url.startswith(("http://", "https://"))}
-        return cls(document=document, **own, **about, **texts, labels=labels, links=links, data=data)
+        return cls(document=document, **about, labels=labels, links=links, data=data)
 
     @property
     def title(self) -> str:

@@ -58,7 +58,7 @@ class Evaluator:
         presentation: Presentation,
         on_lease: Callable[[bool], None] = lambda _: None,
     ) -> None:
-        self._store, self._rules = store, rules
+        self._store, self._rules = store, {rule.name: rule for rule in rules}
         self._bucket_ms, self._lateness_ms = rates
         self._on_lease = on_lease
         self._policies = {
@@ -149,7 +149,7 @@ class Evaluator:
                 return
             metrics.BUCKETS_CLOSED.inc()
             metrics.EVALUATION_SECONDS.observe(time.perf_counter() - started)
-        if self._memory.suppressed and not self._muted:
+        if not self._muted:
             self._publish_suppressed()
         if time.monotonic() - self._silence_looked_s > SILENCE_LOOK_S:
             self._silence_looked_s = time.monotonic()
@@ -159,8 +159,11 @@ class Evaluator:
         """Resolve the alerts that no configured rule judges any more: they would fire for ever."""
         decision = Decision()
         at_ms = (self._memory.state.bucket_ms or 0) + self._bucket_ms
-        for alert, rule in self._memory.unwatched():
-            decision.alerts[alert.rule, alert.stream] = after = alerts.withdraw(alert, at_ms)
+        for key, alert in self._memory.alerts.items():
+            rule = self._rules.get(alert.rule)
+            if alert.phase not in alerts.UNDER_WAY or (rule and rule.watches(alert.stream)):
+                continue
+            decision.alerts[key] = after = alerts.withdraw(alert, at_ms)
             if after.phase is AlertPhase.RESOLVED and not alert.suppressed:
                 decision.add(Change(rule, "", self._memory.decided_ms, after))
             log.info("alert.withdrawn", rule=alert.rule, stream=alert.stream, id=alert.id)
@@ -182,7 +185,7 @@ class Evaluator:
     def _judge(self, bucket_ms: int, sealed: Sealed) -> Decision:
         memory, decision = self._memory, Decision()
         memory.add_bucket(bucket_ms, sealed)
-        for rule in self._rules:
+        for rule in self._rules.values():
             if rule.reads_clock:
                 continue
             for fingerprint, counts in memory.watched(rule, sealed).items():
@@ -216,15 +219,17 @@ class Evaluator:
 
     def _publish_suppressed(self) -> None:
         """After a rebuild: publish the alerts that began during it and still fire. A repeated document keeps its id."""
-        rules = {rule.name: rule for rule in self._rules}
         decision = Decision()
-        for alert in self._memory.suppressed:
-            decision.alerts[alert.rule, alert.stream] = after = replace(alert, suppressed=False)
-            if rule := rules.get(alert.rule):
+        for key, alert in self._memory.alerts.items():
+            if not alert.suppressed or alert.phase is not AlertPhase.FIRING:
+                continue
+            decision.alerts[key] = after = replace(alert, suppressed=False)
+            if rule := self._rules.get(alert.rule):
                 fingerprint = self._memory.windows.fingerprint_of(alert.stream) or ""
                 decision.published.append(Change(rule, fingerprint, alert.fired_ms - self._bucket_ms, after))
                 log.info("alert.told_after_rebuild", rule=alert.rule, stream=alert.stream, id=alert.id)
-        self._decide(self._memory.decided_ms, decision)
+        if decision.alerts:
+            self._decide(self._memory.decided_ms, decision)
 
     def _decide(self, bucket_ms: int, decision: Decision) -> bool:
         """Commit the decision; False if the state in Redis has changed, which is then loaded."""
@@ -255,7 +260,7 @@ class Evaluator:
         """Judge the rules that read the clock of the machine instead of event time."""
         now_ms = wall_ms()
         running_since_ms = self._store.evaluation.heartbeat(now_ms, HEARTBEAT_GAP_S)
-        rules = [rule for rule in self._rules if rule.reads_clock]
+        rules = [rule for rule in self._rules.values() if rule.reads_clock]
         if not rules:
             return
         seen: dict[str, int] = {}

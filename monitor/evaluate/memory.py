@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from monitor.core.alert_state import UNDER_WAY
@@ -75,11 +75,6 @@ class Memory:
         """The last bucket decided; -1 before the first."""
         return -1 if self.state.bucket_ms is None else self.state.bucket_ms
 
-    @property
-    def suppressed(self) -> list[Alert]:
-        """Firing alerts that are not published yet; see `Alert.suppressed`."""
-        return [alert for alert in self.alerts.values() if alert.suppressed and alert.phase is AlertPhase.FIRING]
-
     def rows(self, rule: Rule, fingerprint: str) -> Mapping[str, bytes]:
         """{stream: packed state} of one rule under one profile."""
         return self._rows.get((rule.name, fingerprint), {})
@@ -128,14 +123,6 @@ class Memory:
                 if fingerprint in self.layouts:
                     watched.setdefault(fingerprint, {})[stream] = None
         return watched
-
-    def unwatched(self) -> Iterable[tuple[Alert, Rule | None]]:
-        """Active alerts that no rule judges any more, and the rule of their name if there is one."""
-        rules = {rule.name: rule for rule in self._rules}
-        for alert in self.alerts.values():
-            rule = rules.get(alert.rule)
-            if alert.phase in UNDER_WAY and not (rule and rule.watches(alert.stream)):
-                yield alert, rule
 
     def take_up(self, decision: Decision, bucket_ms: int) -> None:
         """Apply a decision that has just been committed."""

@@ -93,7 +93,7 @@ def main() -> None:
         while "catching up" in client.get("/health").text:
             time.sleep(0.2)
         print(f"an hour read after {time.perf_counter() - started:.1f} s")
-        for name, pause_s in (("read anew", 1.1), ("within a second", 0.0)):
+        for name, pause_s in (("read again", 1.1), ("within a second", 0.0)):
             for path in ("/", "/?q=cam-49", "/streams/site-0%2Fcam-0", "/api/v1/streams"):
                 took = timed(lambda path=path: client.get(path).raise_for_status(), 10, pause_s)
                 size = len(client.get(path).content)

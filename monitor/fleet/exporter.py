@@ -183,9 +183,7 @@ class FleetExporter(Collector):
     # ---------------------------------------------------------------- values
 
     def _monitor_values(self, state: FleetState) -> Iterator[Values]:
-        opened = {
-            start for found in self._store.partitions.open_buckets(state.partitions).values() for _, start in found
-        }
+        opened = {start for _, _, start in self._store.counts.members(state.partitions, 0, ("open",))}
         due = closable(opened, state.watermark_ms, self._bucket_ms)
         lag_ms = (state.watermark_ms or 0) - min(due) - self._bucket_ms if due else 0
         yield metrics.STREAMS, {(): len(state.totals)}
@@ -219,10 +217,8 @@ class FleetExporter(Collector):
 
     def _movement_values(self, alerting: Set[str]) -> Iterator[Values]:
         found = {stream: self._counts.movement(stream) for stream in self._shown[:STREAMS_IN_DETAIL]}
-        yield (
-            metrics.STREAM_EFFECT,
-            {(s, *signal): effect for s, (effects, _) in found.items() for signal, effect in effects.items()},
-        )
+        effects = {(s, *labels): effect for s, (moved, _) in found.items() for labels, effect in moved.items()}
+        yield metrics.STREAM_EFFECT, effects
         yield metrics.STREAM_TRIAGE, {(s, look or "unknown"): 1 for s, (_, look) in found.items() if s in alerting}
 
     def _alert_values(self, state: FleetState) -> Iterator[Values]:

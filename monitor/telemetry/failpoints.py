@@ -1,15 +1,17 @@
 """Failpoints: places where a test makes a process die, hang or fail, at every step between poll and delivery.
 
 `LAYERWATCH_FAILPOINTS=after_apply:kill,score:hang@3,decode:kill~XYZ` acts on the first pass of one place, on the third
-pass of another, and on a record that contains the text XYZ. Unset, a failpoint costs one look at an empty mapping.
+pass of another, and on a record that contains the text XYZ. Unarmed, a failpoint costs one look-up in an empty mapping.
 """
 
 from __future__ import annotations
 
 import os
+import re
 import signal
 import threading
 import time
+from collections import Counter
 
 VARIABLE = "LAYERWATCH_FAILPOINTS"
 
@@ -34,47 +36,23 @@ PLACES = {
 """Name -> what has happened there, and what has not."""
 
 ACTIONS = ("kill", "hang", "error", "oom")
+SYNTAX = re.compile(r"(?P<place>\w+):(?P<action>\w+)(@(?P<nth>\d+|\*))?(~(?P<text>.*))?")
 
 _armed: dict[str, tuple[str, int, bytes]] = {}
-_passes: dict[str, int] = {}
+_passes: Counter[str] = Counter()
 _lock = threading.Lock()
 
 
 def failpoint(place: str, passing: bytes | None = None) -> None:
     """Act as armed for this place and this passing record; do nothing where the place is not armed."""
-    if _armed:
-        _pass(place, passing or b"")
-
-
-def arm(text: str) -> None:
-    """Arm `place:action[@pass][~text]`, comma-separated; what was armed before is dropped.
-
-    Without `@` the first pass acts, with `@*` every pass; with `~` only records that contain the text count as passes.
-
-    Raises:
-        ValueError: unknown place or action.
-    """
-    _armed.clear()
-    _passes.clear()
-    for part in filter(None, (part.strip() for part in text.split(","))):
-        place, _, rest = part.partition(":")
-        trigger, _, text = rest.partition("~")
-        action, _, when = trigger.partition("@")
-        if place not in PLACES or action not in ACTIONS:
-            raise ValueError(
-                f"{VARIABLE}: {part!r} is not place:action[@pass][~text] with one of {', '.join(PLACES)} "
-                f"and one of {', '.join(ACTIONS)}"
-            )
-        _armed[place] = (action, 0 if when == "*" else int(when or 1), text.encode())
-
-
-def _pass(place: str, passing: bytes) -> None:
-    action, at, text = _armed.get(place, ("", 0, b""))
-    if not action or text not in passing:
+    if place not in _armed:
+        return
+    action, nth, text = _armed[place]
+    if text not in (passing or b""):
         return
     with _lock:
-        _passes[place] = _passes.get(place, 0) + 1
-        if at and _passes[place] != at:
+        _passes[place] += 1
+        if nth and _passes[place] != nth:
             return
     if action == "kill":
         os.kill(os.getpid(), signal.SIGKILL)
@@ -84,6 +62,27 @@ def _pass(place: str, passing: bytes) -> None:
     if action == "oom":
         raise MemoryError(f"failpoint {place}")
     raise RuntimeError(f"failpoint {place}")
+
+
+def arm(text: str) -> None:
+    """Arm `place:action[@pass][~text]`, comma-separated; what was armed before is dropped.
+
+    Without `@` the first pass acts, with `@*` every pass; with `~` only records that contain the text count as passes.
+
+    Raises:
+        ValueError: unknown place or action, or another syntax.
+    """
+    _armed.clear()
+    _passes.clear()
+    for part in filter(None, map(str.strip, text.split(","))):
+        found = SYNTAX.fullmatch(part)
+        if not found or found["place"] not in PLACES or found["action"] not in ACTIONS:
+            raise ValueError(
+                f"{VARIABLE}: {part!r} is not place:action[@pass][~text] with one of {', '.join(PLACES)} "
+                f"and one of {', '.join(ACTIONS)}"
+            )
+        nth = 0 if found["nth"] == "*" else int(found["nth"] or 1)
+        _armed[found["place"]] = (found["action"], nth, (found["text"] or "").encode())
 
 
 arm(os.environ.get(VARIABLE, ""))

@@ -37,7 +37,7 @@ TRIAGE = {
 ADVICE = {
     "sensor": "Look at the camera: clean the lens, check focus, exposure and light.",
     "content": "Look at what is in front of the camera. If it is here to stay, fit a new profile that knows it.",
-    "rejected": "Read the dead-letter topic: each record there names its reason. Then look at whoever encodes them.",
+    "rejected": "Read the dead-letter topic: each record there names its reason. Then check what encodes the images.",
     "frozen": "The same picture arrives again and again: restart the camera or its encoder.",
     "silence": "Nothing arrives: check the camera, its network and the producer.",
     "": "Compare its images with what the stream usually shows.",

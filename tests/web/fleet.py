@@ -86,9 +86,9 @@ class Fleet:
             assert applied.status == "ok"
             self.offsets[log] = offset + 1
 
-    def decide(self, *told: Alert) -> None:
+    def decide(self, *alerts: Alert) -> None:
         """Keep these alerts; an inactive one is removed."""
-        assert self.store.evaluation.decide(self.store.evaluation.state().version, NOW_MS, told, {}, [])
+        assert self.store.evaluation.decide(self.store.evaluation.state().version, NOW_MS, alerts, {}, [])
 
 
 def firing(rule: str, stream: str, b: int = DRIFT_FROM) -> Alert:

@@ -146,7 +146,7 @@ def test_the_first_visitor_reads_nothing_while_the_past_is_read(own: Fleet, monk
     overview.stop()
     overview.behind = 1
     with monkeypatch.context() as patch:
-        patch.setattr(own.store.counts, "totals", lambda _: pytest.fail("read anew"))
+        patch.setattr(own.store.counts, "totals", lambda _: pytest.fail("Redis was read"))
         assert set(overview.snapshot().streams) == set(STREAMS)
         overview.changed()
         with pytest.raises(pytest.fail.Exception):

@@ -175,7 +175,7 @@ def test_each_profile_names_the_streams_that_it_judges_now(redis_server: Private
     with served(store) as address:
         assert httpx.get(address).text.count("no images for 2 min") == 29
         parts = re.split(r"<h2 id=", httpx.get(f"{address}/profile").text)[1:]
-        told = httpx.get(f"{address}/api/v1/profile").json()["profiles"]
+        answer = httpx.get(f"{address}/api/v1/profile").json()["profiles"]
     store.close()
     assert [re.findall(r"Judges (\d+) stream", part) for part in parts] == [["29"], ["2"], []]
     assert parts[0].count('<a href="/streams/cam-') == 29
@@ -183,11 +183,11 @@ def test_each_profile_names_the_streams_that_it_judges_now(redis_server: Private
     assert "cam-03" not in parts[0]
     assert "&lt;script&gt;" in parts[1]
     assert "Judged no image" in parts[2]
-    assert told["two"]["streams"] == sorted([HOSTILE, "cam-03"])
-    assert told["unused"]["streams"] == []
+    assert answer["two"]["streams"] == sorted([HOSTILE, "cam-03"])
+    assert answer["unused"]["streams"] == []
 
 
-def test_a_pending_alert_is_told_in_words(site: str, fleet: Fleet) -> None:
+def test_a_pending_alert_is_named_in_words(site: str, fleet: Fleet) -> None:
     pending = firing("drift", "calm", 58)
     pending = type(pending)("drift", "calm", AlertPhase.PENDING, pending.id, pending.since_ms, verdict=pending.verdict)
     fleet.decide(pending)

@@ -209,7 +209,7 @@ class FleetExporter(Collector):
 
     def _share_values(self, shares: Mapping[str, Sequence[Share]]) -> Iterator[Values]:
         found = {(s, f"{share.level:g}"): share for s in self._shown for share in shares.get(s, ())}
-        bands: dict[tuple[str, ...], float] = {
+        bands: Series = {
             (*labels, bound): getattr(share, bound) for labels, share in found.items() for bound in ("lower", "upper")
         }
         yield metrics.STREAM_OOD_SHARE, {labels: share.share for labels, share in found.items()}
@@ -217,7 +217,7 @@ class FleetExporter(Collector):
 
     def _movement_values(self, alerting: Set[str]) -> Iterator[Values]:
         found = {stream: self._counts.movement(stream) for stream in self._shown[:STREAMS_IN_DETAIL]}
-        effects = {(s, *labels): effect for s, (moved, _) in found.items() for labels, effect in moved.items()}
+        effects: Series = {(s, *labels): effect for s, (moved, _) in found.items() for labels, effect in moved.items()}
         yield metrics.STREAM_EFFECT, effects
         yield metrics.STREAM_TRIAGE, {(s, look or "unknown"): 1 for s, (_, look) in found.items() if s in alerting}
 

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from detectors.images.prepare import ImageError, Limits, Prepared, Preparer
     from detectors.methods.detector import Detector
     from detectors.methods.registry import create, register
-    from detectors.profile.fit import FitOptions, fit_profile
+    from detectors.profile.fit import FitOptions, TooFewImagesError, fit_profile, recalibrate
     from detectors.profile.profile import Profile, ProfileError, Scores, load_profile
     from detectors.profile.spec import BackboneSpec
 
@@ -27,13 +27,13 @@ _HOMES = {
     "images.prepare": ("ImageError", "Limits", "Prepared", "Preparer"),
     "methods.detector": ("Detector",),
     "methods.registry": ("create", "register"),
-    "profile.fit": ("FitOptions", "fit_profile"),
+    "profile.fit": ("FitOptions", "TooFewImagesError", "fit_profile", "recalibrate"),
     "profile.profile": ("Profile", "ProfileError", "Scores", "load_profile"),
     "profile.spec": ("BackboneSpec",),
 }
 __all__ = [
     "BackboneSpec", "Detector", "FitOptions", "ImageError", "Limits", "Prepared", "Preparer", "Profile", "ProfileError",
-    "Scores", "create", "fit_profile", "load_profile", "register",
+    "Scores", "TooFewImagesError", "create", "fit_profile", "load_profile", "recalibrate", "register",
 ]  # fmt: skip
 
 

@@ -56,7 +56,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Run the action on the configured store."""
     settings = load_config(args.config)
     with (
         as_command_error("alerts", StoreError, StoreConfigError, status=EXIT_UNAVAILABLE),

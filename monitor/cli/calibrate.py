@@ -6,6 +6,7 @@ import argparse
 
 from rich.console import Console
 
+import detectors
 from detectors.images.reading import InputError
 from monitor.cli.learning import add_stream_options, images_of, print_left_out, progress_bar
 from monitor.cli.options import IMAGES_HELP
@@ -13,7 +14,6 @@ from monitor.config.errors import as_command_error
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """A profile, new images, and where the new profile is written."""
     parser.add_argument("profile")
     parser.add_argument("images", nargs="*", help=IMAGES_HELP)
     parser.add_argument("-o", "--output", required=True, help="folder of the new profile")
@@ -23,16 +23,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Calibrate and save."""
-    from detectors.profile.fit import TooFewImagesError, recalibrate  # noqa: PLC0415 - torch takes seconds
-    from detectors.profile.profile import Profile, ProfileError  # noqa: PLC0415 - likewise
-
     console = Console(stderr=True)
-    with as_command_error("calibrate", InputError, ProfileError, TooFewImagesError):
-        profile = Profile.load(args.profile, args.device)
+    with as_command_error("calibrate", InputError, detectors.ProfileError, detectors.TooFewImagesError):
+        profile = detectors.Profile.load(args.profile, args.device)
         before = profile.fingerprint
         with progress_bar(console) as show:
-            recalibrate(profile, images_of(args), args.ordered, show)
+            detectors.recalibrate(profile, images_of(args), args.ordered, show)
     profile.save(args.output)
     print_left_out(console, profile.manifest)
     count = profile.manifest["images"]["calibration"]

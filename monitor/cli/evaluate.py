@@ -10,6 +10,7 @@ from pathlib import Path
 
 from rich.console import Console
 
+import detectors
 from detectors.evaluation.tables import evaluation_tables
 from detectors.images.reading import InputError, read_images
 from detectors.methods.registry import REGISTRY
@@ -18,7 +19,6 @@ from monitor.config.errors import as_command_error
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """A profile, one set of ID images, and named sets of OOD images."""
     parser.add_argument("profile")
     parser.add_argument("--id", nargs="+", required=True, metavar="IMAGES", help=IMAGES_HELP)
     parser.add_argument("--ood", nargs="+", required=True, action="extend", metavar="NAME=IMAGES")
@@ -29,14 +29,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Evaluate, write the report if one was asked for, and print tables or JSON."""
     from detectors.evaluation.evaluate import EvaluationError, evaluate  # noqa: PLC0415 - torch takes seconds
     from detectors.evaluation.report import render  # noqa: PLC0415 - likewise
-    from detectors.profile.profile import Profile, ProfileError  # noqa: PLC0415 - likewise
 
-    with as_command_error("evaluate", InputError, ProfileError, EvaluationError):
+    with as_command_error("evaluate", InputError, detectors.ProfileError, EvaluationError):
         ood = dict(_named(text) for text in args.ood)
-        profile = Profile.load(args.profile, args.device)
+        profile = detectors.Profile.load(args.profile, args.device)
         names = [name for text in args.detectors for name in text.split(",")]
         with Console(stderr=True).status("evaluating") as status:
             result = evaluate(profile, read_images(args.id), ood, names, bool(args.html), status.update)

@@ -9,6 +9,7 @@ from typing import Any
 
 from rich.console import Console
 
+import detectors
 from detectors.images.reading import InputError
 from detectors.methods.registry import REGISTRY
 from detectors.profile.spec import PRECISIONS, BackboneError, BackboneSpec
@@ -21,7 +22,6 @@ PAPER_LAYERS = {"efficientnet_b4": "0,1,2,3,4", "resnet50": "1,2,3"}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The images, the detector, the backbone, and where the profile is written."""
     parser.add_argument("images", nargs="*", help=IMAGES_HELP)
     parser.add_argument("-o", "--output", required=True, help="folder of the profile")
     parser.add_argument("--detector", choices=tuple(REGISTRY), help="dlsr unless a preset says otherwise")
@@ -46,16 +46,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Fit and save."""
-    from detectors.profile.fit import FitOptions, TooFewImagesError, fit_profile  # noqa: PLC0415 - torch takes seconds
-
     console = Console(stderr=True)
-    with as_command_error("fit", InputError, TooFewImagesError, BackboneError):
+    with as_command_error("fit", InputError, detectors.TooFewImagesError, BackboneError):
         detector, options = _detector(args)
         backbone = _backbone(args)
-        fit = FitOptions(detector, backbone, args.device, args.seed, detector_options=options, ordered=args.ordered)
+        fit = detectors.FitOptions(
+            detector, backbone, args.device, args.seed, detector_options=options, ordered=args.ordered
+        )
         with progress_bar(console) as show:
-            profile = fit_profile(images_of(args), fit, show)
+            profile = detectors.fit_profile(images_of(args), fit, show)
     profile.save(args.output)
     facts = profile.manifest
     print_left_out(console, facts)

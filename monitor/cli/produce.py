@@ -27,7 +27,6 @@ CONTENT_TYPES = {
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The images, the stream they belong to, their pace and their timestamps."""
     parser.add_argument("images", nargs="+", help=IMAGES_HELP)
     parser.add_argument("--stream", required=True, help="key of the records")
     parser.add_argument("--rate", type=_rate, help="images per second (default: as fast as the broker takes them)")
@@ -43,7 +42,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Write the images and report how many were acknowledged."""
     source = load_config(args.config).source_settings()
     topic = args.topic or source.section.topics[0]
     with (

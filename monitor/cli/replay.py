@@ -36,7 +36,6 @@ FOR_EVER_MS = 2**52
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The span, and how the alerts are printed."""
     parser.add_argument("--from", dest="since", required=True, type=parse_time, metavar="T", help=TIME_HELP)
     parser.add_argument("--to", dest="until", type=parse_time, metavar="T", help="likewise (the end of the log)")
     parser.add_argument("--dry-run", action="store_true", required=True, help="print the alerts, send nothing")
@@ -45,7 +44,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Replay the span into a private Redis and print the alerts."""
     settings = load_config(args.config)
     unavailable = (SourceError, FatalSourceError, StoreError, ChildError)
     try:

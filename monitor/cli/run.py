@@ -19,7 +19,6 @@ add_arguments = add_config_option
 
 
 def run(args: argparse.Namespace) -> int:
-    """Load and check everything, then run the daemon to its end."""
     settings = load_config(args.config)
     configure_logs(settings.log.level, settings.log.format)
     rules = checked_rules(settings)

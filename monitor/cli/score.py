@@ -6,6 +6,7 @@ import argparse
 import json
 import sys
 
+import detectors
 from detectors.images.prepare import ImageError
 from detectors.images.reading import InputError, read_images
 from monitor.cli.options import IMAGES_HELP
@@ -13,7 +14,6 @@ from monitor.config.errors import EXIT_FAILED, as_command_error
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """A profile and the images to score."""
     parser.add_argument("profile")
     parser.add_argument("images", nargs="+", help=IMAGES_HELP)
     parser.add_argument("--device", default="auto")
@@ -22,11 +22,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Score image by image; one that cannot be read is reported on stderr and the others are scored."""
-    from detectors.profile.profile import Profile, ProfileError  # noqa: PLC0415 - torch takes seconds
-
     status = 0
-    with as_command_error("score", InputError, ProfileError):
-        profile = Profile.load(args.profile, args.device)
+    with as_command_error("score", InputError, detectors.ProfileError):
+        profile = detectors.Profile.load(args.profile, args.device)
         for name, image in read_images(args.images):
             try:
                 scores = profile.score([profile.prepare(image, name.encode("utf-8", "backslashreplace"))])

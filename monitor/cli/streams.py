@@ -20,13 +20,11 @@ from monitor.store import StoreConfigError, StoreError, open_store
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """`--json` and `-c`."""
     parser.add_argument("--json", action="store_true")
     add_config_option(parser)
 
 
 def run(args: argparse.Namespace) -> int:
-    """Read the state of all streams and print it as a table or as JSON."""
     settings = load_config(args.config)
     with (
         as_command_error("streams", StoreError, StoreConfigError, status=EXIT_UNAVAILABLE),

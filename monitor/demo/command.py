@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 from rich.console import Console
 
+import detectors
 from monitor.config.errors import as_command_error
 from monitor.config.schema import Config
 from monitor.demo.process import PASSIVE_WAITING, DaemonProcess
@@ -34,7 +35,6 @@ REFERENCE_IMAGES = 1000
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """How it shows what it does, and whether it stays."""
     parser.add_argument("--headless", action="store_true", help="plain lines: no live panel, no colours")
     parser.add_argument("--stay", action="store_true", help="keep the daemon and its pages up at the end, until Ctrl-C")
 
@@ -124,7 +124,6 @@ def daemon_settings(redis_url: str, profile: Path, receiver: AlertReceiver) -> d
 def _fit(screen: Screen, folder: Path) -> None:
     """Draw a reference set, fit a profile on it and save it in `folder`."""
     screen.say(f"drawing {REFERENCE_IMAGES} pictures of normal production and learning what they have in common")
-    from detectors.profile.fit import FitOptions, fit_profile  # noqa: PLC0415 - torch takes seconds to load
 
     def pictures() -> Iterator[tuple[str, bytes]]:
         for i, named in enumerate(reference(np.random.default_rng(SEED), REFERENCE_IMAGES)):
@@ -137,7 +136,7 @@ def _fit(screen: Screen, folder: Path) -> None:
             screen.step("learning", share)
 
     started = time.monotonic()
-    profile = fit_profile(pictures(), FitOptions(device="cpu", seed=SEED), progress)
+    profile = detectors.fit_profile(pictures(), detectors.FitOptions(device="cpu", seed=SEED), progress)
     profile.save(folder)
     images = profile.manifest["images"]
     screen.say(

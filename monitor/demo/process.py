@@ -54,13 +54,11 @@ class DaemonProcess(ChildProcess):
         self._http = httpx.Client(base_url=self.address, timeout=5.0, trust_env=False)  # never through a proxy
 
     def start(self) -> None:
-        """See `ChildProcess.start`."""
         env = {k: v for k, v in os.environ.items() if not k.startswith("LAYERWATCH__")} | PASSIVE_WAITING
         self._launch([sys.executable, "-m", "monitor", "run", "-c", str(self._config_path)], env=env)
         self._wait_until(self._is_ready, READY_TIMEOUT_S)
 
     def stop(self) -> None:
-        """See `ChildProcess.stop`."""
         self._http.close()
         super().stop()
 

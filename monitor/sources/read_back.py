@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import closing
 from dataclasses import replace
 
 from monitor.core.types import DeadLetter, Partition, Record
@@ -14,14 +15,16 @@ POLL_S = 0.5
 
 
 class Span:
-    """The records of a source with since <= timestamp (< until), as a source that ends where the logs end now.
+    """The records of a source with since <= timestamp (< until), as a `Source` that ends where the logs end now.
 
-    It never commits and writes no dead letters: a consumer that reads it leaves no trace. See `Source` for the methods.
+    It never commits and writes no dead letters: a consumer that reads it leaves no trace.
     """
 
     def __init__(self, source: Source, since_ms: int, until_ms: int | None = None) -> None:
         self._source, self._since_ms, self._until_ms = source, since_ms, until_ms
         self._bounds = {p: (source.offset_at(p, since_ms), source.bounds(p)[1]) for p in source.partitions()}
+        self.start, self.pause, self.resume, self.close = source.start, source.pause, source.resume, source.close
+        self.offset_at, self.log_id, self.readable_from = source.offset_at, source.log_id, source.readable_from
 
     @property
     def generation(self) -> int:
@@ -38,23 +41,11 @@ class Span:
         over = self._until_ms is not None and record.timestamp_ms >= self._until_ms
         return began and not over and record.offset < self._bounds[record.partition][1]
 
-    def start(self, partition: Partition, next_offset: int) -> None:
-        self._source.start(partition, next_offset)
-
-    def pause(self, partitions: Sequence[Partition]) -> None:
-        self._source.pause(partitions)
-
-    def resume(self, partitions: Sequence[Partition]) -> None:
-        self._source.resume(partitions)
-
     def partitions(self) -> tuple[Partition, ...]:
         return tuple(self._bounds)
 
     def bounds(self, partition: Partition) -> tuple[int, int]:
         return self._bounds[partition]
-
-    def offset_at(self, partition: Partition, time_ms: int) -> int:
-        return self._source.offset_at(partition, time_ms)
 
     def committed(self, partition: Partition) -> int | None:  # noqa: ARG002
         return None
@@ -62,17 +53,8 @@ class Span:
     def commit(self, next_offsets: Mapping[Partition, int]) -> None:  # noqa: ARG002
         return
 
-    def log_id(self, partition: Partition) -> str:
-        return self._source.log_id(partition)
-
-    def readable_from(self, partition: Partition, next_offset: int) -> int:
-        return self._source.readable_from(partition, next_offset)
-
     def dead_letter(self, letters: Sequence[DeadLetter]) -> None:  # noqa: ARG002
         return
-
-    def close(self) -> None:
-        self._source.close()
 
 
 def open_span(settings: SourceSettings[SourceSection], since_ms: int, until_ms: int | None = None) -> Span:
@@ -92,8 +74,7 @@ def open_span(settings: SourceSettings[SourceSection], since_ms: int, until_ms: 
 
 def read_back(settings: SourceSettings[SourceSection], since_ms: int, until_ms: int | None = None) -> Iterator[Record]:
     """Every record of that span, each partition in the order of its log; errors as `open_span`."""
-    span = open_span(settings, since_ms, until_ms)
-    try:
+    with closing(open_span(settings, since_ms, until_ms)) as span:
         unread = {p for p in span.partitions() if span.bounds(p)[0] < span.bounds(p)[1]}
         while unread:
             polled = span.poll(POLL_S)
@@ -102,5 +83,3 @@ def read_back(settings: SourceSettings[SourceSection], since_ms: int, until_ms: 
             for records in polled.records.values():
                 yield from records
             unread -= {p for p, next_offset in polled.next_offsets.items() if next_offset >= span.bounds(p)[1]}
-    finally:
-        span.close()

@@ -1,13 +1,86 @@
 """The state in Redis: cursors and counts per partition, alerts and their outbox per monitor; see `Store`.
 
-Nothing outside this package knows Redis. Every change is one script in `monitor/store/lua/`, so it happens whole or not
-at all; every method may raise StoreError, after which the same call can be made again.
+Nothing outside this package and the Redis Streams source knows Redis. Every change is one script in
+`monitor/store/lua/`, so it happens whole or not at all; every method may raise StoreError, after which the same call
+can be made again.
 """
 
-from monitor.store.connection import StoreConfigError, StoreError
-from monitor.store.evaluation import EvaluatorState
-from monitor.store.partitions import OTHER_STREAM, Claim, ClaimStatus, Limits
-from monitor.store.store import Store, open_store
+from __future__ import annotations
+
+from redis.exceptions import ResponseError
+
+from monitor.store.catalog import Catalog
+from monitor.store.connection import Connection, StoreConfigError, StoreError, connect
+from monitor.store.counts import Counts, Exemplars
+from monitor.store.evaluation import Evaluation, EvaluatorState
+from monitor.store.keyspace import MonitorKeys, PartitionKeys
+from monitor.store.outbox import Outbox
+from monitor.store.partitions import OTHER_STREAM, Claim, ClaimStatus, Limits, Partitions
+from monitor.store.settings import RedisSettings
+
+
+class Store:
+    """All state of one monitor, by who uses it. Safe to share between threads; built by `open_store`.
+
+    Consumers write through `partitions`; everybody reads `counts` and `exemplars`. The evaluator decides through
+    `evaluation`, which fills the `outbox` that the dispatcher empties. `catalog` and `silences` (JSON by id) are small
+    and shared.
+    """
+
+    def __init__(self, connection: Connection, monitor: str, limits: Limits, wait_aof_ms: int = 0) -> None:
+        self._connection = connection
+        self._wait_aof_ms = wait_aof_ms
+        partition_keys = PartitionKeys(connection, monitor)
+        self.partitions = Partitions(partition_keys, limits)
+        self.counts = Counts(partition_keys)
+        self.exemplars = Exemplars(partition_keys)
+        self._monitor_keys = MonitorKeys(connection, monitor)
+        self.catalog = Catalog(self._monitor_keys)
+        self.evaluation = Evaluation(self._monitor_keys)
+        self.silences = self._monitor_keys.texts("silences")
+        self.outbox = Outbox(self._monitor_keys)
+
+    def ping(self) -> None:
+        """Raises StoreError while Redis does not answer."""
+        self._connection.read("PING")
+
+    def settle_on_disk(self) -> bool:
+        """Wait until what was applied so far is on Redis' disk; False where it is not within the time-out.
+
+        True at once where the server has no append-only file, or cannot tell (before 7.2, or a cluster).
+
+        Raises:
+            StoreError: Redis does not answer.
+        """
+        if not self._wait_aof_ms:
+            return True
+        # The file is written in order: when a write made now is on disk, so is all before it, whichever
+        # connection it came over. WAITAOF alone would wait for the writes of its own connection.
+        mark = (self._monitor_keys.key("settled"), "1", "EX", 60)
+        try:
+            _, (local, _) = self._connection.read_many([("SET", *mark), ("WAITAOF", 1, 0, self._wait_aof_ms)])
+        except ResponseError as error:  # asked every time: after a failover another server answers
+            if "waitaof" in str(error).lower():  # unknown, forbidden, or no append-only file
+                return True
+            raise
+        return int(local) >= 1
+
+    def close(self) -> None:
+        """Close all connections; never raises."""
+        self._connection.close()
+
+
+def open_store(settings: RedisSettings, monitor: str, limits: Limits | None = None) -> Store:
+    """Connect, check the server, and return the state of that monitor.
+
+    Raises:
+        StoreError: Redis does not answer.
+        StoreConfigError: this Redis must not be used, and why.
+    """
+    connection = connect(settings)
+    wait_ms = round(settings.timeout_s * 500) if settings.wait_aof and not connection.is_cluster else 0
+    return Store(connection, monitor, limits or Limits(), wait_ms)
+
 
 __all__ = [
     "OTHER_STREAM",

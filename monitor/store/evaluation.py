@@ -58,7 +58,7 @@ class Evaluation:
 
     def alerts(self) -> dict[tuple[str, str], Alert]:
         """{(rule, stream): alert} of every alert that is kept."""
-        alerts = map(alert_state.from_json, self._keys.texts("alerts").values())
+        alerts = map(alert_state.from_json, self._keys.texts("alerts").all().values())
         return {(alert.rule, alert.stream): alert for alert in alerts}
 
     def rule_states(self, rule: str, fingerprint: str) -> dict[str, bytes]:

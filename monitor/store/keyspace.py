@@ -50,19 +50,35 @@ class MonitorKeys:
         """The key of that name."""
         return ":".join((self._prefix, *parts))
 
-    def texts(self, *parts: str) -> dict[str, str]:
-        """{field: text} of the hash of that name; empty where there is none."""
-        fields = self.connection.read("HGETALL", self.key(*parts))
-        return {name.decode(): text.decode() for name, text in fields.items()}
+    def texts(self, *parts: str) -> TextHash:
+        """The hash of that name."""
+        return TextHash(self.connection, self.key(*parts))
 
-    def put_texts(self, texts: Mapping[str, str], *parts: str) -> None:
-        """Set fields of the hash of that name."""
-        key = self.key(*parts)
-        self.connection.read_many([*(("HSET", key, *field) for field in texts.items()), expiry(key)])
 
-    def remove_text(self, field: str, *parts: str) -> bool:
-        """Remove a field of the hash of that name; False where there is none."""
-        return bool(self.connection.read("HDEL", self.key(*parts), field))
+class TextHash:
+    """A hash {name: text}. Every method may raise StoreError."""
+
+    def __init__(self, connection: Connection, key: str) -> None:
+        self._connection = connection
+        self._key = key
+
+    def put(self, name: str, text: str) -> None:
+        """Add or replace one text; it stays until it is removed or nothing is written for `TTL_S`."""
+        self.put_all({name: text})
+
+    def put_all(self, texts: Mapping[str, str]) -> None:
+        """Likewise for several."""
+        commands = [("HSET", self._key, *item) for item in texts.items()]
+        self._connection.read_many([*commands, expiry(self._key)])
+
+    def all(self) -> dict[str, str]:
+        """Every text by its name; empty where there is none."""
+        found = self._connection.read("HGETALL", self._key)
+        return {name.decode(): text.decode() for name, text in found.items()}
+
+    def remove(self, name: str) -> bool:
+        """Remove one; False where there is none of that name."""
+        return bool(self._connection.read("HDEL", self._key, name))
 
 
 def expiry(key: str) -> tuple[Value, ...]:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from monitor.store.connection import SCRIPTS, Value
-from monitor.store.keyspace import TTL_S, MonitorKeys, expiry
+from monitor.store.keyspace import TTL_S, MonitorKeys, TextHash, expiry
 
 FETCH_ENTRIES = 256
 """Looked at together per receiver. Those behind them wait; each leaves after its schedule (three days)."""
@@ -55,7 +55,6 @@ class Outbox:
 
     def __init__(self, keys: MonitorKeys) -> None:
         self._connection = keys.connection
-        self._keys = keys
         self._outbox = keys.key("outbox")
 
     def append(self, document: str) -> str:
@@ -72,7 +71,7 @@ class Outbox:
 
     def self_alerts(self) -> dict[str, str]:
         """{name: document given to `raise_self_alert`} of the open episodes."""
-        return self._keys.texts("outbox", "own")
+        return self._texts("own").all()
 
     def end_self_alert(self, name: str, opened: str, document: str) -> bool:
         """Close the episode that `opened` began and send `document`; False where it is closed already."""
@@ -91,7 +90,7 @@ class Outbox:
 
     def postpone(self, receiver: str, entry_id: str, attempts: int, not_before_ms: int, alert_id: str = "") -> None:
         """Store how many tries failed, when the next one is due, and which alert waits with it."""
-        self._keys.put_texts({entry_id: f"{attempts}:{not_before_ms}:{alert_id}"}, "outbox", "retry", receiver)
+        self._texts(f"retry:{receiver}").put(entry_id, f"{attempts}:{not_before_ms}:{alert_id}")
 
     def settle(self, receiver: str, entry_id: str, alert_id: str = "", hold: str = "") -> bool:
         """The receiver is done with it. With `alert_id`, `hold` is kept (see `held`), or dropped where empty.
@@ -111,15 +110,15 @@ class Outbox:
 
     def hold(self, receiver: str, alert_id: str, text: str) -> None:
         """Change what is kept of an alert that is held already."""
-        self._keys.put_texts({alert_id: text}, "outbox", "held", receiver)
+        self._texts(f"held:{receiver}").put(alert_id, text)
 
     def held(self, receiver: str) -> dict[str, str]:
         """{alert id: text given to `settle` or `hold`} of the alerts that fire as far as the receiver has seen."""
-        return self._keys.texts("outbox", "held", receiver)
+        return self._texts(f"held:{receiver}").all()
 
     def drop_held(self, receiver: str, alert_id: str) -> None:
         """Remove one that was held."""
-        self._keys.remove_text(alert_id, "outbox", "held", receiver)
+        self._texts(f"held:{receiver}").remove(alert_id)
 
     def dead_alerts(self, limit: int = 100) -> list[DeadAlert]:
         """What receivers never got, newest first."""
@@ -132,13 +131,13 @@ class Outbox:
     def set_failing(self, receiver: str, document: str) -> None:
         """Store the alert which reported that a receiver does not get its alerts; empty: it gets them again."""
         if document:
-            self._keys.put_texts({receiver: document}, "outbox", "failing")
+            self._texts("failing").put(receiver, document)
         else:
-            self._keys.remove_text(receiver, "outbox", "failing")
+            self._texts("failing").remove(receiver)
 
     def failing(self) -> dict[str, str]:
         """{receiver: document given to `set_failing`}."""
-        return self._keys.texts("outbox", "failing")
+        return self._texts("failing").all()
 
     def retain_receivers(self, receivers: Iterable[str]) -> list[str]:
         """Keep the outbox for these receivers; to be called before any of them settles an entry.
@@ -168,6 +167,9 @@ class Outbox:
     def _run(self, script: str, *names: str, args: Sequence[Value]) -> Any:
         """Run a script whose keys are the outbox and those of these names, in that order."""
         return self._connection.run(SCRIPTS[script], [self._outbox, *map(self._of, names)], *args)
+
+    def _texts(self, name: str) -> TextHash:
+        return TextHash(self._connection, self._of(name))
 
     def _of(self, name: str) -> str:
         return f"{self._outbox}:{name}"

@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
-import contextlib
 import importlib.util
 import re
 import shutil
-import socket
 import subprocess
 import tempfile
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
+
+import redis
+from redis.backoff import NoBackoff
+from redis.retry import Retry
 
 from monitor.store.child_process import ChildError, ChildProcess, free_port
 
 START_TIMEOUT_S = 10.0
 STOP_TIMEOUT_S = 5.0
 MIN_VERSION = (6, 2)
+SETTINGS = ("--bind", "127.0.0.1", "--save", "", "--appendonly", "no", "--maxmemory-policy", "noeviction")
 
 
 def find_redis_server(at_least: tuple[int, int] = MIN_VERSION) -> Path:
@@ -72,7 +76,8 @@ class PrivateRedis(ChildProcess):
         """See `ChildProcess.start`."""
         server = find_redis_server(self._at_least)
         self.port = self.port or free_port()
-        self._launch([str(server), *self._settings(), *self._options], self.directory)
+        settings = ["--port", str(self.port), "--dir", str(self.directory), *SETTINGS, *self._options]
+        self._launch([str(server), *settings], self.directory)
         self._wait_until(self._answers, START_TIMEOUT_S)
 
     def stop(self) -> None:
@@ -81,26 +86,12 @@ class PrivateRedis(ChildProcess):
         if self._temporary:
             self._temporary.cleanup()
 
-    def _settings(self) -> list[str]:
-        settings = {
-            "bind": "127.0.0.1",
-            "port": str(self.port),
-            "dir": str(self.directory),
-            "save": "",
-            "appendonly": "no",
-            "maxmemory-policy": "noeviction",
-            "daemonize": "no",
-        }
-        return [part for name, value in settings.items() for part in (f"--{name}", value)]
-
     def _answers(self) -> bool:
         with (
-            contextlib.suppress(OSError),
-            socket.create_connection(("127.0.0.1", self.port), 1.0) as connection,
+            redis.Redis(port=self.port, socket_timeout=1.0, retry=Retry(NoBackoff(), 0)) as client,
+            suppress(redis.RedisError),
         ):
-            connection.settimeout(1.0)
-            connection.sendall(b"PING\r\n")
-            return connection.recv(16).startswith(b"+PONG")
+            return bool(client.ping())
         return False
 
 

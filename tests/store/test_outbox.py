@@ -66,7 +66,7 @@ def test_retry_state_belongs_to_one_receiver_and_outlives_the_connection(
     decide(store, "a")
     (entry,) = store.outbox.fetch("one", 0)
     store.outbox.postpone("one", entry.id, 3, 7_000)
-    again = open_store(RedisSettings(url=SecretStr(redis_server.url)), store.outbox._keys.key()[4:-8])
+    again = open_store(RedisSettings(url=SecretStr(redis_server.url)), store._monitor_keys.key()[4:-8])
     assert [(e.attempts, e.not_before_ms) for e in again.outbox.fetch("one", 0)] == [(3, 7_000)]
     assert [(e.attempts, e.not_before_ms) for e in again.outbox.fetch("two", 0)] == [(0, 0)]
     again.close()
@@ -179,7 +179,7 @@ def test_beyond_its_limit_the_outbox_drops_the_oldest_and_counts_them(
     assert store.evaluation.state().outbox_dropped == 2
     assert documents(store, "dead", 10) == ["c", "d", "e"]
     assert store.outbox.backlog("dead").entries == 3
-    assert store.outbox._keys.texts("outbox", "retry", "dead") == {}
+    assert store._monitor_keys.texts("outbox", "retry", "dead").all() == {}
 
 
 def test_a_full_fetch_gives_the_oldest_first_and_goes_on_behind_them(
@@ -211,6 +211,6 @@ def test_every_key_of_the_outbox_expires_by_itself(store: Store, redis_server: P
     store.outbox.bury("early", store.outbox.fetch("early", 0)[0], "gone")
     store.outbox.set_failing("early", "told")
     with Client.from_url(redis_server.url, decode_responses=True) as client:
-        keys = set(client.scan_iter(f"{store.outbox._keys.key()}:*"))
+        keys = set(client.scan_iter(f"{store._monitor_keys.key()}:*"))
         assert len(keys) == 5
         assert all(client.ttl(key) > 0 for key in keys)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import time
 import traceback
+from bisect import bisect_left
 
 from kafka import KafkaConsumer, TopicPartition, errors
 
@@ -57,14 +58,8 @@ class Probe:
         inside, step = next_offset, 1
         while inside + step < end and self._failing_batch(inside + step) == failing:
             inside, step = inside + step, 2 * step
-        beyond = min(inside + step, end)
-        while beyond - inside > 1:
-            middle = (inside + beyond) // 2
-            if self._failing_batch(middle) == failing:
-                inside = middle
-            else:
-                beyond = middle
-        return beyond
+        rest = range(inside + 1, min(inside + step, end))
+        return inside + 1 + bisect_left(rest, True, key=lambda offset: self._failing_batch(offset) != failing)
 
     def close(self) -> None:
         """Free the connection."""

@@ -41,7 +41,6 @@ class KafkaRecordProducer:
     def send(
         self, topic: str, value: bytes, key: bytes | None = None, headers: Headers = (), timestamp_ms: int | None = None
     ) -> None:
-        """See `Producer.send`."""
         with _refusing_size(topic):
             self._in_flight.append(self.submit(topic, value, key, headers, timestamp_ms))
         self._bytes_in_flight += len(value)
@@ -49,14 +48,12 @@ class KafkaRecordProducer:
             self.flush()
 
     def flush(self) -> None:
-        """See `Producer.flush`."""
         sent, self._in_flight, self._bytes_in_flight = self._in_flight, [], 0
         with _refusing_size("the topic"):
             for future in sent:
                 self.await_written(future)
 
     def close(self) -> None:
-        """See `Producer.close`."""
         producer, self._producer = self._producer, None
         self._topics.clear()
         self._in_flight, self._bytes_in_flight = [], 0

@@ -86,12 +86,10 @@ class KafkaSource:
                 self._consumer.resume(item)
 
     def pause(self, partitions: Sequence[Partition]) -> None:
-        """See `Source.pause`."""
         with self._client("pausing"):
             self._consumer.pause(*self._flowing(partitions))
 
     def resume(self, partitions: Sequence[Partition]) -> None:
-        """See `Source.resume`."""
         with self._client("resuming"):
             self._consumer.resume(*self._flowing(partitions))
 
@@ -110,14 +108,12 @@ class KafkaSource:
         return first[item], last[item]
 
     def offset_at(self, partition: Partition, time_ms: int) -> int:
-        """See `Source.offset_at`."""
         item = _item(partition)
         with self._client("looking up a time"):
             at = self._consumer.offsets_for_times({item: max(0, time_ms)}, timeout_ms=self._timeout_ms).get(item)
         return self.bounds(partition)[1] if at is None or at.offset < 0 else int(at.offset)
 
     def committed(self, partition: Partition) -> int | None:
-        """See `Source.committed`."""
         with self._client("asking for the committed offset"):
             offset = self._consumer.committed(_item(partition), timeout_ms=self._timeout_ms)
         return None if offset is None or offset < 0 else int(offset)

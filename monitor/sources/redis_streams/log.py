@@ -107,7 +107,6 @@ class RedisRecordProducer:
     def send(
         self, topic: str, value: bytes, key: bytes | None = None, headers: Headers = (), timestamp_ms: int | None = None
     ) -> None:
-        """See `Producer.send`."""
         index = (next(self._turn) if key is None else zlib.crc32(key)) % self._config.partitions
         call = append_call(Partition(topic, index), self._config.max_length, value, key, headers, timestamp_ms)
         self._calls.append(call)
@@ -116,7 +115,6 @@ class RedisRecordProducer:
             self.flush()
 
     def flush(self) -> None:
-        """See `Producer.flush`."""
         calls, self._calls, self._bytes = self._calls, [], 0
         if not calls:
             return
@@ -130,8 +128,7 @@ class RedisRecordProducer:
             raise
 
     def close(self) -> None:
-        """See `Producer.close`."""
         connection, self._connection = self._connection, None
         self._calls, self._bytes = [], 0
-        if connection is not None:
+        if connection:
             connection.close()

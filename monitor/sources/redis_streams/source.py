@@ -1,11 +1,12 @@
 """The Redis Streams source: a partitioned log with consumer groups on one Redis, for edge boxes without Kafka.
 
-Members announce themselves in a sorted set that forgets the silent; each takes its fair share of the partitions by a
-lease per partition (SET NX PX), keeps it alive while it polls, and gives back what is above its share.
+Members register in a sorted set that drops those that stop polling; each takes its fair share of the partitions by a
+lease per partition (SET NX PX), renews it while it polls, and gives back what is above its share.
 """
 
 from __future__ import annotations
 
+import math
 import time
 import uuid
 from collections.abc import Mapping, Sequence
@@ -57,6 +58,7 @@ class RedisStreamSource:
     def __init__(self, config: RedisStreamSettings, server: RedisSettings, group: str = "layerwatch") -> None:
         self._config = config
         self._group = group
+        self._members_key = f"lwq:{group}:members"
         self._lease_ms = round(config.lease_s * 1000)
         self._token = uuid.uuid4().hex
         self._owned: set[Partition] = set()
@@ -74,7 +76,6 @@ class RedisStreamSource:
         return self._generation
 
     def poll(self, timeout_s: float) -> Polled:
-        """See `Source.poll`."""
         deadline = time.monotonic() + timeout_s
         while True:
             with translated():
@@ -93,11 +94,9 @@ class RedisStreamSource:
             self._paused.discard(partition)
 
     def pause(self, partitions: Sequence[Partition]) -> None:
-        """See `Source.pause`."""
         self._paused |= set(partitions)
 
     def resume(self, partitions: Sequence[Partition]) -> None:
-        """See `Source.resume`."""
         self._paused -= set(partitions)
 
     def partitions(self) -> tuple[Partition, ...]:
@@ -105,7 +104,6 @@ class RedisStreamSource:
         return tuple(Partition(topic, i) for topic in self._config.topics for i in range(self._config.partitions))
 
     def bounds(self, partition: Partition) -> tuple[int, int]:
-        """See `Source.bounds`."""
         with translated():
             # the log before its end: a record that comes in between must not make the first one lie behind the end
             entries = self._connection.read("XRANGE", log_key(partition), "-", "+", "COUNT", 1)
@@ -122,19 +120,18 @@ class RedisStreamSource:
         return position if state > 0 else self.bounds(partition)[1]
 
     def committed(self, partition: Partition) -> int | None:
-        """See `Source.committed`."""
         with translated():
-            offset = self._connection.read("GET", self._commit_key(partition))
+            offset = self._connection.read("GET", self._key(partition, "committed"))
         return None if offset is None else int(offset)
 
     def commit(self, next_offsets: Mapping[Partition, int]) -> None:
         """See `Source.commit`; only of partitions that are ours."""
         mine = {partition: offset for partition, offset in next_offsets.items() if partition in self._owned}
         with translated():
-            self._connection.read_many([("SET", self._commit_key(p), offset) for p, offset in mine.items()])
+            self._connection.read_many([("SET", self._key(p, "committed"), offset) for p, offset in mine.items()])
 
     def log_id(self, partition: Partition) -> str:
-        """See `Source.log_id`: made up by whoever asks first; it goes when Redis loses the log."""
+        """See `Source.log_id`: the first call creates it; it is lost when Redis loses the log."""
         key = f"{log_key(partition)}:id"
         with translated():
             found = self._connection.read_many([("SET", key, uuid.uuid4().hex, "NX"), ("GET", key)])[1]
@@ -159,11 +156,9 @@ class RedisStreamSource:
             return
         try:
             self._give(self._owned)
-            self._connection.read("ZREM", self._members_key(), self._token)
+            self._connection.read("ZREM", self._members_key, self._token)
         except (StoreError, RedisError) as error:
             log.warning("redis_stream.close_failed", error=str(error))
-        self._owned.clear()
-        self._positions.clear()
         self._closed = True
         self._client.close()
 
@@ -176,15 +171,14 @@ class RedisStreamSource:
     # ---------------------------------------------------------------- membership
 
     def _balance(self) -> tuple[tuple[Partition, ...], tuple[Partition, ...]]:
-        """Keep what is ours, give back what is too much, take what is free: (assigned, revoked)."""
+        """Renew our leases, give back what is above our share, take what is free: (assigned, revoked)."""
         now_s = time.monotonic()
         if now_s < self._next_balance_s:
             return (), ()
         self._next_balance_s = now_s + self._config.lease_s / 5
-        join = SCRIPTS["log_join"]
-        members = int(self._connection.run(join, [self._members_key()], self._token, self._lease_ms))
+        members = self._connection.run(SCRIPTS["log_join"], [self._members_key], self._token, self._lease_ms)
         everything = self.partitions()
-        share = -(-len(everything) // max(1, members))
+        share = math.ceil(len(everything) / max(1, int(members)))
         revoked = self._lost()
         surplus = sorted(self._owned - revoked)[share:]
         self._give(surplus)
@@ -200,21 +194,22 @@ class RedisStreamSource:
 
     def _lost(self) -> set[Partition]:
         held = sorted(self._owned)
-        calls = [Call(SCRIPTS["log_keep"], [self._lease_key(p)], [self._token, self._lease_ms]) for p in held]
+        calls = [Call(SCRIPTS["log_keep"], [self._key(p, "owner")], [self._token, self._lease_ms]) for p in held]
         return {p for p, kept in zip(held, self._connection.run_many(calls), strict=True) if not kept}
 
     def _give(self, partitions: Sequence[Partition] | set[Partition]) -> None:
-        self._connection.run_many([Call(SCRIPTS["log_give"], [self._lease_key(p)], [self._token]) for p in partitions])
+        self._connection.run_many(
+            [Call(SCRIPTS["log_give"], [self._key(p, "owner")], [self._token]) for p in partitions]
+        )
 
     def _take(self, free: Sequence[Partition], wanted: int) -> list[Partition]:
+        lease = (self._token, "NX", "PX", self._lease_ms)
         taken: list[Partition] = []
         for partition in free:
-            if len(taken) >= wanted:
-                break
-            if self._connection.read("SET", self._lease_key(partition), self._token, "NX", "PX", self._lease_ms):
+            if len(taken) < wanted and self._connection.read("SET", self._key(partition, "owner"), *lease):
                 taken.append(partition)
-                self._owned.add(partition)
         if taken:
+            self._owned |= set(taken)
             self._generation = int(self._connection.read("INCR", f"lwq:{self._group}:generation"))
             log.info("redis_stream.rebalanced", generation=self._generation, assigned=len(taken))
         return taken
@@ -224,7 +219,10 @@ class RedisStreamSource:
     def _read(self) -> dict[Partition, list[Record]]:
         flowing = [(p, at) for p, at in self._positions.items() if p not in self._paused]
         replies = self._connection.read_many(
-            [("XRANGE", log_key(p), f"{at + 1}-0", "+", "COUNT", self._count(p)) for p, at in flowing]
+            [
+                ("XRANGE", log_key(p), f"{at + 1}-0", "+", "COUNT", self._counts.get(p, FIRST_READ_COUNT))
+                for p, at in flowing
+            ]
         )
         records: dict[Partition, list[Record]] = {}
         for (partition, position), entries in zip(flowing, replies, strict=True):
@@ -239,16 +237,6 @@ class RedisStreamSource:
             records[partition] = batch
         return records
 
-    def _count(self, partition: Partition) -> int:
-        return self._counts.get(partition, FIRST_READ_COUNT)
-
-    # ---------------------------------------------------------------- keys
-
-    def _lease_key(self, partition: Partition) -> str:
-        return f"{log_key(partition)}:owner:{self._group}"
-
-    def _commit_key(self, partition: Partition) -> str:
-        return f"{log_key(partition)}:committed:{self._group}"
-
-    def _members_key(self) -> str:
-        return f"lwq:{self._group}:members"
+    def _key(self, partition: Partition, name: str) -> str:
+        """What the group keeps of a partition: the lease of its `owner`, the `committed` offset."""
+        return f"{log_key(partition)}:{name}:{self._group}"

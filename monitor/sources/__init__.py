@@ -1,6 +1,6 @@
 """Sources of records: one package per broker behind the protocols `Source` and `Producer`.
 
-No other code knows a broker. `SOURCES` lists the kinds; docs/how-to/add-a-source.md adds one.
+No other code imports a broker's client. `SOURCES` lists the kinds; docs/how-to/add-a-source.md adds one.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What a dead letter looks like in any log: its identity and its headers."""
+"""Dead letters in any log: their identity and their headers."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ def letter_id(letter: DeadLetter) -> str:
     return f"{letter.record.partition}:{letter.record.offset}"
 
 
-def story_headers(letter: DeadLetter) -> list[tuple[str, bytes]]:
-    """Where the record stood and why it is here; bounded in size."""
+def origin_headers(letter: DeadLetter) -> list[tuple[str, bytes]]:
+    """The position of the record and the reason why it is here; bounded in size."""
     record = letter.record
-    story = {
+    origin = {
         "topic": record.partition.topic,
         "partition": str(record.partition.index),
         "offset": str(record.offset),
@@ -25,11 +25,11 @@ def story_headers(letter: DeadLetter) -> list[tuple[str, bytes]]:
         "error": letter.error[:MAX_ERROR_CHARS],
     }
     # "replace": a name or text out of broken bytes may hold half a surrogate pair
-    return [(f"layerwatch-{name}", value.encode("utf-8", "replace")) for name, value in story.items()]
+    return [(f"layerwatch-{name}", value.encode("utf-8", "replace")) for name, value in origin.items()]
 
 
 def letter_headers(letter: DeadLetter) -> list[tuple[str, bytes]]:
-    """The original headers, then the story and the original key."""
-    headers = [*letter.record.headers, *story_headers(letter)]
+    """The original headers, then those of `origin_headers` and the original key."""
+    headers = [*letter.record.headers, *origin_headers(letter)]
     key = letter.record.key
     return headers if key is None else [*headers, ("layerwatch-key", key)]

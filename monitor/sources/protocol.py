@@ -71,7 +71,7 @@ class Source(Protocol):
         """Undo pause()."""
 
     def partitions(self) -> tuple[Partition, ...]:
-        """All partitions of the topic, whoever owns them."""
+        """All partitions of the topics, of every owner."""
 
     def bounds(self, partition: Partition) -> tuple[int, int]:
         """(first offset still in the log, offset after the last record)."""
@@ -86,7 +86,7 @@ class Source(Protocol):
         """Commit these offsets for the group: information for lag tools, never what a restart begins at."""
 
     def log_id(self, partition: Partition) -> str:
-        """Identity of the log: another one under the same name is a new log; "" where the broker cannot tell."""
+        """Identity of the log: another one under the same name is a new log; "" where the broker has none."""
 
     def readable_from(self, partition: Partition, next_offset: int) -> int:
         """First offset behind the one that UnreadableError named which is not part of the same damage."""

@@ -47,7 +47,7 @@ class Store:
     def settle_on_disk(self) -> bool:
         """Wait until what was applied so far is on Redis' disk; False where it is not within the time-out.
 
-        True at once where the server has no append-only file, or cannot tell (before 7.2, or a cluster).
+        True at once where the server has no append-only file, or has no WAITAOF (before 7.2), and in a cluster.
 
         Raises:
             StoreError: Redis does not answer.
@@ -59,7 +59,7 @@ class Store:
         mark = (self._monitor_keys.key("settled"), "1", "EX", 60)
         try:
             _, (local, _) = self._connection.read_many([("SET", *mark), ("WAITAOF", 1, 0, self._wait_aof_ms)])
-        except ResponseError as error:  # asked every time: after a failover another server answers
+        except ResponseError as error:  # no result is kept: after a failover another server answers
             if "waitaof" in str(error).lower():  # unknown, forbidden, or no append-only file
                 return True
             raise

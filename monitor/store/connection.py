@@ -145,7 +145,7 @@ class Connection:
         commands = [("EVALSHA", call.script.sha1, *tail) for call, tail in zip(calls, tails, strict=True)]
         replies = self._send(label, commands)
         missing = [i for i, reply in enumerate(replies) if isinstance(reply, NoScriptError)]
-        if missing:  # a restarted or failed-over server: EVAL runs the script and makes it known again
+        if missing:  # a restarted or failed-over server: EVAL runs the script and stores it again
             again = self._send(label, [("EVAL", calls[i].script.text, *tails[i]) for i in missing])
             for i, reply in zip(missing, again, strict=True):
                 replies[i] = reply

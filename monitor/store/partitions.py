@@ -151,7 +151,7 @@ class Partitions:
             **asdict(self._limits),
         }
         keys = [f"{prefix}:{name}" for name in ("cursor", "open", "facts", "totals")]
-        # Redis' decoder knows no bin type: text and bytes both travel as raw strings
+        # Redis' decoder has no bin type: text and bytes are both packed as raw strings
         return Call(SCRIPTS["apply"], keys, [msgpack.packb(body, use_bin_type=False)])
 
     def _unusual(self, e: Exemplar) -> _KeptImage:

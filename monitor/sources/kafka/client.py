@@ -32,7 +32,7 @@ from monitor.sources.kafka.settings import KafkaSettings, KafkaTlsSettings
 from monitor.sources.protocol import FatalSourceError, SourceError
 
 MAX_BOOTSTRAP_S = 10.0
-"""A daemon tries again for ever; one attempt must not delay its shutdown."""
+"""A daemon tries again without end; one attempt must not delay its shutdown."""
 MAX_RECONNECT_MS = 3000
 
 _REFUSED = (
@@ -41,7 +41,7 @@ _REFUSED = (
     errors.IllegalSaslStateError,
     ssl.SSLCertVerificationError,
 )
-"""A server that answered and will say no again."""
+"""Refusals that another try does not change."""
 
 _FATAL = (
     *_REFUSED,
@@ -106,7 +106,7 @@ def client_options(config: KafkaSettings) -> dict[str, Any]:
 def with_passthrough(
     config: KafkaSettings, options: dict[str, Any], client: type, fixed: frozenset[str]
 ) -> dict[str, Any]:
-    """Lay `kafka.client` over the options, as far as `client` knows the keys.
+    """Lay `kafka.client` over the options, as far as `client` has such options.
 
     Raises:
         FatalSourceError: a key that no client has, or one on which the exact counts rest.
@@ -135,21 +135,21 @@ def connect(client: Callable[..., Any], options: dict[str, Any]) -> Any:
     try:
         return client(**options, kafka_client=net_client)
     except Exception as error:
-        for net in nets:  # left alone, its thread would try to connect for ever
+        for net in nets:  # otherwise its thread would try to connect without end
             with suppress(Exception):
                 net.close()
         failure = nets[0].manager.last_failure if nets else None
         servers = ", ".join(options["bootstrap_servers"])
-        told = f"kafka: connecting to {servers}: {describe(failure or error)}"
+        text = f"kafka: connecting to {servers}: {describe(failure or error)}"
         if isinstance(failure or error, _FATAL):
-            raise FatalSourceError(told) from error
+            raise FatalSourceError(text) from error
         if isinstance(error, TypeError | ValueError):
             raise FatalSourceError(f"kafka.client: {describe(error)}") from error
-        raise SourceError(told) from error
+        raise SourceError(text) from error
 
 
 class _Manager(KafkaConnectionManager):  # type: ignore[misc]
-    """Remembers why connections fail, which kafka-python only logs, and gives up early where trying again is vain."""
+    """Keeps why connections fail, which kafka-python only logs, and gives up early where another try cannot help."""
 
     def __init__(self, net: Any, **configs: Any) -> None:
         self.last_failure: BaseException | None = None
@@ -162,7 +162,7 @@ class _Manager(KafkaConnectionManager):  # type: ignore[misc]
         connection = super().get_connection(node_id, **options)
         if connection is not known:
             connection.init_future.add_errback(lambda error: self._note(node_id, error))
-            connection.init_future.add_callback(lambda _: self._welcome(node_id))
+            connection.init_future.add_callback(lambda _: self._accepted(node_id))
         return connection
 
     def maybe_raise_auth_failure(self, node_id: Any) -> None:
@@ -179,7 +179,7 @@ class _Manager(KafkaConnectionManager):  # type: ignore[misc]
         receive = transport._sock_recv
 
         def receive_all() -> tuple[bytes, BaseException | None]:
-            """kafka-python throws away what came right before the end of a connection: for one, why we are refused."""
+            """kafka-python drops what came right before the end of a connection, such as the reason of a refusal."""
             received, failure = receive()
             return (received, None) if received else (received, failure)
 
@@ -199,7 +199,7 @@ class _Manager(KafkaConnectionManager):  # type: ignore[misc]
         if node_id not in first or first <= set(self._refusals):
             self._final.update(self._refusals)
 
-    def _welcome(self, node_id: Any) -> None:
+    def _accepted(self, node_id: Any) -> None:
         self._refusals.pop(node_id, None)
         self._final.pop(node_id, None)
 

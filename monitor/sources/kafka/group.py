@@ -2,7 +2,7 @@
 
 - A rebalance listener runs on the client's IO thread: it only notes what changed, pauses and seeks, all in memory.
 - A partition just assigned is paused and given a placeholder position: without a position the client would ask for
-  the group's committed offset, or raise, and only our own cursor may say where to start.
+  the group's committed offset, or raise, and only our own cursor says where to start.
 """
 
 from __future__ import annotations

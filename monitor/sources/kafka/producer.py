@@ -12,7 +12,7 @@ from kafka import KafkaProducer, errors
 from monitor.core.types import DeadLetter
 from monitor.sources.kafka.client import client_options, connect, describe, translated, with_passthrough
 from monitor.sources.kafka.settings import KafkaSettings
-from monitor.sources.letters import letter_headers, letter_id, story_headers
+from monitor.sources.letters import letter_headers, letter_id, origin_headers
 from monitor.sources.protocol import FatalSourceError, Headers, SourceError
 
 log = structlog.get_logger(__name__)
@@ -156,7 +156,7 @@ class KafkaDeadLetters(KafkaRecordProducer):
         except errors.MessageSizeTooLargeError:
             # with its headers the record is larger than the topic takes: its position is worth more than nothing
             omitted = ("layerwatch-value-omitted", str(len(letter.record.value or b"")).encode())
-            headers = [*story_headers(letter), omitted]
+            headers = [*origin_headers(letter), omitted]
             self.send(self._config.dead_letter_topic, b"", letter_id(letter).encode(), headers)
             self.flush()
 

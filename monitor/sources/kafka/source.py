@@ -1,6 +1,6 @@
 """The Kafka source: one kafka-python consumer of a group, owned by one thread.
 
-After any exception out of the client it is closed and never polled again: with a corrupt batch it can spin for ever.
+After any exception out of the client it is closed and never polled again: with a corrupt batch it can loop without end.
 """
 
 from __future__ import annotations

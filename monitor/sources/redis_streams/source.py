@@ -138,7 +138,7 @@ class RedisStreamSource:
         return "" if found is None else str(found, "ascii")
 
     def readable_from(self, partition: Partition, next_offset: int) -> int:  # noqa: ARG002
-        """See `Source.readable_from`; Redis has no checksums that could fail, so `poll` never asks for it."""
+        """See `Source.readable_from`; Redis has no checksums: `poll` never raises UnreadableError."""
         return next_offset + 1
 
     def dead_letter(self, letters: Sequence[DeadLetter]) -> None:

@@ -1,8 +1,8 @@
-"""Judge a profile, and every other detector on the same features, on the user's own ID and OOD images.
+"""Evaluate a profile, and every other detector on the same features, with the user's own ID and OOD images.
 
 The profile's detector is used unchanged. The others learn from the same reference features, which a profile keeps in
-`reference.safetensors`; all of them then score the same images. The first line of the answer says if one of the
-baselines does better than the profile's detector: then use it.
+`reference.safetensors`; all of them then score the same images. The headline says whether one of them does better
+than the profile's detector.
 """
 
 from __future__ import annotations
@@ -115,7 +115,7 @@ def evaluate(
         if not sets[name].names:
             raise EvaluationError(f"{name}: no usable images ({len(sets[name].broken)} broken)")
     others = _others(profile, [name for name in wanted if name != default], progress)
-    found = {default: profile.detector, **dict(others)}
+    found = {default: profile.detector, **others}
     scores = {name: {k: _score(detector, s.features) for k, s in sets.items()} for name, detector in found.items()}
     progress("bootstrap")
     metrics = {name: {k: dict(measure(of[ID], of[k])) for k in sets if k != ID} for name, of in scores.items()}
@@ -135,24 +135,24 @@ def read_set(profile: Profile, images: Images, thumbnails: bool) -> ImageSet:
     return kept
 
 
-def _others(profile: Profile, names: Sequence[str], progress: Callable[[str], None]) -> Iterable[tuple[str, Detector]]:
+def _others(profile: Profile, names: Sequence[str], progress: Callable[[str], None]) -> dict[str, Detector]:
     """Each detector learned from the profile's reference; the published scores share one network."""
     if not names:
-        return
+        return {}
     reference = profile.reference()
     if reference is None:
         raise EvaluationError("the profile has no reference.safetensors, from which the other detectors would learn")
-    published: Published | None = None
+    learned: dict[str, Detector] = {}
     for name in names:
         progress(f"learning {name}")
         detector = create(name, profile.backbone.layers)
-        if isinstance(detector, Published) and published:
+        published = next((other for other in learned.values() if isinstance(other, Published)), None)
+        if published and isinstance(detector, Published):
             detector.restore(published.state())
         else:
             detector.fit(reference)
-        if isinstance(detector, Published):
-            published = detector
-        yield name, detector
+        learned[name] = detector
+    return learned
 
 
 def _score(detector: Detector, features: Tensor) -> NDArray[np.float64]:

@@ -1,4 +1,4 @@
-"""From bytes to what a backbone sees: one code path for fit and for serving.
+"""From encoded bytes to the input of a backbone: one code path for fit and for serving.
 
 Imports no torch, so that decoder workers start fast and stay small. Every step is deterministic and the same for a
 reference image and a live one: decode the first frame, turn it upright by its EXIF orientation (a camera that writes

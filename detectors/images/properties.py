@@ -1,4 +1,4 @@
-"""Image properties: what a sensor fault moves before any learned feature does. No torch; runs where images are decoded.
+"""Image properties: a sensor fault changes them before any learned feature. No torch; runs where images are decoded.
 
 Measured on the original image, from a fixed grid of native pixels: SAMPLE_PX on the longer side, evenly spread, so
 that a larger sensor does not look sharper and clipped or hot pixels are not averaged away. Images below SAMPLE_PX are

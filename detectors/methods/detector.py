@@ -1,6 +1,6 @@
 """What every detector promises, and a base for those that learn nothing but a few tensors.
 
-A detector sees features only: (N, D) float32 pooled backbone features as `detectors.profile.backbone` gives them, the
+A detector gets features only: (N, D) float32 pooled backbone features as `detectors.profile.backbone` gives them, the
 layers side by side, not standardised in any way. What a method needs of them (per-image standardisation, whitening,
 norms) is part of the method.
 """
@@ -78,8 +78,8 @@ Progress = Callable[[float], None]
 
 @dataclass(frozen=True)
 class FitContext:
-    """What a fit offers a detector that trains. turned: computes turned copies, and costs passes of the backbone; None
-    where there are none."""
+    """What a fit gives to a detector that trains. turned: computes the features of turned copies, at the cost of
+    backbone passes; returns None where there are no such images."""
 
     progress: Progress = lambda _: None
     turned: Callable[[], Turned | None] = lambda: None
@@ -100,7 +100,7 @@ class TrainableDetector(Detector, Protocol):
 
 
 class LearnedTensors:
-    """Base of what learns a few named tensors from features in layers: a detector adds fit() and score()."""
+    """Base of a detector whose state is a few named tensors; the detector adds fit() and score()."""
 
     def __init__(self, layers: tuple[int, ...]) -> None:
         self.layers = layers

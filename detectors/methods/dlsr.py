@@ -166,8 +166,8 @@ class Spaces(LearnedTensors):
         rz  each channel z-scored over the reference
         sw  signed square root, then each layer whitened over the reference
 
-    Each view sees what another misses: together they beat each alone on every backbone measured, and adding raw
-    distances (Mahalanobis, kNN) to them does not help (benchmarks/ood_accuracy.py).
+    Each view separates images that another does not: together they beat each alone on every backbone measured, and
+    adding raw distances (Mahalanobis, kNN) to them does not help (benchmarks/ood_accuracy.py).
     """
 
     def fit(self, features: Tensor) -> Self:

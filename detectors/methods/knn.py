@@ -6,7 +6,7 @@ Source: Sun, Ming, Zhu and Li, "Out-of-distribution detection with deep nearest 
 
 where n_(k) is the k-th nearest among the normalised reference features. The paper takes one layer; here each layer is
 normalised by itself and divided by the square root of the number of layers, so that the whole has length one and each
-layer counts alike.
+layer has the same weight.
 """
 
 from __future__ import annotations

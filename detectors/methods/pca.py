@@ -7,7 +7,7 @@ analysis", Technometrics 21 (1979).
     score(z) = || (I - V V^T) x ||^2,   x = (z - mean) / sd per channel
 
 V holds the leading components that explain `explained` of the variance of x. Channels are brought to equal variance
-first: pooled layers differ a hundredfold in scale, and the largest would be all that counts.
+first: pooled layers differ a hundredfold in scale, and the largest would dominate.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """Pooled layer features of a frozen timm backbone: uint8 pixels -> (N, D).
 
 The feature map of each chosen layer is averaged over space and the layers are laid side by side. The stride-2 layer is
-left out by default: its features say how bright and how striped a picture is, and on nine OOD sets it cost the joined
-score one to three AUROC points.
+left out by default: its features encode brightness and stripes, and on nine OOD sets it cost the joined score one to
+three AUROC points.
 """
 
 from __future__ import annotations
@@ -128,22 +128,17 @@ def _create(spec: BackboneSpec, **more: Any) -> Network:
 def _default_layers(spec: BackboneSpec, network: Network) -> tuple[int, ...]:
     reductions = [int(r) for r in network.feature_info.reduction()]
     if spec.strides:
-        return _by_stride(spec, reductions)
+        if not set(spec.strides) <= set(reductions) or len(set(reductions)) < len(reductions):
+            raise BackboneError(
+                f"backbone {spec.model!r}: cannot choose layers by strides {list(spec.strides)}, its layers have "
+                f"strides {reductions}; give indices from 0 to {len(reductions) - 1}"
+            )
+        return tuple(reductions.index(stride) for stride in sorted(spec.strides))
     if len(set(reductions)) > 1:
         return tuple(i for i, reduction in enumerate(reductions) if reduction > 2)
     # timm shows only the last blocks by default; the whole model lies under `.model`.
     depth = len(getattr(network.model, "blocks", reductions)) if hasattr(network, "model") else len(reductions)
     return tuple(sorted({max(0, round(depth * (i + 1) / 4) - 1) for i in range(4)}))
-
-
-def _by_stride(spec: BackboneSpec, reductions: list[int]) -> tuple[int, ...]:
-    absent = set(spec.strides) - set(reductions)
-    if absent or len(set(reductions)) < len(reductions):
-        raise BackboneError(
-            f"backbone {spec.model!r}: cannot choose layers by strides {list(spec.strides)}, its layers have strides "
-            f"{reductions}; give indices from 0 to {len(reductions) - 1}"
-        )
-    return tuple(reductions.index(stride) for stride in sorted(spec.strides))
 
 
 def _load(network: Network, path: Path) -> None:

@@ -6,7 +6,7 @@ For calibration scores s_1..s_n that the detector never saw and a fresh score s 
 
 is uniform on {1, ..., n + 1} / (n + 1), exactly, whatever the distribution (Vovk, Gammerman and Shafer, "Algorithmic
 Learning in a Random World", 2005; Bates et al., "Testing for outliers with conformal p-values", 2023).
-n + 1, not n: the observed score joins the sample, so p stays in (0, 1] and never promises more than n images can.
+n + 1, not n: the observed score joins the sample, so p stays in (0, 1] and is never smaller than n images can support.
 
 Equal scores are put in order by a jitter that depends on the image's key alone, in calibration and at run time alike.
 Without it discrete signals (width, channels) would pile up on a few p-values and "fewer than usual" would mean nothing.

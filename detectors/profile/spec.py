@@ -1,4 +1,4 @@
-"""Which backbone sees images, and how. No torch here: the command line builds a specification before anything heavy."""
+"""The specification of a backbone. No torch here: the command line builds one before it loads anything heavy."""
 
 from __future__ import annotations
 

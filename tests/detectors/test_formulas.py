@@ -78,7 +78,7 @@ def test_statistics_add_over_spaces_not_over_layers() -> None:
     torch.testing.assert_close(layer_statistics(errors, held), expected)
 
 
-def test_the_level_follows_turned_images_only_where_they_tell() -> None:
+def test_the_level_follows_turned_images_only_where_they_decide() -> None:
     assert choose_level({0.3: 0.7, 0.1: 0.6, 0.03: 0.5}, 100) == 0.3
     assert choose_level({0.3: 0.52, 0.1: 0.5, 0.03: 0.5}, 100) == 0.1
     assert choose_level({}, 0) == 0.1

@@ -32,9 +32,9 @@ def test_a_run_goes_on_where_it_stopped_and_makes_weights_that_load(
     common = [str(folder), "-o", str(output), "--px", "32", "--batch", "8", "--max-steps", "1", "--device", "cpu"]
     pretrain_backbone.main([*common, "--epochs", "1", *teacher])
     pretrain_backbone.main([*common, "--epochs", "2", *teacher])
-    told = capsys.readouterr().out
-    assert "24 images, 2 classes" in told
-    assert "going on after epoch 1" in told
-    assert "epoch 2/2" in told
+    printed = capsys.readouterr().out
+    assert "24 images, 2 classes" in printed
+    assert "going on after epoch 1" in printed
+    assert "epoch 2/2" in printed
     backbone = Backbone(BackboneSpec("mobilenetv3_small_100", str(output), input_px=32), "cpu")
     assert backbone.layers == (16, 24, 48, 576)

@@ -33,7 +33,7 @@ class Policy:
 
 
 def alert_id(monitor: str, rule: str, stream: str, bucket_ms: int) -> str:
-    """16 hex digits: a pure function of what alerted and of the bucket it began in."""
+    """16 hex digits: a pure function of the rule, the stream and the bucket it began in."""
     # JSON separates the parts: ("a", "bc") and ("ab", "c") must give different ids
     text = json.dumps([monitor, rule, stream, bucket_ms])
     return blake2b(text.encode(), digest_size=8).hexdigest()

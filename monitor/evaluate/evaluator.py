@@ -142,10 +142,10 @@ class Evaluator:
             if self._stop.is_set() or not self._store.evaluation.lease(self._token, LEASE_S):
                 return
             started = time.perf_counter()
-            sealed = self._store.partitions.seal(partitions, bucket_ms)  # 1. from now on its counts never change
+            sealed = self._store.partitions.seal(partitions, bucket_ms)  # 1. its counts never change again
             failpoint("after_seal")
-            decision = self._judge(bucket_ms, sealed)  # 2. what they mean
-            if not self._decide(bucket_ms, decision):  # 3. all of it or nothing
+            decision = self._judge(bucket_ms, sealed)  # 2. verdicts and alerts
+            if not self._decide(bucket_ms, decision):  # 3. one transaction
                 return
             metrics.BUCKETS_CLOSED.inc()
             metrics.EVALUATION_SECONDS.observe(time.perf_counter() - started)

@@ -9,9 +9,9 @@ import numpy as np
 from monitor.core.alert_document import MovedSignal, Triage
 from monitor.core.buckets import Layout, distance_from_uniform, exceedances, histogram, images, reference_counts
 from monitor.core.types import Vector
-from monitor.rules.shift import surely_moved
+from monitor.rules.shift import distance_bound
 
-# Between what was measured on CIFAR-10: the strongest property moved 0 times as much as the strongest learned signal in
+# Measured on CIFAR-10: the strongest property moved 0 times as much as the strongest learned signal in
 # 164 of 167 alarms on coloured pictures of other things, and .55 times and more in all 720 on 24 sensor faults.
 SENSOR_RATIO = 0.5
 
@@ -62,7 +62,7 @@ def _measure(layout: Layout, window: Vector, signal: str, risk: float) -> MovedS
     counts = histogram(layout, window, signal)
     nominal = reference_counts(layout, signal) / (layout.calibration_sizes[i] + 1)
     excess = exceedances(layout, window, signal) / max(images(window), 1) - nominal
-    bound, _ = surely_moved(layout, window, signal, risk)
+    bound, _ = distance_bound(layout, window, signal, risk)
     return MovedSignal(
         signal=signal,
         learned=layout.learned[i],

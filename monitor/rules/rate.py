@@ -30,7 +30,7 @@ from monitor.rules.rule import WindowRule
 
 
 class RateRule(WindowRule):
-    """Breached when surely more than `threshold` of the window's images have a p-value of at most `level`."""
+    """Breached when more than `threshold` of the window's images have p-values of at most `level`, by a lower bound."""
 
     kind: Literal["rate"]
     signal: str = "ood"

@@ -19,7 +19,7 @@ KINDS: tuple[type[Rule], ...] = (RateRule, SequentialRule, ShiftRule, RejectedRu
 
 
 def any_rule(kinds: Iterable[type[Rule]]) -> Any:
-    """The type of one entry of the `rules` section, told apart by `kind`."""
+    """The type of one entry of the `rules` section, selected by `kind`."""
     return Annotated[Union[tuple(kinds)], Field(discriminator="kind")]  # noqa: UP007 - made of a tuple
 
 

@@ -114,7 +114,7 @@ class Rule(Section):
         """Verdicts on the streams of a closed bucket; equal arguments give equal answers, since buckets are repeated.
 
         Args:
-            rows: {stream: packed state} as it stands after the bucket before.
+            rows: {stream: packed state} after the previous bucket.
         """
         return Judgement({s: self.judge_window(bucket.layout, bucket.window(s, self.window_ms)) for s in bucket.counts})
 

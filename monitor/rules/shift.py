@@ -57,7 +57,7 @@ class ShiftRule(WindowRule):
             return self.too_few(total, 0.0, self.effect)
         signals = layout.select(self.signals)
         risk = (1 - self.confidence) / len(signals)
-        bound, (first, last), signal = max((*surely_moved(layout, window, s, risk), s) for s in signals)
+        bound, (first, last), signal = max((*distance_bound(layout, window, s, risk), s) for s in signals)
         value = float(distance_from_uniform(layout, window, signal))
         cause = f"{signal}: too many images with p-values {_span(first, last)}"
         summary = f"{signal} moved in at least {bound:.1%} of {total} images (estimate {value:.1%}; {cause})"
@@ -89,7 +89,7 @@ def _reference(layout: Layout, signal: str, risk: float) -> tuple[tuple[tuple[in
     return runs, upper
 
 
-def surely_moved(layout: Layout, vector: Vector, signal: str, risk: float) -> tuple[float, tuple[int, int]]:
+def distance_bound(layout: Layout, vector: Vector, signal: str, risk: float) -> tuple[float, tuple[int, int]]:
     """Lower bound of the total variation distance at probability 1 - risk, and the run of bins with too many images."""
     d = layout.dependence[layout.index(signal)]
     runs, upper = _reference(layout, signal, risk)

@@ -15,9 +15,9 @@ from monitor.rules.rule import LastSeen, Rule, WindowRule
 
 
 class RejectedRule(WindowRule):
-    """Breached when surely more than `threshold` of what the stream sent could not be decoded.
+    """Breached when more than `threshold` of the images sent could not be decoded.
 
-    "Surely": the Clopper-Pearson lower bound at `confidence`; `min_images` counts what was sent, readable or not.
+    The share is judged by its Clopper-Pearson lower bound at `confidence`; `min_images` counts all images sent.
     """
 
     kind: Literal["rejected"]

@@ -66,7 +66,7 @@ def test_the_same_transition_gives_the_same_text_whatever_the_order_of_what_went
     assert alert_document(turned, alert, Evidence((), None, images[::-1])) == first
 
 
-def test_a_resolved_alert_keeps_its_id_and_tells_when_it_ended() -> None:
+def test_a_resolved_alert_keeps_its_id_and_says_when_it_ended() -> None:
     alert = firing()
     ended = Alert("drift", "cam-1", AlertPhase.RESOLVED, alert.id, alert.since_ms, alert.fired_ms, AT_MS, AT_MS + 5)
     document = json.loads(alert_document(ABOUT, ended))

@@ -28,7 +28,7 @@ def active(rule: str, stream: str, phase: AlertPhase) -> Alert:
     return Alert(rule, stream, phase, name, since_ms=BUCKET_MS, fired_ms=BUCKET_MS + 10_000, verdict=BREACH)
 
 
-def test_alerts_that_no_rule_watches_any_more_are_ended_and_told(redis_server: PrivateRedis) -> None:
+def test_alerts_that_no_rule_watches_any_more_are_resolved_and_published(redis_server: PrivateRedis) -> None:
     store = open_store(RedisSettings(url=SecretStr(redis_server.url)), "evaluator")
     watched = active("ood", "cam-1", AlertPhase.FIRING)
     before = [
@@ -54,8 +54,8 @@ def test_alerts_that_no_rule_watches_any_more_are_ended_and_told(redis_server: P
     documents = [json.loads(entry.document) for entry in store.outbox.fetch("hook", BUCKET_MS)]
     for document in documents:
         jsonschema.validate(document, SCHEMA)
-    told = [(d["type"], d["data"]["rule"], d["data"]["kind"], d["data"]["labels"]) for d in documents]
-    assert sorted(told, key=str) == [
+    published = [(d["type"], d["data"]["rule"], d["data"]["kind"], d["data"]["labels"]) for d in documents]
+    assert sorted(published, key=str) == [
         ("alert.resolved", "gone", "removed", {}),
         ("alert.resolved", "ood", "rate", {"team": "vision"}),
     ]

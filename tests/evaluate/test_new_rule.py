@@ -109,6 +109,6 @@ def test_a_new_kind_of_rule_needs_only_its_own_class(redis_server: PrivateRedis)
     assert alert.verdict is not None
     assert alert.verdict.summary == "30 images so far"
     documents = [json.loads(entry.document)["data"] for entry in store.outbox.fetch("hook", T0_MS)]
-    told = {data["rule"]: (data["kind"], data["labels"]) for data in documents}
-    assert told == {"awake": ("awake", {}), "crowd": ("crowd", {"team": "doors"})}
+    published = {data["rule"]: (data["kind"], data["labels"]) for data in documents}
+    assert published == {"awake": ("awake", {}), "crowd": ("crowd", {"team": "doors"})}
     store.close()

@@ -8,7 +8,7 @@ from monitor.core import buckets
 from monitor.core.buckets import DUPLICATES, IMAGES, LONGEST_RUN, REJECTED, Layout
 from monitor.core.types import Vector, Verdict
 from monitor.rules.rule import LastSeen
-from monitor.rules.shift import ShiftRule, surely_moved
+from monitor.rules.shift import ShiftRule, distance_bound
 from monitor.rules.stream_health import FrozenRule, RejectedRule, SilenceRule
 from tests.vectors import fill
 
@@ -48,7 +48,7 @@ def own_calibration(rng: np.random.Generator, layout: Layout, sets: int, images:
 def test_in_distribution_the_sure_distance_is_zero_as_often_as_promised(n: int) -> None:
     layout = layout_of(n)
     windows = own_calibration(np.random.default_rng(n), layout, 400, 1000)
-    assert np.mean([surely_moved(layout, w, "ood", 0.1)[0] > 0 for w in windows]) <= 0.1
+    assert np.mean([distance_bound(layout, w, "ood", 0.1)[0] > 0 for w in windows]) <= 0.1
 
 
 @pytest.mark.parametrize(("low", "high"), [(1e-6, 0.002), (0.5, 1.0), (0.1, 0.2)])
@@ -57,7 +57,7 @@ def test_the_sure_distance_is_below_the_share_that_changed(low: float, high: flo
     layout = layout_of()
     p = rng.uniform(1e-6, 1, (5000, 1))
     p[:1500] = rng.uniform(low, high, (1500, 1))
-    bound, _ = surely_moved(layout, fill(layout, p), "ood", 0.01)
+    bound, _ = distance_bound(layout, fill(layout, p), "ood", 0.01)
     assert 0.05 < bound <= 0.3
 
 
@@ -105,7 +105,7 @@ def test_undecodable_images_breach_when_chance_cannot_explain_them() -> None:
     assert rejected().judge_window(*window(images=10, rejected=9)).breached is None
 
 
-def test_a_frozen_stream_is_told_by_its_longest_run() -> None:
+def test_a_stream_is_frozen_by_its_longest_run() -> None:
     assert frozen(run=10).judge_window(*window(images=40, repeats=9, run=10)).breached is True
     assert frozen(run=10).judge_window(*window(images=40, repeats=20, run=9)).breached is False
     assert frozen(run=10).judge_window(*window()).breached is None
@@ -113,7 +113,7 @@ def test_a_frozen_stream_is_told_by_its_longest_run() -> None:
         frozen(run=1).check_numbers(10)
 
 
-def test_silence_counts_only_time_in_which_somebody_listened() -> None:
+def test_silence_counts_only_time_in_which_the_monitor_read() -> None:
     rule = SilenceRule(name="silent", kind="silence", after_s=60)
 
     def verdict(seen_ms: int | None, now_ms: int, running_since_ms: int) -> Verdict:

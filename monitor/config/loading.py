@@ -14,6 +14,7 @@ from typing import Any
 
 import yaml
 from pydantic import ValidationError
+from pydantic_core import ErrorDetails
 
 from monitor.config.errors import ConfigError
 from monitor.config.schema import Config
@@ -101,16 +102,16 @@ def _overlay(tree: dict[str, Any], environ: Mapping[str, str]) -> dict[str, str]
     return named
 
 
-def _line(where: str, from_environment: Mapping[str, str], item: Any) -> str:
+def _line(where: str, from_environment: Mapping[str, str], item: ErrorDetails) -> str:
     """`config.yaml: buckets.seconds: must be greater than 0 (got -5)`; never shows a secret's value."""
     key = ".".join(str(part) for part in item["loc"])
     origin = from_environment.get(key, where)
-    message = str(item["msg"]).removeprefix("Value error, ")
+    message = item["msg"].removeprefix("Value error, ")
     if item["type"] == "extra_forbidden":
         return f"{origin}: {key}: unknown key"
     message = message.replace("Input should be", "must be").replace("Field required", "is required")
     message = message.replace("a valid tuple", "a list")
-    shown = item.get("input")
+    shown = item["input"]
     secret = any(word in key for word in ("secret", "password", "token", "key", "url"))
     got = f" (got {shown!r})" if isinstance(shown, int | float | str) and not secret else ""
     return f"{origin}: {key + ': ' if key else ''}{message}{got}"

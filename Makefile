@@ -29,8 +29,8 @@ $(STAMP): requirements/lock.txt requirements/bootstrap.txt pyproject.toml
 demo: setup      ## the main job on this machine: learn, watch, alert, resolve; needs no server
 	.venv/bin/layerwatch demo
 
-test: setup      ## the test suite; starts its own Redis and Kafka brokers
-	$(PY) -m pytest $(PARALLEL)
+test: setup      ## the test suite with its branch coverage; starts its own Redis and Kafka brokers
+	$(PY) -m pytest $(PARALLEL) --cov --cov-report=term
 
 test-quick: setup ## the tests that need no broker and no browser, without the slow ones
 	$(PY) -m pytest $(PARALLEL) -m "not (kafka or browser or slow or faults)" -q

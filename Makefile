@@ -5,6 +5,8 @@ STAMP := .venv/.installed
 # three test processes for two cores: much of their time is waiting, for brokers, time-outs and event time; a file's
 # tests share its fixtures, and tests/conftest.py puts the longest files first
 PARALLEL := -n 3 --dist loadfile --no-loadscope-reorder
+# percent of branches and lines; asked for only where CI is set: elsewhere tests may be skipped for want of a program
+MIN_COVERAGE := 89
 
 .DEFAULT_GOAL := help
 .PHONY: help setup demo test test-quick test-faults check bench lock format clean docs test-deploy sbom release
@@ -30,7 +32,7 @@ demo: setup      ## the main job on this machine: learn, watch, alert, resolve; 
 	.venv/bin/layerwatch demo
 
 test: setup      ## the test suite with its branch coverage; starts its own Redis and Kafka brokers
-	$(PY) -m pytest $(PARALLEL) --cov --cov-report=term
+	$(PY) -m pytest $(PARALLEL) --cov --cov-report=term $(if $(CI),--cov-fail-under=$(MIN_COVERAGE))
 
 test-quick: setup ## the tests that need no broker and no browser, without the slow ones
 	$(PY) -m pytest $(PARALLEL) -m "not (kafka or browser or slow or faults)" -q
@@ -77,4 +79,4 @@ release: check test ## source archive, wheel, bill of materials and checksums in
 	cd dist && rm -f .gitignore && sha256sum * > SHA256SUMS
 
 clean:           ## remove the environment and caches
-	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache *.egg-info build
+	rm -rf .venv .coverage* .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache *.egg-info build

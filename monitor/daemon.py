@@ -26,6 +26,7 @@ from monitor.config.errors import EXIT_SOFTWARE, EXIT_UNAVAILABLE, CommandError
 from monitor.config.schema import Config
 from monitor.core.aggregate import Aggregation
 from monitor.evaluate.evaluator import Evaluator
+from monitor.evaluate.lease import Tenure
 from monitor.evaluate.presentation import Presentation
 from monitor.fleet.exporter import FleetExporter
 from monitor.ingest.assignment import Assignment, AssignmentPolicy
@@ -246,18 +247,16 @@ class Daemon:
 
     # ---------------------------------------------------------------- callbacks
 
-    def _on_lease(self, held: bool) -> None:
+    def _on_lease(self, tenure: Tenure | None) -> None:
         """The replica that evaluates also delivers alerts and exports the metrics of the whole fleet."""
         self._lease_work.close()
-        if not held:
+        if not tenure:
             return
         monitor = self._settings.monitor
         names = [receiver.name for receiver in self._receivers]
         self._lease_work.callback(FleetExporter(self._store, monitor, names, self._rates).start().stop)
         if self._receivers:
-            context = DeliveryContext(
-                self._store, monitor, holds_lease=lambda: self._evaluator.holds_lease, observe=_observe
-            )
+            context = DeliveryContext(self._store, monitor, holds_lease=tenure.holds, observe=_observe)
             dispatcher = Dispatcher(context, self._receivers)
             dispatcher.start()
             self._lease_work.callback(dispatcher.stop)

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import threading
 import time
-import uuid
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 
@@ -20,6 +19,7 @@ from monitor.core.alert_state import Policy
 from monitor.core.buckets import Layout
 from monitor.core.event_time import bucket_of, closable, fleet_watermark
 from monitor.core.types import Alert, AlertPhase, Partition, Verdict
+from monitor.evaluate.lease import Lease, Tenure
 from monitor.evaluate.memory import Change, Decision, Memory, Sealed
 from monitor.evaluate.presentation import Presentation
 from monitor.rules.rule import ClosedBucket, LastSeen, Rule
@@ -30,8 +30,6 @@ from monitor.telemetry.failpoints import failpoint
 
 log = structlog.get_logger(__name__)
 
-LEASE_S = 15.0
-"""A dead evaluator is replaced after this; a live one renews it with every look."""
 LOOK_S = 0.5
 """Between looks for buckets to close: short compared with a bucket, so that alerts are hardly delayed."""
 SILENCE_LOOK_S = 5.0
@@ -45,7 +43,7 @@ class Evaluator:
 
     Args:
         layouts: fingerprint -> layout of the profiles loaded here; those of other replicas are read from Redis.
-        on_lease: called with True when the lease is won and with False when it is lost or given up.
+        on_lease: called with the tenure when the lease is won, and with None when it is lost or given up.
         rates: (bucket_ms, lateness_ms).
     """
 
@@ -56,7 +54,7 @@ class Evaluator:
         layouts: Mapping[str, Layout],
         rates: tuple[int, int],
         presentation: Presentation,
-        on_lease: Callable[[bool], None] = lambda _: None,
+        on_lease: Callable[[Tenure | None], None] = lambda _: None,
     ) -> None:
         self._store, self._rules = store, {rule.name: rule for rule in rules}
         self._bucket_ms, self._lateness_ms = rates
@@ -72,10 +70,10 @@ class Evaluator:
         }
         self._memory = Memory(store, rules, layouts, self._bucket_ms)
         self._presentation = presentation
-        self._token = uuid.uuid4().hex
+        self._lease = Lease(store.evaluation)
+        self._tenure: Tenure | None = None
         self._stop = threading.Event()
         self._silence_looked_s = 0.0
-        self.holds_lease = False
         self.seen_s = time.monotonic()
         """When it last looked, by the monotonic clock: for the watchdog."""
         self._muted = False  # lost counts are being rebuilt, and alerts that fire were published before
@@ -90,40 +88,41 @@ class Evaluator:
             self.seen_s = time.monotonic()
             try:
                 self._keep_lease()
-                if self.holds_lease:
+                if self._tenure:
                     self.look()
             except StoreError as error:
                 metrics.REDIS_ERRORS.inc()
                 log.warning("evaluator.redis_away", error=str(error))
                 self._lose_lease()
             self._stop.wait(LOOK_S)
-        if self.holds_lease:
+        if self._tenure:
             self._lose_lease()
             try:
-                self._store.evaluation.release(self._token)
+                self._lease.release()
             except StoreError as error:
                 log.warning("evaluator.lease_kept", error=str(error))
 
     # ---------------------------------------------------------------- lease
 
     def _keep_lease(self) -> None:
-        held = self._store.evaluation.lease(self._token, LEASE_S)
-        if held and not self.holds_lease:
-            self.load()
-            self.holds_lease = True
-            state = self._memory.state
-            log.info("evaluator.lease_taken", decided=state.bucket_ms, version=state.version)
-            self._on_lease(True)
-        elif not held:
+        tenure = self._lease.renew()
+        if tenure is not self._tenure:  # lost, won, or interrupted: then whatever worked under the old one must end
             self._lose_lease()
-        metrics.LEASE.set(self.holds_lease)
+            if tenure:
+                self.load()
+                self._tenure = tenure
+                state = self._memory.state
+                log.info("evaluator.lease_taken", decided=state.bucket_ms, version=state.version)
+                self._on_lease(tenure)
+        metrics.LEASE.set(self._tenure is not None)
 
     def _lose_lease(self) -> None:
-        if self.holds_lease:
-            self.holds_lease = False
+        if self._tenure:
+            self._tenure.end()
+            self._tenure = None
             metrics.LEASE.set(0)
             log.info("evaluator.lease_lost")
-            self._on_lease(False)
+            self._on_lease(None)
 
     def load(self) -> None:
         """Read the state as the last decided bucket left it."""
@@ -139,7 +138,7 @@ class Evaluator:
         self._withdraw_unwatched()
         partitions = self._store.catalog.partitions()
         for bucket_ms in self._due(partitions):
-            if self._stop.is_set() or not self._store.evaluation.lease(self._token, LEASE_S):
+            if self._stop.is_set() or not self._lease.renew():
                 return
             started = time.perf_counter()
             sealed = self._store.partitions.seal(partitions, bucket_ms)  # 1. its counts never change again
@@ -232,7 +231,7 @@ class Evaluator:
             self._decide(self._memory.decided_ms, decision)
 
     def _decide(self, bucket_ms: int, decision: Decision) -> bool:
-        """Commit the decision; False if the state in Redis has changed, which is then loaded."""
+        """Commit the decision; False if the lease is lost, or the state in Redis has changed, which is then loaded."""
         memory = self._memory
         oldest_ms = bucket_ms - KEEP_RESOLVED_MS
         for key, alert in memory.alerts.items():
@@ -240,6 +239,9 @@ class Evaluator:
                 decision.alerts[key] = Alert(*key)
         documents = self._presentation.documents(self._store, memory, decision.published)
         failpoint("before_decide")
+        if not self._lease.renew():
+            log.warning("evaluator.not_decided", bucket_ms=bucket_ms, reason="the lease is lost")
+            return False
         done = self._store.evaluation.decide(
             memory.state.version, bucket_ms, decision.alerts.values(), decision.rows, documents
         )

@@ -35,7 +35,7 @@ PLACES = {
 }
 """Name -> what has happened there, and what has not."""
 
-ACTIONS = ("kill", "hang", "error", "oom")
+ACTIONS = ("kill", "stop", "hang", "error", "oom")
 SYNTAX = re.compile(r"(?P<place>\w+):(?P<action>\w+)(@(?P<nth>\d+|\*))?(~(?P<text>.*))?")
 
 _armed: dict[str, tuple[str, int, bytes]] = {}
@@ -56,6 +56,10 @@ def failpoint(place: str, passing: bytes | None = None) -> None:
             return
     if action == "kill":
         os.kill(os.getpid(), signal.SIGKILL)
+    if action == "stop":  # the whole process stands still until SIGCONT, as on a suspended machine
+        os.kill(os.getpid(), signal.SIGSTOP)
+        time.sleep(0.5)  # a stop reaches the calling thread a little later
+        return
     if action == "hang":
         while True:
             time.sleep(3600)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+from pathlib import Path
 
 import pytest
 
@@ -52,3 +53,17 @@ def test_a_termination_in_the_middle_leaves_an_exact_cursor_within_the_grace_per
     assert daemon.events("daemon.stopped")
     rig.start()
     rig.check_story()
+
+
+@long
+def test_a_process_that_stood_still_before_a_send_does_not_send_once_another_has_taken_over(rig: Rig) -> None:
+    """Else a receiver would see firing, resolved, firing."""
+    rig.tell()
+    still = rig.start("before_send:stop")
+    wait_for("it to stand still", lambda: Path(f"/proc/{still.pid}/stat").read_text().split()[2] == "T")
+    rig.start()
+    rig.check_story()
+    still.send(signal.SIGCONT)
+    wait_for("it to notice", lambda: still.events("evaluator.lease_lost"))
+    assert still.terminate() == 0
+    assert len(rig.hook.tries) == 2

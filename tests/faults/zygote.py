@@ -29,12 +29,13 @@ def load() -> None:
     import monitor.__main__  # noqa: PLC0415
     import monitor.daemon  # noqa: PLC0415
     import monitor.evaluate.evaluator  # noqa: PLC0415
+    import monitor.evaluate.lease  # noqa: PLC0415
     import monitor.sources.kafka.source  # noqa: PLC0415
     import monitor.sources.redis_streams.source  # noqa: PLC0415
 
     monitor.__main__.build_parser()  # imports what the commands need
     torch.set_num_threads(1)
-    monitor.evaluate.evaluator.LEASE_S = 4.0  # most tests wait for a dead evaluator's successor
+    monitor.evaluate.lease.LEASE_S = 4.0  # most tests wait for a dead evaluator's successor
     monitor.evaluate.evaluator.SILENCE_LOOK_S = 1.0
     threads = len(list(Path("/proc/self/task").iterdir()))
     if threads != 1:  # a lock held by another thread would stay held for ever in the fork

@@ -210,6 +210,22 @@ def test_a_lease_lost_during_a_send_leaves_the_schedule_to_the_next_holder(bench
     assert (entry.attempts, bench.outcomes) == (0, [])
 
 
+def test_a_lease_lost_before_a_send_leaves_it_to_the_next_holder(bench: Bench) -> None:
+    server = bench.server()
+    decide(bench.store)
+    worker = bench.worker(bench.webhook(server))
+    silences = bench.store.silences.all
+
+    def slowly() -> Any:  # the round stood still here, longer than the lease lasts
+        bench.over.set()
+        return silences()
+
+    bench.store.silences.all = slowly  # type: ignore[method-assign]
+    worker.round()
+    assert server.requests == []
+    assert len(bench.store.outbox.fetch("hook", T0_MS)) == 1
+
+
 # ------------------------------------------------------------------------------------------------ tries and order
 
 
@@ -572,6 +588,31 @@ def test_what_fires_is_sent_again_until_it_is_resolved(
     bench.worker(receiver).round()
     assert streams(server)[5:] == [["cam-2"]]
     assert [outcome for _, outcome in bench.outcomes].count("resent") == 3
+
+
+def test_many_are_sent_again_in_few_requests_and_none_once_the_lease_is_lost(
+    bench: Bench, alertmanager: tuple[Server, AlertmanagerSender], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("monitor.notify.delivery.still_firing.RESENT_TOGETHER", 2)
+    server, receiver = alertmanager
+    for i in range(5):
+        decide(bench.store, f"cam-{i}")
+    worker = bench.worker(receiver)
+    worker.round()
+    del server.requests[:]
+    bench.clock.pass_s(60)
+    worker.round()
+    assert [len(request.json) for request in server.requests] == [2, 2, 1]
+    resend = receiver.resend
+
+    def lose_the_lease(notices: Any) -> Any:
+        bench.over.set()
+        return resend(notices)
+
+    receiver.resend = lose_the_lease  # type: ignore[method-assign]
+    bench.clock.pass_s(60)
+    worker.round()
+    assert [len(request.json) for request in server.requests] == [2, 2, 1, 2]
 
 
 def test_during_a_silence_it_is_not_sent_again(bench: Bench, alertmanager: tuple[Server, AlertmanagerSender]) -> None:

@@ -4,13 +4,21 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from functools import partial
 
 import structlog
 
 from monitor.core.types import AlertPhase
 from monitor.notify.delivery.context import DeliveryContext
 from monitor.notify.receivers.notice import FIRING, Notice
-from monitor.notify.receivers.protocol import Acknowledging, Delivered, Outcome, Receiver, Resending
+from monitor.notify.receivers.protocol import (
+    RESENT_TOGETHER,
+    Acknowledging,
+    Delivered,
+    Outcome,
+    Receiver,
+    Resending,
+)
 
 log = structlog.get_logger(__name__)
 
@@ -99,8 +107,11 @@ class StillFiring:
 
     def _resend(self, notices: list[Notice]) -> None:
         receiver = self._receiver
-        if notices and isinstance(receiver, Resending):
-            self._try(lambda: receiver.resend(notices), "resent", "notify.not_resent", alerts=len(notices))
+        if not isinstance(receiver, Resending):
+            return
+        for i in range(0, len(notices), RESENT_TOGETHER):
+            part = notices[i : i + RESENT_TOGETHER]
+            self._try(partial(receiver.resend, part), "resent", "notify.not_resent", alerts=len(part))
 
     def _acknowledge(self, notice: Notice) -> None:
         receiver = self._receiver

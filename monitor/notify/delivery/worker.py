@@ -88,6 +88,8 @@ class Worker:
             return None
         outcome, took_s = self._send(notice)
         match outcome:
+            case None:
+                return entry.not_before_ms  # the next holder of the lease goes on
             case Delivered():
                 self._succeed(entry, notice, took_s)
             case Refused(reason):
@@ -105,11 +107,14 @@ class Worker:
             return state == WITHHELD
         return self._context.hides(notice, silences)
 
-    def _send(self, notice: Notice) -> tuple[Outcome, float]:
+    def _send(self, notice: Notice) -> tuple[Outcome | None, float]:
+        """None where the lease is lost: nothing is sent then."""
         started = time.monotonic()
+        outcome: Outcome | None
         try:
             failpoint("before_send")
-            outcome = self.receiver.send(notice)
+            # as late as can be: this thread may have stood still since the round began
+            outcome = None if self._context.over() else self.receiver.send(notice)
         except Exception as error:
             # A bug in one receiver's code must not end its deliveries. Reported by place, without text and variables:
             # those could hold its secrets.

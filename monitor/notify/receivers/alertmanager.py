@@ -32,7 +32,6 @@ FINAL = frozenset({400, GONE})
 MISSED_RESENDS = 4
 """An alert ends when so many re-sends in a row are missing, as with Prometheus: a restart of ours does not resolve it,
 and one that is never sent again does not stay for ever."""
-ALERTS_PER_POST = 200
 
 
 class AlertmanagerSettings(ReceiverSettings):
@@ -76,9 +75,7 @@ class AlertmanagerSender(Resending):
         return self._post([notice])
 
     def resend(self, notices: Sequence[Notice]) -> Outcome:
-        parts = [notices[i : i + ALERTS_PER_POST] for i in range(0, len(notices), ALERTS_PER_POST)]
-        outcomes = [self._post(part) for part in parts]
-        return next((outcome for outcome in outcomes if not isinstance(outcome, Delivered)), Delivered())
+        return self._post(notices)
 
     def close(self) -> None:
         for endpoint in self._endpoints:

@@ -76,6 +76,10 @@ class Receiver(ABC):
         """Free connections; never raises."""
 
 
+RESENT_TOGETHER = 200
+"""Alerts in one request: a small part of what receivers accept, and short enough to be sent within the lease."""
+
+
 class Resending(Receiver):
     """A receiver that ends an alert unless it gets it again every `resend_s` while it fires."""
 
@@ -83,7 +87,7 @@ class Resending(Receiver):
 
     @abstractmethod
     def resend(self, notices: Sequence[Notice]) -> Outcome:
-        """Send again what still fires."""
+        """Send again what still fires: at most RESENT_TOGETHER, in one request."""
 
 
 class Acknowledging(Receiver):

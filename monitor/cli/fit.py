@@ -14,7 +14,7 @@ from detectors.images.reading import InputError
 from detectors.methods.registry import REGISTRY
 from detectors.profile.spec import PRECISIONS, BackboneError, BackboneSpec
 from monitor.cli.learning import add_stream_options, images_of, print_left_out, progress_bar
-from monitor.cli.options import IMAGES_HELP
+from monitor.cli.options import IMAGES_HELP, parse_count
 from monitor.config.errors import as_command_error
 
 PAPER_LAYERS = {"efficientnet_b4": "0,1,2,3,4", "resnet50": "1,2,3"}
@@ -36,9 +36,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--mean", type=_triple, metavar="R,G,B", help="of pixels in [0, 1]")
     parser.add_argument("--std", type=_triple, metavar="R,G,B")
-    parser.add_argument("--image-size", type=int, metavar="PX", help="side of the square input")
+    parser.add_argument("--image-size", type=parse_count, metavar="PX", help="side of the square input")
     parser.add_argument("--precision", choices=PRECISIONS, help="of the backbone, here and wherever the profile scores")
-    parser.add_argument("--epochs", type=int, help="passes over the images, for the published scores")
+    parser.add_argument("--epochs", type=parse_count, help="passes over the images, for the published scores")
     parser.add_argument("--ordered", action="store_true", help="the images are frames in time order")
     parser.add_argument("--device", default="auto")
     parser.add_argument("--seed", type=int, default=0)

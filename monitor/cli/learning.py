@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from itertools import islice
 from typing import Any
 
 from rich.console import Console
@@ -12,7 +13,7 @@ from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeEl
 
 from detectors.images.prepare import AnyImage
 from detectors.images.reading import InputError, read_images
-from monitor.cli.options import add_config_option, parse_duration
+from monitor.cli.options import DURATION_HELP, add_config_option, parse_count, parse_duration
 from monitor.config.loading import load_config
 from monitor.config.schema import Config
 from monitor.ingest.decode.records import DecodeError, expand, stream_of
@@ -20,12 +21,23 @@ from monitor.sources.protocol import FatalSourceError, SourceError
 from monitor.sources.read_back import read_back
 from monitor.telemetry.clock import wall_ms
 
+SINCE_S = 24 * 3600
+STREAM_IMAGES = 20_000
+"""A day and that many images of a stream, unless options say otherwise: its log may hold millions."""
+
 
 def add_stream_options(parser: argparse.ArgumentParser) -> None:
-    """Let a command read its images from the configured source: `--from-stream NAME --since 24h [--max-images N]`."""
+    """`--max-images N`, and where to read from instead of files: `--from-stream NAME [--since 24h]`."""
     parser.add_argument("--from-stream", metavar="NAME", help="learn from what the source still holds of a stream")
-    parser.add_argument("--since", default="24h", type=parse_duration, help="how far back: 30m, 24h, 7d (24h)")
-    parser.add_argument("--max-images", type=int, default=20_000, help="stop after that many (20000)")
+    parser.add_argument(
+        "--since", type=parse_duration, metavar="DURATION", help=f"how far back in the stream: {DURATION_HELP} (24h)"
+    )
+    parser.add_argument(
+        "--max-images",
+        type=parse_count,
+        metavar="N",
+        help=f"stop after that many ({STREAM_IMAGES} of a stream, all images of files)",
+    )
     add_config_option(parser)
 
 
@@ -33,25 +45,28 @@ def images_of(args: argparse.Namespace) -> Iterator[tuple[str, AnyImage]]:
     """The images of `fit` and `calibrate`: of the named inputs, or of a stream.
 
     Raises:
-        InputError: both are given, or neither.
+        InputError: both are given, or neither; or an option that concerns streams alone is given with files.
     """
     if args.from_stream and args.images:
         raise InputError("give either images or --from-stream, not both")
     if args.from_stream:
-        since_ms = wall_ms() - round(args.since * 1000)
-        return collect(load_config(args.config), args.from_stream, since_ms, args.max_images)
+        since_ms = wall_ms() - round((args.since or SINCE_S) * 1000)
+        found = collect(load_config(args.config), args.from_stream, since_ms)
+        return islice(found, args.max_images or STREAM_IMAGES)
     if not args.images:
         raise InputError("no images given: name folders, tar files or image files, or --from-stream NAME")
-    return read_images(args.images)
+    if args.since:
+        raise InputError("--since says how far back to read a stream: it needs --from-stream NAME")
+    return islice(read_images(args.images), args.max_images)
 
 
-def collect(settings: Config, stream: str, since_ms: int, max_images: int) -> Iterator[tuple[str, AnyImage]]:
+def collect(settings: Config, stream: str, since_ms: int) -> Iterator[tuple[str, AnyImage]]:
     """(id, image) of the stream's images, oldest first within each partition; broken records are left out.
 
     Raises:
         InputError: the source does not answer, or holds nothing of that stream.
     """
-    found = 0
+    found = False
     try:
         for record in read_back(settings.source_settings(), since_ms):
             if stream_of(record, settings.stream) != stream:
@@ -61,10 +76,8 @@ def collect(settings: Config, stream: str, since_ms: int, max_images: int) -> It
             except DecodeError:
                 continue
             for image in images:
+                found = True
                 yield image.id, image.image
-                found += 1
-                if found >= max_images:
-                    return
     except (SourceError, FatalSourceError) as error:
         raise InputError(str(error)) from error
     if not found:

@@ -17,10 +17,17 @@ from pydantic import (
     ValidationInfo,
 )
 
+from monitor.core.time_text import parse_duration_s
+
 
 def _split_commas(value: object) -> object:
     """Let an environment variable give a list as `a,b`."""
     return [part.strip() for part in value.split(",") if part.strip()] if isinstance(value, str) else value
+
+
+def _unit(value: object) -> object:
+    """Let a text with units stand for a number of seconds."""
+    return parse_duration_s(value) if isinstance(value, str) and value.strip()[-1:].isalpha() else value
 
 
 READ_SECRET = "read_secret"  # noqa: S105 - a key, not a secret
@@ -38,6 +45,8 @@ def _secret(value: object, info: ValidationInfo) -> object:
 
 Secret = Annotated[SecretStr, BeforeValidator(_secret)]
 Names = Annotated[tuple[str, ...], BeforeValidator(_split_commas)]
+Duration = Annotated[NonNegativeFloat, BeforeValidator(_unit)]
+"""Seconds, or a text such as `90s`, `5m` or `1h30m`."""
 Share = Annotated[float, Field(gt=0, lt=1)]
 Glob = Annotated[str, Field(min_length=1)]
 

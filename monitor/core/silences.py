@@ -5,11 +5,11 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from datetime import datetime
 from fnmatch import fnmatchcase
 from typing import Any
 
 from monitor.core.alert_document import rfc3339
+from monitor.core.time_text import parse_time_ms
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,8 +87,8 @@ def from_json(text: str | bytes) -> Silence:
         silence = Silence(
             id=str(fields["id"]),
             matchers={str(name): str(glob) for name, glob in fields["matchers"].items()},
-            starts_ms=_time_ms(fields["starts"]),
-            ends_ms=_time_ms(fields["ends"]),
+            starts_ms=parse_time_ms(fields["starts"]),
+            ends_ms=parse_time_ms(fields["ends"]),
             author=str(fields.get("author", "")),
             comment=str(fields.get("comment", "")),
         )
@@ -97,10 +97,3 @@ def from_json(text: str | bytes) -> Silence:
     if not silence.matchers:
         raise ValueError("a silence needs a matcher; stream '*' hides everything")
     return silence
-
-
-def _time_ms(text: str) -> int:
-    moment = datetime.fromisoformat(text)
-    if moment.tzinfo is None:
-        raise ValueError(f"time without an offset from UTC: {text}")
-    return round(moment.timestamp() * 1000)

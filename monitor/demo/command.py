@@ -132,8 +132,8 @@ def _fit(screen: Screen, folder: Path) -> None:
         screen.step("drawing and looking", 1.0)
 
     def progress(step: str, share: float) -> None:
-        if step == "learn":
-            screen.step("learning", share)
+        if share >= 0:  # negative: how much is left is not known
+            screen.step(step, share)
 
     started = time.monotonic()
     profile = detectors.fit_profile(pictures(), detectors.FitOptions(device="cpu", seed=SEED), progress)

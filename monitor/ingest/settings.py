@@ -34,7 +34,9 @@ class StreamNaming(Section):
     header: str = "stream"
     name: str = "default"
     event_time_header: str | None = None
-    """Header with the event time (ms since the epoch, or RFC 3339); the record's timestamp where it is absent."""
+    """Header with the event time: RFC 3339, in UTC unless it gives an offset, or ms since the epoch.
+
+    The record's timestamp counts where the header is absent."""
     max_streams: PositiveInt = 10_000
 
 

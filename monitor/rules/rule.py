@@ -7,10 +7,10 @@ from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from typing import Annotated, ClassVar
 
-from pydantic import ConfigDict, Field, NonNegativeFloat, PositiveFloat, PositiveInt
+from pydantic import ConfigDict, Field, PositiveFloat, PositiveInt
 
 from monitor.core.buckets import Layout
-from monitor.core.settings import Glob, Names, Section, Share
+from monitor.core.settings import Duration, Glob, Names, Section, Share
 from monitor.core.types import Vector, Verdict
 from monitor.core.windows import Windows
 
@@ -73,8 +73,8 @@ class Rule(Section):
     name: Annotated[str, Field(pattern=r"^[a-z][a-z0-9_-]{0,62}$")]
     streams: Glob = "*"
     except_streams: Names = Field(default=(), alias="except")
-    for_s: NonNegativeFloat = Field(default=0.0, alias="for")
-    keep_firing_for_s: NonNegativeFloat = Field(default=0.0, alias="keep_firing_for")
+    for_s: Duration = Field(default=0.0, alias="for")
+    keep_firing_for_s: Duration = Field(default=0.0, alias="keep_firing_for")
     labels: dict[str, str] = Field(default_factory=dict)
     kind: str
 

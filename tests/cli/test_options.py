@@ -3,24 +3,12 @@
 from __future__ import annotations
 
 import argparse
-import time
-from collections.abc import Iterator
 
 import pytest
 
-from monitor.cli.options import parse_duration, parse_time
+from monitor.cli.options import parse_count, parse_duration, parse_time
 
 NOON_MS = 1_772_366_400_000
-
-
-@pytest.fixture
-def tokyo(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """A machine whose local time is nine hours ahead of UTC."""
-    with monkeypatch.context() as changed:
-        changed.setenv("TZ", "Asia/Tokyo")
-        time.tzset()
-        yield
-    time.tzset()
 
 
 @pytest.mark.parametrize(
@@ -53,7 +41,13 @@ def test_times_are_read_and_are_utc_where_they_name_no_zone(text: str, tokyo: No
     assert parse_time(text) == NOON_MS
 
 
-@pytest.mark.parametrize("text", ["", "noon", "-1", "1.5", "2026-13-01"])
+@pytest.mark.parametrize("text", ["", "noon", "--1", "1.5", "2026-13-01", "1" * 25, "٣"])
 def test_what_is_no_time_is_refused(text: str) -> None:
     with pytest.raises(argparse.ArgumentTypeError, match="is neither RFC 3339 nor ms since the epoch"):
         parse_time(text)
+
+
+@pytest.mark.parametrize("text", ["0", "-3", "1.5", "many", ""])
+def test_what_is_no_count_is_refused(text: str) -> None:
+    with pytest.raises(argparse.ArgumentTypeError, match="must be a whole number greater than 0"):
+        parse_count(text)

@@ -61,6 +61,21 @@ def test_a_rule_whose_numbers_do_not_go_together_is_named(tmp_path: Path) -> Non
         checked_rules(load_config(path, {}))
 
 
+@pytest.mark.parametrize(("given", "seconds"), [("90", 90), ("'90'", 90), ("5m", 300), ("1h30m", 5400), ("0", 0)])
+def test_how_long_a_breach_lasts_is_given_in_seconds_or_with_units(tmp_path: Path, given: str, seconds: int) -> None:
+    path = tmp_path / "c.yaml"
+    path.write_text(f"rules: [{{name: r, kind: rate, for: {given}, keep_firing_for: {given}}}]\n")
+    (rule,) = load_config(path, {}).rules
+    assert (rule.for_s, rule.keep_firing_for_s) == (seconds, seconds)
+
+
+def test_a_wrong_duration_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "c.yaml"
+    path.write_text("rules: [{name: r, kind: rate, for: 5 minutes}]\n")
+    with pytest.raises(ConfigError, match=r"rules\.0.*for: '5 minutes' is not a duration such as 30m"):
+        load_config(path, {})
+
+
 def test_a_rule_watches_what_its_glob_matches_but_for_its_exceptions() -> None:
     rule = FrozenRule.model_validate(
         {"name": "r", "kind": "frozen", "streams": "site-?/*", "except": ["site-b/dock-*", "site-a/gate"]}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import os
 import re
 import signal
@@ -15,9 +16,11 @@ from pathlib import Path
 
 import pytest
 
+from monitor.demo import command
 from monitor.demo.command import daemon_settings
 from monitor.demo.process import DaemonProcess
 from monitor.demo.receiver import AlertReceiver
+from monitor.demo.screens import PlainScreen
 from monitor.demo.story import STREAMS
 from monitor.store.child_process import ChildError
 from monitor.store.private_server import PrivateRedis
@@ -72,6 +75,13 @@ def test_the_demo_alerts_on_its_drifts_resolves_and_exits_0(tmp_path: Path) -> N
     assert lines[-1].endswith("demo passed")
     assert "\x1b" not in output
     assert list(tmp_path.glob("layerwatch-*")) == []
+
+
+def test_learning_shows_its_progress(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(command, "REFERENCE_IMAGES", 200)
+    out = io.StringIO()
+    command._fit(PlainScreen(out), tmp_path)
+    assert len(re.findall(r"learning: \d+ %", out.getvalue())) > 1, out.getvalue()
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])

@@ -47,6 +47,18 @@ def test_an_npy_batch_holds_many_images() -> None:
     assert {image.event_time_ms for image in images} == {1_767_225_600_000}
 
 
+@pytest.mark.parametrize("text", [b"2026-01-01T00:00:00", b"2026-01-01 09:00+09:00", b"1767225600000"])
+def test_an_event_time_is_utc_unless_it_gives_an_offset(text: bytes, tokyo: None) -> None:
+    assert DECODER(record(encoded(), at=text))[0].event_time_ms == 1_767_225_600_000
+
+
+@pytest.mark.parametrize("text", [b"noon", b"1" * 25, b"", "²".encode(), b"\xff"])
+def test_what_is_no_event_time_is_refused(text: bytes) -> None:
+    with pytest.raises(DecodeError, match=r"header at: .* is neither RFC 3339 nor ms") as refused:
+        DECODER(record(encoded(), at=text))
+    assert refused.value.reason == "event-time"
+
+
 def test_a_msgpack_batch_brings_ids_and_times() -> None:
     body = {"images": [encoded(), encoded()], "ids": ["a", "b"], "timestamps": [5, 6]}
     images = DECODER(record(msgpack.packb(body), content_type=b"application/msgpack"))

@@ -11,7 +11,6 @@ from __future__ import annotations
 import io
 from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import datetime
 
 import msgpack
 import numpy as np
@@ -19,6 +18,7 @@ from numpy.lib import format as npy_format
 from numpy.typing import NDArray
 
 from detectors.images.prepare import ImageError, Prepared
+from monitor.core.time_text import parse_time_ms
 from monitor.core.types import Record, RecordImage
 from monitor.ingest.scoring.profiles import Preparers
 from monitor.ingest.settings import DecodingSettings, StreamNaming
@@ -189,10 +189,7 @@ def _event_time(record: Record, naming: StreamNaming) -> int:
     raw = record.header(naming.event_time_header) if naming.event_time_header else None
     if raw is None:
         return record.timestamp_ms
-    text = raw.decode("utf-8", "replace").strip()
     try:
-        return int(text) if text.lstrip("-").isdigit() else int(datetime.fromisoformat(text).timestamp() * 1000)
-    except (ValueError, OverflowError, OSError) as error:
-        raise DecodeError(
-            "event-time", f"header {naming.event_time_header}: {text[:60]!r} is neither milliseconds nor RFC 3339"
-        ) from error
+        return parse_time_ms(raw.decode("utf-8", "replace"))
+    except ValueError as error:
+        raise DecodeError("event-time", f"header {naming.event_time_header}: {error}") from error

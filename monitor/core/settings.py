@@ -54,7 +54,7 @@ Glob = Annotated[str, Field(min_length=1)]
 class Section(BaseModel):
     """A part of the configuration: frozen, unknown keys are errors."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
 
 
 class BucketSettings(Section):

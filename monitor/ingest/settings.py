@@ -28,7 +28,7 @@ class ScoringSettings(Section):
 class StreamNaming(Section):
     """What an alert is about. `from: header` reads the named header, `constant` uses `name` for every image."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", populate_by_name=True)
+    model_config = ConfigDict(populate_by_name=True)
 
     source: Literal["key", "header", "constant"] = Field(default="key", alias="from")
     header: str = "stream"

@@ -10,7 +10,8 @@ from __future__ import annotations
 from redis.exceptions import ResponseError
 
 from monitor.store.catalog import Catalog
-from monitor.store.connection import Connection, StoreConfigError, StoreError, connect
+from monitor.store.client import connect
+from monitor.store.connection import Connection, StoreConfigError, StoreError
 from monitor.store.counts import Counts, Exemplars
 from monitor.store.evaluation import Evaluation, EvaluatorState
 from monitor.store.keyspace import MonitorKeys, PartitionKeys

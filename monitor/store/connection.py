@@ -1,17 +1,16 @@
-"""The connection to Redis (single server, Sentinel or Cluster), the Lua scripts, and the two kinds of error."""
+"""The connection to Redis, the Lua scripts, and the two kinds of error; `monitor/store/client.py` opens one."""
 
 from __future__ import annotations
 
 import hashlib
+import ssl
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import structlog
-from redis import Redis
-from redis.backoff import ExponentialWithJitterBackoff, NoBackoff
 from redis.cluster import RedisCluster
 from redis.exceptions import (
     AskError,
@@ -27,10 +26,7 @@ from redis.exceptions import (
     TimeoutError,  # noqa: A004
     TryAgainError,
 )
-from redis.retry import Retry
-from redis.sentinel import Sentinel
 
-from monitor.store.settings import RedisSettings
 from monitor.telemetry import metrics
 
 log = structlog.get_logger(__name__)
@@ -41,8 +37,6 @@ REFUSALS = ("LOADING", "READONLY", "OOM", "MISCONF", "TRYAGAIN", "CLUSTERDOWN", 
 """Error codes that say what state the server is in, not that the command was wrong."""
 STRIPPED = {ReadOnlyError: "READONLY", OutOfMemoryError: "OOM", MasterDownError: "MASTERDOWN"}
 """Errors from whose text redis-py strips the code."""
-SETUP_ATTEMPTS = 5
-"""0.1, 0.2, 0.4, 0.8 s with jitter: a server that restarts is back by then; the caller decides about longer ones."""
 
 
 class StoreError(Exception):
@@ -64,7 +58,7 @@ def translated() -> Iterator[None]:
             raise
         if code:
             metrics.REDIS_REFUSALS.labels(code).inc()
-        raise StoreError(f"redis: {_text(error)}") from error
+        raise StoreError(f"redis: {describe(error)}") from error
 
 
 def _refusal(error: RedisError) -> str | None:
@@ -81,8 +75,22 @@ def _refusal(error: RedisError) -> str | None:
     return next((code for code in REFUSALS if code in str(error)), "other" if moving else None)
 
 
-def _text(error: Exception) -> str:
-    return " ".join(str(error).split()) or type(error).__name__
+def describe(error: BaseException) -> str:
+    """One line; it says so where TLS failed, which the client's own text often does not."""
+    text = " ".join(str(error).split()) or type(error).__name__
+    cause = tls_failure(error)
+    if isinstance(cause, ssl.SSLCertVerificationError):
+        return f"TLS: the server's certificate is not accepted: {cause.verify_message}"
+    return f"TLS: {text}: {cause}" if cause else text
+
+
+def tls_failure(error: BaseException | None) -> BaseException | None:
+    """What TLS raised, if that is why the call failed; the client raises an error of its own instead."""
+    while error and not isinstance(error, ssl.SSLError):
+        if isinstance(error, OSError) and "handshake" in str(error):  # a time-out of Python's ssl
+            return error
+        error = error.__cause__ or error.__context__
+    return error
 
 
 # ------------------------------------------------------------------------------------------------ scripts
@@ -174,7 +182,7 @@ class Connection:
         try:
             self.client.close()
         except RedisError as error:
-            log.debug("store.close_failed", error=_text(error))
+            log.debug("store.close_failed", error=describe(error))
 
 
 def _checked(replies: list[Any]) -> list[Any]:
@@ -183,98 +191,3 @@ def _checked(replies: list[Any]) -> list[Any]:
             with translated():
                 raise reply
     return replies
-
-
-# ------------------------------------------------------------------------------------------------ set-up
-
-
-def connect(settings: RedisSettings) -> Connection:
-    """Build the client, wait until it answers (see SETUP_ATTEMPTS), and refuse a server that cannot hold the state.
-
-    Raises:
-        StoreError: it does not answer.
-        StoreConfigError: it answers, but must not be used.
-    """
-    retry = Retry(ExponentialWithJitterBackoff(base=0.1, cap=2.0), SETUP_ATTEMPTS - 1, (StoreError,))
-
-    def attempt() -> Connection:
-        try:
-            with translated():
-                connection = Connection(_client(settings))
-                connection.client.ping()
-                return connection
-        except (AuthenticationError, NoPermissionError) as error:
-            raise StoreConfigError(f"redis.url: the server refuses our credentials: {_text(error)}") from error
-
-    connection = retry.call_with_retry(attempt, lambda error: log.warning("store.connecting", error=str(error)))
-    _check_server(connection)
-    return connection
-
-
-def _client(settings: RedisSettings) -> Any:
-    options: dict[str, Any] = {
-        "socket_timeout": settings.timeout_s,
-        "socket_connect_timeout": settings.timeout_s,
-        "health_check_interval": 30,
-        # the client never repeats a command: after a lost reply the caller makes the same call and gets DUP; a silent
-        # second try would hide how long the server was away
-        "retry": Retry(NoBackoff(), 0),
-        "decode_responses": False,
-        "client_name": "layerwatch",
-    }
-    url = settings.url.get_secret_value()
-    if url.startswith("rediss://") and settings.tls_ca_file:
-        options["ssl_ca_certs"] = str(settings.tls_ca_file)
-    if settings.mode == "cluster":
-        # one retry, so that MOVED and ASK are followed once the slot table was read again
-        return RedisCluster.from_url(url, **{**options, "retry": Retry(NoBackoff(), 1)})
-    if settings.mode == "sentinel":
-        return _sentinel_client(settings, url, options)
-    return Redis.from_url(url, **options)
-
-
-def _sentinel_client(settings: RedisSettings, url: str, options: Mapping[str, Any]) -> Any:
-    """User, password, database and certificates come from the URL; its host is not used."""
-    split = [name.rpartition(":") if ":" in name else (name, "", "26379") for name in settings.sentinels]
-    secret = settings.sentinel_password
-    password = secret.get_secret_value() if secret else None
-    sentinel = Sentinel(  # type: ignore[no-untyped-call]
-        [(host, int(port)) for host, _, port in split],
-        sentinel_kwargs={"socket_timeout": settings.timeout_s, "password": password},
-    )
-    parsed = Redis.from_url(url).connection_pool.connection_kwargs
-    login = {key: value for key, value in parsed.items() if key not in {"host", "port"}}
-    tls = {"ssl": True} if url.startswith("rediss://") else {}
-    merged: dict[str, Any] = {**login, **options, **tls}
-    return sentinel.master_for(settings.sentinel_master, **merged)  # type: ignore[no-untyped-call]
-
-
-def _check_server(connection: Connection) -> None:
-    """Refuse a Redis that is too old or may evict the state.
-
-    INFO is enough for both; CONFIG is often forbidden. Where the ACL forbids even INFO, a warning is all we can do.
-
-    Raises:
-        StoreConfigError: with one line that says what to change.
-    """
-    client = connection.client
-    try:
-        with translated():
-            servers = map(client.get_redis_connection, client.get_primaries()) if connection.is_cluster else [client]
-            infos = [server.info() for server in servers]
-    except NoPermissionError:
-        log.warning("store.server_unchecked", reason="the ACL forbids INFO; Redis >= 6.2 with noeviction is needed")
-        return
-    for info in infos:
-        version = str(info.get("redis_version", "0"))
-        if tuple(map(int, version.split(".")[:2])) < (6, 2):
-            raise StoreConfigError(f"redis: version {version} is too old; 6.2 or newer is needed")
-        policy = str(info.get("maxmemory_policy", "noeviction"))
-        if policy == "noeviction":
-            continue
-        if int(info.get("maxmemory", 0)):
-            # volatile-* too: every key of ours expires, so it would go first
-            raise StoreConfigError(
-                f"redis: maxmemory-policy is {policy}, which may evict the state; set `maxmemory-policy noeviction`"
-            )
-        log.warning("store.eviction_policy", policy=policy, advice="set maxmemory-policy noeviction")

@@ -136,7 +136,7 @@ def test_a_test_alert_reaches_the_outbox(store: Store, run: Run, capsys: pytest.
 def test_without_redis_it_exits_69_with_one_line(
     action: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("monitor.store.connection.SETUP_ATTEMPTS", 1)
+    monkeypatch.setattr("monitor.store.client.SETUP_ATTEMPTS", 1)
     monkeypatch.setattr("monitor.telemetry.logs.configure_logs", lambda *_: None)  # the log of the attempts is not ours
     settings = tmp_path / "config.yaml"
     settings.write_text("redis: {url: 'redis://127.0.0.1:1/0'}\n")

@@ -20,7 +20,8 @@ from redis.exceptions import AuthenticationError, NoPermissionError, RedisError
 from monitor.core.types import Partition, Record
 from monitor.sources.protocol import FatalSourceError, Headers, SourceError
 from monitor.sources.redis_streams.settings import RedisStreamSettings
-from monitor.store.connection import Call, Connection, StoreConfigError, StoreError, Value, connect, load_scripts
+from monitor.store.client import connect
+from monitor.store.connection import Call, Connection, StoreConfigError, StoreError, Value, load_scripts
 from monitor.store.settings import RedisSettings
 
 SCRIPTS = load_scripts(Path(__file__).parent / "lua")

@@ -6,7 +6,7 @@ import argparse
 
 from monitor.cli.options import add_config_option
 from monitor.config.errors import ConfigError
-from monitor.config.loading import checked_rules, load_config
+from monitor.config.loading import check_web, checked_rules, load_config
 from monitor.notify.receivers.protocol import ReceiverConfigError
 from monitor.sources import open_producer
 
@@ -17,6 +17,7 @@ def run(args: argparse.Namespace) -> int:
     """Check what can be checked without a server and without the profile."""
     settings = load_config(args.config)
     checked_rules(settings)
+    check_web(settings, str(args.config or "defaults"))
     wrong = []
     for receiver in settings.receivers:
         try:

@@ -6,7 +6,7 @@ import argparse
 
 from monitor.cli.options import add_config_option
 from monitor.config.errors import EXIT_UNAVAILABLE, ConfigError, as_command_error
-from monitor.config.loading import checked_rules, load_config
+from monitor.config.loading import check_web, checked_rules, load_config
 from monitor.daemon import Daemon
 from monitor.ingest.scoring.profiles import load_profiles
 from monitor.notify.receivers.protocol import ReceiverConfigError
@@ -22,7 +22,8 @@ def run(args: argparse.Namespace) -> int:
     settings = load_config(args.config)
     configure_logs(settings.log.level, settings.log.format)
     rules = checked_rules(settings)
-    where = args.config or "defaults"
+    where = str(args.config or "defaults")
+    check_web(settings, where)
     try:
         profiles = load_profiles(settings.scoring, settings.decoding)
     except ValueError as error:

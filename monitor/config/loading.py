@@ -81,6 +81,17 @@ def checked_rules(settings: Config) -> tuple[Rule, ...]:
     return settings.rules
 
 
+def check_web(settings: Config, where: str) -> None:
+    """Refuse to serve other machines by accident.
+
+    Raises:
+        ConfigError: `web.host` is reachable from other machines, and nothing says who may read.
+    """
+    if settings.web.exposed:
+        line = f"{where}: web.host: {settings.web.host!r} is reachable from other machines: "
+        raise ConfigError([f"{line}set web.token, or web.anonymous: true to let everybody read"])
+
+
 def _overlay(tree: dict[str, Any], environ: Mapping[str, str]) -> dict[str, str]:
     """Write the environment's values into `tree`; returns dotted key -> variable, to name it in errors."""
     named: dict[str, str] = {}

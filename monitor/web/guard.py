@@ -1,4 +1,4 @@
-"""Authentication of requests, protection of the forms, and the security headers of every answer."""
+"""Who is answered: credentials and host names; protection of the forms; the security headers of every answer."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ import binascii
 import hashlib
 import hmac
 import secrets
+import socket
+from ipaddress import ip_address
 from urllib.parse import urlsplit
 
 from starlette.datastructures import Headers, MutableHeaders
@@ -17,6 +19,8 @@ from monitor.web.settings import WebSettings
 
 OPEN_PATHS = ("/healthz", "/readyz")
 """Probes of an orchestrator carry no token."""
+PRIVATE = (".localhost", ".local", ".internal", ".home.arpa", ".svc")
+"""Ends of names that public DNS does not hold; `.svc` is short for a service of Kubernetes."""
 SAFE = {
     "Content-Security-Policy": (
         "default-src 'none'; script-src 'self'; connect-src 'self'; style-src 'self'; img-src 'self' data:; "
@@ -36,19 +40,14 @@ class Credentials:
     """
 
     def __init__(self, settings: WebSettings) -> None:
+        self.configured = settings.protected
+        """Whether requests need credentials; without any configured the web is read-only."""
         self._token = settings.token.get_secret_value() if settings.token else ""
         self._username = settings.username or ""
         self._password = settings.password.get_secret_value() if settings.password else ""
 
-    @property
-    def configured(self) -> bool:
-        """Whether requests need credentials; without any configured the web is read-only."""
-        return bool(self._token or self._password)
-
     def allow(self, header: str) -> bool:
-        """Whether an Authorization header holds the token or the password; compared in constant time."""
-        if not self.configured:
-            return True
+        """Whether an Authorization header holds a configured token or password; compared in constant time."""
         scheme, _, given = header.partition(" ")
         if scheme.lower() == "bearer":
             return bool(self._token) and _same(given.strip(), self._token)
@@ -67,6 +66,27 @@ class Credentials:
         return self.configured and _same(given, self.form_token())
 
 
+class Hosts:
+    """The host names that are answered without credentials.
+
+    A page from elsewhere can let its own name lead to this address (DNS rebinding): to the browser, what it then reads
+    here is its own. So the name must be one that no stranger can own: an address, a name without a dot or below one
+    of PRIVATE, that of this machine, or that of `web.host` or `web.external_url`.
+    """
+
+    def __init__(self, settings: WebSettings) -> None:
+        named = socket.gethostname(), settings.host, urlsplit(settings.external_url).hostname or ""
+        self._names = {name.lower().rstrip(".") for name in named}
+
+    def known(self, header: str) -> bool:
+        """Whether a Host header names this machine."""
+        try:
+            name = (urlsplit(f"//{header}").hostname or "").rstrip(".")
+        except ValueError:
+            return False
+        return "." not in name or name in self._names or name.endswith(PRIVATE) or _is_address(name)
+
+
 def user_of(header: str) -> str:
     """The user name of basic auth; empty for anything else."""
     return _basic(header)[0]
@@ -82,14 +102,14 @@ def from_our_pages(headers: Headers) -> bool:
 
 
 class Guard:
-    """Middleware: asks for credentials, except on OPEN_PATHS, and adds the headers of SAFE to every answer.
+    """Middleware: asks for credentials or a known host, except on OPEN_PATHS; adds the headers of SAFE to every answer.
 
     Args:
         base: path below which a proxy puts the pages, as /layerwatch; removed here where the proxy has not done so.
     """
 
-    def __init__(self, app: ASGIApp, credentials: Credentials, base: str) -> None:
-        self._app, self._credentials, self._base = app, credentials, base
+    def __init__(self, app: ASGIApp, credentials: Credentials, hosts: Hosts, base: str) -> None:
+        self._app, self._credentials, self._hosts, self._base = app, credentials, hosts, base
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Starlette's middleware protocol."""
@@ -106,12 +126,18 @@ class Guard:
                 headers.setdefault("Cache-Control", "no-store")
             await send(message)
 
-        header = Headers(scope=scope).get("authorization", "")
-        if scope["path"] in OPEN_PATHS or self._credentials.allow(header):
-            await self._app(scope, receive, send_safely)
-            return
-        challenge = {"WWW-Authenticate": 'Basic realm="layerwatch", charset="UTF-8"'}
-        await PlainTextResponse("authorization needed\n", 401, challenge)(scope, receive, send_safely)
+        answer = None if scope["path"] in OPEN_PATHS else self._refusal(Headers(scope=scope))
+        await (answer or self._app)(scope, receive, send_safely)
+
+    def _refusal(self, headers: Headers) -> PlainTextResponse | None:
+        if self._credentials.configured:
+            if self._credentials.allow(headers.get("authorization", "")):
+                return None
+            challenge = {"WWW-Authenticate": 'Basic realm="layerwatch", charset="UTF-8"'}
+            return PlainTextResponse("authorization needed\n", 401, challenge)
+        if self._hosts.known(headers.get("host", "")):
+            return None
+        return PlainTextResponse("unknown host: use an address, set web.external_url, or set web.token\n", 421)
 
 
 def _basic(header: str) -> tuple[str, str]:
@@ -123,6 +149,14 @@ def _basic(header: str) -> tuple[str, str]:
     except (binascii.Error, UnicodeDecodeError):
         return "", ""
     return username, password
+
+
+def _is_address(name: str) -> bool:
+    try:
+        ip_address(name)
+    except ValueError:
+        return False
+    return True
 
 
 def _same(given: str, expected: str) -> bool:

@@ -1,6 +1,7 @@
 """The web server of a process: routes and access, probes, metrics and events, served by uvicorn in a thread.
 
-Health is open to everyone; all else asks for the token or the password where one is configured.
+Health is open to everyone; all else asks for the token or the password where one is configured, and for a known host
+name where none is.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ import structlog
 import uvicorn
 from starlette.applications import Starlette
 from starlette.middleware import Middleware
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, PlainTextResponse, Response, StreamingResponse
 from starlette.routing import Mount, Route
 from starlette.staticfiles import StaticFiles
@@ -26,6 +27,7 @@ from monitor.fleet.overview import Overview
 from monitor.store import StoreError
 from monitor.telemetry import metrics
 from monitor.web import api
+from monitor.web.connections import Connection
 from monitor.web.guard import Guard
 from monitor.web.openapi import document
 from monitor.web.pages import Pages
@@ -57,7 +59,10 @@ class WebServer:
         self._host, self._port = host, port
         self._overview, self._pages = site.overview, Pages(site)
         app = _app(site, self._pages)
-        settings = uvicorn.Config(app, log_config=None, access_log=False, lifespan="off", timeout_graceful_shutdown=2)
+        settings = uvicorn.Config(
+            app, http=Connection, ws="none", log_config=None, access_log=False, lifespan="off",
+            timeout_graceful_shutdown=2,
+        )  # fmt: skip
         self._server = uvicorn.Server(settings)
         self._socket: socket.socket | None = None
         self._thread: threading.Thread | None = None
@@ -118,11 +123,12 @@ def _app(site: Site, pages: Pages) -> Starlette:
             Route("/api/v1/openapi.json", lambda _: JSONResponse(openapi)),
             Mount("/api/v1", routes=api.routes(site)),
         ],
-        middleware=[Middleware(Guard, site.credentials, site.base)],
+        middleware=[Middleware(Guard, site.credentials, site.hosts, site.base)],
         exception_handlers={
             404: partial(_not_found, pages),
             StoreError: partial(_redis_away, pages),
             RequestError: _refused,
+            ClientDisconnect: lambda *_: Response(status_code=400),  # nobody reads it; not worth a traceback
         },
     )
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from ipaddress import ip_address
 from typing import Annotated
 
 from pydantic import Field
@@ -18,5 +19,25 @@ class WebSettings(Section):
     dashboard_url: str = ""
     """Address of a dashboard that alerts link to; `{stream}` in it becomes the stream's name, percent-quoted."""
     token: Secret | None = None
+    """Bearer token for everything but health; browsers give it as a password."""
     username: str | None = None
     password: Secret | None = None
+    anonymous: bool = False
+    """Without a token or a password, listen beyond this machine all the same: whoever reaches the port may read."""
+
+    @property
+    def protected(self) -> bool:
+        """Whether a token or a password is asked for."""
+        return any(secret is not None and secret.get_secret_value() for secret in (self.token, self.password))
+
+    @property
+    def exposed(self) -> bool:
+        """Whether other machines may read without anybody having said so."""
+        return not (self.protected or self.anonymous or _is_loopback(self.host))
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"

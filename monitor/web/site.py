@@ -26,7 +26,7 @@ from monitor.web.answers import (
     SilenceJson,
     UndeliveredJson,
 )
-from monitor.web.guard import Credentials
+from monitor.web.guard import Credentials, Hosts
 from monitor.web.settings import WebSettings
 
 EVIDENCE_FRESH_S = 10.0
@@ -53,7 +53,7 @@ class Site:
     ) -> None:
         self.store, self.monitor, self.why_unready = store, monitor, why_unready
         self.overview = Overview(store, lateness_ms)
-        self.credentials = Credentials(settings)
+        self.credentials, self.hosts = Credentials(settings), Hosts(settings)
         self.base = urlsplit(settings.external_url).path.rstrip("/")
         """Path below which a proxy puts the pages, as /layerwatch; empty without one."""
         self._rules = {rule.name: rule for rule in rules}

@@ -8,6 +8,7 @@ import pytest
 import yaml
 from pydantic import BaseModel
 
+from monitor.__main__ import main
 from monitor.config.errors import ConfigError
 from monitor.config.loading import checked_rules, load_config
 from monitor.config.schema import Config
@@ -52,6 +53,36 @@ def test_the_environment_overrides_the_file(tmp_path: Path) -> None:
     path.write_text("kafka: {bootstrap_servers: [here:9092]}\n")
     loaded = load_config(path, {"LAYERWATCH__KAFKA__BOOTSTRAP_SERVERS": "a:9092,b:9092"})
     assert loaded.kafka.bootstrap_servers == ("a:9092", "b:9092")
+
+
+OPEN = "0.0.0.0"
+
+
+@pytest.mark.parametrize(
+    ("web", "refused"),
+    [
+        ({}, False),
+        ({"host": "localhost"}, False),
+        ({"host": "::1"}, False),
+        ({"host": OPEN}, True),
+        ({"host": "::"}, True),
+        ({"host": ""}, True),
+        ({"host": "box.example"}, True),
+        ({"host": OPEN, "token": ""}, True),
+        ({"host": OPEN, "token": "t"}, False),
+        ({"host": OPEN, "username": "ops"}, True),
+        ({"host": OPEN, "username": "ops", "password": "p"}, False),
+        ({"host": OPEN, "anonymous": True}, False),
+    ],
+)
+def test_other_machines_are_served_only_with_a_token_or_on_purpose(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], web: dict[str, object], refused: bool
+) -> None:
+    path = tmp_path / "c.yaml"
+    path.write_text(yaml.safe_dump({"web": web}))
+    assert main(["check-config", "-c", str(path)]) == (78 if refused else 0)
+    line = f"{path}: web.host: {web.get('host')!r} is reachable from other machines: set web.token, or web.anonymous"
+    assert (line in capsys.readouterr().err) is refused
 
 
 def test_a_rule_whose_numbers_do_not_go_together_is_named(tmp_path: Path) -> None:

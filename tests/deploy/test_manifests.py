@@ -18,9 +18,10 @@ from packaging.requirements import Requirement
 from pydantic import SecretStr
 from redis import Redis as Client
 
-from monitor.config.loading import load_config
+from monitor.config.loading import check_web, load_config
 from monitor.config.schema import Config
 from monitor.store.private_server import PrivateRedis
+from monitor.web.guard import Hosts
 from tests.e2e.running import wait_for
 
 ROOT = Path(__file__).parents[2]
@@ -103,7 +104,7 @@ def test_secrets_are_referred_to_and_the_settings_of_the_map_are_accepted(monkey
     example = yaml.safe_load((KUBERNETES / "base/secret.example.yaml").read_text())
     environment = {}
     variables = deployment()["spec"]["template"]["spec"]["containers"][0]["env"]
-    for variable in (v for v in variables if v["name"].startswith("LAYERWATCH__")):
+    for variable in (v for v in variables if v["name"].startswith("LAYERWATCH__") and "valueFrom" in v):
         reference = variable["valueFrom"]["secretKeyRef"]
         assert reference["name"] == example["metadata"]["name"]
         environment[variable["name"]] = example["stringData"][reference["key"]]
@@ -116,6 +117,29 @@ def test_secrets_are_referred_to_and_the_settings_of_the_map_are_accepted(monkey
         settings.kafka.group_id,
         settings.kafka.bootstrap_servers[0],
     )
+
+
+@pytest.mark.parametrize("where", ["kubernetes", "compose"])
+def test_containers_listen_beyond_themselves_on_purpose(where: str) -> None:
+    """The image listens for probes and Prometheus; who else gets in is said beside the port."""
+    image = dict(re.findall(r"(LAYERWATCH__\w+)=(\S+)", dockerfile()))
+    if where == "kubernetes":
+        variables = deployment()["spec"]["template"]["spec"]["containers"][0]["env"]
+        image |= {v["name"]: v["value"] for v in variables if "value" in v}
+        settings = load_config(KUBERNETES / "base/config.yaml", image)
+        check_web(load_config(None, image), "a config.yaml of one's own")
+    else:
+        settings = load_config(DEPLOY / "compose/config.yaml", image)
+    check_web(settings, where)
+    hosts = Hosts(settings.web)
+    target = yaml.safe_load((DEPLOY / "prometheus/prometheus.yaml").read_text())["scrape_configs"][0]
+    for host in (
+        *target["static_configs"][0]["targets"],
+        "10.1.2.3:9464",
+        "localhost:9464",
+        "layerwatch.plant.svc:9464",
+    ):
+        assert hosts.known(host)
 
 
 # ------------------------------------------------------------------------------------------------ image

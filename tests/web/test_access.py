@@ -9,6 +9,7 @@ import pytest
 from pydantic import SecretStr
 
 from monitor.fleet.state import read_silences
+from monitor.web.guard import Hosts
 from monitor.web.settings import WebSettings
 from tests.web.fleet import HOSTILE, Fleet, served
 
@@ -79,6 +80,29 @@ def test_a_broken_header_is_refused(locked: str, header: str) -> None:
 
 def test_a_browser_may_give_the_token_as_a_password(locked: str) -> None:
     assert httpx.get(locked, auth=("anybody", TOKEN)).status_code == 200
+
+
+OWN_NAMES = ("127.0.0.1:9464", "[::1]:9464", "localhost", "LocalHost.", "layerwatch:9464", "x.plant-1.svc:9464")
+
+
+@pytest.mark.parametrize("host", [*OWN_NAMES, "ops.example", "OPS.example:443"])
+def test_without_a_token_names_that_no_stranger_owns_are_answered(host: str) -> None:
+    assert Hosts(WebSettings(external_url="https://ops.example:8443/layerwatch")).known(host)
+
+
+@pytest.mark.parametrize(
+    "host", ["evil.test", "127.0.0.1.evil.test:9464", "localhost.evil.test", "[", "a.localhost.b.c"]
+)
+def test_without_a_token_other_names_are_refused_except_by_the_probes(site: str, host: str) -> None:
+    for path in PATHS:
+        assert httpx.get(site + path, headers={"Host": host}).status_code == 421, path
+    for path in ("/healthz", "/readyz"):
+        assert httpx.get(site + path, headers={"Host": host}).status_code == 200
+
+
+def test_with_a_token_any_name_will_do(locked: str) -> None:
+    headers = {"Host": "evil.test", "Authorization": f"Bearer {TOKEN}"}
+    assert httpx.get(f"{locked}/metrics", headers=headers).status_code == 200
 
 
 def test_a_silence_is_made_shown_and_ended_over_the_form(inside: httpx.Client, fleet: Fleet) -> None:

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import astuple, replace
 
 import numpy as np
 import pytest
 from pydantic import SecretStr
 
-from monitor.core.types import Alert, AlertPhase, ApplyStatus, Delta, Exemplar, Partition, Totals
+from monitor.core.types import Alert, AlertPhase, ApplyStatus, Delta, Exemplar, Partition, StreamFacts, Totals
 from monitor.store import OTHER_STREAM, ClaimStatus, Limits, Store, open_store
 from monitor.store.private_server import PrivateRedis
 from monitor.store.settings import RedisSettings
@@ -92,6 +92,14 @@ def test_the_latest_typical_images_of_a_stream_are_kept_once(store: Store) -> No
     store.partitions.apply([replace(DELTA, expect=20, next_offset=30, typical=[*kept[20:], late])])
     assert store.exemplars.typical([P], "fp", "cam-1") == [*kept[:7:-1], late, kept[7]]
     assert store.exemplars.typical([P], "other", "cam-1") == store.exemplars.typical([P], "fp", "cam-2") == []
+
+
+def test_a_new_owner_finds_every_fact_of_a_stream(store: Store) -> None:
+    begin(store)
+    facts = StreamFacts(b"digest", 3, "640x480/RGB", 4_000, 5_000, 6, 7_000)
+    assert all(astuple(facts))
+    store.partitions.apply([replace(DELTA, facts={"cam-1": facts})])
+    assert store.partitions.facts(P) == {"cam-1": facts}
 
 
 ALERT = Alert("drift", "cam-1", AlertPhase.PENDING, "a1", since_ms=10_000)

@@ -146,6 +146,21 @@ def test_the_backlog_counts_what_waits_and_what_was_never_fetched(store: Store) 
     assert (store.outbox.backlog("one").entries, store.outbox.backlog("one").oldest_ms) == (0, None)
 
 
+def test_counting_a_full_outbox_holds_the_server_for_a_moment_at_a_time(
+    store: Store, redis_server: PrivateRedis
+) -> None:
+    key, limit = store.outbox._outbox, evaluation.OUTBOX_LIMIT
+    document = "x" * 4_000  # as long as real ones
+    store._connection.read_many([("XADD", key, f"1-{i}", "document", document) for i in range(1, limit + 1)])
+    store.outbox.fetch("one", 0)
+    with Client.from_url(redis_server.url) as client:
+        client.config_set("slowlog-log-slower-than", 200_000)
+        client.slowlog_reset()
+        assert store.outbox.backlog("one").entries == store.outbox.backlog("never fetched").entries == limit
+        assert client.slowlog_len() == 0
+        client.delete(key)
+
+
 def test_a_receiver_that_is_no_longer_configured_holds_nothing_back(store: Store) -> None:
     assert store.outbox.retain_receivers(["one"]) == []
     decide(store, "a", "b")

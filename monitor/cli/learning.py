@@ -16,7 +16,8 @@ from detectors.images.reading import InputError, read_images
 from monitor.cli.options import DURATION_HELP, add_config_option, parse_count, parse_duration
 from monitor.config.loading import load_config
 from monitor.config.schema import Config
-from monitor.ingest.decode.records import DecodeError, expand, stream_of
+from monitor.ingest.decode.records import expand, stream_of
+from monitor.ingest.decode.values import DecodeError
 from monitor.sources.protocol import FatalSourceError, SourceError
 from monitor.sources.read_back import read_back
 from monitor.telemetry.clock import wall_ms

@@ -244,7 +244,7 @@ class Assignment:
             at_ms, stream = owner.high_ms or wall_ms(), self._policy.unnamed_stream
             records = (Record(partition, offset, at_ms, None, None) for offset in range(begin, end))
             letters = [DeadLetter(record, stream, "unreadable", text) for record in records]
-            self.skipped.append(Work(owner, (), end, outcomes=letters))
+            self.skipped.append(Work(owner, [], end, outcomes=letters))
         del self._unreadable[partition]
         return end
 

@@ -64,7 +64,7 @@ class Consumer:
     ) -> None:
         self._open_source, self._store, self._stages = open_source, store, stages
         self._assignment, self._maintenance, self._settings = assignment, maintenance, settings
-        self._backlog = Backlog(settings.queue_bytes, stages.scoring.image_bytes)
+        self._backlog = Backlog(settings.queue_bytes, stages.scoring.image_bytes, stages.decoders.max_images)
         self._batch: Batch | None = None  # waits for a sink or for Redis
         self._paused = False
         self._source: Source | None = None

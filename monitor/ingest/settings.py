@@ -43,8 +43,10 @@ class StreamNaming(Section):
 class DecodingSettings(Section):
     workers: PositiveInt = 2
     max_record_bytes: PositiveInt = 32 * 2**20
+    """A record's value, key and headers; checked before anything reads them."""
     max_pixels: PositiveInt = 50_000_000
     max_images_per_record: PositiveInt = 1024
+    """The memory for so many is set aside for every batch until it is decoded."""
     formats: Names = ("JPEG", "PNG", "WEBP")
     claim_check_prefixes: Names = ()
     timeout_s: PositiveFloat = 20.0

@@ -12,7 +12,7 @@ from monitor.core.aggregate import Outcome
 from monitor.core.reject_window import RejectWindow
 from monitor.core.types import Partition, Record, StreamFacts
 from monitor.ingest.decode.pool import DecodedRecord
-from monitor.ingest.decode.records import count_images
+from monitor.ingest.decode.values import most_images
 from monitor.sources.protocol import Polled
 from monitor.telemetry import metrics
 
@@ -41,11 +41,13 @@ class Work:
     """The records of one partition from one poll, or a part of them; each stage adds its result."""
 
     owner: OwnedPartition
-    records: Sequence[Record]
+    records: list[Record]
     next_offset: int
     """Cursor of the partition after this work; may lie beyond the last record."""
+    read_bytes: int = 0
+    """Of the records as they were read."""
     size: int = 0
-    """Bytes counted against the queue limit."""
+    """Bytes that it may hold, decoded; what it does hold once that is known."""
     decoding: Sequence[Future[DecodedRecord]] = ()
     """One per record, once decoding has started."""
     outcomes: Sequence[Outcome] = ()
@@ -55,19 +57,22 @@ class Work:
 class Backlog:
     """The work between poll and scored, counted in bytes; belongs to the consumer's thread.
 
-    The consumer pauses reading by `held_bytes`. As a few bytes may unpack to many images, decoding starts only for
-    work that fits into `queue_bytes` when decoded.
+    The consumer pauses reading by `held_bytes`. A few bytes may unpack to many images, and only decoding finds out how
+    many: until then the largest allowed number is set aside, and decoding starts only for work that fits so.
 
     Args:
         image_bytes: what one image holds once it is prepared for the model.
+        max_images: most images of one record.
     """
 
-    def __init__(self, queue_bytes: int, image_bytes: int) -> None:
-        self._queue_bytes, self._image_bytes = queue_bytes, image_bytes
+    def __init__(self, queue_bytes: int, image_bytes: int, max_images: int) -> None:
+        self._queue_bytes, self._image_bytes, self._max_images = queue_bytes, image_bytes, max_images
         self._waiting: deque[Work] = deque()
+        self._decoding: list[Work] = []
         self.held_bytes = 0
+        """Of the waiting records as they were read, and `started_bytes`."""
         self.started_bytes = 0
-        """The part of `held_bytes` that is decoded or being decoded."""
+        """Of what is decoded or being decoded."""
         self.works = 0
 
     def add(self, polled: Polled, owned: Mapping[Partition, OwnedPartition]) -> None:
@@ -77,35 +82,54 @@ class Backlog:
             if owner is not None:
                 owner.active_s = time.monotonic()
                 for work in self._parts(owner, polled.records.get(partition, ()), next_offset):
-                    self.held_bytes += work.size
+                    self.held_bytes += work.read_bytes
                     self.works += 1
                     self._waiting.append(work)
         metrics.QUEUE_BYTES.set(self.held_bytes)
 
     def _parts(self, owner: OwnedPartition, records: Sequence[Record], next_offset: int) -> Iterator[Work]:
         """Split the records into parts of which several fit into `queue_bytes`; a record is never split."""
-        part: list[Record] = []
-        size = 0
+        part = Work(owner, [], next_offset)
         for record in records:
             # its bytes and the prepared images: what decoding and scoring hold together
-            cost = record.size + count_images(record) * self._image_bytes
-            if part and size + cost > self._queue_bytes // 4:
-                yield Work(owner, part, record.offset, size)
-                part, size = [], 0
-            part.append(record)
-            size += cost
-        yield Work(owner, part, next_offset, size)
+            size = record.size + most_images(record, self._max_images) * self._image_bytes
+            if part.records and part.size + size > self._queue_bytes // 4:
+                part.next_offset = record.offset
+                yield part
+                part = Work(owner, [], next_offset)
+            part.records.append(record)
+            part.read_bytes += record.size
+            part.size += size
+        yield part
 
     def start(self) -> list[Work]:
         """The work to decode next: as much as fits; work that is larger than the limit starts alone."""
+        self._settle()
         started = []
         while self._waiting:
             if self.started_bytes and self.started_bytes + self._waiting[0].size > self._queue_bytes:
                 break
             work = self._waiting.popleft()
             self.started_bytes += work.size
+            self.held_bytes += work.size - work.read_bytes
             started.append(work)
+        self._decoding += started
         return started
+
+    def _settle(self) -> None:
+        """Give back what was set aside for images that decoded work does not hold."""
+        still = []
+        for work in self._decoding:
+            futures = work.decoding  # the scoring thread empties it: `finish` comes next
+            if not all(future.done() for future in futures):
+                still.append(work)
+            elif futures and not any(future.cancelled() or future.exception() for future in futures):
+                images = sum(len(found) for future in futures if isinstance(found := future.result(), list))
+                spare = work.size - work.read_bytes - images * self._image_bytes
+                work.size -= spare
+                self.held_bytes -= spare
+                self.started_bytes -= spare
+        self._decoding = still
 
     def finish(self, works: Sequence[Work]) -> None:
         """Remove scored work from the counts."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from dataclasses import replace
 
 import msgpack
 import numpy as np
@@ -12,8 +13,12 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from detectors.images.prepare import Preparer
+from monitor.core.alert_document import rfc3339
 from monitor.core.types import Partition, Record
-from monitor.ingest.decode.records import DecodeError, Decoder, expand
+from monitor.ingest.decode.answers import read_answer
+from monitor.ingest.decode.records import Decoder, expand
+from monitor.ingest.decode.values import DecodeError
+from monitor.ingest.decode.worker import answer
 from monitor.ingest.scoring.profiles import Preparers
 from monitor.ingest.settings import DecodingSettings, StreamNaming
 
@@ -92,3 +97,28 @@ def test_no_bytes_raise_anything_but_a_decode_error(value: bytes, kind: bytes) -
     except DecodeError:
         return
     assert images
+
+
+@pytest.mark.parametrize(
+    "at", [b"1" * 25, b"-" + b"9" * 25, b"1" * 5000, b"1767225600000000", b"253402300800000", b"\xb2", b"tomorrow"]
+)
+def test_an_event_time_that_is_none_refuses_the_record_and_harms_no_decoder(at: bytes) -> None:
+    taken = record(encoded(), at=at)
+    _, refused = read_answer(answer(DECODER, taken), taken, DECODER)
+    assert refused[0] == "event-time"
+    assert "neither RFC 3339 nor ms" in str(refused[1]) or "outside the years 1 to 9999" in str(refused[1])
+
+
+@pytest.mark.parametrize("time_ms", [2**64 - 1, -(2**63), 253_402_300_800_000])
+def test_times_of_a_batch_and_of_the_log_have_the_same_limits(time_ms: int) -> None:
+    batch = record(msgpack.packb({"images": [encoded()], "timestamps": [time_ms]}))
+    for taken in (batch, replace(record(encoded()), timestamp_ms=time_ms)):
+        with pytest.raises(DecodeError, match="outside the years 1 to 9999") as refused:
+            DECODER(taken)
+        assert refused.value.reason == "event-time"
+
+
+def test_the_last_times_of_the_calendar_are_times() -> None:
+    for at in (b"253402300799999", b"-62135596800000", b"0001-01-01T00:00:00Z", b"9999-12-31T23:59:59Z"):
+        (image,) = DECODER(record(encoded(), at=at))
+        assert rfc3339(image.event_time_ms)

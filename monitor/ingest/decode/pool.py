@@ -3,6 +3,7 @@
 One thread per process sends a few records together and reads the answers one by one, so it knows at which record a
 process died or hung. That record is retried once, as the first one of a new process: the cause may be an operator's
 kill or a busy machine. If it fails again it becomes a dead letter, and decoding continues with the next record.
+A record above the size limit is refused here, before its bytes go anywhere.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import os
 import pickle
 import queue
 import socket
+import struct
 import subprocess
 import sys
 import threading
@@ -24,8 +26,11 @@ from multiprocessing.connection import Connection
 import structlog
 
 from monitor.core.types import DeadLetter, Record
-from monitor.ingest.decode.records import Decoded, Decoder, stream_of
-from monitor.ingest.decode.worker import read_answer
+from monitor.ingest.decode.answers import Refusal, most_bytes, read_answer
+from monitor.ingest.decode.flat import FlatError
+from monitor.ingest.decode.records import Decoded, Decoder, check_size, stream_of
+from monitor.ingest.decode.values import DecodeError
+from monitor.ingest.decode.worker import READY
 from monitor.telemetry import metrics
 
 log = structlog.get_logger(__name__)
@@ -36,6 +41,7 @@ TRIES = 2
 START_TIMEOUT_S = 60.0
 STARTS = 3
 """Processes that fail to start in a row before decoding is given up."""
+MESSAGE_TIMEOUT_S = 60
 SLICE_S = 0.5
 """Time-outs are counted in waits of that length: one hour of a suspended machine counts as one wait."""
 
@@ -66,8 +72,9 @@ class DecoderPool:
     """Decodes records in `decoding.workers` processes; `submit` may be called from any thread."""
 
     def __init__(self, decoder: Decoder) -> None:
-        self._naming, self._timeout_s = decoder.naming, decoder.settings.timeout_s
-        self._setup = pickle.dumps(decoder)
+        self._decoder, self._timeout_s = decoder, decoder.settings.timeout_s
+        self._setup, self._answer_bytes = pickle.dumps(decoder), most_bytes(decoder)
+        self.max_images = decoder.settings.max_images_per_record
         self._tasks: queue.SimpleQueue[list[_Job] | None] = queue.SimpleQueue()
         self._closed = threading.Event()
         self.answered_s = 0.0
@@ -84,6 +91,11 @@ class DecoderPool:
         jobs = [_Job(record) for record in records]
         task: list[_Job] = []
         for job in jobs:
+            try:
+                check_size(job.record, self._decoder.settings.max_record_bytes)
+            except DecodeError as error:
+                self._reject(job, error.reason, str(error))
+                continue
             task.append(job)
             if len(task) == TASK_RECORDS or sum(job.record.size for job in task) >= TASK_BYTES:
                 self._tasks.put(task)
@@ -131,7 +143,7 @@ class DecoderPool:
     def _work(self, process: _Process, waiting: deque[_Job]) -> None:
         process.send(pickle.dumps([job.record for job in waiting], protocol=pickle.HIGHEST_PROTOCOL))
         while waiting:
-            took_s, answer = process.receive_answer(self._timeout_s)
+            took_s, answer = self._receive(process, waiting[0].record)
             job = waiting.popleft()
             self.answered_s = time.monotonic()
             metrics.STAGE_SECONDS.labels("decode").observe(took_s)
@@ -139,6 +151,12 @@ class DecoderPool:
                 job.future.set_result(answer)
             else:
                 self._reject(job, *answer)
+
+    def _receive(self, process: _Process, record: Record) -> tuple[float, list[Decoded] | Refusal]:
+        try:
+            return read_answer(process.receive(self._timeout_s, self._answer_bytes), record, self._decoder)
+        except FlatError as error:
+            raise _LostError("crashed", f"the decoder process sent an invalid answer: {error}") from error
 
     def _blame(self, waiting: deque[_Job], lost: _LostError) -> None:
         metrics.DECODERS_REPLACED.labels(lost.reason).inc()
@@ -153,14 +171,14 @@ class DecoderPool:
             self._reject(waiting.popleft(), lost.reason, f"{lost} {TRIES} times")
 
     def _reject(self, job: _Job, reason: str, error: str) -> None:
-        job.future.set_result(DeadLetter(job.record, stream_of(job.record, self._naming), reason, error))
+        job.future.set_result(DeadLetter(job.record, stream_of(job.record, self._decoder.naming), reason, error))
 
     def _start(self) -> _Process:
         for _ in range(STARTS):
             process = _Process(self._closed)
             try:
                 process.send(self._setup)
-                process.receive(START_TIMEOUT_S)
+                process.receive(START_TIMEOUT_S, len(READY))
             except _LostError as lost:
                 process.end()
                 log.warning("decode.start_failed", error=str(lost))
@@ -184,6 +202,9 @@ class _Process:
     def __init__(self, closed: threading.Event) -> None:
         self._closed = closed
         ours, theirs = socket.socketpair()
+        # one read or write of a message that has begun; `receive` waits for its beginning
+        for option in (socket.SO_RCVTIMEO, socket.SO_SNDTIMEO):
+            ours.setsockopt(socket.SOL_SOCKET, option, struct.pack("ll", MESSAGE_TIMEOUT_S, 0))
         with theirs:
             self._process = subprocess.Popen(  # noqa: S603 - our own interpreter and module
                 [sys.executable, "-m", "monitor.ingest.decode.worker", str(theirs.fileno()), str(os.getpid())],
@@ -198,25 +219,25 @@ class _Process:
     def send(self, message: bytes) -> None:
         try:
             self._connection.send_bytes(message)
+        except BlockingIOError as error:
+            raise _LostError("timeout", "the decoder process reads no records") from error
         except OSError as error:
             raise self._lost() from error
 
-    def receive(self, timeout_s: float) -> bytes:
+    def receive(self, timeout_s: float, most_bytes: int) -> bytes:
         waited_s = 0.0
         try:
             while not self._connection.poll(SLICE_S):
                 waited_s += SLICE_S
                 if self._closed.is_set() or waited_s >= timeout_s:
                     raise _LostError("timeout", f"the decoder process hung for {timeout_s:g} s")
-            return self._connection.recv_bytes()
+            return self._connection.recv_bytes(most_bytes)
+        except BlockingIOError as error:
+            raise _LostError("timeout", "the decoder process stopped in the middle of an answer") from error
         except (EOFError, OSError) as error:
+            if "bad message length" in str(error):
+                raise _LostError("crashed", f"the decoder process sent more than {most_bytes} bytes") from error
             raise self._lost() from error
-
-    def receive_answer(self, timeout_s: float) -> tuple[float, list[Decoded] | tuple[str, str]]:
-        try:
-            return read_answer(self.receive(timeout_s))
-        except (ValueError, TypeError, LookupError) as error:
-            raise _LostError("crashed", f"the decoder process sent an invalid answer: {error}") from error
 
     def end(self) -> None:
         self._connection.close()

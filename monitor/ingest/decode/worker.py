@@ -15,17 +15,16 @@ import signal
 import sys
 import time
 from multiprocessing.connection import Connection
-from typing import Any
 
-import msgpack
-import numpy as np
-
-from detectors.images.prepare import Prepared
 from monitor.core.types import Record
-from monitor.ingest.decode.records import Decoded, DecodeError, Decoder
+from monitor.ingest.decode.answers import pack_images, pack_refusal
+from monitor.ingest.decode.records import Decoder
+from monitor.ingest.decode.values import DecodeError
 from monitor.telemetry.failpoints import failpoint
 
 PR_SET_PDEATHSIG = 1  # from linux/prctl.h
+READY = b"ready"
+"""Sent once, when the decoder has been received."""
 
 
 def main(descriptor: int) -> None:
@@ -33,7 +32,7 @@ def main(descriptor: int) -> None:
     with Connection(descriptor) as connection:
         decoder: Decoder = pickle.loads(connection.recv_bytes())  # noqa: S301 - from our own parent
         _confine(decoder.settings.worker_memory_bytes)
-        connection.send_bytes(b"ready")
+        connection.send_bytes(READY)
         with contextlib.suppress(EOFError, OSError):
             while True:
                 for record in pickle.loads(connection.recv_bytes()):  # noqa: S301
@@ -45,41 +44,14 @@ def answer(decoder: Decoder, record: Record) -> bytes:
     started = time.perf_counter()
     try:
         failpoint("decode", record.value)
-        result: list[Any] | tuple[str, str] = [_packed(image) for image in decoder(record)]
+        return pack_images(decoder(record), time.perf_counter() - started)
     except DecodeError as error:
-        result = (error.reason, str(error))
+        reason, text = error.reason, str(error)
     except MemoryError:
-        result = ("memory", "decoding needs more than decoding.worker_memory_bytes")
+        reason, text = "memory", "decoding needs more than decoding.worker_memory_bytes"
     except Exception as error:  # a bug in a library costs one record, not the stream
-        result = ("crashed", f"{type(error).__name__}: {error}")
-    packed: bytes = msgpack.packb((time.perf_counter() - started, result), unicode_errors="surrogatepass")
-    return packed
-
-
-def read_answer(packed: bytes) -> tuple[float, list[Decoded] | tuple[str, str]]:
-    """(seconds that decoding took, images or (reason, text) of a rejected record).
-
-    Raises:
-        ValueError, TypeError, LookupError: not an answer.
-    """
-    took_s, result = msgpack.unpackb(packed, use_list=False, unicode_errors="surrogatepass")
-    if result and isinstance(result[0], str):
-        reason, text = result
-        return took_s, (reason, text)
-    return took_s, [_unpacked(*image) for image in result]
-
-
-def _packed(image: Decoded) -> tuple[Any, ...]:
-    p = image.prepared
-    pixels, properties = np.ascontiguousarray(p.pixels), np.ascontiguousarray(p.properties, dtype="<f8")
-    content = (pixels.shape, pixels.data.cast("B"), properties.tobytes(), p.digest, p.key, p.width, p.height, p.mode)
-    return (image.id, image.stream, image.event_time_ms, content)
-
-
-def _unpacked(id_: str, stream: str, event_time_ms: int, content: tuple[Any, ...]) -> Decoded:
-    shape, pixels, properties, *rest = content
-    array = np.frombuffer(pixels, np.uint8).reshape(shape)
-    return Decoded(id_, stream, event_time_ms, Prepared(array, np.frombuffer(properties, "<f8"), *rest))
+        reason, text = "crashed", f"{type(error).__name__}: {error}"
+    return pack_refusal(reason, text, time.perf_counter() - started)
 
 
 def _confine(memory_bytes: int) -> None:

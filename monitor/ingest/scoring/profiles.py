@@ -42,6 +42,10 @@ class ByStream(Generic[T]):
         """The value of a stream."""
         return next((value for glob, value in self.overrides if fnmatchcase(stream, glob)), self.default)
 
+    def all(self) -> list[T]:
+        """Every value: the default first."""
+        return [self.default, *(value for _, value in self.overrides)]
+
 
 Preparers = ByStream[Preparer]
 """What decoding needs of the profiles; picklable, loads no torch."""
@@ -59,8 +63,7 @@ class Profiles:
 
     def all(self) -> list[Profile]:
         """Every profile once."""
-        profiles = (self._by_stream.default, *(profile for _, profile in self._by_stream.overrides))
-        return list({profile.fingerprint: profile for profile in profiles}.values())
+        return list({profile.fingerprint: profile for profile in self._by_stream.all()}.values())
 
     def device_memory(self) -> dict[tuple[str, str], int]:
         """{(device, "used" or "total"): bytes} of the accelerators in use; empty on a CPU."""
@@ -73,6 +76,11 @@ class Profiles:
         profiles, limits = self._by_stream, self._limits
         overrides = tuple((glob, replace(profile.preparer, limits=limits)) for glob, profile in profiles.overrides)
         return Preparers(replace(profiles.default.preparer, limits=limits), overrides)
+
+    def probe(self, stream: str) -> None:
+        """Score a plain image with the profile of a stream; raises whatever scoring raises."""
+        profile = self.of(stream)
+        profile.score([profile.prepare(np.zeros((8, 8, 3), np.uint8))])
 
     def p_values(
         self, images: Sequence[tuple[str, Prepared]], batch_images: int

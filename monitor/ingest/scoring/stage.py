@@ -11,12 +11,17 @@ import time
 from collections import deque
 from collections.abc import Sequence
 
-from monitor.core.aggregate import Judged
-from monitor.core.types import DeadLetter
+import structlog
+
+from monitor.core.aggregate import Judged, Outcome
+from monitor.core.types import DeadLetter, Record
+from monitor.ingest.decode.records import Decoded
 from monitor.ingest.scoring.profiles import Profiles
 from monitor.ingest.settings import ScoringSettings
 from monitor.ingest.work import Work
 from monitor.telemetry import metrics
+
+log = structlog.get_logger(__name__)
 
 
 class ScoringError(Exception):
@@ -31,8 +36,8 @@ class ScoringStage:
         self._submitted: queue.SimpleQueue[Work | None] = queue.SimpleQueue()
         self._scored: deque[Work] = deque()
         self._failure: BaseException | None = None
-        self.image_bytes = profiles.preparers().default.input_px ** 2 * 3
-        """Bytes of one prepared image."""
+        self.image_bytes = 3 * max(preparer.input_px for preparer in profiles.preparers().all()) ** 2
+        """Most bytes of one prepared image."""
         self.ready = threading.Event()
         """Set while scored work waits to be taken."""
         self._thread = threading.Thread(target=self._run, name="score", daemon=True)
@@ -93,14 +98,33 @@ class ScoringStage:
     @metrics.STAGE_SECONDS.labels("score").time()
     def _score(self, works: Sequence[Work]) -> None:
         decoded = [[future.result() for future in work.decoding] for work in works]
-        images = [image for records in decoded for found in records if isinstance(found, list) for image in found]
-        scored = iter(self._profiles.p_values([(i.stream, i.prepared) for i in images], self._settings.batch_images))
+        results = [
+            pair for work, found in zip(works, decoded, strict=True) for pair in zip(work.records, found, strict=True)
+        ]
+        usable = [(record, found) for record, found in results if isinstance(found, list)]
+        judged = iter(self._judge(usable))
         for work, records in zip(works, decoded, strict=True):
-            work.outcomes = [
-                found
-                if isinstance(found, DeadLetter)
-                else [Judged(i.id, i.stream, i.event_time_ms, *next(scored), i.prepared) for i in found]
-                for found in records
-            ]
+            work.outcomes = [found if isinstance(found, DeadLetter) else next(judged) for found in records]
             work.decoding = ()
-        metrics.BATCH_IMAGES.observe(len(images))
+        metrics.BATCH_IMAGES.observe(sum(len(found) for _, found in usable))
+
+    def _judge(self, records: Sequence[tuple[Record, Sequence[Decoded]]]) -> list[Outcome]:
+        """One outcome per record. Where scoring fails, it is tried in halves, and a record that fails alone is refused.
+
+        Without this the record would fail again after every restart. If a plain image fails too, the record is not the
+        cause, and the error is raised.
+        """
+        images = [(image.stream, image.prepared) for _, found in records for image in found]
+        try:
+            scores = iter(self._profiles.p_values(images, self._settings.batch_images))
+        except Exception as error:
+            if len(records) > 1:
+                half = len(records) // 2
+                return [*self._judge(records[:half]), *self._judge(records[half:])]
+            ((record, found),) = records
+            self._profiles.probe(found[0].stream)
+            log.exception("scoring.record_refused", partition=str(record.partition), offset=record.offset)
+            return [DeadLetter(record, found[0].stream, "scoring", f"scoring fails: {type(error).__name__}: {error}")]
+        return [
+            [Judged(i.id, i.stream, i.event_time_ms, *next(scores), i.prepared) for i in found] for _, found in records
+        ]

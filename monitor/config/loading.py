@@ -8,6 +8,7 @@ default.
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -81,17 +82,6 @@ def checked_rules(settings: Config) -> tuple[Rule, ...]:
     return settings.rules
 
 
-def check_web(settings: Config, where: str) -> None:
-    """Refuse to serve other machines by accident.
-
-    Raises:
-        ConfigError: `web.host` is reachable from other machines, and nothing says who may read.
-    """
-    if settings.web.exposed:
-        line = f"{where}: web.host: {settings.web.host!r} is reachable from other machines: "
-        raise ConfigError([f"{line}set web.token, or web.anonymous: true to let everybody read"])
-
-
 def _overlay(tree: dict[str, Any], environ: Mapping[str, str]) -> dict[str, str]:
     """Write the environment's values into `tree`; returns dotted key -> variable, to name it in errors."""
     named: dict[str, str] = {}
@@ -115,9 +105,12 @@ def _overlay(tree: dict[str, Any], environ: Mapping[str, str]) -> dict[str, str]
 
 def _line(where: str, from_environment: Mapping[str, str], item: ErrorDetails) -> str:
     """`config.yaml: buckets.seconds: must be greater than 0 (got -5)`; never shows a secret's value."""
-    key = ".".join(str(part) for part in item["loc"])
-    origin = from_environment.get(key, where)
     message = item["msg"].removeprefix("Value error, ")
+    # a section's own check begins its text with the key at fault
+    inner = re.match(r"([a-z_]+): (.+)", message, re.DOTALL) if item["type"] == "value_error" else None
+    names, message = ([inner[1]], inner[2]) if inner else ([], message)
+    key = ".".join(str(part) for part in (*item["loc"], *names))
+    origin = from_environment.get(key, where)
     if item["type"] == "extra_forbidden":
         return f"{origin}: {key}: unknown key"
     message = message.replace("Input should be", "must be").replace("Field required", "is required")

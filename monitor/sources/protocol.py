@@ -160,7 +160,7 @@ class SourceSettings(Generic[S_co]):
 class SourceKind(Generic[S]):
     """One kind of source: its section of the configuration, and how it is opened.
 
-    The two functions import the broker's client themselves, so that only the client in use is loaded.
+    The functions import the broker's client themselves, so that only the client in use is loaded.
     """
 
     section: str
@@ -168,3 +168,5 @@ class SourceKind(Generic[S]):
     settings: type[S]
     open_source: Callable[[SourceSettings[S]], Source]
     open_producer: Callable[[SourceSettings[S]], Producer]
+    check: Callable[[SourceSettings[S]], None] = lambda _: None
+    """Raises FatalSourceError, which names the key, where no client can be built; connects to nothing."""

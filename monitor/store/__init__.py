@@ -10,7 +10,7 @@ from __future__ import annotations
 from redis.exceptions import ResponseError
 
 from monitor.store.catalog import Catalog
-from monitor.store.client import connect
+from monitor.store.client import check_client, connect
 from monitor.store.connection import Connection, StoreConfigError, StoreError
 from monitor.store.counts import Counts, Exemplars
 from monitor.store.evaluation import Evaluation, EvaluatorState
@@ -92,5 +92,6 @@ __all__ = [
     "Store",
     "StoreConfigError",
     "StoreError",
+    "check_client",
     "open_store",
 ]

@@ -101,7 +101,7 @@ def _load_certificate(context: ssl.SSLContext, options: Mapping[str, Any]) -> No
 
 def _client(settings: RedisSettings) -> Any:
     url = settings.url.get_secret_value()
-    options = _options(settings) | (_tls_options(settings) if url.startswith("rediss://") else {})
+    options = _options(settings) | (_tls_options(settings) if settings.speaks_tls else {})
     if settings.mode == "cluster":
         # one retry, so that MOVED and ASK are followed once the slot table was read again
         return RedisCluster.from_url(url, **{**options, "retry": Retry(NoBackoff(), 1)})
@@ -111,7 +111,7 @@ def _client(settings: RedisSettings) -> Any:
             for key, value in _url_options(settings).items()
             if key in {"username", "password", "db", "protocol"}
         }
-        tls = {"ssl": True} if url.startswith("rediss://") else {}
+        tls = {"ssl": True} if settings.speaks_tls else {}
         sentinels = _Sentinels(settings)
         return sentinels.master_for(settings.sentinel_master, **login, **options, **tls)  # type: ignore[no-untyped-call]
     return Redis.from_url(url, **options)
@@ -195,7 +195,7 @@ class _Sentinels(Sentinel):
 
 def _tls_advice(settings: RedisSettings, error: BaseException) -> str:
     """What to look at where one side may speak TLS and the other not; most servers do not say it."""
-    tls = settings.url.get_secret_value().startswith("rediss://")
+    tls = settings.speaks_tls
     if not tls and ("reset by peer" in str(error) or "closed by server" in str(error)):
         return " (a server that speaks only TLS does so: it needs rediss:// in redis.url)"
     failure = tls_failure(error)

@@ -73,3 +73,8 @@ class RedisSettings(Section):
         if self.mode == "cluster" and split.path.strip("/0"):
             raise ValueError("url: a Redis Cluster has only database 0")
         return self
+
+    @property
+    def speaks_tls(self) -> bool:
+        """Whether the servers are reached over TLS."""
+        return self.url.get_secret_value().startswith("rediss://")

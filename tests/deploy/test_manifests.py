@@ -18,7 +18,8 @@ from packaging.requirements import Requirement
 from pydantic import SecretStr
 from redis import Redis as Client
 
-from monitor.config.loading import check_web, load_config
+from monitor.config.checks import check
+from monitor.config.loading import load_config
 from monitor.config.schema import Config
 from monitor.store.private_server import PrivateRedis
 from monitor.web.guard import Hosts
@@ -127,10 +128,10 @@ def test_containers_listen_beyond_themselves_on_purpose(where: str) -> None:
         variables = deployment()["spec"]["template"]["spec"]["containers"][0]["env"]
         image |= {v["name"]: v["value"] for v in variables if "value" in v}
         settings = load_config(KUBERNETES / "base/config.yaml", image)
-        check_web(load_config(None, image), "a config.yaml of one's own")
+        check(load_config(None, image), "a config.yaml of one's own")
     else:
         settings = load_config(DEPLOY / "compose/config.yaml", image)
-    check_web(settings, where)
+    check(settings, where)
     hosts = Hosts(settings.web)
     target = yaml.safe_load((DEPLOY / "prometheus/prometheus.yaml").read_text())["scrape_configs"][0]
     for host in (

@@ -19,4 +19,12 @@ def _open_producer(settings: SourceSettings[KafkaSettings]) -> Producer:
     return KafkaRecordProducer(settings.section)
 
 
-KAFKA = SourceKind("kafka", KafkaSettings, _open_source, _open_producer)
+def _check(settings: SourceSettings[KafkaSettings]) -> None:
+    from monitor.sources.kafka.group import consumer_options  # noqa: PLC0415 - load only the client in use
+    from monitor.sources.kafka.producer import producer_options  # noqa: PLC0415
+
+    consumer_options(settings.section)
+    producer_options(settings.section)
+
+
+KAFKA = SourceKind("kafka", KafkaSettings, _open_source, _open_producer, _check)

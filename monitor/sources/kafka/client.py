@@ -20,6 +20,7 @@ import ssl
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from importlib.util import find_spec
 from typing import Any
 
 from kafka import KafkaConsumer, KafkaProducer, errors
@@ -233,21 +234,32 @@ class _NetClient(KafkaNetClient):  # type: ignore[misc]
 
 def tls_context(tls: KafkaTlsSettings) -> ssl.SSLContext:
     """A verifying client context; without a `ca_file` the system's authorities are trusted."""
-    try:
+    with _using("ca_file", tls.ca_file):
         context = ssl.create_default_context(cafile=str(tls.ca_file) if tls.ca_file else None)
-        context.check_hostname = tls.check_hostname
-        if tls.cert_file:
-            password = tls.key_password.get_secret_value() if tls.key_password else None
+    context.check_hostname = tls.check_hostname
+    if tls.cert_file:
+        # "", not None: OpenSSL would ask at the terminal
+        password = tls.key_password.get_secret_value() if tls.key_password else ""
+        with _using("cert_file", tls.cert_file, *([tls.key_file] if tls.key_file else [])):
             context.load_cert_chain(tls.cert_file, tls.key_file, password)
-        if tls.crl_file:
+    if tls.crl_file:
+        with _using("crl_file", tls.crl_file):
             context.load_verify_locations(tls.crl_file)
-            context.verify_flags |= ssl.VERIFY_CRL_CHECK_LEAF
-        if tls.ciphers:
+        context.verify_flags |= ssl.VERIFY_CRL_CHECK_LEAF
+    if tls.ciphers:
+        with _using("ciphers", tls.ciphers):
             context.set_ciphers(tls.ciphers)
-    except OSError as error:  # ssl.SSLError is one
-        files = ", ".join(str(path) for path in (tls.ca_file, tls.cert_file, tls.key_file, tls.crl_file) if path)
-        raise FatalSourceError(f"kafka.tls: {describe(error)} (of {files or 'no file'})") from error
     return context
+
+
+@contextmanager
+def _using(key: str, *values: object) -> Iterator[None]:
+    """Name the key of `kafka.tls` whose values cannot be used."""
+    try:
+        yield
+    except OSError as error:  # ssl.SSLError is one
+        shown = " and ".join(map(str, values))
+        raise FatalSourceError(f"kafka.tls.{key}: cannot use {shown}: {describe(error)}") from error
 
 
 def _sasl_options(config: KafkaSettings) -> dict[str, Any]:
@@ -255,16 +267,16 @@ def _sasl_options(config: KafkaSettings) -> dict[str, Any]:
     assert sasl is not None  # noqa: S101 - the caller has looked
     options: dict[str, Any] = {"sasl_mechanism": sasl.mechanism}
     if sasl.mechanism == "OAUTHBEARER":
-        if sasl.oauth_token is None:
-            raise FatalSourceError("kafka.sasl.oauth_token: is required for OAUTHBEARER")
+        assert sasl.oauth_token  # noqa: S101 - the settings require it
         options["sasl_oauth_token_provider"] = _StaticToken(sasl.oauth_token.get_secret_value())
     elif sasl.mechanism == "GSSAPI":
+        if not find_spec("gssapi"):
+            raise FatalSourceError("kafka.sasl.mechanism: GSSAPI needs the Python package gssapi")
         options["sasl_kerberos_service_name"] = sasl.kerberos_service_name
         options["sasl_kerberos_domain_name"] = sasl.kerberos_domain_name
         options["sasl_kerberos_name"] = sasl.kerberos_name
     else:
-        if sasl.username is None or sasl.password is None:
-            raise FatalSourceError(f"kafka.sasl: username and password are required for {sasl.mechanism}")
+        assert sasl.password  # noqa: S101 - the settings require it
         options["sasl_plain_username"] = sasl.username
         options["sasl_plain_password"] = sasl.password.get_secret_value()
     return options

@@ -10,6 +10,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Iterable
+from typing import Any
 
 from kafka import ConsumerRebalanceListener, KafkaConsumer, TopicPartition
 from kafka.coordinator.assignors.cooperative_sticky import CooperativeStickyAssignor
@@ -44,6 +45,11 @@ FIXED = frozenset(
 
 def open_consumer(config: KafkaSettings) -> KafkaConsumer:
     """The consumer of the group `config.group_id`, not subscribed yet; errors as `connect`."""
+    return connect(KafkaConsumer, consumer_options(config))
+
+
+def consumer_options(config: KafkaSettings) -> dict[str, Any]:
+    """What the consumer is built with; errors as `client_options` and `with_passthrough`."""
     options = client_options(config) | {
         "group_id": config.group_id,
         "session_timeout_ms": round(config.session_timeout_s * 1000),
@@ -59,7 +65,7 @@ def open_consumer(config: KafkaSettings) -> KafkaConsumer:
         "check_crcs": True,
         "partition_assignment_strategy": (CooperativeStickyAssignor,),
     }
-    return connect(KafkaConsumer, with_passthrough(config, options, KafkaConsumer, FIXED))
+    return with_passthrough(config, options, KafkaConsumer, FIXED)
 
 
 def poll_time(consumer: KafkaConsumer, timeout_s: float) -> float:

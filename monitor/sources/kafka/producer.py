@@ -25,6 +25,19 @@ CLOSE_TIMEOUT_S = 3.0
 FIXED = frozenset({"acks", "allow_auto_create_topics", "enable_idempotence", "key_serializer", "value_serializer"})
 
 
+def producer_options(config: KafkaSettings) -> dict[str, Any]:
+    """What a producer is built with; errors as `client_options` and `with_passthrough`."""
+    options = client_options(config) | {
+        "acks": "all",
+        "enable_idempotence": True,
+        "delivery_timeout_ms": round(config.request_timeout_s * 1000) + 1000,
+        "max_block_ms": round(min(METADATA_WAIT_S, config.request_timeout_s) * 1000),
+        # what the consumer can fetch can be written as a letter; the topic's own limit decides
+        "max_request_size": config.fetch_max_bytes,
+    }
+    return with_passthrough(config, options, KafkaProducer, FIXED)
+
+
 class KafkaRecordProducer:
     """`monitor.sources.Producer` on Kafka. Belongs to one thread.
 
@@ -100,7 +113,7 @@ class KafkaRecordProducer:
 
     def _opened(self, topic: str) -> KafkaProducer:
         if self._producer is None:
-            self._producer = self._open()
+            self._producer = connect(KafkaProducer, producer_options(self._config))
         if topic not in self._topics:
             try:
                 self._producer.partitions_for(topic)
@@ -108,17 +121,6 @@ class KafkaRecordProducer:
                 raise SourceError(f"kafka: topic {topic} does not exist, or no broker answers: {error}") from error
             self._topics.add(topic)
         return self._producer
-
-    def _open(self) -> KafkaProducer:
-        options = client_options(self._config) | {
-            "acks": "all",
-            "enable_idempotence": True,
-            "delivery_timeout_ms": round(self._config.request_timeout_s * 1000) + 1000,
-            "max_block_ms": round(min(METADATA_WAIT_S, self._config.request_timeout_s) * 1000),
-            # what the consumer can fetch can be written as a letter; the topic's own limit decides
-            "max_request_size": self._config.fetch_max_bytes,
-        }
-        return connect(KafkaProducer, with_passthrough(self._config, options, KafkaProducer, FIXED))
 
 
 class KafkaDeadLetters(KafkaRecordProducer):

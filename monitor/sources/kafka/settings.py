@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import Field, PositiveFloat, PositiveInt
+from pydantic import Field, PositiveFloat, PositiveInt, SecretStr, model_validator
 
 from monitor.core.settings import Names, Secret, Section
 
@@ -20,6 +20,18 @@ class KafkaSaslSettings(Section):
     kerberos_domain_name: str | None = None
     kerberos_name: str | None = None
     oauth_token: Secret | None = None
+
+    @model_validator(mode="after")
+    def _has_a_login(self) -> KafkaSaslSettings:
+        needed = {"GSSAPI": (), "OAUTHBEARER": ("oauth_token",)}.get(self.mechanism, ("username", "password"))
+        for key in needed:
+            if not _text(getattr(self, key)):
+                raise ValueError(f"{key}: {self.mechanism} needs one that is not empty")
+        return self
+
+
+def _text(value: str | SecretStr | None) -> str | None:
+    return value.get_secret_value() if isinstance(value, SecretStr) else value
 
 
 class KafkaTlsSettings(Section):
@@ -47,5 +59,5 @@ class KafkaSettings(Section):
     max_poll_records: PositiveInt = 500
     fetch_max_bytes: PositiveInt = 50 * 2**20
     request_timeout_s: PositiveFloat = 40.0
-    client: dict[str, Any] = Field(default_factory=dict)
+    client: dict[str, Any] = Field(default_factory=dict, repr=False)
     """Any further option of kafka-python's clients by its own name."""

@@ -1,0 +1,117 @@
+"""What is wrong or odd in a configuration whose keys are all right; the same for `run` and `check-config`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+from detectors.images.prepare import Limits
+from monitor.config.errors import ConfigError
+from monitor.config.schema import Config
+from monitor.ingest.scoring.profiles import Profiles, load_profiles
+from monitor.notify.receivers.protocol import ReceiverConfigError
+from monitor.rules.registry import unsuited_rules, wrong_numbers
+from monitor.sources import SOURCES, open_producer
+from monitor.sources.protocol import FatalSourceError
+from monitor.store import StoreConfigError, check_client
+
+
+def check(settings: Config, where: str) -> list[str]:
+    """Refuse what cannot run, as far as that shows without a server and without a profile; returns what is odd.
+
+    Args:
+        where: names the file in errors.
+
+    Raises:
+        ConfigError: one line per fault.
+    """
+    if wrong := [line for look in FAULTS for line in look(settings)]:
+        raise ConfigError([f"{where}: {line}" for line in wrong])
+    return [f"{where}: {line}" for line in _oddities(settings)]
+
+
+def checked_profiles(settings: Config, where: str) -> Profiles:
+    """The configured profiles, by which every rule can judge.
+
+    Raises:
+        ConfigError: one cannot be loaded, or does not have what a rule needs.
+    """
+    try:
+        profiles = load_profiles(settings.scoring, settings.decoding)
+    except ValueError as error:
+        raise ConfigError([f"{where}: scoring.profile: {error}"]) from error
+    if wrong := unsuited_rules(settings.rules, profiles.layouts):
+        raise ConfigError([f"{where}: {line}" for line in wrong])
+    return profiles
+
+
+def _wrong_rules(settings: Config) -> Iterator[str]:
+    yield from wrong_numbers(settings.rules, settings.buckets.seconds)
+
+
+def _wrong_connections(settings: Config) -> Iterator[str]:
+    try:
+        check_client(settings.redis)
+    except StoreConfigError as error:
+        yield str(error)
+    for kind in sorted({settings.source, settings.verdicts.type} & set(SOURCES)):
+        try:
+            SOURCES[kind].check(settings.source_settings(kind))
+        except FatalSourceError as error:
+            yield str(error)
+    section, key = settings.source_settings().section, SOURCES[settings.source].section
+    if section.dead_letter_topic in section.topics:
+        yield f"{key}.dead_letter_topic: is one of {key}.topics: a letter would be read and become another letter"
+
+
+def _wrong_receivers(settings: Config) -> Iterator[str]:
+    for receiver in settings.receivers:
+        try:
+            receiver.build(lambda: open_producer(settings.source_settings())).close()
+        except ReceiverConfigError as error:
+            yield str(error)
+
+
+def _wrong_formats(settings: Config) -> Iterator[str]:
+    try:
+        Limits(formats=settings.decoding.formats)
+    except ValueError as error:
+        yield f"decoding.formats: {error}"
+
+
+def _wrong_web(settings: Config) -> Iterator[str]:
+    if settings.web.exposed:
+        yield (
+            f"web.host: {settings.web.host!r} is reachable from other machines: set web.token, or web.anonymous: true"
+            " to let everybody read"
+        )
+
+
+FAULTS: tuple[Callable[[Config], Iterator[str]], ...] = (
+    _wrong_rules,
+    _wrong_connections,
+    _wrong_receivers,
+    _wrong_formats,
+    _wrong_web,
+)
+
+
+def _oddities(settings: Config) -> Iterator[str]:
+    """What runs, and is hardly meant."""
+    if not settings.rules:
+        yield "rules: there is none, so no drift will ever be alerted on"
+    if not settings.receivers:
+        yield "receivers: there is none, so alerts show on the status page alone"
+    if settings.redis.tls_ca_file and not settings.redis.speaks_tls:
+        yield "redis.tls_ca_file: has no effect, as redis.url is redis:// (TLS is rediss://)"
+    sasl, tls = settings.kafka.sasl, settings.kafka.tls
+    if settings.source == "kafka" and sasl and not tls and sasl.mechanism in {"PLAIN", "OAUTHBEARER"}:
+        yield f"kafka.tls: there is none, so {sasl.mechanism} sends the secret of kafka.sasl in clear"
+    if settings.verdicts.type in SOURCES and settings.verdicts.target in settings.source_settings().section.topics:
+        yield "verdicts.target: is one of the topics that are read"
+    web = settings.web
+    if web.username and not web.password:
+        yield "web.username: has no effect without web.password"
+    for key in ("external_url", "dashboard_url"):
+        url = getattr(web, key)
+        if url and not url.startswith(("http://", "https://")):
+            yield f"web.{key}: links need http:// or https:// at its start"

@@ -1,0 +1,94 @@
+"""`check-config` refuses what `run` refuses before it connects, by the right key, and warns of what is odd."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import certifi
+import pytest
+import yaml
+
+from monitor.__main__ import main
+
+HOOK = {"name": "hook", "type": "webhook", "url": "https://example.org"}
+RULE = {"name": "frozen", "kind": "frozen"}
+CA_FILE = certifi.where()
+SCRAM = {"mechanism": "SCRAM-SHA-512", "username": "monitor"}
+
+
+def written(folder: Path, tree: Mapping[str, Any]) -> Path:
+    path = folder / "c.yaml"
+    path.write_text(yaml.safe_dump(dict(tree)))
+    return path
+
+
+@pytest.mark.parametrize("command", ["check-config", "run"])
+@pytest.mark.parametrize(
+    ("tree", "line"),
+    [
+        ({"kafka": {"sasl": SCRAM}}, "kafka.sasl.password: SCRAM-SHA-512 needs one that is not empty"),
+        ({"kafka": {"sasl": SCRAM | {"password": ""}}}, "kafka.sasl.password: SCRAM-SHA-512 needs one"),
+        ({"kafka": {"sasl": {"mechanism": "GSSAPI"}}}, "kafka.sasl.mechanism: GSSAPI needs the Python package gssapi"),
+        ({"kafka": {"tls": {"ca_file": "/no/ca.pem"}}}, "kafka.tls.ca_file: cannot use /no/ca.pem: FileNotFoundError"),
+        ({"kafka": {"tls": {"cert_file": "/no/c", "key_file": "/no/k"}}}, "kafka.tls.cert_file: cannot use /no/c and"),
+        ({"kafka": {"tls": {"ciphers": "ROT13"}}}, "kafka.tls.ciphers: cannot use ROT13"),
+        ({"kafka": {"client": {"no_such": 1}}}, "kafka.client.no_such: kafka-python has no such option"),
+        ({"kafka": {"client": {"group_id": "x"}}}, "kafka.client.group_id: cannot be changed"),
+        ({"kafka": {"client": {"acks": 1}}}, "kafka.client.acks: cannot be changed"),
+        ({"kafka": {"topics": "a", "dead_letter_topic": "a"}}, "kafka.dead_letter_topic: is one of kafka.topics"),
+        ({"redis": {"mode": "cluster", "url": "redis://localhost/3"}}, "redis.url: a Redis Cluster has only"),
+        ({"redis": {"url": "rediss://localhost", "tls_ca_file": "/no/ca"}}, "redis.tls_ca_file: cannot use /no/ca"),
+        ({"decoding": {"formats": ["JPEG", "BMP9"]}}, "decoding.formats: unknown image formats ['BMP9']"),
+        ({"receivers": [HOOK | {"url": "example.org"}]}, "receivers.hook.url: must be a URL"),
+        ({"rules": [RULE | {"kind": "rate", "level": 0.07}]}, "rules.0 (frozen): level must be one of"),
+        ({"verdicts": {"type": "kafka"}, "source": "redis-stream", "kafka": {"tls": {"ca_file": "/"}}}, "kafka.tls.ca"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)  # fmt: skip
+def test_what_cannot_start_is_refused_by_its_key(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], tree: Mapping[str, Any], line: str, command: str
+) -> None:
+    path = written(tmp_path, tree)
+    assert main([command, "-c", str(path)]) == 78
+    assert f"{path}: {line}" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("tree", "line"),
+    [
+        ({}, "rules: there is none"),
+        ({"rules": [RULE]}, "receivers: there is none"),
+        ({"redis": {"tls_ca_file": CA_FILE}}, "redis.tls_ca_file: has no effect"),
+        ({"kafka": {"sasl": SCRAM | {"mechanism": "PLAIN", "password": "p"}}}, "kafka.tls: there is none, so PLAIN"),
+        ({"web": {"username": "u"}}, "web.username: has no effect"),
+        ({"web": {"external_url": "ops.example.org"}}, "web.external_url: links need http"),
+        ({"verdicts": {"type": "kafka", "target": "images"}}, "verdicts.target: is one of the topics"),
+        ({"scoring": {"profile": "/no/profile"}}, "scoring: not here, so not checked with the rules: /no/profile"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)  # fmt: skip
+def test_what_is_odd_is_warned_of(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], tree: Mapping[str, Any], line: str
+) -> None:
+    whole = {"rules": [RULE], "receivers": [HOOK]}
+    path = written(tmp_path, {**whole, **tree} if tree and "rules" not in tree else tree)
+    assert main(["check-config", "-c", str(path)]) == 0
+    assert f"warning: {path}: {line}" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_a_profile_that_is_here_is_checked_with_the_rules(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], profile_folder: Path
+) -> None:
+    rule = {"name": "r", "kind": "rate", "signal": "no-such-signal"}
+    path = written(tmp_path, {"scoring": {"profile": str(profile_folder)}, "rules": [rule], "receivers": [HOOK]})
+    assert main(["check-config", "-c", str(path)]) == 78
+    assert f"{path}: rules: r: " in capsys.readouterr().err
+    path = written(tmp_path, {"scoring": {"profile": str(tmp_path)}, "rules": [RULE], "receivers": [HOOK]})
+    assert main(["check-config", "-c", str(path)]) == 78
+    assert f"{path}: scoring.profile: " in capsys.readouterr().err
+    path = written(tmp_path, {"scoring": {"profile": str(profile_folder)}, "rules": [RULE], "receivers": [HOOK]})
+    assert main(["check-config", "-c", str(path)]) == 0
+    assert not capsys.readouterr().err

@@ -50,8 +50,16 @@ class AssignmentPolicy:
     """Stream that unreadable records count in: only their offset is known."""
 
 
+@dataclass(frozen=True, slots=True)
+class Stopped:
+    """Why a partition is not read, and the token of the claim that found it."""
+
+    token: str
+    reason: str
+
+
 class _StoppedError(Exception):
-    """A partition must not be read until the process restarts; the others go on. `rule` names the alert about it."""
+    """A partition must not be read until it is assigned again. `rule` names the alert about it."""
 
     def __init__(self, rule: str, message: str) -> None:
         super().__init__(message)
@@ -67,8 +75,8 @@ class Assignment:
         self._no_rejects = RejectWindow(letters.window, letters.max_share) if letters.max_share < 1 else RejectWindow()
         self.owned: dict[Partition, OwnedPartition] = {}
         """The partitions that are claimed and read."""
-        self.stopped: dict[Partition, str] = {}
-        """Partitions that are not read until the process restarts, and why."""
+        self.stopped: dict[Partition, Stopped] = {}
+        """Assigned partitions that are not read until they are assigned again, which a restart does."""
         self.skipped: list[Work] = []
         """Dead letters for unreadable records, to be applied before the records that follow them."""
         self._unclaimed: dict[Partition, float] = {}  # -> monotonic time of the next try
@@ -86,19 +94,24 @@ class Assignment:
             self.claim_again(partition)
 
     def claim_again(self, partition: Partition) -> None:
-        """Drop the claim and make the partition due: it was assigned, or its cursor in Redis differs from ours."""
+        """Drop the claim and make the partition due: it was assigned, or its cursor in Redis differs from ours.
+
+        A stopped one is tried again: another owner may have read on meanwhile, and stopped is only who has claimed it.
+        """
         self.drop(partition)
-        if partition not in self.stopped:
-            self._unclaimed[partition] = 0.0
+        self._unclaimed[partition] = 0.0
 
     def drop(self, partition: Partition) -> None:
         """Forget a partition that another owner has."""
         self.owned.pop(partition, None)
         self._unclaimed.pop(partition, None)
+        self.stopped.pop(partition, None)
+        metrics.PARTITIONS_STOPPED.set(len(self.stopped))
 
     def clear(self) -> None:
         """Forget all claims: we left the group."""
-        self.owned.clear()
+        for partition in [*self.owned, *self.stopped]:
+            self.drop(partition)
         self.skipped.clear()
         self._unclaimed.clear()
 
@@ -107,16 +120,25 @@ class Assignment:
         self._unreadable[error.partition] = error
 
     def verify(self) -> None:
-        """Make the partitions due whose cursor Redis has lost or set back.
+        """Give a sign of life for our partitions, and repair what Redis has lost or set back.
+
+        A partition whose cursor is not ours any more is claimed again; one that is no longer marked as idle is marked
+        again, so that it holds no bucket open.
 
         Raises:
             StoreError: Redis does not answer.
         """
-        for partition, cursor in self._store.partitions.cursors(self.owned).items():
-            owner = self.owned[partition]
-            if cursor is None or cursor.token != owner.token or cursor.next_offset < owner.next_offset:
-                log.warning("partition.cursor_lost", partition=str(partition), expect=owner.next_offset)
+        tokens = {p: owner.token for p, owner in self.owned.items()}
+        tokens |= {p: stopped.token for p, stopped in self.stopped.items()}
+        for partition, cursor in self._store.partitions.keep(tokens).items():
+            owner, token = self.owned.get(partition), tokens[partition]
+            if cursor is None or cursor.token != token or (owner and cursor.next_offset < owner.next_offset):
+                log.warning("partition.cursor_lost", partition=str(partition), expect=owner and owner.next_offset)
                 self.claim_again(partition)
+            elif not cursor.idle and owner:
+                owner.idle = False
+            elif not cursor.idle:
+                self._store.partitions.set_idle(partition, token, True)
 
     def claim_due(self, source: Source) -> None:
         """Claim the partitions that are due and start the source at their cursors; or stop a partition, by policy.
@@ -152,7 +174,7 @@ class Assignment:
         """Stop a partition if too many of its records are bad: its producer is broken, and we would only copy them.
 
         Raises:
-            StoreError: it is stopped, but not marked as idle in Redis.
+            StoreError: it is stopped, but not marked as idle in Redis; `verify` does it.
         """
         rejects = owner.rejects
         if rejects.exceeded:
@@ -161,9 +183,9 @@ class Assignment:
             self._stop(source, owner.partition, owner.token, _StoppedError(DEAD_LETTERS, text))
 
     def _stop(self, source: Source, partition: Partition, token: str, error: _StoppedError) -> None:
-        """Stop reading it until this process restarts, and mark it as idle, so that the buckets of the others close."""
+        """Stop reading it until it is assigned again, and mark it as idle, so that the buckets of the others close."""
         self.drop(partition)
-        self.stopped[partition] = str(error)
+        self.stopped[partition] = Stopped(token, str(error))
         metrics.PARTITIONS_STOPPED.set(len(self.stopped))
         source.pause([partition])
         self._alerts.try_to_raise(error.rule, str(partition), str(error))

@@ -270,8 +270,7 @@ class Consumer:
         owned = self._assignment.owned
         try:
             self.health.redis_ok |= self._maintenance.run(source, owned, self.in_flight, self._paused)
-            # a batch that waits finds out by itself when it is applied
-            if self._batch is None and self._verify_every.due():
+            if self._verify_every.due():
                 self._assignment.verify()
         except StoreError as error:
             self.health.redis_failed("maintenance", error)
@@ -288,7 +287,8 @@ class Consumer:
 
     def why_unready(self) -> str:
         """Why it does not read and apply; empty if it does."""
-        return self.health.why_unready([*self._stages.sinks.failing.values(), *self._assignment.stopped.values()])
+        stopped = [found.reason for found in self._assignment.stopped.values()]
+        return self.health.why_unready([*self._stages.sinks.failing.values(), *stopped])
 
     def _drain(self, deadline_s: float) -> None:
         """Apply what is in flight, commit to the group, leave it."""

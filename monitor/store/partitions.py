@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from enum import StrEnum
 from typing import Any
 
 import msgpack
 
+from monitor.core.readers import Sign
 from monitor.core.types import Applied, ApplyStatus, Cursor, Delta, Exemplar, Partition, StreamFacts, Vector
 from monitor.store.connection import SCRIPTS, Call, Value
 from monitor.store.counts import HOUR_MS, parse_member
@@ -31,6 +32,7 @@ STALE_AFTER_S = 120
 TYPICAL_KEPT = 24
 """Typical images per stream and partition."""
 CURSOR_FIELDS = ("next", "high", "token", "generation", "idle", "log_id", "rebuild_until", "recent")
+SIGN_FIELDS = ("token", "next", "beats")
 
 _KeptImage = tuple[str, str, float, bytes, int, int]
 """What apply.lua needs to keep an image: (key before the stream, stream, score, image, first, last rank to remove)."""
@@ -104,6 +106,18 @@ class Partitions:
     def set_idle(self, partition: Partition, token: str, idle: bool) -> bool:
         """Record whether the partition has nothing to read; False when another owner has claimed it."""
         return bool(self._on_cursor("idle", partition, token, int(idle)))
+
+    def keep(self, tokens: Mapping[Partition, str]) -> dict[Partition, Cursor | None]:
+        """Give a sign of life for the partitions held with these tokens; returns where each stands, as `cursors`."""
+        calls = [Call(SCRIPTS["keep"], [self._keys.of(p, "cursor")], [token]) for p, token in tokens.items()]
+        replies = self._connection.run_many(calls)
+        return {p: _cursor(reply) for p, reply in zip(tokens, replies, strict=True)}
+
+    def signs(self, partitions: Iterable[Partition]) -> dict[Partition, Sign]:
+        """What changes every few seconds while a partition has an owner: its token, cursor and number of `keep`s."""
+        wanted = list(partitions)
+        replies = self._connection.read_many([("HMGET", self._keys.of(p, "cursor"), *SIGN_FIELDS) for p in wanted])
+        return {p: tuple(reply) for p, reply in zip(wanted, replies, strict=True)}
 
     def cursors(self, partitions: Iterable[Partition]) -> dict[Partition, Cursor | None]:
         """Where each partition stands; None where there is no cursor."""

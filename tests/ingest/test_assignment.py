@@ -1,0 +1,148 @@
+"""Partitions that are stopped, lost and taken over: on a real Redis, and a real source whose group has two members."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import pytest
+from pydantic import SecretStr
+
+from monitor.config.schema import Config
+from monitor.core.types import Cursor, Partition
+from monitor.ingest.assignment import Assignment, AssignmentPolicy
+from monitor.ingest.settings import DeadLetterSettings
+from monitor.notify.self_alerts import SelfAlerts
+from monitor.sources import open_source
+from monitor.sources.protocol import Polled, Source
+from monitor.sources.redis_streams.settings import RedisStreamSettings
+from monitor.store import Store, open_store
+from monitor.store.private_server import PrivateRedis
+from monitor.store.settings import RedisSettings
+
+WINDOW = 10
+_names = itertools.count()
+
+
+@dataclass
+class Two:
+    """Two processes that read one partition by turns: what each does with it."""
+
+    store: Store
+    source: Source
+    partition: Partition
+
+    def __post_init__(self) -> None:
+        letters = DeadLetterSettings(max_share=0.5, window=WINDOW)
+        policy = AssignmentPolicy("earliest", 0, letters, "default")
+        alerts = SelfAlerts(self.store, self.partition.topic, has_receivers=True)
+        self.a, self.b = (Assignment(self.store, alerts, policy) for _ in range(2))
+
+    def move(self, to: Assignment) -> None:
+        """A rebalance gives the partition to that process."""
+        for process in (self.a, self.b):
+            process.follow(Polled(assigned=(self.partition,)) if process is to else Polled(revoked=(self.partition,)))
+        to.claim_due(self.source)
+
+    def stop(self, process: Assignment) -> None:
+        """Its last records are all bad."""
+        owner = process.owned[self.partition]
+        owner.rejects = owner.rejects.extended([True] * WINDOW)
+        process.judge_rejects(self.source, owner)
+        assert process.stopped
+        assert not process.owned
+
+    def cursor(self) -> Cursor | None:
+        """As Redis has it."""
+        return self.store.partitions.cursors([self.partition])[self.partition]
+
+    def lose(self) -> None:
+        """Redis comes back empty."""
+        self.store._connection.client.flushall()
+
+
+@pytest.fixture
+def two(redis_server: PrivateRedis) -> Iterator[Two]:
+    name = f"assignment-{next(_names)}"
+    settings = Config(
+        monitor=name,
+        source="redis-stream",
+        redis=RedisSettings(url=SecretStr(redis_server.url)),
+        redis_stream=RedisStreamSettings(topics=(name,), partitions=1, dead_letter_topic=f"{name}.dead"),
+    )
+    store, source = open_store(settings.redis, name), open_source(settings.source_settings())
+    partition = Partition(name, 0)
+    while partition not in source.poll(0.05).assigned:
+        pass
+    yield Two(store, source, partition)
+    source.close()
+    store.close()
+
+
+def test_a_partition_that_was_stopped_and_read_elsewhere_is_read_when_it_comes_back(two: Two) -> None:
+    two.move(two.a)
+    two.stop(two.a)
+    cursor = two.cursor()
+    assert cursor is not None
+    assert cursor.idle
+    two.move(two.b)
+    assert two.a.stopped == {}
+    assert two.partition in two.b.owned
+    two.move(two.a)
+    owner = two.a.owned[two.partition]
+    cursor = two.cursor()
+    assert cursor is not None
+    assert (cursor.token, cursor.idle) == (owner.token, False)
+
+
+def test_leaving_the_group_ends_what_is_stopped(two: Two) -> None:
+    two.move(two.a)
+    two.stop(two.a)
+    two.a.clear()
+    assert two.a.stopped == {}
+
+
+def test_a_stopped_partition_that_redis_has_lost_is_claimed_again(two: Two) -> None:
+    two.move(two.a)
+    two.stop(two.a)
+    two.lose()
+    two.a.verify()
+    two.a.claim_due(two.source)
+    assert two.partition in two.a.owned
+    two.stop(two.a)
+    cursor = two.cursor()
+    assert cursor is not None
+    assert cursor.idle
+
+
+def test_an_idle_mark_that_redis_has_set_back_is_made_again(two: Two) -> None:
+    two.move(two.a)
+    owner = two.a.owned[two.partition]
+    owner.idle = two.store.partitions.set_idle(two.partition, owner.token, True)
+    two.a.verify()
+    assert owner.idle
+    two.store.partitions.set_idle(two.partition, owner.token, False)  # what the server that took over knows
+    two.a.verify()
+    assert not owner.idle  # the next look at idle partitions marks it
+    two.stop(two.a)
+    two.store.partitions.set_idle(two.partition, two.a.stopped[two.partition].token, False)
+    two.a.verify()
+    cursor = two.cursor()
+    assert cursor is not None
+    assert cursor.idle
+
+
+def test_owners_give_signs_of_life_while_they_read_and_while_they_are_stopped(two: Two) -> None:
+    two.move(two.a)
+    signs = []
+    for _ in range(2):
+        signs.append(two.store.partitions.signs([two.partition]))
+        two.a.verify()
+    two.stop(two.a)
+    for _ in range(2):
+        two.a.verify()
+        signs.append(two.store.partitions.signs([two.partition]))
+    two.b.verify()
+    assert two.store.partitions.signs([two.partition]) == signs[-1]  # somebody else gives none
+    assert all(before != after for before, after in itertools.pairwise(signs))

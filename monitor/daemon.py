@@ -25,6 +25,7 @@ import structlog
 from monitor.config.errors import EXIT_SOFTWARE, EXIT_UNAVAILABLE, CommandError
 from monitor.config.schema import Config
 from monitor.core.aggregate import Aggregation
+from monitor.evaluate.closing import Closing
 from monitor.evaluate.evaluator import Evaluator
 from monitor.evaluate.lease import Tenure
 from monitor.evaluate.presentation import Presentation
@@ -151,8 +152,10 @@ class Daemon:
         ]
         self._lease_work = ExitStack()
         self._rates = settings.buckets.length_ms, settings.buckets.lateness_ms
+        alerts = SelfAlerts(self._store, settings.monitor, has_receivers=bool(settings.receivers))
+        closing = Closing(self._store, settings.buckets, alerts)
         self._evaluator = Evaluator(
-            self._store, rules, profiles.layouts, self._rates, presentation_of(settings), self._on_lease
+            self._store, rules, profiles.layouts, closing, presentation_of(settings), self._on_lease
         )
         lateness_ms = settings.buckets.lateness_ms
         site = Site(self._store, settings.monitor, settings.web, lateness_ms, self._why_unready, settings.rules)

@@ -27,9 +27,11 @@ from monitor.core.types import Delta, Partition, StreamFacts
 from monitor.daemon import presentation_of
 from monitor.demo.scene import FOREIGN_KIND, KINDS, draw, jpeg, light_at
 from monitor.demo.story import reference
+from monitor.evaluate.closing import Closing
 from monitor.evaluate.evaluator import Evaluator
 from monitor.ingest.batch import thumbnail
 from monitor.ingest.scoring.profiles import layout_of
+from monitor.notify.self_alerts import SelfAlerts
 from monitor.store import Store, open_store
 from monitor.store.private_server import PrivateRedis
 from monitor.store.settings import RedisSettings
@@ -85,7 +87,7 @@ def play(store: Store, settings: Config) -> None:
         store,
         settings.rules,
         layouts,
-        (buckets.length_ms, buckets.lateness_ms),
+        Closing(store, buckets, SelfAlerts(store, settings.monitor, has_receivers=False)),
         presentation_of(settings),
     )
     evaluator.load()

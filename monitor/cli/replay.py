@@ -22,9 +22,11 @@ from monitor.config.errors import EXIT_UNAVAILABLE, ConfigError, as_command_erro
 from monitor.config.loading import checked_rules, load_config
 from monitor.config.schema import Config
 from monitor.daemon import build_consumer, limits_of, presentation_of
+from monitor.evaluate.closing import Closing
 from monitor.evaluate.evaluator import Evaluator
 from monitor.ingest.scoring.profiles import load_profiles
 from monitor.ingest.settings import VerdictSettings
+from monitor.notify.self_alerts import SelfAlerts
 from monitor.sources.protocol import FatalSourceError, SourceError
 from monitor.sources.read_back import Span, open_span
 from monitor.store import Store, StoreError, open_store
@@ -71,9 +73,9 @@ def replay_documents(settings: Config, span: Span, store: Store) -> list[str]:
     profiles = load_profiles(settings.scoring, settings.decoding)
     rules = tuple(rule for rule in checked_rules(settings) if not rule.reads_clock)
     consumer = build_consumer(_without_traces(settings), profiles, rules, store, lambda: span)
-    rates = settings.buckets.length_ms, settings.buckets.lateness_ms
+    closing = Closing(store, settings.buckets, SelfAlerts(store, settings.monitor, has_receivers=False))
     presentation = replace(presentation_of(settings), has_receivers=True)
-    evaluator = Evaluator(store, rules, profiles.layouts, rates, presentation)
+    evaluator = Evaluator(store, rules, profiles.layouts, closing, presentation)
     try:
         evaluator.load()
         while not consumer.is_through(span.partitions()):

@@ -17,8 +17,9 @@ import structlog
 from monitor.core import alert_state as alerts
 from monitor.core.alert_state import Policy
 from monitor.core.buckets import Layout
-from monitor.core.event_time import bucket_of, closable, fleet_watermark
+from monitor.core.event_time import bucket_of
 from monitor.core.types import Alert, AlertPhase, Partition, Verdict
+from monitor.evaluate.closing import Closing
 from monitor.evaluate.lease import Lease, Tenure
 from monitor.evaluate.memory import Change, Decision, Memory, Sealed
 from monitor.evaluate.presentation import Presentation
@@ -44,7 +45,6 @@ class Evaluator:
     Args:
         layouts: fingerprint -> layout of the profiles loaded here; those of other replicas are read from Redis.
         on_lease: called with the tenure when the lease is won, and with None when it is lost or given up.
-        rates: (bucket_ms, lateness_ms).
     """
 
     def __init__(
@@ -52,12 +52,12 @@ class Evaluator:
         store: Store,
         rules: tuple[Rule, ...],
         layouts: Mapping[str, Layout],
-        rates: tuple[int, int],
+        closing: Closing,
         presentation: Presentation,
         on_lease: Callable[[Tenure | None], None] = lambda _: None,
     ) -> None:
         self._store, self._rules = store, {rule.name: rule for rule in rules}
-        self._bucket_ms, self._lateness_ms = rates
+        self._closing, self._bucket_ms = closing, closing.bucket_ms
         self._on_lease = on_lease
         self._policies = {
             rule.name: Policy(
@@ -76,7 +76,6 @@ class Evaluator:
         self._silence_looked_s = 0.0
         self.seen_s = time.monotonic()
         """When it last looked, by the monotonic clock: for the watchdog."""
-        self._muted = False  # lost counts are being rebuilt, and alerts that fire were published before
 
     def stop(self) -> None:
         """Make `run` release the lease and return."""
@@ -137,7 +136,7 @@ class Evaluator:
             self._memory.load()
         self._withdraw_unwatched()
         partitions = self._store.catalog.partitions()
-        for bucket_ms in self._due(partitions):
+        for bucket_ms in self._closing.due(partitions, self._memory.decided_ms):
             if self._stop.is_set() or not self._lease.renew():
                 return
             started = time.perf_counter()
@@ -148,7 +147,7 @@ class Evaluator:
                 return
             metrics.BUCKETS_CLOSED.inc()
             metrics.EVALUATION_SECONDS.observe(time.perf_counter() - started)
-        if not self._muted:
+        if not self._closing.muted:
             self._publish_suppressed()
         if time.monotonic() - self._silence_looked_s > SILENCE_LOOK_S:
             self._silence_looked_s = time.monotonic()
@@ -168,18 +167,6 @@ class Evaluator:
             log.info("alert.withdrawn", rule=alert.rule, stream=alert.stream, id=alert.id)
         if decision.alerts:
             self._decide(self._memory.decided_ms, decision)
-
-    def _due(self, partitions: tuple[Partition, ...]) -> list[int]:
-        """Buckets that the watermark has passed, and those that an evaluator sealed but crashed before deciding."""
-        cursors = self._store.partitions.cursors(partitions)
-        self._muted = any(cursor and cursor.next_offset < cursor.rebuild_until for cursor in cursors.values())
-        metrics.MUTED.set(self._muted)
-        watermark = fleet_watermark(cursors.values(), self._lateness_ms)
-        metrics.WATERMARK.set((watermark or 0) / 1000)
-        opened = {start for found in self._store.partitions.open_buckets(partitions).values() for _, start in found}
-        decided_ms = self._memory.decided_ms
-        due = {start for start in closable(opened, watermark, self._bucket_ms) if start > decided_ms}
-        return sorted(due | set(self._store.partitions.sealed_buckets(partitions, decided_ms)))
 
     def _judge(self, bucket_ms: int, sealed: Sealed) -> Decision:
         memory, decision = self._memory, Decision()
@@ -207,7 +194,7 @@ class Evaluator:
             return
         changed = after.phase is not before.phase
         if changed and after.phase is AlertPhase.FIRING:
-            after = replace(after, suppressed=self._muted)
+            after = replace(after, suppressed=self._closing.muted)
             if layout := self._memory.layouts.get(fingerprint):
                 row = decision.rows.get((rule.name, fingerprint), {}).get(stream)
                 onset_ms = rule.onset_ms(layout, row, self._memory.windows.buckets(fingerprint, stream))

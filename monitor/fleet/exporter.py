@@ -22,6 +22,7 @@ from prometheus_client.registry import Collector
 
 from monitor.core.buckets import BINS, LEVELS
 from monitor.core.event_time import closable
+from monitor.core.readers import Unread
 from monitor.core.types import AlertPhase, Totals
 from monitor.fleet.counts import ClosedCounts, Counts, Share
 from monitor.fleet.state import FleetState, read_state
@@ -188,6 +189,8 @@ class FleetExporter(Collector):
         lag_ms = (state.watermark_ms or 0) - min(due) - self._bucket_ms if due else 0
         yield metrics.STREAMS, {(): len(state.totals)}
         yield metrics.PARTITIONS, {(): len(state.partitions)}
+        left_out = Counter(state.left_out.values())
+        yield metrics.PARTITIONS_LEFT_OUT, {(kind,): left_out[kind] for kind in Unread}
         yield metrics.BUCKET_LAG, {(): max(0.0, lag_ms / 1000)}
         yield metrics.FLEET_READ, {(): time.time()}
         yield metrics.P_VALUE, {(signal,): counts for signal, counts in self._counts.signals.items()}

@@ -12,6 +12,7 @@ from monitor.core import silences
 from monitor.core.alert_state import UNDER_WAY
 from monitor.core.buckets import Layout
 from monitor.core.event_time import fleet_watermark
+from monitor.core.readers import Unread
 from monitor.core.silences import Silence
 from monitor.core.types import Alert, Cursor, Partition, Totals
 from monitor.store import EvaluatorState, Store
@@ -43,8 +44,10 @@ class FleetState:
     """By fingerprint of the profile."""
     silences: Sequence[Silence] = ()
     evaluator: EvaluatorState = field(default_factory=EvaluatorState)
+    left_out: Mapping[Partition, Unread] = field(default_factory=dict)
+    """Partitions that nobody reads."""
     watermark_ms: int | None = None
-    """Event time up to which every partition has been read; None while that is unknown."""
+    """Event time up to which every other partition has been read; None while that is unknown."""
 
     @property
     def partitions(self) -> tuple[Partition, ...]:
@@ -69,6 +72,7 @@ def read_state(store: Store, lateness_ms: int) -> FleetState:
         StoreError: Redis does not answer.
     """
     cursors = store.partitions.cursors(store.catalog.partitions())
+    left_out = store.catalog.left_out()
     return FleetState(
         cursors=cursors,
         totals=store.counts.totals(cursors),
@@ -79,7 +83,8 @@ def read_state(store: Store, lateness_ms: int) -> FleetState:
         layouts=read_layouts(store),
         silences=read_silences(store),
         evaluator=store.evaluation.state(),
-        watermark_ms=fleet_watermark(cursors.values(), lateness_ms),
+        left_out=left_out,
+        watermark_ms=fleet_watermark((c for p, c in cursors.items() if p not in left_out), lateness_ms),
     )
 
 

@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 
 from monitor.core.buckets import Layout
+from monitor.core.readers import Sign, Unread
 from monitor.core.types import Partition
-from monitor.store.keyspace import SEPARATOR, MonitorKeys, expiry
+from monitor.store.connection import SCRIPTS
+from monitor.store.keyspace import SEPARATOR, TTL_S, MonitorKeys
 
 
 class Catalog:
@@ -14,20 +16,42 @@ class Catalog:
 
     def __init__(self, keys: MonitorKeys) -> None:
         self._connection = keys.connection
-        self._partitions = keys.key("partitions")
+        self._partitions, self._registrations = keys.key("partitions"), keys.key("registrations")
+        self._left_out = keys.texts("left_out")
         self._layouts, self._profiles = keys.texts("layouts"), keys.texts("profiles")
 
     def register_partitions(self, partitions: Iterable[Partition]) -> None:
-        """Make partitions known to the evaluator, wherever it runs."""
-        members = [f"{p.topic}{SEPARATOR}{p.index}" for p in partitions]
-        if members:
-            self._connection.read_many([("SADD", self._partitions, *members), expiry(self._partitions)])
+        """Make partitions known to the evaluator, wherever it runs; each call is a sign that they are configured."""
+        members = map(_member, partitions)
+        self._connection.run(SCRIPTS["register"], [self._partitions, self._registrations], TTL_S, *members)
 
     def partitions(self) -> tuple[Partition, ...]:
         """Every partition registered so far, in order."""
         members = self._connection.read("SMEMBERS", self._partitions)
-        pairs = [member.decode().rpartition(SEPARATOR) for member in members]
-        return tuple(sorted(Partition(topic, int(index)) for topic, _, index in pairs))
+        return tuple(sorted(_partition(member.decode()) for member in members))
+
+    def registrations(self, partitions: Iterable[Partition]) -> dict[Partition, Sign]:
+        """What changes at least every few seconds while a process is configured to read the partition."""
+        counts = self._connection.read("HGETALL", self._registrations)
+        return {partition: (counts.get(_member(partition).encode()),) for partition in partitions}
+
+    def left_out(self) -> dict[Partition, Unread]:
+        """The partitions that hold no bucket open, because nobody reads them."""
+        return {_partition(member): Unread(state) for member, state in self._left_out.all().items()}
+
+    def leave_out(self, partition: Partition, state: Unread) -> None:
+        """Let the partition hold no bucket open any more."""
+        self._left_out.put(_member(partition), state)
+
+    def take_back(self, partition: Partition) -> None:
+        """Undo `leave_out`."""
+        self._left_out.remove(_member(partition))
+
+    def forget(self, partition: Partition) -> None:
+        """Remove a partition of which no state is left; a registration makes it known again."""
+        member = _member(partition)
+        self._connection.read_many([("SREM", self._partitions, member), ("HDEL", self._registrations, member)])
+        self.take_back(partition)
 
     def put_layouts(self, layouts: Mapping[str, Layout]) -> None:
         """{profile fingerprint: layout}: what is needed to read the vectors without loading the profile."""
@@ -44,3 +68,12 @@ class Catalog:
     def profiles(self) -> dict[str, str]:
         """What `put_profiles` stored, of every profile that counted here lately."""
         return self._profiles.all()
+
+
+def _member(partition: Partition) -> str:
+    return f"{partition.topic}{SEPARATOR}{partition.index}"
+
+
+def _partition(member: str) -> Partition:
+    topic, _, index = member.rpartition(SEPARATOR)
+    return Partition(topic, int(index))

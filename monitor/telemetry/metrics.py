@@ -109,7 +109,13 @@ VERDICT_ERRORS = _counter(
 
 LEASE = _gauge("layerwatch_evaluator_lease", "1 where this process evaluates and delivers")
 MUTED = _gauge("layerwatch_muted", "1 while new alerts are held back because lost counts are being rebuilt")
-WATERMARK = _gauge("layerwatch_watermark_timestamp_seconds", "Event time up to which every partition has been read")
+WATERMARK = _gauge(
+    "layerwatch_watermark_timestamp_seconds", "Event time up to which every partition has been read that somebody reads"
+)
+BUCKETS_HELD_SECONDS = _gauge(
+    "layerwatch_buckets_held_seconds",
+    "For how long images have passed the end of an open bucket, and nothing has moved towards closing it",
+)
 BUCKETS_CLOSED = _counter("layerwatch_buckets_closed_total", "Buckets closed and judged here")
 EVALUATION_SECONDS = _histogram("layerwatch_evaluation_seconds", "Time to judge one closed bucket")
 TRANSITIONS = _counter("layerwatch_alert_transitions_total", "Changes of an alert's phase, by rule", ("rule", "phase"))
@@ -143,6 +149,11 @@ def _fleet(name: str, meaning: str, labels: tuple[str, ...] = (), kind: Kind | N
 
 STREAMS = _fleet("layerwatch_streams", "Streams known")
 PARTITIONS = _fleet("layerwatch_partitions", "Partitions known, whichever process reads them")
+PARTITIONS_LEFT_OUT = _fleet(
+    "layerwatch_partitions_left_out",
+    "Partitions that hold no bucket open because nobody reads them: `unread`, or `retired` (no longer configured)",
+    ("state",),
+)
 BUCKET_LAG = _fleet(
     "layerwatch_bucket_lag_seconds", "How far the oldest bucket that is due but not judged lies behind the watermark"
 )

@@ -17,6 +17,7 @@ from monitor.rules.rate import RateRule
 from monitor.store import open_store
 from monitor.store.private_server import PrivateRedis
 from monitor.store.settings import RedisSettings
+from tests.evaluate.parts import closing_of
 
 SCHEMA = json.loads((Path(__file__).parents[2] / "docs" / "alert.schema.json").read_text())
 BUCKET_MS = 1_750_000_000_000
@@ -41,7 +42,7 @@ def test_alerts_that_no_rule_watches_any_more_are_resolved_and_published(redis_s
     rule = RateRule(name="ood", kind="rate", streams="cam-*", labels={"team": "vision"})
     settings = Config(monitor="evaluator", rules=(rule,), receivers=())
     presentation = presentation_of(settings.model_copy(update={"receivers": ("somebody",)}))
-    evaluator = Evaluator(store, settings.rules, {}, (10_000, 10_000), presentation)
+    evaluator = Evaluator(store, settings.rules, {}, closing_of(store), presentation)
     evaluator.load()
     for _ in range(2):
         evaluator.look()

@@ -18,6 +18,7 @@ from monitor.rules.rule import ClosedBucket, Judgement, LastSeen, Rule
 from monitor.store import Store, open_store
 from monitor.store.private_server import PrivateRedis
 from monitor.store.settings import RedisSettings
+from tests.evaluate.parts import closing_of
 from tests.vectors import fill
 
 LAYOUT = Layout(("ood",), (1999,), (False,), (True,), (1.0,))
@@ -92,7 +93,7 @@ def test_a_new_kind_of_rule_needs_only_its_own_class(redis_server: PrivateRedis)
     assert wrong_numbers(rules, BUCKET_MS // 1000) == []
     assert unsuited_rules(rules, {"fp": LAYOUT}) == []
 
-    evaluator = Evaluator(store, rules, {}, (BUCKET_MS, 0), Presentation("crowd"))
+    evaluator = Evaluator(store, rules, {}, closing_of(store, BUCKET_MS // 1000, 0), Presentation("crowd"))
     evaluator.load()
     for bucket in range(2):
         count(store, bucket, 10)

@@ -15,6 +15,7 @@ from monitor.evaluate.presentation import Presentation
 from monitor.store import Store, open_store
 from monitor.store.private_server import PrivateRedis
 from monitor.store.settings import RedisSettings
+from tests.evaluate.parts import closing_of
 from tests.notify.parts import decide, eventually
 
 LEASE_S, MARGIN_S = 0.4, 0.2
@@ -81,7 +82,7 @@ def test_an_interrupted_tenure_does_not_come_back(store: Store) -> None:
 
 def test_what_worked_under_an_interrupted_tenure_is_ended_and_begun_again(store: Store) -> None:
     told: list[Tenure | None] = []
-    evaluator = Evaluator(store, (), {}, (10_000, 0), Presentation("lease"), told.append)
+    evaluator = Evaluator(store, (), {}, closing_of(store, lateness_s=0), Presentation("lease"), told.append)
     evaluator._keep_lease()
     (first,) = told
     assert first
@@ -94,7 +95,7 @@ def test_what_worked_under_an_interrupted_tenure_is_ended_and_begun_again(store:
 
 def test_an_evaluator_that_lost_the_lease_decides_nothing(store: Store) -> None:
     decide(store)  # an alert that no rule of these evaluators watches: the first look withdraws it
-    stalled = Evaluator(store, (), {}, (10_000, 0), Presentation("lease"))
+    stalled = Evaluator(store, (), {}, closing_of(store, lateness_s=0), Presentation("lease"))
     stalled._keep_lease()
     other = Lease(store.evaluation)
     eventually(other.renew)

@@ -22,9 +22,10 @@ from importlib.metadata import version
 
 import structlog
 
-from monitor.config.errors import EXIT_SOFTWARE, EXIT_UNAVAILABLE, CommandError
+from monitor.config.errors import EXIT_CONFIG, EXIT_SOFTWARE, EXIT_UNAVAILABLE, CommandError
 from monitor.config.schema import Config
 from monitor.core.aggregate import Aggregation
+from monitor.core.buckets import counted_under
 from monitor.evaluate.closing import Closing
 from monitor.evaluate.evaluator import Evaluator
 from monitor.evaluate.lease import Tenure
@@ -47,7 +48,7 @@ from monitor.notify.self_alerts import SelfAlerts
 from monitor.rules.rule import Rule
 from monitor.sources import open_producer, open_source
 from monitor.sources.protocol import FatalSourceError, Source
-from monitor.store import Limits, Store, StoreError, open_store
+from monitor.store import Limits, Store, StoreConfigError, StoreError, open_store
 from monitor.telemetry import metrics
 from monitor.web.server import WebServer
 from monitor.web.site import Site
@@ -83,7 +84,7 @@ def build_consumer(
     aggregation = Aggregation(
         buckets=settings.buckets,
         layouts=profiles.layouts,
-        fingerprint_of=lambda stream: profiles.of(stream).fingerprint,
+        fingerprint_of=profiles.fingerprint_of,
         exemplars=evidence.exemplars,
         thumbnail=partial(thumbnail, longest_px=evidence.thumbnail_px) if evidence.thumbnails else lambda _: b"",
     )
@@ -193,6 +194,8 @@ class Daemon:
                 work()
             except FatalSourceError as error:
                 self._fail(str(error), EXIT_UNAVAILABLE)
+            except StoreConfigError as error:
+                self._fail(str(error), EXIT_CONFIG)
             except ScoringError as error:
                 log.exception("pipeline.failed")
                 self._fail(str(error))
@@ -273,7 +276,7 @@ def _export(profiles: Profiles) -> None:
         metrics.DEVICE_MEMORY.labels(device, kind).set_function(partial(_device_bytes, profiles, device, kind))
     for profile in profiles.all():
         detector, model = profile.manifest["detector"], profile.backbone.spec.model
-        metrics.PROFILE.labels(profile.fingerprint, detector, model).set(1)
+        metrics.PROFILE.labels(counted_under(profile.fingerprint), detector, model).set(1)
 
 
 def _device_bytes(profiles: Profiles, device: str, kind: str) -> float:

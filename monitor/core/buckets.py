@@ -12,6 +12,7 @@ import json
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from functools import lru_cache
+from hashlib import blake2b
 from itertools import compress
 from typing import Any
 
@@ -22,6 +23,9 @@ from monitor.core.types import Vector
 
 LEVELS = (0.5, 0.2, 0.1, 0.05, 0.02, 0.01, 0.005, 0.002)
 """Cuts between the bins; cut l is passed by images with p <= LEVELS[l]."""
+
+_UNNAMED_LEVELS = (0.5, 0.2, 0.1, 0.05, 0.02, 0.01, 0.005, 0.002)
+"""Levels of the layouts and fingerprints that name none."""
 
 BINS = len(LEVELS) + 1
 
@@ -50,9 +54,9 @@ _U32_MAX = np.iinfo(np.uint32).max
 class Layout:
     """Meaning of a vector's entries, and the properties of each signal; hashable.
 
-    All tuples have one entry per signal: number of calibration images, whether the p-value counts both tails, whether
-    the signal comes from the learned detector (else it is an image property), and the variance inflation D of
-    dependent images (1 = independent).
+    `levels` say where the bins are cut. The other tuples have one entry per signal: number of calibration images,
+    whether the p-value counts both tails, whether the signal comes from the learned detector (else it is an image
+    property), and the variance inflation D of dependent images (1 = independent).
 
     Raises:
         ValueError: lengths differ, a name occurs twice, no calibration images, or D < 1.
@@ -63,6 +67,7 @@ class Layout:
     two_sided: tuple[bool, ...]
     learned: tuple[bool, ...]
     dependence: tuple[float, ...]
+    levels: tuple[float, ...] = LEVELS
 
     def __post_init__(self) -> None:
         lengths = {len(self.calibration_sizes), len(self.two_sided), len(self.learned), len(self.dependence)}
@@ -77,12 +82,20 @@ class Layout:
 
     def to_json(self) -> str:
         """As one line of JSON; `from_json` is the inverse."""
-        return json.dumps(asdict(self))
+        fields = asdict(self)
+        if self.levels == _UNNAMED_LEVELS:
+            del fields["levels"]
+        return json.dumps(fields)
 
     @classmethod
     def from_json(cls, text: str) -> Layout:
         """What `to_json` wrote; errors as the constructor."""
-        return cls(**{name: tuple(values) for name, values in json.loads(text).items()})
+        fields = {"levels": _UNNAMED_LEVELS, **json.loads(text)}
+        return cls(**{name: tuple(values) for name, values in fields.items()})
+
+    def adds_up_with(self, other: Layout) -> bool:
+        """Whether the entries of both layouts' vectors mean the same, so that their counts can be added."""
+        return (self.signals, self.levels) == (other.signals, other.levels)
 
     @property
     def size(self) -> int:
@@ -109,6 +122,13 @@ class Layout:
         for name in names:
             chosen.update(dict.fromkeys(groups.get(name) or (self.signals[self.index(name)],)))
         return tuple(chosen)
+
+
+def counted_under(fingerprint: str) -> str:
+    """The fingerprint that a profile's counts carry: its own, and that of LEVELS where those have changed."""
+    if LEVELS == _UNNAMED_LEVELS:
+        return fingerprint
+    return f"{fingerprint}-{blake2b(repr(LEVELS).encode(), digest_size=4).hexdigest()}"
 
 
 # ------------------------------------------------------------------------------------------------ writing

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 
-from monitor.core.buckets import Layout
+from monitor.core.buckets import LEVELS, Layout
 from monitor.core.readers import Sign, Unread
 from monitor.core.types import Partition
-from monitor.store.connection import SCRIPTS
+from monitor.store.connection import ADVICE, SCRIPTS, StoreConfigError
 from monitor.store.keyspace import SEPARATOR, TTL_S, MonitorKeys
 
 
@@ -54,12 +54,22 @@ class Catalog:
         self.take_back(partition)
 
     def put_layouts(self, layouts: Mapping[str, Layout]) -> None:
-        """{profile fingerprint: layout}: what is needed to read the vectors without loading the profile."""
+        """{profile fingerprint: layout}: what is needed to read the vectors without loading the profile.
+
+        Raises:
+            StoreConfigError: one of the fingerprints has counts of another layout; nothing is stored.
+        """
+        stored = self._layouts.all()
+        for name, layout in layouts.items():
+            before = Layout.from_json(stored[name]) if name in stored else layout
+            if not layout.adds_up_with(before):
+                raise StoreConfigError(_differs(name, before, layout))
         self._layouts.put_all({name: layout.to_json() for name, layout in layouts.items()})
 
     def layouts(self) -> dict[str, Layout]:
-        """What `put_layouts` stored, of every profile that counted here lately."""
-        return {name: Layout.from_json(text) for name, text in self._layouts.all().items()}
+        """What `put_layouts` stored, of every profile that counted here lately with the levels of this version."""
+        layouts = {name: Layout.from_json(text) for name, text in self._layouts.all().items()}
+        return {name: layout for name, layout in layouts.items() if layout.levels == LEVELS}
 
     def put_profiles(self, manifests: Mapping[str, str]) -> None:
         """{profile fingerprint: JSON of its manifest}: what the profile page shows."""
@@ -77,3 +87,16 @@ def _member(partition: Partition) -> str:
 def _partition(member: str) -> Partition:
     topic, _, index = member.rpartition(SEPARATOR)
     return Partition(topic, int(index))
+
+
+def _differs(fingerprint: str, before: Layout, layout: Layout) -> str:
+    """What is wrong with that profile, and what to do."""
+    parts = [
+        f"{what} {', '.join(map(str, theirs))}; here: {', '.join(map(str, ours))}"
+        for what, theirs, ours in (
+            ("signals", before.signals, layout.signals),
+            ("levels", before.levels, layout.levels),
+        )
+        if theirs != ours
+    ]
+    return f"redis: profile {fingerprint} has counts of another layout ({'; '.join(parts)}); {ADVICE}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 import ssl
 import time
 from collections.abc import Iterator, Sequence
@@ -37,6 +38,10 @@ REFUSALS = ("LOADING", "READONLY", "OOM", "MISCONF", "TRYAGAIN", "CLUSTERDOWN", 
 """Error codes that say what state the server is in, not that the command was wrong."""
 STRIPPED = {ReadOnlyError: "READONLY", OutOfMemoryError: "OOM", MasterDownError: "MASTERDOWN"}
 """Errors from whose text redis-py strips the code."""
+LAYOUT = re.compile(r"LAYOUT (.*? under one fingerprint)")
+"""How common.lua refuses to add vectors up."""
+ADVICE = "fit the profile with this version, go on with the version that counted, or give another `monitor` name"
+"""What to do about counts that cannot be added up."""
 
 
 class StoreError(Exception):
@@ -44,7 +49,7 @@ class StoreError(Exception):
 
 
 class StoreConfigError(Exception):
-    """This Redis can never hold the state (too old, evicts keys, refuses our credentials)."""
+    """This Redis cannot hold our state: too old, evicts keys, refuses our credentials, has what we must not change."""
 
 
 @contextmanager
@@ -54,6 +59,8 @@ def translated() -> Iterator[None]:
         yield
     except RedisError as error:
         code = _refusal(error)
+        if code is None and (refused := LAYOUT.search(str(error))):
+            raise StoreConfigError(f"redis: {refused[1]}; {ADVICE}") from error
         if code is None:
             raise
         if code:

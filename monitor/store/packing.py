@@ -11,6 +11,7 @@ import msgpack
 import numpy as np
 
 from monitor.core.types import Exemplar, StreamFacts, Totals, Vector
+from monitor.store.connection import ADVICE, StoreConfigError
 
 K = TypeVar("K")
 _TOTALS = struct.Struct("<5Q")
@@ -39,6 +40,9 @@ def summed(tables: Iterable[tuple[K, Mapping[bytes, bytes]]]) -> dict[K, dict[st
         for name, packed in table.items():
             stream, vector = unpacked_name(name), np.frombuffer(packed, "<u4").astype(np.uint32)
             if (held := streams.get(stream)) is not None:
+                if len(held) != len(vector):
+                    lengths = f"{len(held)} and {len(vector)} entries"
+                    raise StoreConfigError(f"redis: counts of {stream} with {lengths} under one fingerprint; {ADVICE}")
                 longest = max(held[-1], vector[-1])
                 vector += held
                 vector[-1] = longest

@@ -1,3 +1,5 @@
+import re
+from dataclasses import replace
 from random import Random
 
 import numpy as np
@@ -7,7 +9,7 @@ from hypothesis import strategies as st
 from numpy.typing import DTypeLike
 
 from monitor.core import buckets
-from monitor.core.buckets import DUPLICATES, IMAGES, LEVELS, LONGEST_RUN, Layout
+from monitor.core.buckets import DUPLICATES, IMAGES, LEVELS, LONGEST_RUN, Layout, counted_under
 from monitor.core.types import Vector
 from tests.vectors import fill
 
@@ -136,3 +138,16 @@ def test_chance_alone_gives_no_distance_on_average(images: int) -> None:
     p = rng.uniform(1e-6, 1, (images * 300, 2))
     rows = buckets.fill_groups(LAYOUT, p, np.repeat(np.arange(300), images), 300)
     assert buckets.distance_from_uniform(LAYOUT, rows, "ood").mean() < 0.35 / np.sqrt(images)
+
+
+def test_counts_cut_at_other_levels_have_another_fingerprint_and_say_their_levels(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    layout = Layout(("ood",), (500,), (False,), (True,), (1.0,))
+    assert counted_under("fp") == "fp"
+    assert "levels" not in layout.to_json()
+    other = replace(layout, levels=(0.5, 0.1))
+    assert Layout.from_json(other.to_json()) == other
+    assert not other.adds_up_with(layout)
+    monkeypatch.setattr("monitor.core.buckets.LEVELS", (0.5, 0.1))
+    assert re.fullmatch("fp-[0-9a-f]{8}", counted_under("fp"))

@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 from pydantic import SecretStr
 
+from monitor.core.buckets import Layout
 from monitor.core.types import Alert, AlertPhase, ApplyStatus, Delta, Exemplar, Partition, StreamFacts, Totals
-from monitor.store import OTHER_STREAM, ClaimStatus, Limits, Store, open_store
+from monitor.store import OTHER_STREAM, ClaimStatus, Limits, Store, StoreConfigError, open_store
 from monitor.store.private_server import PrivateRedis
 from monitor.store.settings import RedisSettings
 
@@ -92,6 +93,41 @@ def test_the_latest_typical_images_of_a_stream_are_kept_once(store: Store) -> No
     store.partitions.apply([replace(DELTA, expect=20, next_offset=30, typical=[*kept[20:], late])])
     assert store.exemplars.typical([P], "fp", "cam-1") == [*kept[:7:-1], late, kept[7]]
     assert store.exemplars.typical([P], "other", "cam-1") == store.exemplars.typical([P], "fp", "cam-2") == []
+
+
+def test_counts_of_another_length_are_refused_by_name_and_change_nothing(store: Store) -> None:
+    begin(store)
+    store.partitions.apply([DELTA])
+    longer = replace(DELTA, expect=20, next_offset=30, vectors={("fp", 0, "cam-1"): np.append(VECTOR, VECTOR[-9:])})
+    with pytest.raises(
+        StoreConfigError, match=r"images:0}:b:fp:0 holds vectors of 60 bytes.* have 96.*fit the profile"
+    ):
+        store.partitions.apply([longer])
+    assert store.partitions.apply([replace(DELTA, expect=20, next_offset=30)])[0].status is ApplyStatus.OK
+    assert store.counts.totals([P])["cam-1"].applied == 72
+
+
+def test_partitions_whose_counts_have_other_lengths_are_refused_by_name(store: Store) -> None:
+    begin(store)
+    other = Partition("images", 1)
+    store.partitions.start(other, 1, "a", 10)
+    longer = {("fp", 0, "cam-1"): np.append(VECTOR, VECTOR[-9:])}
+    store.partitions.apply([DELTA, replace(DELTA, partition=other, vectors=longer)])
+    with pytest.raises(StoreConfigError, match=r"counts of cam-1 with 15 and 24 entries.*fit the profile"):
+        store.counts.buckets([P, other], "fp", 0, 1)
+
+
+def test_a_layout_that_the_counts_of_its_fingerprint_cannot_be_added_to_is_refused(store: Store) -> None:
+    layout = Layout(("ood",), (500,), (False,), (True,), (1.0,))
+    store.catalog.put_layouts({"fp": layout})
+    again = replace(layout, dependence=(2.0,))
+    store.catalog.put_layouts({"fp": again})
+    wider = Layout(("ood", "mean"), (500, 500), (False, True), (True, False), (1.0, 1.0))
+    finer = replace(layout, levels=(0.5, 0.1))
+    for other, text in ((wider, "signals ood; here: ood, mean"), (finer, r"levels 0.5, 0.2, .*; here: 0.5, 0.1")):
+        with pytest.raises(StoreConfigError, match=f"profile fp has counts of another layout .{text}"):
+            store.catalog.put_layouts({"new": other, "fp": other})
+    assert store.catalog.layouts() == {"fp": again}
 
 
 def test_a_new_owner_finds_every_fact_of_a_stream(store: Store) -> None:

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from detectors.images.prepare import Limits, Prepared, Preparer
-from monitor.core.buckets import Layout
+from monitor.core.buckets import Layout, counted_under
 from monitor.ingest.settings import DecodingSettings, ScoringSettings
 from monitor.store import Store
 from monitor.telemetry import metrics
@@ -58,8 +58,12 @@ class Profiles:
         self._by_stream, self._limits = by_stream, limits
         self.of: Callable[[str], Profile] = lru_cache(CACHED_STREAMS)(by_stream.of)
         """The profile that judges a stream."""
-        self.layouts = {profile.fingerprint: layout_of(profile) for profile in self.all()}
+        self.layouts = {counted_under(profile.fingerprint): layout_of(profile) for profile in self.all()}
         """Fingerprint -> layout of the bucket vectors."""
+
+    def fingerprint_of(self, stream: str) -> str:
+        """The fingerprint that the counts of a stream carry."""
+        return counted_under(self.of(stream).fingerprint)
 
     def all(self) -> list[Profile]:
         """Every profile once."""
@@ -94,7 +98,7 @@ class Profiles:
             for start in range(0, len(members), batch_images):
                 batch = members[start : start + batch_images]
                 rows = _score_halving(profile, [images[i][1] for i in batch])
-                found |= {i: (profile.fingerprint, row) for i, row in zip(batch, rows, strict=True)}
+                found |= {i: (counted_under(profile.fingerprint), row) for i, row in zip(batch, rows, strict=True)}
         return [found[i] for i in range(len(images))]
 
 
@@ -136,9 +140,12 @@ def publish_profiles(store: Store, profiles: Profiles) -> None:
 
     Raises:
         StoreError: Redis does not answer.
+        StoreConfigError: it holds counts of one of them that ours cannot be added to.
     """
     store.catalog.put_layouts(profiles.layouts)
-    store.catalog.put_profiles({profile.fingerprint: json.dumps(profile.manifest) for profile in profiles.all()})
+    store.catalog.put_profiles(
+        {counted_under(profile.fingerprint): json.dumps(profile.manifest) for profile in profiles.all()}
+    )
 
 
 def load_profiles(scoring: ScoringSettings, decoding: DecodingSettings) -> Profiles:

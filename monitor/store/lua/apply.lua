@@ -49,7 +49,7 @@ for _, entry in ipairs(delta.vectors) do
   local key = delta.prefix .. ":b:" .. member
   local bucket = buckets[key] or {member = member, start = start, streams = {}}
   buckets[key] = bucket
-  bucket.streams[name] = merged(bucket.streams[name] or redis.call("HGET", key, name), vector)
+  bucket.streams[name] = merged(bucket.streams[name] or redis.call("HGET", key, name), vector, key)
 end
 
 for key, bucket in pairs(buckets) do

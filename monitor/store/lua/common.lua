@@ -14,10 +14,11 @@ local function format_of(entries)
   return formats[entries]
 end
 
-local function merged(old, new)
+-- `bucket` is named where they do not fit.
+local function merged(old, new, bucket)
   if not old then return new end
   if #old ~= #new then
-    error("LAYOUT vectors of " .. #old .. " and " .. #new .. " bytes under one fingerprint")
+    error("LAYOUT " .. bucket .. " holds vectors of " .. #old .. " bytes, ours have " .. #new .. " under one fingerprint")
   end
   local entries = #new / 4
   local format = format_of(entries)

@@ -14,7 +14,7 @@ local function fold(member)
   for i = 1, #flat, 2 do
     local name, vector = flat[i], flat[i + 1]
     local images, _, late = tail_of(vector)
-    redis.call("HSET", into, name, merged(redis.call("HGET", into, name), all_late(vector)))
+    redis.call("HSET", into, name, merged(redis.call("HGET", into, name), all_late(vector), into))
     redis.call("HSET", totals, name, totals_plus(redis.call("HGET", totals, name), 0, 0, images - late, 0, 0))
   end
   redis.call("DEL", from)

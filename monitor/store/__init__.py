@@ -80,7 +80,13 @@ def open_store(settings: RedisSettings, monitor: str, limits: Limits | None = No
     """
     connection = connect(settings)
     wait_ms = round(settings.timeout_s * 500) if settings.wait_aof and not connection.is_cluster else 0
-    return Store(connection, monitor, limits or Limits(), wait_ms)
+    store = Store(connection, monitor, limits or Limits(), wait_ms)
+    try:
+        store.evaluation.check_schema()
+    except BaseException:
+        store.close()
+        raise
+    return store
 
 
 __all__ = [

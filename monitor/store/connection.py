@@ -40,6 +40,12 @@ STRIPPED = {ReadOnlyError: "READONLY", OutOfMemoryError: "OOM", MasterDownError:
 """Errors from whose text redis-py strips the code."""
 LAYOUT = re.compile(r"LAYOUT (.*? under one fingerprint)")
 """How common.lua refuses to add vectors up."""
+NEWER = re.compile(r"SCHEMA (\d+)")
+"""How common.lua refuses a caller that is older than the state."""
+SCHEMA = 2
+"""Of the state as this version writes it, stored with each cursor and with the evaluator's state. The first schema had
+no number. A change that an older version would not keep gets the next one, and the scripts that claim and lease move
+what they find forward."""
 ADVICE = "fit the profile with this version, go on with the version that counted, or give another `monitor` name"
 """What to do about counts that cannot be added up."""
 
@@ -59,13 +65,21 @@ def translated() -> Iterator[None]:
         yield
     except RedisError as error:
         code = _refusal(error)
-        if code is None and (refused := LAYOUT.search(str(error))):
-            raise StoreConfigError(f"redis: {refused[1]}; {ADVICE}") from error
         if code is None:
+            if refused := LAYOUT.search(str(error)):
+                raise StoreConfigError(f"redis: {refused[1]}; {ADVICE}") from error
+            if refused := NEWER.search(str(error)):
+                raise StoreConfigError(newer(int(refused[1]))) from error
             raise
         if code:
             metrics.REDIS_REFUSALS.labels(code).inc()
         raise StoreError(f"redis: {describe(error)}") from error
+
+
+def newer(schema: int) -> str:
+    """What to say about a state that this version must not change."""
+    text = f"redis: the state has schema {schema}, of a newer version; this one keeps schemas up to {SCHEMA}"
+    return f"{text}: upgrade this process, or give another `monitor` name"
 
 
 def _refusal(error: RedisError) -> str | None:

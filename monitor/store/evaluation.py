@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import msgpack
 
 from monitor.core import alert_state
 from monitor.core.types import Alert, AlertPhase
-from monitor.store.connection import SCRIPTS, Value
+from monitor.store.connection import SCHEMA, SCRIPTS, StoreConfigError, newer
 from monitor.store.keyspace import SEPARATOR, TTL_S, MonitorKeys
 
 OUTBOX_LIMIT = 10_000
@@ -36,19 +35,26 @@ class Evaluation:
 
     def lease(self, token: str, ttl_s: float) -> bool:
         """Take or keep the evaluator's lease; False while another holds it."""
-        return bool(self._run("lease", token, max(1, int(ttl_s * 1000))))
+        return self._lease(token, max(1, int(ttl_s * 1000)))
 
     def release(self, token: str) -> None:
         """Give the lease up, if it is ours."""
-        self._run("lease", token, 0)
+        self._lease(token, 0)
+
+    def _lease(self, token: str, ttl_ms: int) -> bool:
+        keys = [self._keys.key(name) for name in ("tenure", "evaluator", "lease")]
+        return bool(self._connection.run(SCRIPTS["lease"], keys, token, ttl_ms, SCHEMA, TTL_S))
 
     def heartbeat(self, now_ms: int, gap_s: float) -> int:
         """Record that the fleet is evaluating; returns since when without a break longer than `gap_s`."""
-        return int(self._run("heartbeat", now_ms, int(gap_s * 1000), TTL_S))
+        keys = [self._keys.key("heartbeat")]
+        return int(self._connection.run(SCRIPTS["heartbeat"], keys, now_ms, int(gap_s * 1000), TTL_S))
 
-    def _run(self, script: str, *args: Value) -> Any:
-        """Run a script whose only key has its name."""
-        return self._connection.run(SCRIPTS[script], [self._keys.key(script)], *args)
+    def check_schema(self) -> None:
+        """Raises StoreConfigError where a newer version has written this state."""
+        schema = int(self._connection.read("HGET", self._keys.key("evaluator"), "schema") or 1)
+        if schema > SCHEMA:
+            raise StoreConfigError(newer(schema))
 
     def state(self) -> EvaluatorState:
         """Where the evaluation stands."""
@@ -88,6 +94,7 @@ class Evaluation:
         """
         body = {
             "expect": str(expect_version),
+            "schema": SCHEMA,
             "bucket": str(bucket_ms),
             "alerts": [(f"{alert.rule}{SEPARATOR}{alert.stream}", _stored(alert)) for alert in alerts],
             "rule_states": [list(states.items()) for states in rule_states.values()],

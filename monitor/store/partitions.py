@@ -11,7 +11,7 @@ import msgpack
 
 from monitor.core.readers import Sign
 from monitor.core.types import Applied, ApplyStatus, Cursor, Delta, Exemplar, Partition, StreamFacts, Vector
-from monitor.store.connection import SCRIPTS, Call, Value
+from monitor.store.connection import SCHEMA, SCRIPTS, Call, Value
 from monitor.store.counts import HOUR_MS, parse_member
 from monitor.store.keyspace import TTL_S, PartitionKeys
 from monitor.store.packing import (
@@ -31,7 +31,7 @@ STALE_AFTER_S = 120
 """A holder of a newer generation that is silent for that long no longer refuses a claim."""
 TYPICAL_KEPT = 24
 """Typical images per stream and partition."""
-CURSOR_FIELDS = ("next", "high", "token", "generation", "idle", "log_id", "rebuild_until", "recent")
+CURSOR_FIELDS = ("next", "high", "token", "epoch", "generation", "idle", "log_id", "rebuild_until", "recent")
 SIGN_FIELDS = ("token", "next", "beats")
 
 _KeptImage = tuple[str, str, float, bytes, int, int]
@@ -84,7 +84,7 @@ class Partitions:
 
         `log_id` is kept only where none is stored; compare `cursor.log_id` to notice a recreated log.
         """
-        return _claim(self._on_cursor("claim", partition, generation, token, log_id, STALE_AFTER_S, TTL_S))
+        return _claim(self._on_cursor("claim", partition, generation, token, log_id, STALE_AFTER_S, TTL_S, SCHEMA))
 
     def start(
         self,
@@ -101,7 +101,7 @@ class Partitions:
             rebuild_until: see `Cursor`; None leaves it as it is.
         """
         until = "" if rebuild_until is None else rebuild_until
-        return _claim(self._on_cursor("start", partition, generation, token, next_offset, log_id, TTL_S, until))
+        return _claim(self._on_cursor("start", partition, generation, token, next_offset, log_id, TTL_S, until, SCHEMA))
 
     def set_idle(self, partition: Partition, token: str, idle: bool) -> bool:
         """Record whether the partition has nothing to read; False when another owner has claimed it."""
@@ -192,7 +192,7 @@ class Partitions:
         calls = []
         for prefix in map(self._keys.prefix, wanted):
             keys = [f"{prefix}:{name}" for name in ("cursor", "open", "closed", "totals")]
-            calls.append(Call(SCRIPTS["seal"], keys, (prefix, bucket_ms, self._limits.retention_s, TTL_S)))
+            calls.append(Call(SCRIPTS["seal"], keys, (prefix, bucket_ms, self._limits.retention_s, TTL_S, SCHEMA)))
         replies = self._connection.run_many(calls)
         found = [(p, name.decode(), bucket_ms) for p, names in zip(wanted, replies, strict=True) for name in names]
         # read apart from the script: sealed buckets do not change, and 7,000 streams would hold the server in Lua
@@ -220,8 +220,8 @@ def _claim(reply: Sequence[Any]) -> Claim:
 
 def _cursor(reply: Sequence[bytes | None]) -> Cursor | None:
     *texts, recent = (field or b"" for field in reply)
-    next_offset, high, token, generation, idle, log_id, rebuild = (text.decode() for text in texts)
+    next_offset, high, token, epoch, generation, idle, log_id, rebuild = (text.decode() for text in texts)
     if not next_offset:
         return None
     numbers = int(next_offset), int(high or 0)
-    return Cursor(*numbers, token, int(generation or 0), idle == "1", log_id, int(rebuild or 0), recent)
+    return Cursor(*numbers, token, int(epoch or generation or 0), idle == "1", log_id, int(rebuild or 0), recent)

@@ -48,6 +48,11 @@ def deployment() -> dict[str, Any]:
 # ------------------------------------------------------------------------------------------------ kubernetes
 
 
+def test_no_version_is_rolled_out_beside_an_older_one() -> None:
+    assert deployment()["spec"]["strategy"] == {"type": "Recreate"}
+    assert "strategy" not in yaml.safe_load((KUBERNETES / "gpu/deployment.yaml").read_text())["spec"]
+
+
 @pytest.mark.parametrize("path", CORE, ids=lambda path: path.stem)
 def test_core_kinds_pass_the_schema(path: Path) -> None:
     kubernetes_validate.validate(yaml.safe_load(path.read_text()), kubernetes_validate.latest_version(), strict=True)

@@ -47,6 +47,11 @@ local function totals_plus(packed, images, rejected, late, duplicates, changes)
   return struct.pack("<I8I8I8I8I8", a + images, b + rejected, c + late, d + duplicates, e + changes)
 end
 
+-- The reply to a caller whose version is older than the state, nil where it may go on. The first schema had no number.
+local function refusal(schema, ours)
+  if tonumber(schema or 1) > tonumber(ours) then return redis.error_reply("SCHEMA " .. schema) end
+end
+
 -- Offsets are decimal strings, compared by length and then by digits: exact for every 64-bit offset, where a Lua
 -- number is exact only to 2^53.
 local function less(a, b)
@@ -60,7 +65,16 @@ end
 
 -- The fields of a cursor that are read together: CURSOR_FIELDS in monitor/store/partitions.py, in the same order.
 local function cursor_at(key)
-  return redis.call("HMGET", key, "next", "high", "token", "generation", "idle", "log_id", "rebuild_until", "recent")
+  return redis.call("HMGET", key, "next", "high", "token", "epoch", "generation", "idle", "log_id", "rebuild_until",
+    "recent")
+end
+
+-- Make the caller the holder of a cursor. Versions without a schema number compare `generation` and `claimed_ms`: the
+-- largest number in both keeps them from ever claiming what a later version has written.
+local function hold(cursor, generation, token, schema)
+  local never = "9007199254740991"
+  redis.call("HSET", cursor, "token", token, "epoch", generation, "taken_ms", now_ms(), "schema", schema, "idle", "0",
+    "generation", never, "claimed_ms", never)
 end
 
 -- The receivers' groups of the outbox: {name, pending, last-delivered-id, ...} each.

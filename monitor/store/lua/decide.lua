@@ -2,7 +2,10 @@
 -- ARGV: the decision (msgpack). Returns 1, or 0 when another evaluator has moved the version on; then nothing changed.
 local decision = cmsgpack.unpack(ARGV[1])
 local evaluator, alerts, outbox = KEYS[1], KEYS[2], KEYS[3]
-if (redis.call("HGET", evaluator, "version") or "0") ~= decision.expect then return 0 end
+local held = redis.call("HMGET", evaluator, "version", "schema")
+local refused = refusal(held[2], decision.schema)
+if refused then return refused end
+if (held[1] or "0") ~= decision.expect then return 0 end
 
 for _, alert in ipairs(decision.alerts) do
   if alert[2] then

@@ -1,10 +1,13 @@
 -- Make a bucket immutable in one partition. KEYS: cursor, open, closed, totals. ARGV: prefix, bucket start ms,
--- retention s, ttl s. Returns the fingerprints that have counts in it. Sealing again changes nothing.
+-- retention s, ttl s, schema. Returns the fingerprints that have counts in it. Sealing again changes nothing.
 -- Older buckets that are still open here (an idle partition woke up between the evaluator's look and this call) are
 -- folded into this one, as late: none is lost.
 local cursor, open, closed, totals = KEYS[1], KEYS[2], KEYS[3], KEYS[4]
 local prefix, start = ARGV[1], ARGV[2]
-if redis.call("HEXISTS", cursor, "next") == 0 then return {} end
+local held = redis.call("HMGET", cursor, "next", "schema")
+if not held[1] then return {} end
+local refused = refusal(held[2], ARGV[5])
+if refused then return refused end
 
 local function fold(member)
   local from = prefix .. ":b:" .. member

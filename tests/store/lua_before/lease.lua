@@ -1,0 +1,9 @@
+-- Take or keep the evaluator's lease. KEYS: lease. ARGV: token, ttl ms ("0" gives it up). Returns 1 when held.
+local holder = redis.call("GET", KEYS[1])
+if holder and holder ~= ARGV[1] then return 0 end
+if ARGV[2] == "0" then
+  redis.call("DEL", KEYS[1])
+else
+  redis.call("SET", KEYS[1], ARGV[1], "PX", ARGV[2])
+end
+return 1

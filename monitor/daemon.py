@@ -110,7 +110,7 @@ def presentation_of(settings: Config) -> Presentation:
     """What alerts say beyond the verdict."""
     return Presentation(
         monitor=settings.monitor,
-        external_url=settings.web.external_url,
+        external_url=settings.web.external_url or settings.web.own_url,
         dashboard_url=settings.web.dashboard_url,
         exemplars=settings.evidence.exemplars,
         has_receivers=bool(settings.receivers),

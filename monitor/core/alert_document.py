@@ -90,14 +90,16 @@ def test_document(monitor: str, now_ms: int) -> str:
 test_document.__test__ = False  # type: ignore[attr-defined]
 
 
-def stream_url(external_url: str, stream: str) -> str:
-    """Status page of a stream; empty where the monitor has no external URL."""
-    return external_url.rstrip("/") + stream_path(stream) if external_url else ""
+def stream_url(external_url: str, stream: str, alert: str = "") -> str:
+    """Status page of a stream, at one of its alerts where an id is given; empty where the monitor has no such page."""
+    return external_url.rstrip("/") + stream_path(stream, alert) if external_url else ""
 
 
-def stream_path(stream: str) -> str:
+def stream_path(stream: str, alert: str = "") -> str:
     """Path of a stream's page; "." and ".." are a parameter, since browsers resolve them even when they are quoted."""
-    return f"/streams/{quote(stream, safe='')}" if stream.strip(".") else f"/streams/?{urlencode({'name': stream})}"
+    name = "" if stream.strip(".") else stream
+    query = urlencode({key: value for key, value in (("name", name), ("alert", alert)) if value})
+    return f"/streams/{'' if name else quote(stream, safe='')}{'?' if query else ''}{query}"
 
 
 def dashboard_url(template: str, stream: str) -> str:

@@ -67,6 +67,8 @@ def _calm(alert: Alert, verdict: Verdict, bucket_ms: int, policy: Policy) -> Ale
         return Alert(alert.rule, alert.stream)
     if alert.phase is not AlertPhase.FIRING:
         return alert
+    if alert.verdict and not verdict.cause:  # what raised it still says what it was about
+        verdict = replace(verdict, cause=alert.verdict.cause)
     clear_since = alert.clear_since_ms or bucket_ms
     alert = replace(alert, verdict=verdict, clear_since_ms=clear_since)
     if bucket_ms - clear_since >= policy.keep_firing_for_ms:

@@ -33,7 +33,7 @@ ACT_STYLES = {Act.CALM: "green", Act.DRIFT: "yellow", Act.RECOVERY: "cyan"}
 LOOKS_LIKE = {
     "sensor": "the sensor: lens, light or focus, for the picture itself has changed",
     "content": "the content: the pictures are fine, what they show is new",
-    None: "not clear yet: no signal has surely moved",
+    None: "not clear yet: no signal has moved beyond doubt",
 }
 
 

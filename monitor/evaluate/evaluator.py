@@ -195,13 +195,12 @@ class Evaluator:
         changed = after.phase is not before.phase
         if changed and after.phase is AlertPhase.FIRING:
             after = replace(after, suppressed=self._closing.muted)
-            if layout := self._memory.layouts.get(fingerprint):
-                row = decision.rows.get((rule.name, fingerprint), {}).get(stream)
-                onset_ms = rule.onset_ms(layout, row, self._memory.windows.buckets(fingerprint, stream))
-                after = replace(after, since_ms=after.since_ms if onset_ms is None else onset_ms)
+            row = decision.rows.get((rule.name, fingerprint), {}).get(stream)
+            after = self._memory.with_onset(rule, Change(rule, fingerprint, bucket_ms, after), row)
         decision.alerts[rule.name, stream] = after
         if changed and decision.add(Change(rule, fingerprint, bucket_ms, after)):
-            log.info(f"alert.{after.phase}", rule=rule.name, stream=stream, id=after.id, summary=verdict.summary)
+            summary = after.verdict.summary if after.verdict else ""
+            log.info(f"alert.{after.phase}", rule=rule.name, stream=stream, id=after.id, summary=summary)
 
     def _publish_suppressed(self) -> None:
         """After a rebuild: publish the alerts that began during it and still fire. A repeated document keeps its id."""
@@ -224,7 +223,7 @@ class Evaluator:
         for key, alert in memory.alerts.items():
             if alert.phase is AlertPhase.RESOLVED and alert.resolved_ms < oldest_ms and key not in decision.alerts:
                 decision.alerts[key] = Alert(*key)
-        documents = self._presentation.documents(self._store, memory, decision.published)
+        documents = self._presentation.documents(self._store, memory, decision)
         failpoint("before_decide")
         if not self._lease.renew():
             log.warning("evaluator.not_decided", bucket_ms=bucket_ms, reason="the lease is lost")

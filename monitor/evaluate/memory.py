@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from monitor.core.alert_state import UNDER_WAY
-from monitor.core.buckets import Layout
+from monitor.core.buckets import Layout, sum_vectors
 from monitor.core.types import Alert, AlertPhase, Vector
 from monitor.core.windows import Windows
+from monitor.fleet.evidence import REACH_MS
 from monitor.rules.rule import Rule
 from monitor.store import EvaluatorState, Store
 
@@ -123,6 +124,48 @@ class Memory:
                 if fingerprint in self.layouts:
                     watched.setdefault(fingerprint, {})[stream] = None
         return watched
+
+    def held_since_ms(self, until_ms: int) -> int:
+        """Start of the oldest bucket that is still held here when the bucket that ends then is judged."""
+        return max(self.decided_ms + self.bucket_ms, until_ms) - self._reach_ms
+
+    def buckets(self, fingerprint: str, stream: str, span_ms: tuple[int, int]) -> list[tuple[int, Vector]]:
+        """(start ms, counts) of the stream's closed buckets with since <= start < until, oldest first.
+
+        Args:
+            span_ms: (since, until). Buckets that are no longer held here are read from Redis.
+
+        Raises:
+            StoreError: Redis does not answer.
+        """
+        since_ms, until_ms = span_ms
+        if since_ms >= self.held_since_ms(until_ms):
+            held = self.windows.buckets(fingerprint, stream)
+            return [(start, vector) for start, vector in held if since_ms <= start < until_ms]
+        partitions = self._store.catalog.partitions()
+        return list(self._store.counts.of_stream(partitions, fingerprint, stream, span_ms, ("closed",)).items())
+
+    def with_onset(self, rule: Rule, change: Change, row: bytes | None) -> Alert:
+        """The alert that has just begun to fire, with the time when the change began and a verdict on what came since.
+
+        Args:
+            row: the stream's packed state after the bucket that fired.
+        """
+        alert, layout = change.alert, self.layouts.get(change.fingerprint)
+        if layout is None or alert.verdict is None:
+            return alert
+        held = self.windows.buckets(change.fingerprint, alert.stream)
+        onset_ms = rule.onset_ms(layout, row, held)
+        # a sudden change, which many streams may have at once, lies near the end; another may have begun before
+        if held and onset_ms is not None and onset_ms <= held[-1][0] - self._reach_ms // 4:
+            until_ms = change.bucket_ms + self.bucket_ms
+            held = self.buckets(change.fingerprint, alert.stream, (until_ms - REACH_MS, until_ms))
+            onset_ms = rule.onset_ms(layout, row, held)
+        if onset_ms is None:
+            return alert
+        window = sum_vectors(vector for start, vector in held if start >= onset_ms)
+        verdict = rule.verdict_since_onset(layout, row, alert.verdict, window)
+        return replace(alert, since_ms=onset_ms, verdict=verdict)
 
     def take_up(self, decision: Decision, bucket_ms: int) -> None:
         """Apply a decision that has just been committed."""

@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from monitor.core.alert_document import About, Evidence, alert_document, dashboard_url, stream_url
-from monitor.core.types import Partition
-from monitor.evaluate.memory import Change, Memory
-from monitor.rules.evidence import cause_is_learned, moved_signals, triage
+from monitor.core.types import Alert
+from monitor.evaluate.memory import Change, Decision, Memory
+from monitor.fleet.evidence import evidence_span, stream_evidence
 from monitor.store import Store
+
+READ_BUCKETS = 20_000
+"""Buckets read from Redis for the evidence of one decision, some two seconds. When thousands of streams resolve at
+once, the evidence of the others reaches back only as far as the windows in memory."""
+
+Span = tuple[int, int]
+"""[since, until) in ms."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,18 +30,25 @@ class Presentation:
     has_receivers: bool = True
     """Without receivers nothing goes to the outbox."""
 
-    def documents(self, store: Store, memory: Memory, changes: Sequence[Change]) -> list[str]:
-        """The documents of these changes, with their evidence; StoreError where Redis does not answer.
+    def documents(self, store: Store, memory: Memory, decision: Decision) -> list[str]:
+        """The documents of what a decision publishes, with their evidence; StoreError where Redis does not answer.
 
         Args:
             memory: its windows end with the bucket that is being decided.
         """
-        if not changes or not self.has_receivers:
+        if not decision.published or not self.has_receivers:
             return []
         partitions = store.catalog.partitions()
+        # in an order of their own: that of the streams in Redis differs between a live run and a replay
+        changes = sorted(decision.published, key=lambda change: (change.alert.rule, change.alert.stream))
+        alerts = _by_stream(memory, decision, changes)
         return [
-            alert_document(self._about(change), change.alert, self._evidence(store, memory, change, partitions))
-            for change in changes
+            alert_document(
+                self._about(change),
+                change.alert,
+                self._evidence(store, memory, change, span, alerts[change.alert.stream]),
+            )
+            for change, span in zip(changes, _spans(memory, changes, alerts, len(partitions)), strict=True)
         ]
 
     def _about(self, change: Change) -> About:
@@ -44,22 +58,52 @@ class Presentation:
             rule=change.alert.rule,
             kind=rule.kind if rule else "removed",
             labels=rule.labels if rule else {},
-            status_url=stream_url(self.external_url, stream),
+            status_url=stream_url(self.external_url, stream, change.alert.id),
             dashboard_url=dashboard_url(self.dashboard_url, stream),
         )
 
-    def _evidence(self, store: Store, memory: Memory, change: Change, partitions: tuple[Partition, ...]) -> Evidence:
-        """What moved since the alert began, as far back as the windows reach."""
-        layout, rule, alert = memory.layouts.get(change.fingerprint), change.rule, change.alert
-        if layout is None or rule is None:
+    def _evidence(
+        self,
+        store: Store,
+        memory: Memory,
+        change: Change,
+        span: Span,
+        alerts: Sequence[Alert],
+    ) -> Evidence:
+        layout, stream = memory.layouts.get(change.fingerprint), change.alert.stream
+        if layout is None:
             return Evidence()
-        # a window rule's own window, which begins before the first breach; else from where the drift began
-        begin_ms = change.bucket_ms - rule.window_ms if rule.window_ms else alert.since_ms - memory.bucket_ms
-        after_ms = max(change.bucket_ms - rule.evidence_ms, begin_ms)
-        since_ms, until_ms = after_ms + memory.bucket_ms, change.bucket_ms + memory.bucket_ms
-        moved = moved_signals(layout, memory.windows.sum(layout, change.fingerprint, alert.stream, after_ms))
-        worst = store.exemplars.unusual(
-            partitions, change.fingerprint, alert.stream, since_ms, until_ms, self.exemplars
-        )
-        cause = alert.verdict.cause if alert.verdict else ""
-        return Evidence(moved, triage(moved, cause_is_learned(layout, cause)), worst)
+        buckets = memory.buckets(change.fingerprint, stream, span)
+        found = stream_evidence(layout, (vector for _, vector in buckets), alerts, span[1])
+        partitions = store.catalog.partitions()
+        worst = store.exemplars.unusual(partitions, change.fingerprint, stream, *span, self.exemplars)
+        return Evidence(found.moved, found.triage, worst)
+
+
+def _by_stream(memory: Memory, decision: Decision, changes: Sequence[Change]) -> dict[str, list[Alert]]:
+    """The alerts of the streams concerned, as they are after the decision."""
+    found: dict[str, list[Alert]] = {change.alert.stream: [] for change in changes}
+    for alert in {**memory.alerts, **decision.alerts}.values():
+        if alert.stream in found:
+            found[alert.stream].append(alert)
+    return found
+
+
+def _spans(
+    memory: Memory, changes: Sequence[Change], alerts: Mapping[str, Sequence[Alert]], partitions: int
+) -> Iterator[Span]:
+    """The span of the evidence of each change, within READ_BUCKETS."""
+    left = READ_BUCKETS
+    for change in changes:
+        end_ms = change.bucket_ms + memory.bucket_ms
+        layout = memory.layouts.get(change.fingerprint)
+        signals = layout.signals if layout else ()
+        since_ms, until_ms = evidence_span(signals, alerts[change.alert.stream], change.alert, end_ms)
+        held_ms = memory.held_since_ms(until_ms)
+        if since_ms < held_ms:
+            reads = (until_ms - since_ms) // memory.bucket_ms * partitions
+            if reads <= left:
+                left -= reads
+            else:
+                since_ms = min(held_ms, until_ms - memory.bucket_ms)
+        yield since_ms, until_ms

@@ -17,9 +17,9 @@ from monitor.core.buckets import IMAGES, REJECTED, Layout, cut_index, exceedance
 from monitor.core.types import Alert, Exemplar, Vector
 from monitor.fleet.answers import Answer, Count, Rounded, Time
 from monitor.fleet.counts import bands
+from monitor.fleet.evidence import evidence_span, stream_evidence
 from monitor.fleet.history import LEVEL
 from monitor.fleet.overview import Snapshot
-from monitor.rules.evidence import cause_is_learned, moved_signals, triage
 from monitor.store import Store
 
 EVIDENCE_MS = 300_000
@@ -30,7 +30,6 @@ LINE_MS, LONGEST_LINE_MS = 3_600_000, 3 * 3_600_000
 """One bucket is one small read; three hours of ten-second buckets are a thousand."""
 POINTS = 90
 STEPS_S = (1, 2, 5, 10, 20, 30, 60, 120, 300)
-SIGNALS = 8
 EXEMPLARS, EXEMPLARS_IN_SHORT, TYPICAL = 12, 4, 6
 
 Buckets = Mapping[str, Mapping[int, Vector]]
@@ -65,6 +64,8 @@ class EvidenceJson(Answer):
     images: Count
     triage: Triage | None
     signals: list[SignalJson]
+    causes: list[str]
+    """Signals that raised an alert under way: they have moved, whatever their bound."""
     layout: Layout | None = Field(exclude=True)
     """Of the profile that judged the newest images; None where there were none."""
 
@@ -105,11 +106,15 @@ def view_stream(store: Store, snapshot: Snapshot, name: str, alert_id: str = "",
     stream, layouts = snapshot.streams.get(name), snapshot.layouts
     partitions = (stream.partitions if stream else ()) or snapshot.partitions
     last_ms = (stream.last_event if stream else None) or snapshot.high_ms
-    focus = _focus([alert for alert in snapshot.alerts if alert.stream == name], alert_id)
-    since_ms, until_ms = _evidence_span(focus, last_ms)
+    alerts = [alert for alert in snapshot.alerts if alert.stream == name]
+    focus = _focus(alerts, alert_id)
+    since_ms, until_ms = last_ms + 1 - EVIDENCE_MS, last_ms + 1
+    if focus is not None:
+        signals = {signal for layout in layouts.values() for signal in layout.signals}
+        since_ms, until_ms = evidence_span(signals, alerts, focus, until_ms)
     line_since, line_until = (until_ms, until_ms) if in_short else _line_span(focus, last_ms, until_ms)
     first_ms = min(line_since, since_ms)
-    buckets = {f: store.counts.of_stream(partitions, f, name, first_ms, line_until) for f in layouts}
+    buckets = {f: store.counts.of_stream(partitions, f, name, (first_ms, line_until)) for f in layouts}
     points, step_ms = _points(layouts, buckets, line_since)
     inside = {
         f: {start: vector for start, vector in held.items() if since_ms <= start < until_ms}
@@ -117,18 +122,20 @@ def view_stream(store: Store, snapshot: Snapshot, name: str, alert_id: str = "",
     }
     judged = {fingerprint: max(held) for fingerprint, held in inside.items() if held}
     if not judged:
-        evidence = EvidenceJson(since=since_ms, until=until_ms, images=0, triage=None, signals=[], layout=None)
+        evidence = EvidenceJson(
+            since=since_ms, until=until_ms, images=0, triage=None, signals=[], causes=[], layout=None
+        )
         return StreamView(focus, evidence, (), (), points, step_ms)
     newest = max(judged, key=judged.__getitem__)
-    layout, window = layouts[newest], sum_vectors(inside[newest].values())
-    moved = moved_signals(layout, window, limit=SIGNALS)
-    cause = cause_is_learned(layout, focus.verdict.cause) if focus and focus.verdict else None
+    layout = layouts[newest]
+    found = stream_evidence(layout, inside[newest].values(), alerts, until_ms)
     evidence = EvidenceJson(
         since=since_ms,
         until=until_ms,
-        images=int(window[IMAGES]),
-        triage=triage(moved, cause),
-        signals=[SignalJson.model_validate(signal) for signal in moved],
+        images=found.images,
+        triage=found.triage,
+        signals=[SignalJson.model_validate(signal) for signal in found.moved],
+        causes=list(found.causes),
         layout=layout,
     )
     limit = EXEMPLARS_IN_SHORT if in_short else EXEMPLARS
@@ -144,14 +151,6 @@ def _focus(alerts: Sequence[Alert], alert_id: str) -> Alert | None:
     # where several rules fire, the one that saw it first explains most of it
     active = [alert for alert in alerts if alert.phase in UNDER_WAY]
     return asked or min(active, key=lambda alert: (UNDER_WAY.index(alert.phase), alert.since_ms), default=None)
-
-
-def _evidence_span(focus: Alert | None, last_ms: int) -> tuple[int, int]:
-    """[since, until) of the evidence: the time of the alert, the newest hour of it at most."""
-    if focus is None:
-        return last_ms + 1 - EVIDENCE_MS, last_ms + 1
-    until_ms = focus.resolved_ms or last_ms + 1
-    return max(min(focus.since_ms, until_ms - 1), until_ms - LINE_MS), until_ms
 
 
 def _line_span(focus: Alert | None, last_ms: int, evidence_until_ms: int) -> tuple[int, int]:

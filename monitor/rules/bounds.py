@@ -33,6 +33,22 @@ def drifted_share(rate: float, reference: float) -> float:
     return min(1.0, max(0.0, (rate - reference) / (1 - reference)))
 
 
+def change_start(passed: Floats, total: Floats, normal: float) -> int:
+    """Position of the bucket from which on more images pass than normal, by maximum likelihood; the last if none do.
+
+    max over t and q of the log likelihood ratio of a share q from bucket t on to `normal`, which is M KL(C/M, normal)
+    for C of M images from t to the end. Of equal ones the latest: empty buckets are not part of the change.
+
+    Args:
+        passed: (B,) images that count for a change, oldest first; total: (B,) all images; B >= 1.
+        normal: the share that passes without a change, in (0, 1).
+    """
+    c, m = np.cumsum(passed[::-1]), np.cumsum(total[::-1])
+    rate = c / np.maximum(m, 1)
+    ratio = m * (xlogy(rate, rate / normal) + xlogy(1 - rate, (1 - rate) / (1 - normal)))
+    return int(len(m) - 1 - np.argmax(np.where(rate > normal, ratio, 0.0)))
+
+
 def anytime_interval(passed: Floats, total: Floats, risk: float) -> tuple[Floats, Floats]:
     """(lower, upper) for a true share, valid at all sizes of a growing sample together with probability 1 - risk.
 

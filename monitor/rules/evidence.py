@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 import numpy as np
 
@@ -16,45 +16,43 @@ from monitor.rules.shift import distance_bound
 SENSOR_RATIO = 0.5
 
 
-def moved_signals(layout: Layout, window: Vector, risk: float = 0.01, limit: int = 8) -> tuple[MovedSignal, ...]:
+def moved_signals(
+    layout: Layout, window: Vector, causes: Collection[str] = (), risk: float = 0.01, limit: int = 8
+) -> tuple[MovedSignal, ...]:
     """The signals of one stream that moved in a window with bound > 0, strongest first; if none, those with effect > 0.
 
     In distribution any signal has bound > 0 with probability at most `risk`, all signals together.
 
     Args:
         window: (V,) sum of the stream's buckets.
+        causes: signals that raised an alert, which proves that they moved; always in the result.
         limit: maximum length of the result.
     """
-    if images(window) == 0:
-        return ()
-    found = [_measure(layout, window, signal, risk / len(layout.signals)) for signal in layout.signals]
-    chosen = [moved for moved in found if moved.bound > 0] or [moved for moved in found if moved.effect > 0]
+    measured = layout.signals if images(window) else [signal for signal in layout.signals if signal in causes]
+    found = [_measure(layout, window, signal, risk / len(layout.signals)) for signal in measured]
+    sure = [moved for moved in found if moved.bound > 0 or moved.signal in causes]
+    chosen = sure or [moved for moved in found if moved.effect > 0]
     # by name last: equal signals have the same order under every profile
-    return tuple(sorted(chosen, key=lambda m: (-m.bound, -m.effect, m.signal))[:limit])
+    strongest = sorted(chosen, key=lambda m: (-m.bound, -m.effect, m.signal))
+    kept = sorted(strongest, key=lambda m: m.signal not in causes)[:limit]
+    return tuple(moved for moved in strongest if moved in kept)
 
 
-def triage(moved: Sequence[MovedSignal], cause_learned: bool | None = None) -> Triage | None:
+def triage(moved: Sequence[MovedSignal], causes: Collection[str] = ()) -> Triage | None:
     """Whether the sensor or the content of the images has changed; None where it cannot be said.
 
     "sensor": image properties (exposure, sharpness, colour, ...) moved as well; "content": the learned signals moved,
     and the properties no more than they do with other objects.
 
     Args:
-        cause_learned: whether the signal that caused the alarm is a learned one, if the rule names it. The alarm proves
-            that this signal moved; it decides where the window holds too few images for a bound > 0.
+        causes: as for `moved_signals`: they count as sure where the window holds too few images for a bound > 0.
     """
-    sure = [signal for signal in moved if signal.bound > 0]
-    if not sure:
-        return None if cause_learned is None else "content" if cause_learned else "sensor"
-    learned = max((signal.effect for signal in sure if signal.learned), default=0.0)
-    measured = max((signal.effect for signal in sure if not signal.learned), default=0.0)
-    return "sensor" if measured > SENSOR_RATIO * learned else "content"
-
-
-def cause_is_learned(layout: Layout, cause: str) -> bool | None:
-    """For `triage`: whether the signal that a verdict's cause names ("noise: more images ...") is learned, or None."""
-    signal = cause.partition(":")[0]
-    return layout.learned[layout.index(signal)] if signal in layout.signals else None
+    sure = [signal for signal in moved if signal.bound > 0 or signal.signal in causes]
+    learned = [signal.effect for signal in sure if signal.learned]
+    measured = [signal.effect for signal in sure if not signal.learned]
+    if not learned or not measured:
+        return "content" if learned else "sensor" if measured else None
+    return "sensor" if max(measured) > SENSOR_RATIO * max(learned) else "content"
 
 
 def _measure(layout: Layout, window: Vector, signal: str, risk: float) -> MovedSignal:

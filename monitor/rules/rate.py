@@ -20,12 +20,15 @@ bounds the number of false alarms over time instead.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Literal
 
-from monitor.core.buckets import LEVELS, Layout, cut_index, exceedances, images, reference_counts, usable_cuts
+import numpy as np
+
+from monitor.core.buckets import IMAGES, LEVELS, Layout, cut_index, exceedances, images, reference_counts, usable_cuts
 from monitor.core.settings import Share
 from monitor.core.types import Vector, Verdict
-from monitor.rules.bounds import drifted_share, reference_bounds, share_bounds
+from monitor.rules.bounds import change_start, drifted_share, reference_bounds, share_bounds
 from monitor.rules.rule import WindowRule
 
 
@@ -80,3 +83,14 @@ class RateRule(WindowRule):
         )
         cause = f"{self.signal}: more images beyond the {100 * self.level:g} % cut than normal"
         return Verdict(bound > self.threshold, passed / total, bound, self.threshold, total, summary, severity, cause)
+
+    def onset_ms(self, layout: Layout, row: bytes | None, buckets: Sequence[tuple[int, Vector]]) -> int | None:  # noqa: ARG002
+        """Start of the bucket from which on more images than normal are beyond the cut."""
+        if not buckets:
+            return None
+        cut, counts = cut_index(self.level), np.stack([vector for _, vector in buckets])
+        normal = int(reference_counts(layout, self.signal)[cut]) / (
+            layout.calibration_sizes[layout.index(self.signal)] + 1
+        )
+        beyond = exceedances(layout, counts, self.signal)[:, cut].astype(np.float64)
+        return buckets[change_start(beyond, counts[:, IMAGES].astype(np.float64), normal)][0]

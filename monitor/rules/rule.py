@@ -130,6 +130,15 @@ class Rule(Section):
             buckets: (start ms, counts) of the stream, oldest first; a change before the first cannot be seen.
         """
 
+    def verdict_since_onset(self, layout: Layout, row: bytes | None, verdict: Verdict, window: Vector) -> Verdict:  # noqa: ARG002
+        """The verdict to publish when an alert fires whose onset is known; `verdict` itself unless a rule knows better.
+
+        Args:
+            row: as for `onset_ms`.
+            window: (V,) the stream's counts since the onset.
+        """
+        return verdict
+
 
 class WindowRule(Rule):
     """A rule that judges each stream by its counts over a window, once the window holds enough images."""

@@ -14,6 +14,7 @@ conservative. One window is breached wrongly with probability at most 1 - confid
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import lru_cache
 from typing import Literal
 
@@ -21,10 +22,20 @@ import numpy as np
 from pydantic import PositiveFloat, PositiveInt
 from scipy.special import betaincinv
 
-from monitor.core.buckets import BINS, LEVELS, Layout, distance_from_uniform, histogram, images, reference_counts
+from monitor.core.buckets import (
+    BINS,
+    IMAGES,
+    LEVELS,
+    Layout,
+    distance_from_uniform,
+    histogram,
+    images,
+    reference_counts,
+    sum_vectors,
+)
 from monitor.core.settings import Names, Share
 from monitor.core.types import Vector, Verdict
-from monitor.rules.bounds import Floats
+from monitor.rules.bounds import Floats, change_start
 from monitor.rules.rule import WindowRule
 
 
@@ -55,14 +66,31 @@ class ShiftRule(WindowRule):
         total = images(window)
         if total < self.min_images:
             return self.too_few(total, 0.0, self.effect)
-        signals = layout.select(self.signals)
-        risk = (1 - self.confidence) / len(signals)
-        bound, (first, last), signal = max((*distance_bound(layout, window, s, risk), s) for s in signals)
+        bound, (first, last), signal = self._most_moved(layout, window)
         value = float(distance_from_uniform(layout, window, signal))
         cause = f"{signal}: too many images with p-values {_span(first, last)}"
         summary = f"{signal} moved in at least {bound:.1%} of {total} images (estimate {value:.1%}; {cause})"
         severity = (bound, max(bound, value), 1.0)
         return Verdict(bound > self.effect, value, bound, self.effect, total, summary, severity, cause)
+
+    def onset_ms(self, layout: Layout, row: bytes | None, buckets: Sequence[tuple[int, Vector]]) -> int | None:  # noqa: ARG002
+        """Start of the bucket from which on too many p-values lie where the window had too many."""
+        if not buckets:
+            return None
+        after_ms = buckets[-1][0] - self.window_ms
+        window = sum_vectors(vector for start, vector in buckets if start > after_ms)
+        _, (first, last), signal = self._most_moved(layout, window)
+        counts = np.stack([vector for _, vector in buckets])
+        edges = [layout.calibration_sizes[layout.index(signal)] + 1, *reference_counts(layout, signal).tolist(), 0]
+        normal = min((edges[first] - edges[last]) / edges[0], 1 - 1 / edges[0])  # a run may cover all gaps
+        inside = histogram(layout, counts, signal)[:, first:last].sum(axis=1, dtype=np.float64)
+        return buckets[change_start(inside, counts[:, IMAGES].astype(np.float64), normal)][0]
+
+    def _most_moved(self, layout: Layout, window: Vector) -> tuple[float, tuple[int, int], str]:
+        """(lower bound of its distance, run of bins with too many images, the signal)."""
+        signals = layout.select(self.signals)
+        risk = (1 - self.confidence) / len(signals)
+        return max((*distance_bound(layout, window, s, risk), s) for s in signals)
 
 
 def _span(first: int, last: int) -> str:

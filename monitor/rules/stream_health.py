@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import ClassVar, Literal
 
+import numpy as np
 from pydantic import PositiveFloat, PositiveInt
 
-from monitor.core.buckets import DUPLICATES, LONGEST_RUN, REJECTED, Layout, images
+from monitor.core.buckets import DUPLICATES, IMAGES, LONGEST_RUN, REJECTED, Layout, images
 from monitor.core.settings import Share
 from monitor.core.types import Vector, Verdict
-from monitor.rules.bounds import share_bounds
+from monitor.rules.bounds import change_start, share_bounds
 from monitor.rules.rule import LastSeen, Rule, WindowRule
 
 
@@ -33,9 +34,20 @@ class RejectedRule(WindowRule):
             return self.too_few(sent, share, self.threshold)
         risk = 1 - self.confidence
         lower, upper = share_bounds(bad, sent, risk)
-        summary = f"{bad} of {sent} images could not be decoded ({share:.1%}, surely {lower:.1%})"
+        summary = (
+            f"{bad} of {sent} images could not be decoded ({share:.1%}; "
+            f"at least {lower:.1%} with {self.confidence:.1%} confidence)"
+        )
         severity = (lower, share, upper)
         return Verdict(lower > self.threshold, share, lower, self.threshold, sent, summary, severity, "rejected images")
+
+    def onset_ms(self, layout: Layout, row: bytes | None, buckets: Sequence[tuple[int, Vector]]) -> int | None:  # noqa: ARG002
+        """Start of the bucket from which on a larger share is rejected than is allowed."""
+        if not buckets:
+            return None
+        counts = np.stack([vector for _, vector in buckets]).astype(np.float64)
+        sent = counts[:, IMAGES] + counts[:, REJECTED]
+        return buckets[change_start(counts[:, REJECTED], sent, self.threshold)][0]
 
 
 class FrozenRule(Rule):

@@ -51,10 +51,19 @@ class Counts:
         return summed((start, reply) for (_, _, start), reply in zip(found, replies, strict=True))
 
     def of_stream(
-        self, partitions: Iterable[Partition], fingerprint: str, stream: str, since_ms: int, until_ms: int
+        self,
+        partitions: Iterable[Partition],
+        fingerprint: str,
+        stream: str,
+        span_ms: tuple[int, int],
+        which: Sequence[str] = SEALED_AND_OPEN,
     ) -> dict[int, Vector]:
-        """{bucket start ms: vector} of one stream for since <= start < until, oldest first; sealed and open."""
-        found = self._of_profile(partitions, fingerprint, since_ms, until_ms, SEALED_AND_OPEN)
+        """{bucket start ms: vector} of one stream for since <= start < until, oldest first; sealed (closed) and open.
+
+        Args:
+            span_ms: (since, until).
+        """
+        found = self._of_profile(partitions, fingerprint, *span_ms, which)
         name = packed_name(stream)
         replies = self._connection.read_many([("HGET", self._keys.bucket(member), name) for member in found])
         tables = (

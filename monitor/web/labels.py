@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from datetime import UTC, datetime
 
+from monitor.core.types import share_in_words
 from monitor.web.answers import AlertJson
 
 SIGNALS = {
@@ -60,13 +61,10 @@ def advice(alert: AlertJson, triage: str | None = None) -> str:
 
 
 def severity(alert: AlertJson) -> str:
-    """The share of images that drift, with its interval; empty where the rule has none."""
+    """The share of drifted images in words; empty where the rule has none."""
     if alert.severity is None or alert.kind not in DRIFT:
         return ""
-    lower, estimate, upper = 100 * alert.severity.lower, 100 * alert.severity.estimate, 100 * alert.severity.upper
-    if upper - lower < 1:
-        return f"{estimate:.0f} % of its images"
-    return f"about {estimate:.0f} % of its images ({lower:.0f} to {upper:.0f} %)"
+    return share_in_words((alert.severity.lower, alert.severity.estimate, alert.severity.upper))
 
 
 def signal(name: str) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 from ipaddress import ip_address
 from typing import Annotated
 
@@ -15,7 +16,8 @@ class WebSettings(Section):
     port: Annotated[int, Field(ge=0, le=65535)] = 9464
     """0 picks a free port (logged)."""
     external_url: str = ""
-    """Address of the status page for people, with the path that a proxy adds; used in alerts and on the page."""
+    """Address of the status page for people, with the path that a proxy adds; used in alerts and on the page. Alerts of
+    a monitor without one link to its own address, as far as `port` is given."""
     dashboard_url: str = ""
     """Address of a dashboard that alerts link to; `{stream}` in it becomes the stream's name, percent-quoted."""
     token: Secret | None = None
@@ -34,6 +36,12 @@ class WebSettings(Section):
     def exposed(self) -> bool:
         """Whether other machines may read without anybody having said so."""
         return not (self.protected or self.anonymous or _is_loopback(self.host))
+
+    @property
+    def own_url(self) -> str:
+        """The page's own address; empty where the port is chosen at the start."""
+        host = socket.gethostname() if self.host in {"0.0.0.0", "::"} else self.host  # noqa: S104 - compares
+        return f"http://{f'[{host}]' if ':' in host else host}:{self.port}" if self.port else ""
 
 
 def _is_loopback(host: str) -> bool:

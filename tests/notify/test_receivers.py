@@ -292,7 +292,8 @@ def test_an_alert_names_itself_by_labels_and_lives_for_four_resends(server: Serv
     }
     assert (alert["startsAt"], alert["endsAt"]) == ("2026-11-24T08:20:10.000Z", "2026-11-24T08:22:15.000Z")
     assert alert["annotations"]["summary"] == "12 % of 300 images <b>& more</b>"
-    assert alert["annotations"]["severity"] == "about 25 % of the images (20 to 30 %)"
+    assert alert["annotations"]["share"] == "at least 20 % of the images drifted (estimate 25 %)"
+    assert not alert["annotations"].keys() & alert["labels"].keys()
     assert alert["generatorURL"].startswith("http://status.example/")
     assert clock() == T0_MS + 15_000
 
@@ -365,7 +366,7 @@ def test_a_slack_message_escapes_what_streams_and_summaries_bring(server: Server
     assert "<!channel>" not in text
     assert "[FIRING] drift on &lt;!channel&gt; &amp; co" in message["text"]
     assert "12 % of 300 images &lt;b&gt;&amp; more" in message["blocks"][0]["text"]["text"]
-    assert "about 25 % of the images" in message["blocks"][1]["fields"][0]["text"]
+    assert "at least 20 % of the images drifted (estimate 25 %)" in message["blocks"][1]["fields"][0]["text"]
     assert message["blocks"][2]["elements"][0]["text"].endswith("/%3C!channel%3E &amp; co?a=1&amp;b=2|status>")
 
 

@@ -5,7 +5,7 @@ from monitor.core import buckets
 from monitor.core.alert_document import MovedSignal
 from monitor.core.buckets import IMAGES, Layout
 from monitor.core.types import Vector
-from monitor.rules.evidence import cause_is_learned, moved_signals, triage
+from monitor.rules.evidence import moved_signals, triage
 from tests.vectors import fill
 
 SIGNALS = ("ood", "layer1", "contrast", "sharpness")
@@ -76,9 +76,17 @@ def test_properties_that_move_a_little_with_new_content_do_not_make_it_the_senso
 
 def test_where_no_signal_is_sure_the_cause_of_the_alarm_decides() -> None:
     found = moved_signals(LAYOUT, window(images=12, ood=(0.2, 0.001)))
-    assert triage(found, cause_is_learned(LAYOUT, "layer1: more images beyond the 5 % cut than normal")) == "content"
-    assert triage(found, cause_is_learned(LAYOUT, "contrast: fewer images")) == "sensor"
-    assert triage(found, cause_is_learned(LAYOUT, "rejected images")) is None
+    assert all(m.bound == 0 for m in found)
+    for cause, kind in (("layer1", "content"), ("contrast", "sensor")):
+        moved = moved_signals(LAYOUT, window(images=12, ood=(0.2, 0.001)), [cause])
+        assert [m.signal for m in moved] == [cause]
+        assert triage(moved, [cause]) == kind
+        assert triage(moved_signals(LAYOUT, buckets.empty(LAYOUT), [cause]), [cause]) == kind
+
+
+def test_the_signal_that_raised_the_alert_is_named_however_many_others_moved_more() -> None:
+    counts = window(ood=(0.5, 0.001), layer1=(0.5, 0.001), contrast=(0.5, 0.001))
+    assert {m.signal for m in moved_signals(LAYOUT, counts, ["sharpness"], limit=2)} >= {"sharpness"}
 
 
 def test_the_verdict_on_the_sensor_needs_a_sure_signal() -> None:

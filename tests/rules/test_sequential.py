@@ -12,6 +12,7 @@ from monitor.core.buckets import IMAGES, Layout
 from monitor.rules.bounds import anytime_interval
 from monitor.rules.sequential.detector import advance, drift_start, log_ratios
 from monitor.rules.sequential.plan import Sequential, State, fleet_budget_s, initial, pack, plan_of, unpack
+from monitor.rules.sequential.rule import SequentialRule
 from tests.vectors import fill
 
 BUCKET_MS = 10_000
@@ -209,8 +210,45 @@ def test_drift_is_seen_measured_and_its_end_too() -> None:
     assert np.median([estimate for _, estimate, _ in severities]) == pytest.approx(0.2, abs=0.05)
     assert "ood: more images beyond the" in verdicts[0].cause
     assert "at least" in verdicts[0].summary
+    assert all((v.value, v.bound) == (s[1], s[0]) for v, s in zip(verdicts, severities, strict=True))
+    assert {v.threshold for v in verdicts} == {0.01}
     _, state = run(rule, layout, state, clean, rng, 6000, start_s=4500)
     assert state["firing"].mean() < 0.1
+
+
+def test_the_verdict_at_the_alarm_measures_the_images_since_the_drift_began() -> None:
+    rng, layout = np.random.default_rng(8), layout_of()
+    rule = SequentialRule(name="drift", kind="sequential")
+    clean = id_masses(rng, layout, 1)
+    counts = [draw(rng, layout, clean, 10)[0] for _ in range(100)]
+    counts += [draw(rng, layout, mixed(clean, 1.0), 10)[0] for _ in range(20)]
+    state, verdicts = initial(rule.statistic(10), layout), []
+    for i, vector in enumerate(counts):
+        state, verdicts = advance(rule.statistic(10), layout, state, i * BUCKET_MS, vector[None])
+        if state["firing"][0]:
+            break
+    (row,), held = pack(state), [(j * BUCKET_MS, vector) for j, vector in enumerate(counts[: i + 1])]
+    onset_ms = rule.onset_ms(layout, row, held)
+    assert onset_ms == 100 * BUCKET_MS
+    window = buckets.sum_vectors(vector for start, vector in held if start >= onset_ms)
+    verdict = rule.verdict_since_onset(layout, row, verdicts[0], window)
+    assert verdict.images == 10 * (i - 99) > 0
+    assert verdict.severity == (0.0, pytest.approx(1.0, abs=0.05), 1.0)
+    assert verdict.summary.startswith("about 100 % of the images drifted; ood: more images")
+
+
+def test_the_verdict_that_clears_says_so_with_the_images_it_rests_on() -> None:
+    rng, layout, rule = np.random.default_rng(9), layout_of(), Sequential()
+    clean = id_masses(rng, layout, 1)
+    alarms, state = run(rule, layout, initial(rule, layout), mixed(clean, 0.9), rng, 400)
+    assert alarms.tolist() == [1]
+    bucket, verdicts = 40, []
+    while state["firing"][0]:
+        since = int(state["since"][0])
+        state, verdicts = advance(rule, layout, state, bucket * BUCKET_MS, draw(rng, layout, clean, 10))
+        bucket += 1
+    assert verdicts[0].images == since + 10
+    assert verdicts[0].summary.startswith("no drift any more: less than 1% of the images drift")
 
 
 def test_images_that_look_too_normal_are_drift_as_well() -> None:

@@ -42,7 +42,7 @@ def test_the_overview_says_since_when_how_bad_what_it_is_and_what_to_do(site: st
     text = unescape(re.sub(r"<[^>]+>", "", httpx.get(site).text))
     assert f"{HOSTILE}: drifting since 9 Oct 09:00:00" in text.replace("\n", "")
     assert "(3 min)" in text
-    assert "About 80 % of its images (70 to 90 %)" in text
+    assert "At least 70 % of the images drifted (estimate 80 %)" in text
     assert "Looks like the sensor" in text
     assert "What to do: Look at the camera" in text
     assert httpx.get(site).text.count('alt="Unusual image') == 4

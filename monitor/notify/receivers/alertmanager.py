@@ -102,7 +102,7 @@ class AlertmanagerSender(Resending):
         annotations = {
             "summary": notice.summary,
             "cause": notice.cause,
-            "severity": notice.share,
+            "share": notice.share,
             "alert_id": notice.alert_id,
             **notice.links,
         }

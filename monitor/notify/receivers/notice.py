@@ -8,9 +8,13 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
+from monitor.core.types import share_in_words
+
 FIRING = "alert.firing"
 RESOLVED = "alert.resolved"
 TEST = "alert.test"
+NO_DRIFT = ("rejected", "frozen")
+"""Kinds of rules whose severity is a share of other images than drifted ones."""
 
 
 class NoticeError(ValueError):
@@ -71,12 +75,12 @@ class Notice:
 
     @property
     def share(self) -> str:
-        """Share of drifted images with its interval, in words; empty where the rule gives none."""
+        """Share of drifted images in words; empty where the alert is not about drift."""
         severity = self.data["severity"]
-        if not severity:
+        if not severity or self.data["kind"] in NO_DRIFT:
             return ""
-        lower, estimate, upper = (100 * float(severity[name]) for name in ("lower", "estimate", "upper"))
-        return f"about {estimate:.0f} % of the images ({lower:.0f} to {upper:.0f} %)"
+        lower, estimate, upper = (float(severity[name]) for name in ("lower", "estimate", "upper"))
+        return share_in_words((lower, estimate, upper))
 
 
 def time_ms(text: str) -> int:

@@ -9,11 +9,10 @@ from scipy.special import betaincinv
 from monitor.core.buckets import IMAGES, Layout, exceedances
 from monitor.core.types import Verdict
 from monitor.rules.bounds import Floats
-from monitor.rules.sequential.plan import BETS, CLEAR_BETS, DOWN, UP, Plan, Sequential, State, plan_of
-from monitor.rules.sequential.verdicts import blocks, clear_evidence, log_sum_exp, verdicts
+from monitor.rules.sequential.plan import BETS, CLEAR_BETS, CLEAR_SHARE, DOWN, UP, Plan, Sequential, State, plan_of
+from monitor.rules.sequential.verdicts import blocks, clear_evidence, cleared, log_sum_exp, verdicts
 
 _FIRST_EPOCH = 1000  # images before the first tightening: with fewer, the calibration set (n >= 500) is more precise
-CLEAR_SHARE = 0.01  # an alert clears when a smaller share of drifted images is left
 
 
 def advance(
@@ -21,8 +20,8 @@ def advance(
 ) -> tuple[State, list[Verdict]]:
     """State and verdicts after one more closed bucket; the state passed in is not changed.
 
-    A row that has already advanced to this bucket or beyond stays as it is and gives the same verdict. An empty
-    bucket changes nothing, so streams without images need not be passed.
+    A row that has already advanced to this bucket or beyond stays as it is. An empty bucket changes nothing, so streams
+    without images need not be passed.
 
     Args:
         state: (K,) rows.
@@ -36,7 +35,7 @@ def advance(
     fresh = (vectors[:, IMAGES] > 0) & (state["bucket_ms"] < bucket_ms)
     per_signal = {signal: exceedances(layout, vectors, signal) for signal in {signal for signal, _ in plan.cuts}}
     passed = np.stack([per_signal[signal][:, cut] for signal, cut in plan.cuts], axis=1)
-    firing = state["firing"].copy()
+    firing, since = state["firing"].copy(), state["since"].copy()
     for chosen, move in ((fresh & ~firing, _watch), (fresh & firing, _wait_for_clear)):
         for rows in blocks(plan, np.flatnonzero(chosen)):
             state[rows] = move(rule, plan, state[rows], vectors[rows, IMAGES].astype(np.int64), passed[rows])
@@ -46,7 +45,10 @@ def advance(
         if len(due):
             _tighten(rule, plan, state, due)
     state["bucket_ms"] = np.maximum(state["bucket_ms"], bucket_ms)
-    return state, verdicts(rule, layout, state)
+    found = verdicts(rule, layout, state)
+    for row in np.flatnonzero(firing & ~state["firing"]).tolist():
+        found[row] = cleared(rule, images=int(since[row] + vectors[row, IMAGES]))
+    return state, found
 
 
 def drift_start(rule: Sequential, layout: Layout, state: State, vectors: NDArray[np.uint32]) -> int:

@@ -33,6 +33,8 @@ UP = np.array([0.005, 0.01, 0.02, 0.04, 0.08, 0.16, 0.32, 0.64])
 DOWN = np.array([0.95, 0.9, 0.8, 0.6, 0.3])
 CLEAR_BETS = np.array([0.9, 0.8, 0.6, 0.4])
 BETS = len(UP) + len(DOWN)
+CLEAR_SHARE = 0.01
+"""An alert clears when a smaller share of drifted images is left."""
 
 DAY_S = 86400.0
 

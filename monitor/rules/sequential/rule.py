@@ -10,10 +10,11 @@ from pydantic import Field, PositiveFloat, PositiveInt
 
 from monitor.core.buckets import Layout
 from monitor.core.settings import Names, Share
-from monitor.core.types import Vector
+from monitor.core.types import Vector, Verdict
 from monitor.rules.rule import ClosedBucket, Judgement, Rule
 from monitor.rules.sequential.detector import advance, drift_start
 from monitor.rules.sequential.plan import DAY_S, Sequential, fleet_budget_s, pack, plan_of, unpack
+from monitor.rules.sequential.verdicts import at_the_alarm
 
 
 class SequentialRule(Rule):
@@ -81,3 +82,9 @@ class SequentialRule(Rule):
         if not state["firing"][0]:
             return None
         return buckets[drift_start(rule, layout, state, np.stack([vector for _, vector in buckets]))][0]
+
+    def verdict_since_onset(self, layout: Layout, row: bytes | None, verdict: Verdict, window: Vector) -> Verdict:
+        """The share of drifted images among those since the drift began."""
+        rule = self.statistic()
+        state = unpack(rule, layout, [row])
+        return at_the_alarm(rule, layout, state, window) if state["firing"][0] else verdict

@@ -7,10 +7,10 @@ from collections.abc import Iterator
 import numpy as np
 from numpy.typing import NDArray
 
-from monitor.core.buckets import LEVELS, Layout
-from monitor.core.types import Verdict
-from monitor.rules.bounds import Floats, anytime_interval
-from monitor.rules.sequential.plan import BETS, CLEAR_BETS, UP, Plan, Sequential, State, plan_of
+from monitor.core.buckets import LEVELS, Layout, exceedances, images
+from monitor.core.types import Vector, Verdict, share_in_words
+from monitor.rules.bounds import Floats, anytime_interval, drifted_share
+from monitor.rules.sequential.plan import BETS, CLEAR_BETS, CLEAR_SHARE, UP, Plan, Sequential, State, plan_of
 
 SEVERITY_RISK = 0.025
 BLOCK = 2**15
@@ -20,9 +20,10 @@ BLOCK = 2**15
 def verdicts(rule: Sequential, layout: Layout, state: State) -> list[Verdict]:
     """The verdict of each row; a pure function of the state.
 
-    `value` and `bound` are the evidence for drift: ln R / ln A while watching (alarm at 1), one minus the evidence for
-    the all-clear while firing (cleared at 0); `threshold` is 1. `severity` is the share of drifted images since the
-    alarm, with an interval that holds at all times together with probability .975.
+    While watching, `value` and `bound` are the evidence for drift, ln R / ln A, and `threshold` is 1, that of an alarm.
+    While firing they are the share of drifted images since the alarm and its lower bound, and `threshold` is the share
+    below which the alert clears. `severity` is that share with an interval that holds at all times together with
+    probability .975.
     """
     plan = plan_of(rule, layout)
     evidence = np.empty(len(state))
@@ -31,8 +32,8 @@ def verdicts(rule: Sequential, layout: Layout, state: State) -> list[Verdict]:
         evidence[rows] = log_sum_exp(weighted.reshape(len(rows), -1))
     watching = np.clip(evidence / np.log(rule.seconds_per_false_alarm), 0, 1)
     result: list[Verdict] = [
-        Verdict(False, value, value, 1.0, images, f"evidence for drift at {value:.0%} of an alarm")
-        for value, images in zip(watching.tolist(), state["since"].tolist(), strict=True)
+        Verdict(False, value, value, 1.0, count, f"no alarm; the evidence for drift is {value:.0%} of what raises one")
+        for value, count in zip(watching.tolist(), state["since"].tolist(), strict=True)
     ]
     firing = np.flatnonzero(state["firing"])
     if len(firing):
@@ -42,20 +43,48 @@ def verdicts(rule: Sequential, layout: Layout, state: State) -> list[Verdict]:
 
 
 def _firing_verdicts(rule: Sequential, plan: Plan, state: State) -> list[Verdict]:
-    value = 1 - np.clip(clear_evidence(state) / np.log(rule.clear_images), 0, 1)
-    shares = _severity(plan, state)
-    found: list[Verdict] = []
-    for i, (lower, estimate, upper) in enumerate(shares.tolist()):
-        signal, cut = plan.cuts[state["cause"][i] // BETS]
-        side = "more" if state["cause"][i] % BETS < len(UP) else "fewer"
-        cause = f"{signal}: {side} images beyond the {100 * LEVELS[cut]:g} % cut than normal"
-        # at the alarm itself no image has been counted since: the lower bound is 0
-        sure = f"at least {lower:.0%} of images drifted (estimate {estimate:.0%})"
-        summary = f"{sure if lower > 0 else f'about {estimate:.0%} of images drifted'}; {cause}"
-        evidence = float(value[i])
-        severity = (lower, estimate, upper)
-        found.append(Verdict(True, evidence, evidence, 1.0, int(state["since"][i]), summary, severity, cause))
-    return found
+    return [
+        _drifting(rule, plan, row, int(row["since"]), (lower, estimate, upper))
+        for row, (lower, estimate, upper) in zip(state, _severity(plan, state).tolist(), strict=True)
+    ]
+
+
+def _drifting(rule: Sequential, plan: Plan, row: np.void, count: int, severity: tuple[float, float, float]) -> Verdict:
+    signal, cut = plan.cuts[row["cause"] // BETS]
+    side = "more" if row["cause"] % BETS < len(UP) else "fewer"
+    cause = f"{signal}: {side} images beyond the {100 * LEVELS[cut]:g} % cut than normal"
+    lower, estimate, _ = severity
+    summary = f"{share_in_words(severity)}; {cause}"
+    return Verdict(True, estimate, lower, _clear_share(rule), count, summary, severity, cause)
+
+
+def at_the_alarm(rule: Sequential, layout: Layout, row: State, window: Vector) -> Verdict:
+    """The verdict of one row that has just begun to fire, by the images since the drift began.
+
+    The estimate is theirs; the interval is [0, 1], since where they begin was chosen by what they show.
+
+    Args:
+        row: (1,) its state.
+        window: (V,) counts from the bucket in which the drift began to the alarm's.
+    """
+    plan = plan_of(rule, layout)
+    cut, up = int(row["cause"][0]) // BETS, row["cause"][0] % BETS < len(UP)
+    signal, level = plan.cuts[cut]
+    total, normal = images(window), float(plan.nominal[cut])
+    rate = float(exceedances(layout, window, signal)[level]) / max(total, 1)
+    share = drifted_share(rate, normal) if up else max(0.0, 1 - rate / normal)
+    return _drifting(rule, plan, row[0], total, (0.0, share, 1.0))
+
+
+def cleared(rule: Sequential, images: int) -> Verdict:
+    """The verdict of a row that has just cleared, that many images after its alarm."""
+    share = _clear_share(rule)
+    summary = f"no drift any more: less than {share:.0%} of the images drift, by {images} images since the alarm"
+    return Verdict(False, 0.0, 0.0, share, images, summary)
+
+
+def _clear_share(rule: Sequential) -> float:
+    return max(rule.pi_min, CLEAR_SHARE)
 
 
 def _severity(plan: Plan, state: State) -> Floats:

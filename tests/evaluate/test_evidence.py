@@ -1,0 +1,115 @@
+"""What alert documents say of a drift, judged by the evaluator itself on a real Redis; the page says the same."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import numpy as np
+import pytest
+from pydantic import SecretStr
+
+from monitor.core.buckets import Layout
+from monitor.core.types import Delta, Partition, StreamFacts
+from monitor.evaluate.evaluator import Evaluator
+from monitor.evaluate.presentation import Presentation
+from monitor.fleet.overview import Overview
+from monitor.fleet.stream_view import view_stream
+from monitor.rules.rate import RateRule
+from monitor.rules.rule import Rule
+from monitor.rules.sequential.rule import SequentialRule
+from monitor.store import Store, open_store
+from monitor.store.private_server import PrivateRedis
+from monitor.store.settings import RedisSettings
+from tests.vectors import fill
+
+LAYOUT = Layout(("ood", "noise"), (1999,) * 2, (False, True), (True, False), (1.0,) * 2)
+LOG = Partition("images", 0)
+BUCKET_MS, T0_MS = 10_000, 1_750_000_000_000
+PER_BUCKET = 20
+SLOW = SequentialRule(name="slow", kind="sequential", signals=("noise",))
+RATE = RateRule(name="rate", kind="rate", window_s=60, threshold=0.3)
+
+
+class Story:
+    """Buckets of one stream, each judged as soon as it is over."""
+
+    def __init__(self, redis_url: str, monitor: str, *rules: Rule) -> None:
+        self.store: Store = open_store(RedisSettings(url=SecretStr(redis_url)), monitor)
+        self.store.catalog.register_partitions([LOG])
+        self.store.catalog.put_layouts({"fp": LAYOUT})
+        self.store.partitions.start(LOG, 1, "t", 0)
+        self._evaluator = Evaluator(self.store, rules, {}, (BUCKET_MS, 0), Presentation(monitor, "http://page"))
+        self._evaluator.load()
+        self._rng, self.buckets = np.random.default_rng(7), 0
+
+    def send(self, buckets: int, p_value: float = 0.001, **drifting: float) -> None:
+        """That many buckets; a share of the images is unusual by a signal: noise=0.3."""
+        for _ in range(buckets):
+            p = self._rng.uniform(1e-3, 1, (PER_BUCKET, 2))
+            for signal, share in drifting.items():
+                p[: round(share * PER_BUCKET), LAYOUT.signals.index(signal)] = p_value
+            start_ms = T0_MS + self.buckets * BUCKET_MS
+            facts = {"cam": StreamFacts(event_time_ms=start_ms + 1, seen_ms=start_ms)}
+            vectors = {("fp", start_ms, "cam"): fill(LAYOUT, p)}
+            high_ms = start_ms + BUCKET_MS
+            self.store.partitions.apply([Delta(LOG, "t", self.buckets, self.buckets + 1, high_ms, vectors, facts)])
+            self.buckets += 1
+            self._evaluator.look()
+
+    def documents(self) -> dict[tuple[str, str], dict[str, Any]]:
+        """{(rule, phase): data}."""
+        data = [json.loads(entry.document)["data"] for entry in self.store.outbox.fetch("hook", T0_MS)]
+        return {(d["rule"], d["phase"]): d for d in data}
+
+
+def at(bucket: int) -> str:
+    """Start of a bucket, as documents write it."""
+    return str(np.datetime64(T0_MS + bucket * BUCKET_MS, "ms")) + "Z"
+
+
+def test_two_rules_on_one_drift_agree_on_its_begin_on_the_sensor_and_on_the_images(redis_server: PrivateRedis) -> None:
+    story = Story(redis_server.url, "agree", SLOW, RATE)
+    story.send(40)
+    story.send(8, noise=0.4, ood=0.6)
+    found = story.documents()
+    assert set(found) == {("slow", "firing"), ("rate", "firing")}
+    for data in found.values():
+        assert (data["since"], data["triage"]) == (at(40), "sensor")
+        assert data["images"] > 0
+        assert {s["signal"] for s in data["signals"]} == {"noise", "ood"}
+    assert found["slow", "firing"]["severity"]["estimate"] == pytest.approx(0.4, abs=0.1)
+    view = view_stream(story.store, Overview(story.store, 0).snapshot(), "cam", found["rate", "firing"]["alert_id"])
+    assert (view.evidence.triage, view.evidence.since) == ("sensor", T0_MS + 40 * BUCKET_MS)
+    assert view.evidence.causes == ["noise", "ood"]
+    story.store.close()
+
+
+def test_a_drift_that_was_noticed_late_begins_where_it_began(redis_server: PrivateRedis) -> None:
+    """The windows in memory reach back five minutes only."""
+    story = Story(redis_server.url, "late", SLOW)
+    story.send(100)
+    while not (found := story.documents()) and story.buckets < 300:
+        story.send(1, noise=0.05, p_value=0.04)
+    data = found["slow", "firing"]
+    late_s = (np.datetime64(data["fired_at"][:-1]) - np.datetime64(at(100)[:-1])) / np.timedelta64(1, "s")
+    assert late_s > 300
+    assert abs(np.datetime64(data["since"][:-1]) - np.datetime64(at(100)[:-1])) <= np.timedelta64(60, "s")
+    assert sum(data["signals"][0]["histogram"]) == data["images"] > 30 * PER_BUCKET
+    story.store.close()
+
+
+def test_the_end_of_an_alert_says_what_it_was_and_links_to_its_evidence(redis_server: PrivateRedis) -> None:
+    story = Story(redis_server.url, "ended", SLOW)
+    story.send(20)
+    story.send(20, noise=0.5)
+    story.send(150)
+    data = story.documents()["slow", "resolved"]
+    assert data["summary"].startswith("no drift any more")
+    assert data["images"] > 0
+    assert (data["triage"], data["signals"][0]["signal"]) == ("sensor", "noise")
+    assert data["links"]["status"] == f"http://page/streams/cam?alert={data['alert_id']}"
+    view = view_stream(story.store, Overview(story.store, 0).snapshot(), "cam", data["alert_id"])
+    assert [s.signal for s in view.evidence.signals] == [s["signal"] for s in data["signals"]]
+    assert (view.evidence.images, view.evidence.triage) == (sum(data["signals"][0]["histogram"]), "sensor")
+    story.store.close()

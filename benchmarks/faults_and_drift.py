@@ -33,7 +33,7 @@ from detectors.images.reading import read_images
 from detectors.profile.calibration import Calibration, jitter
 from monitor.core import buckets
 from monitor.core.buckets import BINS, IMAGES, Layout
-from monitor.rules.evidence import cause_is_learned, moved_signals, triage
+from monitor.rules.evidence import moved_signals, triage
 from monitor.rules.sequential.detector import advance, drift_start
 from monitor.rules.sequential.plan import Sequential, initial
 
@@ -254,14 +254,14 @@ def first_alarms(
             row = int(waiting[i])
             seen = np.concatenate([history[:, row], stream[: b + 1, row]])
             start = drift_start(rule, layout, after[i : i + 1], seen)
-            moved = moved_signals(layout, buckets.sum_vectors(seen[start:]), limit=len(layout.signals))
+            cause = verdicts[i].cause.partition(":")[0]
+            moved = moved_signals(layout, buckets.sum_vectors(seen[start:]), [cause], limit=len(layout.signals))
             sides = [
                 max((m.effect for m in moved if m.learned is side and m.bound > 0), default=0.0)
                 for side in (True, False)
             ]
             late = (start - len(history)) * BUCKET
-            cause = verdicts[i].cause.partition(":")[0]
-            verdict = triage(moved, cause_is_learned(layout, cause)) or "-"
+            verdict = triage(moved, [cause]) or "-"
             alarms[row] = Alarm((b + 1) * BUCKET, cause, verdict, late, *sides)
         waiting = waiting[~after["firing"]]
         if not len(waiting):

@@ -110,7 +110,7 @@ def test_a_topic_that_nobody_reads_any_more_stops_holding_buckets_open(fleet: Fl
     fleet.run(readers.RETIRED_AFTER_S, moving=[NEW])
     assert fleet.alerts() == set()
     assert fleet.store.catalog.left_out() == {OLD: Unread.RETIRED}
-    history = fleet.store.counts.of_stream(fleet.store.catalog.partitions(), "fp", "cam-1", T0_MS, T0_MS + 1)
+    history = fleet.store.counts.of_stream(fleet.store.catalog.partitions(), "fp", "cam-1", (T0_MS, T0_MS + 1))
     assert history[T0_MS][IMAGES] == 1
     closed = fleet.closed()
     fleet.take_lease()

@@ -21,6 +21,7 @@ from monitor.rules.sequential.rule import SequentialRule
 from monitor.store import Store, open_store
 from monitor.store.private_server import PrivateRedis
 from monitor.store.settings import RedisSettings
+from tests.evaluate.parts import closing_of
 from tests.vectors import fill
 
 LAYOUT = Layout(("ood", "noise"), (1999,) * 2, (False, True), (True, False), (1.0,) * 2)
@@ -39,7 +40,8 @@ class Story:
         self.store.catalog.register_partitions([LOG])
         self.store.catalog.put_layouts({"fp": LAYOUT})
         self.store.partitions.start(LOG, 1, "t", 0)
-        self._evaluator = Evaluator(self.store, rules, {}, (BUCKET_MS, 0), Presentation(monitor, "http://page"))
+        closing = closing_of(self.store, lateness_s=0)
+        self._evaluator = Evaluator(self.store, rules, {}, closing, Presentation(monitor, "http://page"))
         self._evaluator.load()
         self._rng, self.buckets = np.random.default_rng(7), 0
 

@@ -19,7 +19,7 @@ from pydantic_core import ErrorDetails
 
 from monitor.config.errors import ConfigError
 from monitor.config.schema import Config
-from monitor.core.settings import READ_SECRET
+from monitor.core.settings import READ_SECRET, SECRET_ERROR
 from monitor.rules.registry import wrong_numbers
 from monitor.rules.rule import Rule
 
@@ -42,6 +42,8 @@ def read_secret(value: Mapping[str, object]) -> str:
             return Path(str(value["file"])).read_text(encoding="utf-8").strip()
         except OSError as error:
             raise ValueError(f"cannot read {value['file']}: {error.strerror}") from error
+        except UnicodeDecodeError:
+            raise ValueError(f"{value['file']} is not UTF-8 text") from None
     raise ValueError("must be a string, {env: NAME} or {file: PATH}")
 
 
@@ -59,7 +61,7 @@ def load_config(path: Path | None, environ: Mapping[str, str] = os.environ) -> C
         except OSError as error:
             raise ConfigError([f"{where}: {error.strerror}"]) from error
         except (yaml.YAMLError, UnicodeDecodeError) as error:
-            raise ConfigError([f"{where}: not valid YAML: {' '.join(str(error).split())}"]) from error
+            raise ConfigError([f"{where}: not valid YAML{_place(error)}"]) from None
         if not isinstance(tree, dict):
             raise ConfigError([f"{where}: must be a mapping of sections (got {type(tree).__name__})"])
     from_environment = _overlay(tree, environ)
@@ -103,6 +105,14 @@ def _overlay(tree: dict[str, Any], environ: Mapping[str, str]) -> dict[str, str]
     return named
 
 
+def _place(error: Exception) -> str:
+    """Where and why a file is not YAML; without what stands there, which may be a secret."""
+    if not isinstance(error, yaml.MarkedYAMLError) or not error.problem_mark:
+        return ": must be UTF-8 text" if isinstance(error, UnicodeDecodeError) else ""
+    mark, problem = error.problem_mark, re.sub(r"""(['"]).{2,}\1""", "...", error.problem or "")
+    return f": line {mark.line + 1}, column {mark.column + 1}: {problem}"
+
+
 def _line(where: str, from_environment: Mapping[str, str], item: ErrorDetails) -> str:
     """`config.yaml: buckets.seconds: must be greater than 0 (got -5)`; never shows a secret's value."""
     message = item["msg"].removeprefix("Value error, ")
@@ -116,6 +126,6 @@ def _line(where: str, from_environment: Mapping[str, str], item: ErrorDetails) -
     message = message.replace("Input should be", "must be").replace("Field required", "is required")
     message = message.replace("a valid tuple", "a list")
     shown = item["input"]
-    secret = any(word in key for word in ("secret", "password", "token", "key", "url"))
+    secret = item["type"] == SECRET_ERROR or any(word in key for word in ("secret", "password", "token", "key", "url"))
     got = f" (got {shown!r})" if isinstance(shown, int | float | str) and not secret else ""
     return f"{origin}: {key + ': ' if key else ''}{message}{got}"

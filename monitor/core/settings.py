@@ -16,11 +16,12 @@ from pydantic import (
     SecretStr,
     ValidationInfo,
 )
+from pydantic_core import PydanticCustomError
 
 from monitor.core.time_text import parse_duration_s
 
 
-def _split_commas(value: object) -> object:
+def split_commas(value: object) -> object:
     """Let an environment variable give a list as `a,b`."""
     return [part.strip() for part in value.split(",") if part.strip()] if isinstance(value, str) else value
 
@@ -32,19 +33,24 @@ def _unit(value: object) -> object:
 
 READ_SECRET = "read_secret"  # noqa: S105 - a key, not a secret
 """Key of the validation context: the function that reads a secret stored outside the file."""
+SECRET_ERROR = "secret"  # noqa: S105 - likewise
+"""Type of the error where a secret has the wrong type: its input must not be shown."""
 
 
 def _secret(value: object, info: ValidationInfo) -> object:
     """Accept `{env: NAME}` and `{file: PATH}` besides a plain string, so that the file needs to hold no secret."""
-    if not isinstance(value, Mapping):
+    if isinstance(value, str | SecretStr):
         return value
+    if not isinstance(value, Mapping):
+        # an error of its own kind, so that nobody shows the value: a number or a list may be the secret
+        raise PydanticCustomError(SECRET_ERROR, "must be text, in quotes where YAML would read it otherwise")
     if not info.context or READ_SECRET not in info.context:
         raise ValueError("must be a string here: only loading a file reads secrets from elsewhere")
     return info.context[READ_SECRET](value)
 
 
 Secret = Annotated[SecretStr, BeforeValidator(_secret)]
-Names = Annotated[tuple[str, ...], BeforeValidator(_split_commas)]
+Names = Annotated[tuple[str, ...], BeforeValidator(split_commas)]
 Duration = Annotated[NonNegativeFloat, BeforeValidator(_unit)]
 """Seconds, or a text such as `90s`, `5m` or `1h30m`."""
 Share = Annotated[float, Field(gt=0, lt=1)]

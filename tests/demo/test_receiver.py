@@ -24,7 +24,7 @@ def receiver() -> Iterator[AlertReceiver]:
 
 
 def deliver(receiver: AlertReceiver, secret: str, times: int = 1) -> None:
-    settings = WebhookSettings(name="demo", type="webhook", url=receiver.url, secret=SecretStr(secret))
+    settings = WebhookSettings(name="demo", type="webhook", url=SecretStr(receiver.url), secret=SecretStr(secret))
     sender = WebhookSender(settings)
     notice = Notice.parse(json.dumps(episode("line-2", 130)[0]))
     for _ in range(times):

@@ -102,7 +102,9 @@ def _ready(alertmanager: Alertmanager) -> bool:
 
 @pytest.fixture
 def receiver(alertmanager: Alertmanager) -> Iterator[Resending]:
-    settings = AlertmanagerSettings(name="am", type="alertmanager", urls=(alertmanager.url,), resend_s=RESEND_S)
+    settings = AlertmanagerSettings(
+        name="am", type="alertmanager", urls=(SecretStr(alertmanager.url),), resend_s=RESEND_S
+    )
     built = settings.build(_no_producer)
     assert isinstance(built, Resending)
     yield built

@@ -54,7 +54,7 @@ class Bench:
         return self.stack.enter_context(Server())
 
     def webhook(self, server: Server, name: str = "hook", **settings: Any) -> WebhookSender:
-        made = WebhookSender(WebhookSettings(name=name, type="webhook", url=server.url, **settings))
+        made = WebhookSender(WebhookSettings(name=name, type="webhook", url=SecretStr(server.url), **settings))
         self.stack.callback(made.close)
         return made
 
@@ -553,7 +553,7 @@ def test_a_silence_that_cannot_be_read_hides_nothing_and_is_logged_once(bench: B
 @pytest.fixture
 def alertmanager(bench: Bench) -> tuple[Server, AlertmanagerSender]:
     server = bench.server()
-    settings = AlertmanagerSettings(name="am", type="alertmanager", urls=(server.url,), resend_s=60)
+    settings = AlertmanagerSettings(name="am", type="alertmanager", urls=(SecretStr(server.url),), resend_s=60)
     receiver = AlertmanagerSender(settings, bench.clock)
     bench.stack.callback(receiver.close)
     return server, receiver

@@ -18,7 +18,7 @@ import sys
 import threading
 import time
 from collections import deque
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection
@@ -27,10 +27,11 @@ import structlog
 
 from monitor.core.types import DeadLetter, Record
 from monitor.ingest.decode.answers import Refusal, most_bytes, read_answer
+from monitor.ingest.decode.confinement import environment
 from monitor.ingest.decode.flat import FlatError
 from monitor.ingest.decode.records import Decoded, Decoder, check_size, stream_of
 from monitor.ingest.decode.values import DecodeError
-from monitor.ingest.decode.worker import READY
+from monitor.ingest.decode.worker import READY, READY_BYTES
 from monitor.telemetry import metrics
 
 log = structlog.get_logger(__name__)
@@ -175,14 +176,16 @@ class DecoderPool:
 
     def _start(self) -> _Process:
         for _ in range(STARTS):
-            process = _Process(self._closed)
+            process = _Process(self._closed, environment(os.environ, bool(self._decoder.settings.claim_check_prefixes)))
             try:
                 process.send(self._setup)
-                process.receive(START_TIMEOUT_S, len(READY))
+                unconfined = process.receive(START_TIMEOUT_S, READY_BYTES).removeprefix(READY)
             except _LostError as lost:
                 process.end()
                 log.warning("decode.start_failed", error=str(lost))
             else:
+                if unconfined:
+                    log.warning("decode.unconfined", error=unconfined.decode())
                 return process
             if self._closed.is_set():
                 break
@@ -199,7 +202,7 @@ class DecoderPool:
 class _Process:
     """One decoder process and our end of the socket to it."""
 
-    def __init__(self, closed: threading.Event) -> None:
+    def __init__(self, closed: threading.Event, env: Mapping[str, str]) -> None:
         self._closed = closed
         ours, theirs = socket.socketpair()
         # one read or write of a message that has begun; `receive` waits for its beginning
@@ -210,8 +213,7 @@ class _Process:
                 [sys.executable, "-m", "monitor.ingest.decode.worker", str(theirs.fileno()), str(os.getpid())],
                 pass_fds=[theirs.fileno()],
                 stdin=subprocess.DEVNULL,
-                # one image at a time: threads of numeric libraries would take cores from the other processes
-                env={**os.environ, "OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"},
+                env=env,
                 start_new_session=True,  # only the daemon handles Ctrl-C
             )
         self._connection = Connection(ours.detach())

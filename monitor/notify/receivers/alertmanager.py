@@ -9,10 +9,10 @@ from collections.abc import Callable, Sequence
 from typing import Annotated, Any, Literal
 
 import structlog
-from pydantic import Field, PositiveFloat
+from pydantic import BeforeValidator, Field, PositiveFloat
 
 from monitor.core.alert_document import rfc3339
-from monitor.core.settings import Names, Secret
+from monitor.core.settings import Secret, split_commas
 from monitor.notify.receivers.http_client import GONE, Endpoint
 from monitor.notify.receivers.notice import RESOLVED, Notice, time_ms
 from monitor.notify.receivers.protocol import (
@@ -36,7 +36,7 @@ and one that is never sent again does not stay for ever."""
 
 class AlertmanagerSettings(ReceiverSettings):
     type: Literal["alertmanager"]
-    urls: Annotated[Names, Field(min_length=1)]
+    urls: Annotated[tuple[Secret, ...], BeforeValidator(split_commas), Field(min_length=1)]
     """Every instance of the cluster: they deduplicate among themselves."""
     resend_s: PositiveFloat = 60.0
     username: str | None = None
@@ -62,7 +62,7 @@ class AlertmanagerSender(Resending):
         self._endpoints = [
             Endpoint(
                 settings,
-                f"{url.rstrip('/')}/api/v2/alerts",
+                f"{url.get_secret_value().rstrip('/')}/api/v2/alerts",
                 key="urls",
                 headers=_authorization(settings),
                 final=FINAL,

@@ -21,7 +21,8 @@ class WebhookSettings(ReceiverSettings):
     """Standard Webhooks: signed POST of the alert document."""
 
     type: Literal["webhook"]
-    url: str
+    url: Secret
+    """A secret: services like chats put the key into the address."""
     secret: Secret | None = None
     """`whsec_` + base64; without one the request is not signed."""
     headers: dict[str, Secret] = Field(default_factory=dict)
@@ -38,7 +39,7 @@ class WebhookSender(Receiver):
         headers = {name: value.get_secret_value() for name, value in settings.headers.items()}
         secret = settings.secret and settings.secret.get_secret_value()
         self._signer = _signer(f"receivers.{settings.name}.secret", secret) if secret else None
-        self._endpoint = Endpoint(settings, settings.url, headers=headers)
+        self._endpoint = Endpoint(settings, settings.url.get_secret_value(), headers=headers)
 
     def send(self, notice: Notice) -> Outcome:
         # the time of the try: receivers refuse signatures older than some minutes

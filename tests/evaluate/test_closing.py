@@ -44,7 +44,7 @@ class Fleet:
 
     def take_lease(self) -> None:
         """Another process evaluates from now on."""
-        self.store._connection.client.delete(self.store._monitor_keys.key("lease"))
+        self.store._connection.client.delete(self.store._monitor_keys.key("tenure"))
         closing = closing_of(self.store, now_s=lambda: self.now_s)
         self.evaluator = Evaluator(self.store, (), {"fp": LAYOUT}, closing, Presentation("closing"))
         self.evaluator.load()

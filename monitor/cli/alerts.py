@@ -11,10 +11,10 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from monitor.cli.console import open_console
 from monitor.cli.options import DURATION_HELP, add_config_option, parse_duration
 from monitor.config.errors import EXIT_UNAVAILABLE, EXIT_USAGE, CommandError, as_command_error
 from monitor.config.loading import load_config
@@ -78,7 +78,7 @@ def _list(args: argparse.Namespace, store: Store, _monitor: str) -> None:
         }
         sys.stdout.write(json.dumps(body, ensure_ascii=False) + "\n")
         return
-    console = Console()
+    console = open_console()
     table = Table("alert", "phase", "rule", "stream", "since", "summary")
     for alert in alerts:
         summary = alert.verdict.summary if alert.verdict else ""

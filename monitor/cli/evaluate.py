@@ -14,6 +14,7 @@ import detectors
 from detectors.evaluation.tables import evaluation_tables
 from detectors.images.reading import InputError, read_images
 from detectors.methods.registry import REGISTRY
+from monitor.cli.console import open_console
 from monitor.cli.options import IMAGES_HELP
 from monitor.config.errors import as_command_error
 
@@ -43,7 +44,7 @@ def run(args: argparse.Namespace) -> int:
     if args.json:
         sys.stdout.write(json.dumps(result.document()) + "\n")
         return 0
-    console = Console()
+    console = open_console()
     console.print(result.headline, markup=False, soft_wrap=True)
     for table in evaluation_tables(result):
         console.print(table)

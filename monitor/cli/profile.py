@@ -6,10 +6,9 @@ import argparse
 import json
 import sys
 
-from rich.console import Console
-
 import detectors
 from detectors.evaluation.tables import profile_tables
+from monitor.cli.console import open_console
 from monitor.config.errors import as_command_error
 
 
@@ -25,7 +24,7 @@ def run(args: argparse.Namespace) -> int:
     if args.json:
         sys.stdout.write(json.dumps(profile.manifest) + "\n")
         return 0
-    console = Console()
+    console = open_console()
     for table in profile_tables(profile.manifest, profile.calibration_sizes):
         console.print(table)
     return 0

@@ -7,10 +7,10 @@ import json
 import sys
 from contextlib import closing
 
-from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from monitor.cli.console import open_console
 from monitor.cli.options import add_config_option
 from monitor.config.errors import EXIT_UNAVAILABLE, as_command_error
 from monitor.config.loading import load_config
@@ -40,5 +40,5 @@ def run(args: argparse.Namespace) -> int:
         share = "" if stream["ood_share"] is None else f"{stream['ood_share']:.1%}"
         counts = (str(stream[count]) for count in ("applied", "rejected", "late", "duplicates"))
         table.add_row(Text(name), *counts, share, stream["watermark"] or "", ", ".join(stream["alerts"]) or "-")
-    Console().print(table)
+    open_console().print(table)
     return 0

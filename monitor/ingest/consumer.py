@@ -249,6 +249,7 @@ class Consumer:
         self._leave()
         self._stages.decoders.close()
         self._stages.scoring.close()
+        self._stages.sinks.log_letters()
         if self._stages.sinks.image_log is not None:
             self._stages.sinks.image_log.close()
 

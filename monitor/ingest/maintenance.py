@@ -26,6 +26,8 @@ REGISTER_S = 10.0
 """Between registrations: partitions may be added to the topics, and Redis may lose what was registered."""
 LAG_S = 15.0
 """Between lag measurements: two requests per partition."""
+LETTERS_S = 60.0
+"""Between log lines about dead letters."""
 IDLE_LOOK_S = 1.0
 SOURCE = "source"
 """Subject of the alert about a source that ended this process."""
@@ -75,6 +77,7 @@ class Maintenance:
         self._idle_timeout_s, self._stall_s = idle_timeout_s, stall_s
         self._streams_alert_raised = False
         self._register_every, self._commit_every, self._lag_every = Every(REGISTER_S), Every(COMMIT_S), Every(LAG_S)
+        self._letters_every = Every(LETTERS_S)
         self._idle_every = Every(min(IDLE_LOOK_S, idle_timeout_s / 3))
 
     def after_claim(self) -> None:
@@ -97,6 +100,8 @@ class Maintenance:
             self._mark_idle(source, owned)
         if self._lag_every.due():
             self._measure_lag(source, owned, in_flight)
+        if self._sinks.unlogged and self._letters_every.due():
+            self._sinks.log_letters()
         return registered
 
     def commit(self, source: Source, owned: Owned) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable
 
 import structlog
@@ -36,6 +37,8 @@ class Sinks:
         self.image_log, self._alerts = image_log, alerts
         self.failing: dict[str, str] = {}
         """Name of the alert about a sink that cannot be written -> the text for the readiness probe."""
+        self.unlogged: Counter[str] = Counter()
+        """Reason -> letters that were written and not logged yet."""
 
     def write(self, source: Source, batch: Batch) -> None:
         """Return when all sinks have acknowledged. What is acknowledged is removed from the batch: no retry repeats it.
@@ -59,6 +62,7 @@ class Sinks:
             failpoint("after_letters")
             for letter in batch.letters:
                 metrics.RECORDS_REJECTED.labels(letter.reason).inc()
+            self.unlogged.update(letter.reason for letter in batch.letters)
             batch.letters = ()
         if batch.lines and self.image_log is not None:
             try:
@@ -77,6 +81,12 @@ class Sinks:
         if batch.tries + 1 == ALERT_TRIES:
             self._alerts.try_to_raise(rule, subject, text)
         return SinkError(text)
+
+    def log_letters(self) -> None:
+        """One line about all letters since the last one: a line for each could fill the whole log."""
+        if self.unlogged:
+            log.info("dead_letters.written", letters=self.unlogged.total(), reasons=dict(self.unlogged))
+            self.unlogged.clear()
 
     def end_alerts(self, topics: Iterable[str]) -> None:
         """End the alerts about sinks that work, whichever process raised them.

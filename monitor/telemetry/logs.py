@@ -57,3 +57,6 @@ def configure_logs(level: Literal["debug", "info", "warning", "error"], style: L
     root.handlers = [handler]
     # libraries log warnings and above only; at DEBUG the Kafka client would write the SASL password
     root.setLevel(max(number, logging.WARNING))
+    logging.captureWarnings(True)  # they would stand between the lines as bare text
+    # below errors it only says that a client sent no HTTP, as port scanners do
+    logging.getLogger("uvicorn.error").setLevel(max(number, logging.ERROR))

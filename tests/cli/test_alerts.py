@@ -40,8 +40,7 @@ def call(*words: str) -> int:
 
 
 @pytest.fixture
-def run(redis_server: PrivateRedis, monitor: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
-    monkeypatch.setenv("COLUMNS", "200")
+def run(redis_server: PrivateRedis, monitor: str, tmp_path: Path) -> Run:
     settings = tmp_path / "config.yaml"
     settings.write_text(f"monitor: {monitor}\nredis: {{url: '{redis_server.url}'}}\n")
     return lambda *words: call(*words, "-c", str(settings))

@@ -18,7 +18,7 @@ from pydantic import SecretStr
 from monitor.config.schema import Config
 from monitor.core.types import Applied, ApplyStatus, Delta, Partition
 from monitor.daemon import build_consumer, limits_of
-from monitor.ingest import assignment
+from monitor.ingest import assignment, sinks
 from monitor.ingest.consumer import Consumer
 from monitor.ingest.scoring.profiles import load_profiles
 from monitor.ingest.settings import DecodingSettings, ScoringSettings, VerdictSettings
@@ -30,6 +30,7 @@ from monitor.store.private_server import PrivateRedis
 from monitor.store.settings import RedisSettings
 from monitor.telemetry import metrics
 from tests.e2e.running import wait_for
+from tests.logs import capture_log_of
 from tests.pictures import encoded, pictures
 
 IMAGES = 60
@@ -45,6 +46,8 @@ class Running:
     store: Store
     partitions: list[Partition]
     path: Path
+    settings: Config
+    end: Callable[[], None]
 
     def counted(self) -> tuple[int, int]:
         """(applied, rejected) so far."""
@@ -98,12 +101,13 @@ def make(redis_server: PrivateRedis, profile_folder: Path, tmp_path: Path) -> It
             thread.join()
             consumer.close()
             store.close()
+            ends.remove(end)
 
         ends.append(end)
-        return Running(consumer, store, [Partition(name, i) for i in range(2)], path)
+        return Running(consumer, store, [Partition(name, i) for i in range(2)], path, settings, end)
 
     yield made
-    for end in ends:
+    for end in [*ends]:
         end()
 
 
@@ -136,6 +140,20 @@ def test_a_sink_that_fails_holds_the_cursor_and_loses_nothing(make: Make, tmp_pa
     assert [(len(kept), kept[0].p_value >= 0.3, kept[0].thumbnail[:2]) for kept in shown] == [
         (1, True, b"\xff\xd8")
     ] * 3
+
+
+def test_dead_letters_get_a_line_a_minute_not_one_each(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    log = capture_log_of(sinks, monkeypatch)
+    running = make("letters-logged")
+    for i in range(4):
+        wait_for("the letters so far", lambda: running.counted()[1] == len(BAD) + i)  # noqa: B023 - waits here
+        send(running.settings, [b"no picture either"])
+    wait_for("all letters", lambda: running.counted()[1] == len(BAD) + 4)
+    running.end()
+    lines = [line for line in log.entries if line["event"] == "dead_letters.written"]
+    assert len(lines) <= 2
+    assert sum(line["letters"] for line in lines) == len(BAD) + 4
+    assert {reason for line in lines for reason in line["reasons"]} == {"format"}
 
 
 def test_no_image_counts_before_its_verdict_is_written_and_a_lost_reply_writes_none_again(

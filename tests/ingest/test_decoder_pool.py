@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import io
 import sys
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import closing
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from detectors.images.prepare import Limits, Preparer
 from monitor.core.types import DeadLetter, Partition, Record
@@ -110,6 +113,17 @@ def test_a_thread_that_is_slow_to_end_ends_after_close(pool: DecoderPool, monkey
         thread.join(30)
     assert not any(thread.is_alive() for thread in threads)
     assert all(future.done() for future in futures)
+
+
+def test_what_pillow_warns_of_is_not_written_between_the_log_lines(capfd: pytest.CaptureFixture[str]) -> None:
+    buffer, exif = io.BytesIO(), Image.Exif()
+    exif[0x0112] = 1
+    Image.new("RGB", (64, 64)).save(buffer, "JPEG", exif=exif.tobytes()[:-3])
+    with closing(DecoderPool(decoder(workers=1))) as made:  # started here: between set-up and call stderr is another
+        (future,) = made.submit(records([buffer.getvalue()]))
+        assert isinstance(future.result(60), list)
+    written = capfd.readouterr()
+    assert (written.out, written.err) == ("", "")
 
 
 def test_where_no_other_process_starts_every_record_fails(monkeypatch: pytest.MonkeyPatch) -> None:

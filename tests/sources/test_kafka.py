@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
+import sys
 import threading
 import time
 import uuid
 from collections.abc import Iterator
 
 import pytest
-from kafka import KafkaProducer, TopicPartition
+from kafka import KafkaProducer, TopicPartition, errors
 from kafka.admin import KafkaAdminClient
 
 from monitor.core.types import DeadLetter, Partition, Record
+from monitor.sources.kafka import source as source_module
 from monitor.sources.kafka.producer import KafkaRecordProducer
 from monitor.sources.kafka.settings import KafkaSettings
 from monitor.sources.kafka.source import KafkaSource
 from monitor.sources.protocol import FatalSourceError, SourceError
+from tests.e2e.running import wait_for
 from tests.kafka.broker import Cluster
+from tests.logs import capture_log_of
 from tests.sources.worlds import KafkaWorld, follow_until, read
 
 pytestmark = pytest.mark.kafka
@@ -187,6 +191,43 @@ def test_a_partition_added_to_a_topic_is_assigned(world: KafkaWorld) -> None:
     admin.close()
     follow_until(source, lambda owned: Partition(world.topic, 2) in owned)
     assert len(source.partitions()) == 3
+
+
+def test_a_busy_process_is_no_reason_for_a_warning(world: KafkaWorld, caplog: pytest.LogCaptureFixture) -> None:
+    source = world.owner()
+    for partition in source.partitions():
+        source.start(partition, 0)
+    source.poll(0.1)
+    switch_s, end_s = sys.getswitchinterval(), time.monotonic() + 1.0
+    sys.setswitchinterval(0.2)  # the client's thread, which sends a heartbeat five times a second, has to wait
+    try:
+        while time.monotonic() < end_s:
+            pass
+    finally:
+        sys.setswitchinterval(switch_s)
+    assert [record.getMessage() for record in caplog.records] == []
+
+
+def test_a_commit_during_a_rebalance_waits_for_the_next_without_a_word(
+    world: KafkaWorld, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    answers: list[object] = []
+    answered = source_module._on_commit
+    monkeypatch.setattr(source_module, "_on_commit", lambda *given: (answers.append(given[1]), answered(*given)))
+    first = world.owner()
+    assert isinstance(first, KafkaSource)
+    second = world.open()
+
+    def failed() -> bool:
+        second.poll(0)
+        first.poll(0.02)
+        first.commit(dict.fromkeys(first.partitions(), 0))
+        return any(isinstance(answer, Exception) for answer in answers)
+
+    log = capture_log_of(source_module, monkeypatch)
+    wait_for("a commit that fails", failed, 10.0)
+    assert isinstance(answers[-1], errors.RebalanceInProgressError | errors.CommitFailedError)
+    assert [line for line in log.entries if line["event"] != "kafka.rebalanced"] == []
 
 
 def test_an_idle_poll_costs_next_to_nothing(world: KafkaWorld) -> None:

@@ -27,6 +27,7 @@ from kafka.producer.sender import Sender
     [
         (KafkaNetClient, "def __init__(self, net=None, manager=None, **configs)"),
         (NetworkSelector, "def __init__(self, **configs)"),
+        (NetworkSelector, "'slow_task_threshold_secs': "),
         (KafkaConnectionManager, "self._conns ="),
         (KafkaConnectionManager, "def get_connection(self, node_id"),
         (KafkaConnectionManager, "def maybe_raise_auth_failure(self, node_id)"),

@@ -11,6 +11,7 @@ import os
 import pickle
 import sys
 import time
+import warnings
 from multiprocessing.connection import Connection
 
 from monitor.core.types import Record
@@ -31,6 +32,7 @@ def main(descriptor: int) -> None:
         decoder: Decoder = pickle.loads(connection.recv_bytes())  # noqa: S301 - from our own parent
         settings = decoder.settings
         unconfined = confine(settings.worker_memory_bytes, bool(settings.claim_check_prefixes))
+        warnings.simplefilter("ignore")  # those of Pillow are about single images: what matters of them is an error
         connection.send_bytes((READY + unconfined.encode())[:READY_BYTES])
         with contextlib.suppress(EOFError, OSError):
             while True:

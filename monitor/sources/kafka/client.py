@@ -3,10 +3,10 @@
 The clients of kafka-python 3.0 do not say why connecting failed, leave sockets open, and hide some of their state. This
 package therefore relies on these internals, which tests/sources/test_kafka_internals.py checks:
 
-- client.py: `KafkaNetClient(net=, manager=)` and `NetworkSelector` of `kafka.net`; of `KafkaConnectionManager` its
-  `_conns`, `get_connection`, `maybe_raise_auth_failure`, `_build_transport` and `cluster`; a connection's
-  `init_future`; a transport's `_sock_recv` and `_sock`; `ClusterMetadata.bootstrap_brokers`; the clients' option
-  `kafka_client`; the locals `sock`, `transport` and `exceptions` in the frames of a failed connect.
+- client.py: `KafkaNetClient(net=, manager=)` and `NetworkSelector(slow_task_threshold_secs=)` of `kafka.net`; of
+  `KafkaConnectionManager` its `_conns`, `get_connection`, `maybe_raise_auth_failure`, `_build_transport` and `cluster`;
+  a connection's `init_future`; a transport's `_sock_recv` and `_sock`; `ClusterMetadata.bootstrap_brokers`; the
+  clients' option `kafka_client`; the locals `sock`, `transport` and `exceptions` in the frames of a failed connect.
 - group.py: `KafkaConsumer._coordinator` (`rejoining`, `request_rejoin`), `KafkaConsumer._cluster` (`topic_id`).
 - source.py: `KafkaConsumer._fetcher._next_partition_records` (`topic_partition`, `next_fetch_offset`).
 - damage.py: the local `batch` (`base_offset`) in the frame of `_unpack_records`.
@@ -227,7 +227,8 @@ class _NetClient(KafkaNetClient):  # type: ignore[misc]
     """kafka-python's network client with our connection manager."""
 
     def __init__(self, **configs: Any) -> None:
-        net = NetworkSelector(**configs)
+        # its thread is slow whenever scoring keeps the cores busy: a client that hangs is found by `pipeline.stall_s`
+        net = NetworkSelector(**configs, slow_task_threshold_secs=0)
         self.manager = _Manager(net, **configs)
         super().__init__(net=net, manager=self.manager, **configs)
 

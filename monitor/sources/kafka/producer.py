@@ -146,7 +146,6 @@ class KafkaDeadLetters(KafkaRecordProducer):
             # One that is too large makes those beside it fail. Some may be written: a second one has the same key.
             for letter in letters:
                 self._write_alone(letter)
-        log.info("dead_letters.written", letters=len(letters), topic=self._config.dead_letter_topic)
 
     def _submit_letter(self, letter: DeadLetter) -> Any:
         topic, value = self._config.dead_letter_topic, letter.record.value or b""

@@ -11,7 +11,7 @@ from contextlib import closing, contextmanager
 from typing import Any
 
 import structlog
-from kafka import TopicPartition
+from kafka import TopicPartition, errors
 from kafka.structs import OffsetAndMetadata
 
 from monitor.core.types import DeadLetter, Partition, Record
@@ -25,6 +25,7 @@ from monitor.sources.protocol import Polled, SourceError, UnreadableError
 log = structlog.get_logger(__name__)
 
 CLOSE_TIMEOUT_MS = 3000
+_OF_REBALANCES = (errors.RebalanceInProgressError, errors.CommitFailedError)
 
 
 class KafkaSource:
@@ -123,7 +124,7 @@ class KafkaSource:
         offsets = {_item(p): OffsetAndMetadata(at, "", -1) for p, at in next_offsets.items() if p in self._owned}
         if offsets:
             with self._client("committing"):
-                self._commit = self._consumer.commit_async(offsets, callback=_log_failed_commit)
+                self._commit = self._consumer.commit_async(offsets, callback=_on_commit)
 
     def log_id(self, partition: Partition) -> str:
         """The topic's id; "" where the brokers do not say it (before Kafka 2.8)."""
@@ -213,6 +214,7 @@ def _record(partition: Partition, item: Any) -> Record:
     return Record(partition, item.offset, max(0, item.timestamp or 0), item.key, item.value, headers)
 
 
-def _log_failed_commit(offsets: Mapping[TopicPartition, Any], response: Any) -> None:
-    if isinstance(response, Exception):
+def _on_commit(offsets: Mapping[TopicPartition, Any], response: Any) -> None:
+    # a member that joins or leaves makes a commit fail; the next one, seconds later, says the same and more
+    if isinstance(response, Exception) and not isinstance(response, _OF_REBALANCES):
         log.warning("kafka.commit_failed", partitions=len(offsets), error=describe(response))

@@ -20,7 +20,8 @@ from statistics import median
 import numpy as np
 from PIL import Image, ImageFilter
 
-from detectors.images.prepare import Limits, Preparer
+from detectors.images.decode import Limits
+from detectors.images.prepare import Preparer
 from monitor.core.types import Partition, Record
 from monitor.ingest.decode.pool import DecoderPool
 from monitor.ingest.decode.records import Decoder

@@ -28,8 +28,10 @@ from rich.table import Table
 from torch import Tensor
 
 from detectors.evaluation.metrics import auroc, fpr_at_tpr
-from detectors.images.prepare import Limits, decode, resize
+from detectors.images.decode import Limits, decode
+from detectors.images.prepare import resize
 from detectors.images.reading import read_images
+from detectors.images.tones import Tones
 from detectors.methods import dlsr
 from detectors.methods.detector import Detector, FitContext, Turned
 from detectors.methods.diffusion import diffuse
@@ -124,7 +126,7 @@ class Features:
 
     def _pixels(self, image_set: str) -> Iterator[NDArray[np.uint8]]:
         for _, image in read_images([self._data / f"{image_set}.tar"]):
-            yield resize(decode(image, Limits())[0], self.backbone.input_px, self.backbone.filter)
+            yield resize(Tones().rgb(decode(image, Limits()).values)[0], self.backbone.input_px, self.backbone.filter)
 
 
 def main() -> None:

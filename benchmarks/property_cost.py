@@ -19,7 +19,8 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from detectors.images import properties
-from detectors.images.prepare import Limits, decode
+from detectors.images.decode import Limits, decode
+from detectors.images.tones import Tones
 
 LIMIT = 0.15
 
@@ -54,9 +55,10 @@ def main() -> None:
         times = np.zeros((2, options.images))
         for i in range(-10, options.images):  # the first ten warm caches up
             start = time.perf_counter()
-            pixels, mode = decode(files[i % 5], limits)
+            decoded = decode(files[i % 5], limits)
+            pixels, _ = Tones().rgb(decoded.values)
             middle = time.perf_counter()
-            properties.measure(pixels, len(files[i % 5]), mode)
+            properties.measure(pixels, len(files[i % 5]), decoded.mode)
             times[:, max(i, 0)] = middle - start, time.perf_counter() - middle
         decoding, measuring = np.median(times, axis=1)
         size = sum(map(len, files)) / len(files)

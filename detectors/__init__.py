@@ -16,7 +16,8 @@ import importlib
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from detectors.images.prepare import ImageError, Limits, Prepared, Preparer
+    from detectors.images.decode import ImageError, Limits
+    from detectors.images.prepare import Prepared, Preparer
     from detectors.methods.detector import Detector
     from detectors.methods.registry import create, register
     from detectors.profile.fit import FitOptions, TooFewImagesError, fit_profile, recalibrate
@@ -24,7 +25,8 @@ if TYPE_CHECKING:
     from detectors.profile.spec import BackboneSpec
 
 _HOMES = {
-    "images.prepare": ("ImageError", "Limits", "Prepared", "Preparer"),
+    "images.decode": ("ImageError", "Limits"),
+    "images.prepare": ("Prepared", "Preparer"),
     "methods.detector": ("Detector",),
     "methods.registry": ("create", "register"),
     "profile.fit": ("FitOptions", "TooFewImagesError", "fit_profile", "recalibrate"),

@@ -28,8 +28,10 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn import functional
 
-from detectors.images.prepare import ImageError, Limits, decode, resize
+from detectors.images.decode import ImageError, Limits, decode
+from detectors.images.prepare import resize
 from detectors.images.reading import read_images
+from detectors.images.tones import Tones
 from detectors.profile.backbone import Backbone, choose_device
 from detectors.profile.spec import BackboneSpec
 
@@ -71,7 +73,7 @@ def load(path: str, px: int) -> Pictures:
     pixels, names = [], []
     for name, image in read_images([path]):
         try:
-            pixels.append(resize(decode(image, Limits())[0], side, "bilinear"))
+            pixels.append(resize(Tones().rgb(decode(image, Limits()).values)[0], side, "bilinear"))
         except ImageError as error:
             print(f"left out {name}: {error}")
             continue

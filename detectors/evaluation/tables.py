@@ -42,6 +42,7 @@ def profile_tables(document: Mapping[str, Any], calibration_sizes: Sequence[int]
         "backbone": f"{backbone['model']} ({backbone['weights']}), {backbone['input_px']} px",
         "layers": backbone["layers"],
         "images": ", ".join(f"{name} {count}" for name, count in images.items()),
+        "white level": white_level_text(document.get("tones", {}).get("white_level")),
         "hash of the images": document.get("images_hash", ""),
         "fitted": f"{document['fitted_at']}, {document['seconds']} s, {document.get('peak_memory_mib', '?')} MiB",
         "calibrated": document.get("calibrated_at", "at fit"),
@@ -58,6 +59,13 @@ def profile_tables(document: Mapping[str, Any], calibration_sizes: Sequence[int]
         quantiles = (f"{summary[signal][q]:.4g}" for q in ("p1", "p50", "p95", "p99"))
         table.add_row(signal, str(size), f"{inflation:.2f}", *quantiles)
     yield table
+
+
+def white_level_text(white_level: int | None) -> str:
+    """What the model card says of 16-bit images."""
+    if white_level is None:
+        return "none: the reference has no 16-bit images, and of such images the high byte counts"
+    return f"{white_level} ({white_level.bit_length()} bits): what 16-bit images count as white"
 
 
 def _cell(metrics: Mapping[str, Any]) -> str:

@@ -6,7 +6,7 @@ import tarfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-SUFFIXES = {".jpg", ".jpeg", ".png", ".webp"}
+SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".tif", ".tiff"}
 
 
 class InputError(ValueError):

@@ -20,7 +20,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from detectors.images.prepare import AnyImage, Limits
+from detectors.images.decode import Limits
+from detectors.images.prepare import AnyImage, Preparer
 from detectors.methods.detector import Detector, FitContext, TrainableDetector
 from detectors.methods.registry import create
 from detectors.profile.backbone import Backbone
@@ -107,7 +108,8 @@ def fit_profile(
         "ordered": options.ordered,
         **reference.facts(fit=len(train), calibration=len(held)),
     }
-    profile = Profile(backbone, options.detector, detector, facts, options.limits)
+    preparer = Preparer(backbone.input_px, options.limits, backbone.filter, reference.tones)
+    profile = Profile(backbone, preparer, options.detector, detector, facts)
     _calibrate(profile, reference, held, options.ordered)
     profile.keep_reference(features)
     return profile
@@ -124,7 +126,8 @@ def recalibrate(
     Raises:
         TooFewImagesError: fewer than MIN_CALIBRATION usable ones.
     """
-    reference = read_reference(images, profile.backbone, profile.preparer.limits, progress)
+    preparer = profile.preparer
+    reference = read_reference(images, profile.backbone, preparer.limits, progress, preparer.tones)
     if len(reference) < MIN_CALIBRATION:
         raise TooFewImagesError(
             f"{len(reference)} usable images are too few: at least {MIN_CALIBRATION} are needed to calibrate "

@@ -19,14 +19,17 @@ from safetensors.torch import load_file, save
 from torch import Tensor
 
 from detectors.images import properties
-from detectors.images.prepare import AnyImage, ImageError, Limits, Prepared, Preparer
+from detectors.images.decode import ImageError, Limits
+from detectors.images.prepare import AnyImage, Prepared, Preparer
+from detectors.images.tones import Tones
 from detectors.methods.detector import Detector, LayerDetector, nested, under
 from detectors.methods.registry import create
 from detectors.profile.backbone import Backbone, tensor_digest
 from detectors.profile.calibration import Calibration, Floats, dependence, jitter
 from detectors.profile.spec import BackboneSpec
 
-VERSION = 2
+VERSION, READABLE = 3, (2, 3)
+"""Version 2 has no tones: the high byte of 16-bit images counted, and transparency was ignored."""
 MANIFEST, TENSORS, REFERENCE = "profile.json", "profile.safetensors", "reference.safetensors"
 MAX_REFERENCE = 20_000
 """Reference features that a profile keeps (half precision), for `evaluate` to fit other detectors on; serving never
@@ -60,12 +63,12 @@ class Profile:
     """
 
     def __init__(
-        self, backbone: Backbone, name: str, detector: Detector, facts: Mapping[str, Any], limits: Limits
+        self, backbone: Backbone, preparer: Preparer, name: str, detector: Detector, facts: Mapping[str, Any]
     ) -> None:
         """An uncalibrated profile of a fitted detector; `facts` go into the manifest."""
         self.backbone = backbone
         self.detector = detector
-        self.preparer = Preparer(backbone.input_px, limits, backbone.filter)
+        self.preparer = preparer
         layers = len(backbone.layers) if isinstance(detector, LayerDetector) else 0
         learned = ("ood", *(f"layer{i + 1}" for i in range(layers)))
         self.signals: tuple[str, ...] = (*learned, *properties.NAMES)
@@ -163,6 +166,7 @@ class Profile:
             "versions": {name: version(name) for name in ("layerwatch", "torch", "timm", "numpy", "pillow")},
             "python": platform.python_version(),
             "limits": asdict(self.preparer.limits),
+            "tones": asdict(self.preparer.tones),
             "calibration_scores": {signal: calibration.quantiles() for signal, calibration in calibrations},
         }
         (folder / MANIFEST).write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
@@ -201,7 +205,9 @@ class Profile:
                 f"({document['backbone_digest']}, these are {backbone.digest})"
             )
         limits = Limits(**{**document["limits"], "formats": tuple(document["limits"]["formats"])})
-        profile = cls(backbone, name, detector.restore(under("detector.", tensors)), document, limits)
+        tones = Tones(**document["tones"]) if document["version"] > 2 else Tones(alpha="drop")
+        preparer = Preparer(backbone.input_px, limits, backbone.filter, tones)
+        profile = cls(backbone, preparer, name, detector.restore(under("detector.", tensors)), document)
         if list(profile.signals) != document["signals"]:
             raise ProfileError(f"{folder}: its signals {document['signals']} are not those of this program; fit again")
         profile.dependence = tuple(document["dependence"])
@@ -236,7 +242,8 @@ class Profile:
         return {**nested("detector.", self.detector.state()), **nested("calibration.", calibration)}
 
     def _fingerprint(self) -> str:
-        return tensor_digest(self._tensors(), n_bytes=8, beginning=self.backbone.digest)
+        beginning = self.backbone.digest + self.preparer.tones.name
+        return tensor_digest(self._tensors(), n_bytes=8, beginning=beginning)
 
 
 load_profile = Profile.load
@@ -249,6 +256,7 @@ def _read_manifest(path: Path) -> dict[str, Any]:
         raise ProfileError(f"{path}: {error.strerror}; make a profile with `layerwatch fit`") from error
     except ValueError as error:
         raise ProfileError(f"{path}: not valid JSON: {error}") from error
-    if document.get("version") != VERSION:
-        raise ProfileError(f"{path}: version {document.get('version')!r}; this program reads version {VERSION}")
+    if document.get("version") not in READABLE:
+        known = " and ".join(map(str, READABLE))
+        raise ProfileError(f"{path}: version {document.get('version')!r}; this program reads versions {known}")
     return document

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import heapq
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import reduce
 from itertools import islice
 from operator import xor
@@ -15,9 +16,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from detectors.images.prepare import AnyImage, ImageError, Limits, Prepared, Preparer
+from detectors.images.decode import ImageError, Limits
+from detectors.images.prepare import AnyImage, Prepared, Preparer
+from detectors.images.tones import Tones
 from detectors.methods.detector import Turned
 from detectors.profile.backbone import Backbone
+from detectors.profile.depth import by_tones
 
 BATCH = 64
 TURNED = 600
@@ -33,7 +37,8 @@ class Reference:
     """What is kept of each usable image, and the names of those left out.
 
     features: (N, D) float32. measured: N rows of properties. keys: N tie-breakers. turnable: row -> (S, S, 3) pixels of
-    the images that may be turned. hash: over all digests, whatever their order.
+    the images that may be turned. hash: over all digests, whatever their order. tones: by which the images were
+    prepared. notes: images of which a part was not used, by the kind of part.
     """
 
     features: Tensor
@@ -43,6 +48,8 @@ class Reference:
     duplicates: list[str] = field(default_factory=list)
     turnable: dict[int, NDArray[np.uint8]] = field(default_factory=dict)
     hash: str = ""
+    tones: Tones = field(default_factory=Tones)
+    notes: Counter[str] = field(default_factory=Counter)
 
     def __len__(self) -> int:
         """Number of usable images."""
@@ -57,7 +64,7 @@ class Reference:
         """For the manifest: counts, the hash, and up to 20 names of what was left out."""
         left_out = {"broken": len(self.broken), "duplicates": len(self.duplicates)}
         return {
-            "images": {"fit": fit, "calibration": calibration, **left_out},
+            "images": {"fit": fit, "calibration": calibration, **left_out, **self.notes},
             "images_hash": self.hash,
             "broken": self.broken[:20],
             "duplicates": self.duplicates[:20],
@@ -77,11 +84,19 @@ class Reference:
 
 
 def read_reference(
-    images: Iterable[tuple[str, AnyImage]], backbone: Backbone, limits: Limits, progress: Progress
+    images: Iterable[tuple[str, AnyImage]],
+    backbone: Backbone,
+    limits: Limits,
+    progress: Progress,
+    tones: Tones | None = None,
 ) -> Reference:
-    """Prepare all images, leave out broken ones and exact duplicates, and extract the features of the others."""
+    """Prepare all images, leave out broken ones and exact duplicates, and extract the features of the others.
+
+    Args:
+        tones: by which to prepare them; None learns the white level.
+    """
     reference = Reference(torch.empty(0, sum(backbone.layers)))
-    usable = _usable(images, Preparer(backbone.input_px, limits, backbone.filter), reference)
+    usable = _usable(images, Preparer(backbone.input_px, limits, backbone.filter), reference, tones)
     parts = [reference.features]
     while batch := list(islice(usable, BATCH)):
         parts.append(backbone.features(np.stack([image.pixels for image in batch])))
@@ -101,17 +116,28 @@ def prepared(
             broken.append(f"{name}: {error}")
 
 
-def _usable(images: Iterable[tuple[str, AnyImage]], preparer: Preparer, reference: Reference) -> Iterator[Prepared]:
+def _prepared(
+    images: Iterable[tuple[str, AnyImage]], preparer: Preparer, reference: Reference, tones: Tones | None
+) -> Iterator[tuple[str, Prepared]]:
+    parts = by_tones(images, preparer.limits) if tones is None else [(iter(images), tones)]
+    for part, reference.tones in parts:
+        yield from prepared(part, replace(preparer, tones=reference.tones), reference.broken)
+
+
+def _usable(
+    images: Iterable[tuple[str, AnyImage]], preparer: Preparer, reference: Reference, tones: Tones | None
+) -> Iterator[Prepared]:
     """Prepare images one by one, and fill `reference` with all but their features."""
     seen: set[bytes] = set()
     kept = max(1, min(TURNED, TURNED_BYTES // (3 * preparer.input_px**2)))
     # A heap of (minus the digest, row, pixels) with the smallest digests: a choice by content, whatever the order.
     sample: list[tuple[int, int, NDArray[np.uint8]]] = []
-    for name, image in prepared(images, preparer, reference.broken):
+    for name, image in _prepared(images, preparer, reference, tones):
         if image.digest in seen:
             reference.duplicates.append(name)
             continue
         seen.add(image.digest)
+        reference.notes.update(image.notes)
         push = heapq.heappush if len(sample) < kept else heapq.heappushpop
         push(sample, (-_number(image.digest), len(reference), image.pixels))
         reference.measured.append(image.properties)

@@ -7,7 +7,7 @@ import json
 import sys
 
 import detectors
-from detectors.images.prepare import ImageError
+from detectors.images.decode import ImageError
 from detectors.images.reading import InputError, read_images
 from monitor.cli.options import IMAGES_HELP
 from monitor.config.errors import EXIT_FAILED, as_command_error

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 
-from detectors.images.prepare import Limits
+from detectors.images.decode import Limits
 from monitor.config.errors import ConfigError
 from monitor.config.schema import Config
 from monitor.ingest.scoring.profiles import Profiles, load_profiles

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -53,12 +54,12 @@ class Record:
 
 @dataclass(frozen=True, slots=True)
 class RecordImage:
-    """One image of a record, still encoded (bytes) or raw ((H, W) or (H, W, C) uint8)."""
+    """One image of a record, still encoded (bytes) or raw ((H, W) or (H, W, C), uint8 or uint16)."""
 
     id: str
     stream: str
     event_time_ms: int
-    image: bytes | NDArray[np.uint8]
+    image: bytes | NDArray[Any]
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, get_args
 
 from pydantic import ConfigDict, Field, PositiveFloat, PositiveInt
 
@@ -40,6 +40,11 @@ class StreamNaming(Section):
     max_streams: PositiveInt = 10_000
 
 
+NpyLayout = Literal["HW", "HWC", "CHW", "NHW", "NHWC", "NCHW"]
+"""Axes of an npy array: N images of H rows, W columns and C channels."""
+LAYOUTS: tuple[NpyLayout, ...] = get_args(NpyLayout)
+
+
 class DecodingSettings(Section):
     workers: PositiveInt = 2
     max_record_bytes: PositiveInt = 32 * 2**20
@@ -47,7 +52,9 @@ class DecodingSettings(Section):
     max_pixels: PositiveInt = 50_000_000
     max_images_per_record: PositiveInt = 1024
     """The memory for so many is set aside for every batch until it is decoded."""
-    formats: Names = ("JPEG", "PNG", "WEBP")
+    formats: Names = ("JPEG", "PNG", "WEBP", "TIFF")
+    npy_layout: NpyLayout | None = None
+    """Axes of npy arrays whose content type has no `layout`; without both, HW, HWC or NHWC by their number."""
     claim_check_prefixes: Names = ()
     timeout_s: PositiveFloat = 20.0
     worker_memory_bytes: PositiveInt = 2 * 2**30

@@ -46,6 +46,11 @@ PROFILE = _gauge("layerwatch_profile_info", "1 for every loaded profile", ("fing
 
 IMAGES_APPLIED = _counter("layerwatch_images_applied_total", "Images counted by this process")
 RECORDS_REJECTED = _counter("layerwatch_records_rejected_total", "Records dead-lettered, by reason", ("reason",))
+IMAGES_PARTLY_USED = _counter(
+    "layerwatch_images_partly_used_total",
+    "Images of which a part was not used: further pictures in the file, values above the profile's white level",
+    ("part",),
+)
 FUTURE_RECORDS = _counter("layerwatch_future_timestamps_total", "Images whose timestamp was too far ahead of the clock")
 APPLIES = _counter("layerwatch_applies_total", "Applied batches by status", ("status",))
 STAGE_SECONDS = _histogram(

@@ -6,14 +6,18 @@ import json
 import stat
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from detectors.profile.fit import TooFewImagesError, fit_profile
+from detectors.images.tones import Tones
+from detectors.profile.backbone import tensor_digest
+from detectors.profile.fit import FitOptions, TooFewImagesError, fit_profile, recalibrate
 from detectors.profile.profile import Profile, ProfileError
-from tests.pictures import draw, pictures
+from tests.files import png16, tiff
+from tests.pictures import draw, encoded, pictures
 
 pytestmark = pytest.mark.slow
 
@@ -95,10 +99,52 @@ def test_an_unknown_version_a_cut_file_and_other_weights_are_refused_by_name(pro
     with pytest.raises(ProfileError, match="other weights of mobilenetv3_small_100"):
         Profile.load(tmp_path, "cpu")
     manifest.write_text(json.dumps({**document, "version": 99}))
-    with pytest.raises(ProfileError, match="version 99; this program reads version 2"):
+    with pytest.raises(ProfileError, match="version 99; this program reads versions 2 and 3"):
         Profile.load(tmp_path, "cpu")
     manifest.write_text(json.dumps(document))
     tensors = tmp_path / "profile.safetensors"
     tensors.write_bytes(tensors.read_bytes()[:1000])
     with pytest.raises(ProfileError, match=r"profile\.safetensors: cannot be read"):
         Profile.load(tmp_path, "cpu")
+
+
+def deep(seed: int, count: int, gain: int = 8) -> Iterator[tuple[str, bytes]]:
+    """Grey and RGB pictures of a 12-bit camera that uses half of its range, in 16-bit files."""
+    for i, (name, image) in enumerate(pictures(seed, count)):
+        values = image.astype(np.uint16) * gain
+        yield name, png16(values[:, :, 0]) if i % 2 else tiff(values)
+
+
+def test_a_profile_knows_the_depth_of_its_reference_and_keeps_it(tmp_path: Path) -> None:
+    fitted = fit_profile(deep(0, 220), FitOptions("mahalanobis", device="cpu"))
+    fitted.save(tmp_path)
+    loaded = Profile.load(tmp_path, "cpu")
+    assert loaded.preparer.tones == fitted.preparer.tones == Tones(4095)
+    assert loaded.manifest["tones"] == {"white_level": 4095, "alpha": "composite"}
+    assert loaded.manifest["images"]["broken"] == 0
+    (_, image), *_ = deep(1, 1)
+    # 8-bit pictures times 8 in 12 bits: half of the range, and nothing of it lost
+    assert len(np.unique(loaded.prepare(image).pixels)) > 60  # seven in the high byte
+    brighter = [loaded.prepare(image) for _, image in deep(1, 20, gain=14)]
+    assert (loaded.score(brighter).p_values[:, loaded.signals.index("luma_p99")] < 0.05).mean() > 0.9
+    before = loaded.fingerprint
+    recalibrate(loaded, deep(2, 80, gain=2))  # dimmer: 10 bits would hold them
+    assert loaded.preparer.tones == Tones(4095)
+    assert loaded.fingerprint != before
+
+
+def test_a_profile_of_version_2_keeps_its_fingerprint_and_its_pixels(profile: Profile, tmp_path: Path) -> None:
+    profile.save(tmp_path)
+    manifest = tmp_path / "profile.json"
+    document = json.loads(manifest.read_text())
+    del document["tones"]
+    of_before = tensor_digest(profile._tensors(), n_bytes=8, beginning=profile.backbone.digest)
+    manifest.write_text(json.dumps({**document, "version": 2, "fingerprint": of_before}))
+    loaded = Profile.load(tmp_path, "cpu")
+    assert loaded.fingerprint == of_before != profile.fingerprint
+    image = draw(np.random.default_rng(3))
+    hidden = np.dstack([image, np.zeros((48, 48), np.uint8)])
+    assert loaded.prepare(encoded(hidden)).digest == profile.prepare(image).digest != profile.prepare(hidden).digest
+    assert loaded.prepare(png16(image.astype(np.uint16) * 256 + 99)).digest == profile.prepare(image).digest
+    loaded.save(tmp_path)
+    assert Profile.load(tmp_path, "cpu").fingerprint == of_before

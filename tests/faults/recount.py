@@ -16,7 +16,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 import detectors
-from detectors.images.prepare import ImageError, Prepared
+from detectors.images.decode import ImageError
+from detectors.images.prepare import Prepared
 from monitor.core.types import Record
 
 POISON = b"POISON"

@@ -14,7 +14,8 @@ from pathlib import Path
 
 import pytest
 
-from detectors.images.prepare import Limits, Preparer
+from detectors.images.decode import Limits
+from detectors.images.prepare import Preparer
 from monitor.core.types import DeadLetter, Partition, Record
 from monitor.ingest.decode.confinement import environment
 from monitor.ingest.decode.pool import DecoderPool

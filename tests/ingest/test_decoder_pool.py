@@ -13,7 +13,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from detectors.images.prepare import Limits, Preparer
+from detectors.images.decode import Limits
+from detectors.images.prepare import Preparer
 from monitor.core.types import DeadLetter, Partition, Record
 from monitor.ingest.decode import pool as pool_module
 from monitor.ingest.decode.pool import DecoderError, DecoderPool
@@ -21,6 +22,7 @@ from monitor.ingest.decode.records import Decoder
 from monitor.ingest.scoring.profiles import Preparers
 from monitor.ingest.settings import DecodingSettings, StreamNaming
 from monitor.telemetry import failpoints
+from tests.files import png16, tiff
 from tests.pictures import encoded, pictures
 
 pytestmark = pytest.mark.slow
@@ -48,7 +50,9 @@ def pool(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Ite
 
 
 def test_processes_give_what_the_decoder_gives(pool: DecoderPool) -> None:
-    given = records(PICTURES)
+    rng = np.random.default_rng(0)
+    deep = rng.integers(0, 2**16, (30, 20, 3), dtype=np.uint16)  # both are read by C libraries under confinement
+    given = records([*PICTURES, tiff(deep, deflate=True), png16(deep)])
     for record, future in zip(given, pool.submit(given), strict=True):
         (expected,), found = decoder()(record), future.result(30)
         assert isinstance(found, list)

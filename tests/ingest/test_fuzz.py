@@ -18,7 +18,8 @@ import yaml
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from detectors.images.prepare import Limits, Preparer
+from detectors.images.decode import Limits
+from detectors.images.prepare import Preparer
 from monitor.config.errors import ConfigError
 from monitor.config.loading import load_config
 from monitor.config.schema import Config
@@ -45,7 +46,7 @@ def npy() -> bytes:
 
 
 SEEDS = [
-    *(encoded(IMAGE, kind) for kind in ("PNG", "JPEG", "WEBP")),
+    *(encoded(IMAGE, kind) for kind in ("PNG", "JPEG", "WEBP", "TIFF")),
     npy(),
     msgpack.packb({"images": [encoded(IMAGE)], "ids": ["a"], "timestamps": [1]}),
 ]

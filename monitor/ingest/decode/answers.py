@@ -12,7 +12,9 @@ import msgpack
 import numpy as np
 
 from detectors.images import properties
+from detectors.images.decode import FURTHER_PICTURES
 from detectors.images.prepare import Prepared
+from detectors.images.tones import ABOVE_WHITE
 from monitor.core.types import Record
 from monitor.ingest.decode.flat import FlatError, FlatReader
 from monitor.ingest.decode.records import MAX_NAME_CHARS, MAX_TIME_MS, MIN_TIME_MS, Decoded, Decoder, stream_of
@@ -21,19 +23,20 @@ from monitor.ingest.decode.values import REASONS
 MAX_TEXT_CHARS = 2000
 BESIDE_PIXELS = 4096
 """Most bytes of an image's other values: two names of 200 characters, 17 properties, and small numbers."""
+NOTES = {ABOVE_WHITE, FURTHER_PICTURES}
 
 Refusal = tuple[str, str]
 """(reason code, text for a person)"""
 
 
 def pack_images(images: Sequence[Decoded], took_s: float) -> bytes:
-    """The answer for a record whose images are usable: 3 values, then 9 for each image, in one flat list."""
+    """The answer for a record whose images are usable: 3 values, then 10 for each image, in one flat list."""
     values: list[object] = [took_s, "", len(images)]
     for image in images:
         p = image.prepared
         pixels, measured = np.ascontiguousarray(p.pixels), np.ascontiguousarray(p.properties, dtype="<f8")
         values += [image.id, image.event_time_ms, pixels.data.cast("B"), measured.data.cast("B")]
-        values += [p.digest, p.key, p.width, p.height, p.mode]
+        values += [p.digest, p.key, p.width, p.height, p.mode, ",".join(p.notes)]
     return _packed(values)
 
 
@@ -86,8 +89,10 @@ def _read_image(reader: FlatReader, stream: str, side: int) -> Decoded:
     _check(len(key) <= 4 * MAX_NAME_CHARS, "key")
     width, height, mode = reader.plain(int), reader.plain(int), reader.plain(str)
     _check(0 < width < 2**31 and 0 < height < 2**31 and len(mode) <= 20, "size or mode")
+    notes = tuple(note for note in reader.plain(str).split(",") if note)
+    _check(NOTES.issuperset(notes), "notes")
     array = np.frombuffer(pixels, np.uint8).reshape(side, side, 3)
-    return Decoded(id_, stream, event_time_ms, Prepared(array, floats, digest, key, width, height, mode))
+    return Decoded(id_, stream, event_time_ms, Prepared(array, floats, digest, key, width, height, mode, notes))
 
 
 def _check(allowed: bool, what: str) -> None:

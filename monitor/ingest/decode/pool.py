@@ -149,6 +149,8 @@ class DecoderPool:
             self.answered_s = time.monotonic()
             metrics.STAGE_SECONDS.labels("decode").observe(took_s)
             if isinstance(answer, list):
+                for part in (note for image in answer for note in image.prepared.notes):
+                    metrics.IMAGES_PARTLY_USED.labels(part).inc()
                 job.future.set_result(answer)
             else:
                 self._reject(job, *answer)

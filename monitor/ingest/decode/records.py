@@ -7,7 +7,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from detectors.images.prepare import ImageError, Prepared
+from detectors.images.decode import ImageError
+from detectors.images.prepare import Prepared
 from monitor.core.time_text import parse_time_ms
 from monitor.core.types import Record, RecordImage
 from monitor.ingest.decode.values import DecodeError, read_value
@@ -61,7 +62,7 @@ def expand(record: Record, naming: StreamNaming, limits: DecodingSettings) -> li
         DecodeError: empty, too large, of an unknown type, or malformed.
     """
     check_size(record, limits.max_record_bytes)
-    contents = read_value(record.value or b"", record.header("content-type"), limits.max_images_per_record)
+    contents = read_value(record.value or b"", record.header("content-type"), limits)
     count = len(contents.images)
     if not count:
         raise DecodeError("empty", "the record holds no images")

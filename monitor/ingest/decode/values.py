@@ -6,6 +6,7 @@ Runs in the decoder processes only; of all this the daemon calls `most_images`, 
 from __future__ import annotations
 
 import io
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -16,11 +17,15 @@ from numpy.typing import NDArray
 
 from monitor.core.types import Record
 from monitor.ingest.decode.flat import FlatError, FlatReader
+from monitor.ingest.settings import LAYOUTS, DecodingSettings
 
 MAX_KEYS = 64
 """Of a msgpack batch; three have a meaning, the others are skipped."""
 
-Image = bytes | NDArray[np.uint8]
+Image = bytes | NDArray[Any]
+
+_LAYOUT_OF = {2: "HW", 3: "HWC", 4: "NHWC"}
+"""Of an array whose layout nobody declares, by its number of axes."""
 
 _COLUMNS: dict[str, tuple[type[Any], ...]] = {"images": (bytes,), "ids": (str, int), "timestamps": (int,)}
 """Keys of a msgpack batch, and the types of their values."""
@@ -30,7 +35,7 @@ _NPY_HEADERS = {(1, 0): npy_format.read_array_header_1_0, (2, 0): npy_format.rea
 
 REASONS = {
     *("empty", "bytes", "images", "npy", "msgpack", "event-time"),
-    *("format", "pixels", "truncated", "corrupt", "shape", "dtype"),
+    *("format", "pixels", "truncated", "corrupt", "shape", "dtype", "depth"),
     *("memory", "crashed", "timeout"),
 }
 """Every reason why a record is refused: they are labels of metrics, so a decoder process may send no other."""
@@ -56,16 +61,16 @@ class Contents:
     times: Sequence[int] | None = None
 
 
-def read_value(value: bytes, content_type: bytes | None, max_images: int) -> Contents:
+def read_value(value: bytes, content_type: bytes | None, limits: DecodingSettings) -> Contents:
     """The images of a value.
 
     Raises:
-        DecodeError: malformed, without an image, or with more than `max_images`.
+        DecodeError: malformed, or with more images than allowed.
     """
     kind = _kind(content_type, value)
     if kind == "npy":
-        return Contents(_npy(value, max_images))
-    return _msgpack(value, max_images) if kind == "msgpack" else Contents([value])
+        return Contents(_npy(value, _declared(content_type) or limits.npy_layout or "", limits.max_images_per_record))
+    return _msgpack(value, limits.max_images_per_record) if kind == "msgpack" else Contents([value])
 
 
 def most_images(record: Record, max_images: int) -> int:
@@ -89,23 +94,61 @@ def _kind(content_type: bytes | None, value: bytes) -> str:
     return "image"
 
 
-def _npy(value: bytes, max_images: int) -> list[Image]:
+def _declared(content_type: bytes | None) -> str:
+    """The parameter `layout` of a content type such as `application/x-npy; layout=NCHW`."""
+    for parameter in (content_type or b"")[:200].decode("ascii", "replace").split(";")[1:]:
+        name, _, value = parameter.partition("=")
+        if name.strip().lower() == "layout":
+            return value.strip().strip('"').upper()
+    return ""
+
+
+def _npy(value: bytes, layout: str, max_images: int) -> list[Image]:
+    """The images of an array: one, or one for each entry of its axis N."""
+    array = _array(value)
+    layout = layout or _LAYOUT_OF.get(array.ndim, "")
+    if layout not in LAYOUTS or len(layout) != array.ndim:
+        known = ", ".join(LAYOUTS)
+        raise DecodeError("npy", f"an array of shape {array.shape} has no layout {layout!r}; known layouts: {known}")
+    if layout.startswith("N"):
+        _check_count(len(array), max_images)
+    batch = array if layout.startswith("N") else array[None]
+    if "C" in layout:
+        batch = np.moveaxis(batch, layout.replace("N", "").index("C") + 1, -1)
+        if batch.shape[-1] not in {1, 3, 4}:
+            raise DecodeError(
+                "npy",
+                f"{batch.shape[-1]} channels in shape {array.shape} as {layout}; 1, 3 or 4 are allowed. Another layout "
+                "is declared by `application/x-npy; layout=NCHW` or decoding.npy_layout",
+            )
+    return list(batch)
+
+
+def _array(value: bytes) -> NDArray[Any]:
     # not np.load: it also opens zip files, and allocates what the header claims before it reads the data
     stream = io.BytesIO(value)
     try:
-        read_header = _NPY_HEADERS[npy_format.read_magic(stream)]
-        shape, fortran_order, dtype = read_header(stream)
-        if dtype == np.uint8:
-            flat = np.frombuffer(value, np.uint8, offset=stream.tell())
-            array = flat.reshape(shape, order="F" if fortran_order else "C")
+        version = npy_format.read_magic(stream)
+        header = _NPY_HEADERS[version](stream) if version in _NPY_HEADERS else None
+    except MemoryError:
+        raise
     except Exception as error:  # the errors of the header's parser are not documented
-        raise DecodeError("npy", f"not a readable npy array: {type(error).__name__}: {error}") from error
-    if dtype != np.uint8 or len(shape) not in {2, 3, 4}:
-        raise DecodeError("npy", "an npy record must be one uint8 array, HW, HWC or NHWC")
-    if array.ndim == 4:
-        _check_count(len(array), max_images)
-        return list(array)
-    return [array]
+        raise DecodeError("npy", f"unreadable npy header: {str(error) or type(error).__name__}") from error
+    if header is None:
+        known = " and ".join(f"{major}.{minor}" for major, minor in _NPY_HEADERS)
+        raise DecodeError("npy", f"npy format {version[0]}.{version[1]}; {known} are allowed")
+    shape, fortran_order, dtype = header
+    if dtype.kind != "u" or dtype.itemsize > 2:
+        raise DecodeError("npy", f"an array of {dtype} {shape}; uint8 and uint16 are allowed")
+    if not all(type(side) is int and side >= 0 for side in shape):
+        raise DecodeError("npy", f"an array of shape {shape}; no side may be negative")
+    if 0 in shape:
+        raise DecodeError("empty", f"the array holds no pixels (shape {shape})")
+    needed, held = math.prod(shape) * dtype.itemsize, len(value) - stream.tell()
+    if needed != held:
+        raise DecodeError("npy", f"{held} bytes of pixels, but {dtype} {shape} has {needed}")
+    flat = np.frombuffer(value, dtype, offset=stream.tell())
+    return flat.reshape(shape, order="F" if fortran_order else "C")
 
 
 def _msgpack(value: bytes, max_images: int) -> Contents:

@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Generic, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from detectors.images.prepare import Limits, Prepared, Preparer
+from detectors.images.decode import Limits
+from detectors.images.prepare import Prepared, Preparer
 from monitor.core.buckets import Layout, counted_under
 from monitor.ingest.settings import DecodingSettings, ScoringSettings
 from monitor.store import Store

@@ -50,6 +50,7 @@ from monitor.sources import open_producer, open_source
 from monitor.sources.protocol import FatalSourceError, Source
 from monitor.store import Limits, Store, StoreConfigError, StoreError, open_store
 from monitor.telemetry import metrics
+from monitor.telemetry.clock import SteadyClock
 from monitor.web.server import WebServer
 from monitor.web.site import Site
 
@@ -262,7 +263,10 @@ class Daemon:
         names = [receiver.name for receiver in self._receivers]
         self._lease_work.callback(FleetExporter(self._store, monitor, names, self._rates).start().stop)
         if self._receivers:
-            context = DeliveryContext(self._store, monitor, holds_lease=tenure.holds, observe=_observe)
+            steady_ms = SteadyClock(self._store.outbox.now_ms)
+            context = DeliveryContext(
+                self._store, monitor, holds_lease=tenure.holds, observe=_observe, steady_ms=steady_ms
+            )
             dispatcher = Dispatcher(context, self._receivers)
             dispatcher.start()
             self._lease_work.callback(dispatcher.stop)

@@ -224,12 +224,17 @@ class Evaluator:
             if alert.phase is AlertPhase.RESOLVED and alert.resolved_ms < oldest_ms and key not in decision.alerts:
                 decision.alerts[key] = Alert(*key)
         documents = self._presentation.documents(self._store, memory, decision)
+        firing = {
+            change.alert.id: documents[change.alert.id] if change.alert.phase is AlertPhase.FIRING else ""
+            for change in decision.published
+        }
+        outbox = list(documents.values()) if self._presentation.has_receivers else []
         failpoint("before_decide")
         if not self._lease.renew():
             log.warning("evaluator.not_decided", bucket_ms=bucket_ms, reason="the lease is lost")
             return False
         done = self._store.evaluation.decide(
-            memory.state.version, bucket_ms, decision.alerts.values(), decision.rows, documents
+            memory.state.version, bucket_ms, decision.alerts.values(), decision.rows, outbox, firing
         )
         failpoint("after_decide")
         if not done:

@@ -30,26 +30,26 @@ class Presentation:
     has_receivers: bool = True
     """Without receivers nothing goes to the outbox."""
 
-    def documents(self, store: Store, memory: Memory, decision: Decision) -> list[str]:
-        """The documents of what a decision publishes, with their evidence; StoreError where Redis does not answer.
+    def documents(self, store: Store, memory: Memory, decision: Decision) -> dict[str, str]:
+        """{alert id: document} of what a decision publishes, with its evidence; StoreError where Redis does not answer.
 
         Args:
             memory: its windows end with the bucket that is being decided.
         """
-        if not decision.published or not self.has_receivers:
-            return []
+        if not decision.published:
+            return {}
         partitions = store.catalog.partitions()
         # in an order of their own: that of the streams in Redis differs between a live run and a replay
         changes = sorted(decision.published, key=lambda change: (change.alert.rule, change.alert.stream))
         alerts = _by_stream(memory, decision, changes)
-        return [
-            alert_document(
+        return {
+            change.alert.id: alert_document(
                 self._about(change),
                 change.alert,
                 self._evidence(store, memory, change, span, alerts[change.alert.stream]),
             )
             for change, span in zip(changes, _spans(memory, changes, alerts, len(partitions)), strict=True)
-        ]
+        }
 
     def _about(self, change: Change) -> About:
         rule, stream = change.rule, change.alert.stream

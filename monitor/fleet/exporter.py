@@ -241,7 +241,7 @@ class FleetExporter(Collector):
         dead = Counter(letter.receiver for letter in self._store.outbox.dead_alerts(DEAD_ALERTS_COUNTED))
         yield metrics.OUTBOX_ENTRIES, {(name,): backlog.entries for name, backlog in backlogs.items()}
         yield metrics.OUTBOX_AGE, {(name,): max(0.0, now_s - oldest_s.get(name, now_s)) for name in self._receivers}
-        yield metrics.DEAD_ALERTS, {(name,): dead[name] for name in self._receivers}
+        yield metrics.DEAD_ALERTS, {(name,): dead[name] for name in {*self._receivers, *dead}}
 
 
 def _minus(now: Totals, before: Totals) -> Totals:

@@ -37,6 +37,8 @@ CLOSING = "layerwatch-closing"
 """Images are counted, but no bucket closes: nothing is judged."""
 DELIVERY = "layerwatch-delivery"
 """A receiver does not get its alerts; goes to the other receivers."""
+RECEIVER = "layerwatch-receiver"
+"""Alerts wait for a receiver that the configuration does not name (any more)."""
 
 LABELS = {"severity": "error"}
 
@@ -71,8 +73,8 @@ class SelfAlerts:
         except StoreError as error:
             log.warning("own.not_told", rule=rule, subject=subject, error=str(error))
 
-    def end(self, subjects: Iterable[str], *rules: str) -> None:
-        """Resolve the open alerts of these rules about these subjects.
+    def end(self, subjects: Iterable[str], *rules: str, why: str = "over") -> None:
+        """Resolve the open alerts of these rules about these subjects; `why` is for people.
 
         Raises:
             StoreError: call again.
@@ -83,7 +85,7 @@ class SelfAlerts:
         for subject, rule in product(subjects, rules) if opened else ():
             name = _name(rule, subject)
             if document := opened.get(name):
-                resolved = _resolved_document(document, self._now_ms(), f"{subject}: over")
+                resolved = _resolved_document(document, self._now_ms(), f"{subject}: {why}")
                 self._store.outbox.end_self_alert(name, document, resolved)
 
 

@@ -12,6 +12,8 @@ from monitor.core.types import Alert, AlertPhase
 from monitor.store.connection import SCHEMA, SCRIPTS, StoreConfigError, newer
 from monitor.store.keyspace import SEPARATOR, TTL_S, MonitorKeys
 
+FIRING_DOCUMENTS = "outbox:firing"
+"""Name of the hash {alert id: document} of what fires now."""
 OUTBOX_LIMIT = 10_000
 """Entries kept for receivers that are dead: some 40 MB. What is cut off beyond is counted in `outbox_dropped`."""
 
@@ -79,6 +81,7 @@ class Evaluation:
         alerts: Iterable[Alert],
         rule_states: Mapping[tuple[str, str], Mapping[str, bytes]],
         outbox: Sequence[str],
+        firing: Mapping[str, str] = {},
     ) -> bool:
         """Commit all that a closed bucket decides, in one call: alerts, rule states, outbox entries.
 
@@ -87,6 +90,8 @@ class Evaluation:
             alerts: those that changed; an inactive one is deleted.
             rule_states: {(rule, fingerprint): {stream: packed state}}.
             outbox: JSON documents of transitions, in order.
+            firing: {alert id: document} of alerts that begin to fire, empty of those that end: what fires now is kept
+                for receivers that did not get it.
 
         Returns:
             False on conflict: another evaluator moved on (or this very call was made before and its reply was lost);
@@ -99,10 +104,11 @@ class Evaluation:
             "alerts": [(f"{alert.rule}{SEPARATOR}{alert.stream}", _stored(alert)) for alert in alerts],
             "rule_states": [list(states.items()) for states in rule_states.values()],
             "outbox": list(outbox),
+            "firing": list(firing.items()),
             "outbox_limit": OUTBOX_LIMIT,
             "ttl_s": TTL_S,
         }
-        keys = [self._keys.key(name) for name in ("evaluator", "alerts", "outbox")]
+        keys = [self._keys.key(name) for name in ("evaluator", "alerts", "outbox", FIRING_DOCUMENTS)]
         keys += [self._keys.key("rule", fingerprint, rule) for rule, fingerprint in rule_states]
         return bool(self._connection.run(SCRIPTS["decide"], keys, msgpack.packb(body, use_bin_type=False)))
 

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from monitor.store.connection import SCRIPTS, Value
+from monitor.store.evaluation import FIRING_DOCUMENTS
 from monitor.store.keyspace import TTL_S, MonitorKeys, TextHash, expiry
 
 FETCH_ENTRIES = 256
@@ -18,6 +19,7 @@ FETCH_ENTRIES = 256
 BACKLOG_PAGE = 200
 """Entries counted in one step: a full outbox of 10,000 holds the server a few milliseconds at a time."""
 DEAD_LETTERS_KEPT = 1_000
+EVER_MS = 2**52
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +60,7 @@ class Outbox:
     def __init__(self, keys: MonitorKeys) -> None:
         self._connection = keys.connection
         self._outbox = keys.key("outbox")
+        self._firing = keys.key(FIRING_DOCUMENTS)
 
     def append(self, document: str) -> str:
         """Add one document that no closed bucket decided (a test alert); returns the entry's id."""
@@ -80,6 +83,17 @@ class Outbox:
         return bool(self._run("own_end", "own", args=(name, opened, document)))
 
     # ---------------------------------------------------------------- delivery
+
+    def now_ms(self) -> int:
+        """The time of Redis."""
+        return int(self._run("clock", args=()))
+
+    def firing_documents(self, alert_ids: Sequence[str]) -> dict[str, str]:
+        """{alert id: the document with which it began to fire} of those alerts of rules that fire now."""
+        if not alert_ids:
+            return {}
+        found = self._connection.read("HMGET", self._firing, *alert_ids)
+        return {name: text.decode() for name, text in zip(alert_ids, found, strict=True) if text is not None}
 
     def fetch(self, receiver: str, now_ms: int) -> list[OutboxEntry]:
         """What the receiver has not settled yet, oldest first; without the document where it is not due at `now_ms`."""
@@ -141,25 +155,44 @@ class Outbox:
         """{receiver: document given to `set_failing`}."""
         return self._texts("failing").all()
 
-    def retain_receivers(self, receivers: Iterable[str]) -> list[str]:
-        """Keep the outbox for these receivers; to be called before any of them settles an entry.
+    def keep_receivers(self, receivers: Iterable[str]) -> list[str]:
+        """Keep the outbox for these; to be called before any of them settles an entry. Returns those that are new.
 
-        A new one gets what is in the outbox now. One that is no longer configured is removed: it would hold the
-        outbox back.
-
-        Returns:
-            The names of those removed.
+        A new one gets what is in the outbox now.
         """
-        kept, key = set(receivers), self._outbox
-        exists = self._connection.read("EXISTS", key)
-        names = {group["name"].decode() for group in self._connection.read("XINFO GROUPS", key)} if exists else set()
-        for name in sorted(kept - names):
-            self._connection.read_many([("XGROUP", "CREATE", key, name, "0", "MKSTREAM"), expiry(key)])
-        gone = sorted(names - kept)
-        for name in gone:
-            forget = ("DEL", self._of(f"retry:{name}"), self._of(f"held:{name}"))
-            self._connection.read_many([("XGROUP", "DESTROY", key, name), forget])
-        return gone
+        known, absent = self.receivers(), self._of("receivers")
+        added = sorted(set(receivers) - known)
+        commands: list[tuple[Value, ...]] = [
+            ("XGROUP", "CREATE", self._outbox, name, "0", "MKSTREAM") for name in added
+        ]
+        commands += [("HSET", absent, name, 0) for name in receivers]
+        if commands:
+            self._connection.read_many([*commands, expiry(self._outbox), expiry(absent)])
+        return added
+
+    def receivers(self) -> set[str]:
+        """All for which entries are kept, whichever process has them in its configuration."""
+        if not self._connection.read("EXISTS", self._outbox):
+            return set()
+        return {group["name"].decode() for group in self._connection.read("XINFO GROUPS", self._outbox)}
+
+    def add_absence(self, receiver: str, seconds: float) -> float:
+        """Count that the receiver was in no configuration for that long; returns for how long since it last was."""
+        key = self._of("receivers")
+        absent_ms, _ = self._connection.read_many([("HINCRBY", key, receiver, round(1000 * seconds)), expiry(key)])
+        return int(absent_ms) / 1000
+
+    def forget_receiver(self, receiver: str, reason: str) -> int:
+        """Bury what waits for the receiver and keep nothing for it any more; returns how many were buried."""
+        buried = empty = 0
+        while empty < 2:  # the first empty one may have dropped entries that the limit had cut off, before others
+            entries = self.fetch(receiver, EVER_MS)
+            empty = 0 if entries else empty + 1
+            buried += sum(self.bury(receiver, entry, reason) for entry in entries)
+        gone = ("DEL", self._of(f"retry:{receiver}"), self._of(f"held:{receiver}"))
+        forgotten = ("HDEL", self._of("receivers"), receiver)
+        self._connection.read_many([("XGROUP", "DESTROY", self._outbox, receiver), gone, forgotten])
+        return buried
 
     def backlog(self, receiver: str) -> Backlog:
         """How much the receiver still has to get, and since when; counted in steps, between which others are served."""

@@ -204,7 +204,7 @@ OUTBOX_ENTRIES = _fleet("layerwatch_outbox_entries", "Alerts not yet delivered t
 OUTBOX_AGE = _fleet("layerwatch_outbox_age_seconds", "Age of the oldest of them; 0 without any", ("receiver",))
 DEAD_ALERTS = _fleet(
     "layerwatch_dead_alerts",
-    "Alerts that were never delivered to a receiver, as far as they are kept (1,000)",
+    "Alert documents given up for a receiver, as far as they are kept (1,000); one that still fires is tried again",
     ("receiver",),
 )
 OUTBOX_DROPPED = _fleet("layerwatch_outbox_dropped_total", "Alerts cut off at the end of a full outbox (10,000)")

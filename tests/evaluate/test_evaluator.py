@@ -13,6 +13,7 @@ from monitor.core import alert_state as alerts
 from monitor.core.types import Alert, AlertPhase, Verdict
 from monitor.daemon import presentation_of
 from monitor.evaluate.evaluator import Evaluator
+from monitor.evaluate.memory import Change, Decision
 from monitor.rules.rate import RateRule
 from monitor.store import open_store
 from monitor.store.private_server import PrivateRedis
@@ -60,4 +61,22 @@ def test_alerts_that_no_rule_watches_any_more_are_resolved_and_published(redis_s
         ("alert.resolved", "gone", "removed", {}),
         ("alert.resolved", "ood", "rate", {"team": "vision"}),
     ]
+    store.close()
+
+
+def test_documents_of_what_fires_are_kept_until_it_ends_also_without_receivers(redis_server: PrivateRedis) -> None:
+    store = open_store(RedisSettings(url=SecretStr(redis_server.url)), "evaluator-firing")
+    rule = RateRule(name="ood", kind="rate")
+    evaluator = Evaluator(store, (rule,), {}, closing_of(store), presentation_of(Config(rules=(rule,))))
+    evaluator.load()
+    alert = active("ood", "cam-1", AlertPhase.FIRING)
+    begins, ends = Decision(), Decision()
+    begins.add(Change(rule, "", BUCKET_MS, alert))
+    ends.add(Change(rule, "", BUCKET_MS, alerts.withdraw(alert, BUCKET_MS + 10_000)))
+    assert evaluator._decide(BUCKET_MS, begins)
+    (document,) = store.outbox.firing_documents([alert.id]).values()
+    assert json.loads(document)["id"] == f"{alert.id}-firing"
+    assert evaluator._decide(BUCKET_MS, ends)
+    assert store.outbox.firing_documents([alert.id]) == {}
+    assert store.outbox.fetch("hook", BUCKET_MS) == []
     store.close()

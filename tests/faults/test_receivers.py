@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import pytest
 
-from tests.faults.rig import Rig, wait_for
+from tests.faults.rig import DRIFT, STORY, Rig, wait_for
 
 pytestmark = [pytest.mark.kafka, pytest.mark.faults]
 
 ANSWERS = {
     "500": (500, {}, 0.0),
     "429": (429, {"Retry-After": "3"}, 0.0),
+    "redirect": (302, {"Location": "http://127.0.0.1:9/"}, 0.0),
     "time-out": (204, {}, 2.5),
 }
 
@@ -27,12 +28,18 @@ def test_a_receiver_that_fails_at_first_gets_every_transition(rig: Rig, name: st
         assert rig.hook.tries[1][0] - rig.hook.tries[0][0] >= 3
 
 
-def test_a_redirect_is_refused_and_kept_among_the_dead_letters(rig: Rig) -> None:
-    rig.hook.answers = lambda number: (302, {"Location": "http://127.0.0.1:9/"}, 0.0) if number == 1 else (204, {}, 0.0)
-    rig.tell()
+def test_a_receiver_that_is_renamed_while_an_alert_fires_gets_it_and_its_end(rig: Rig) -> None:
+    rig.tell(0, DRIFT[1])
+    first = rig.start()
+    wait_for("the alert", rig.hook.ids)
+    assert first.terminate() == 0
+    rig.settings["receivers"][0]["name"] = "renamed"
     rig.start()
-    rig.await_counted()
+    (fired,) = rig.hook.ids()
+    wait_for("the alert again", lambda: len(rig.hook.tries) == 2)
+    assert rig.hook.tries[1][1] == fired
+    rig.tell(DRIFT[1], STORY)
     rig.await_story_closed()
-    (dead,) = wait_for("the dead letter", rig.store.outbox.dead_alerts)
-    assert dead.receiver == "hook"
-    rig.check_counts()
+    wait_for("its end", lambda: len(rig.hook.ids()) == 2)
+    assert len(rig.hook.tries) == 3
+    assert rig.store.outbox.receivers() == {"hook", "renamed"}

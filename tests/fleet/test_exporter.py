@@ -152,7 +152,7 @@ def test_alerts_and_outbox_are_shown_by_receiver_and_stream(fleet: Fleet) -> Non
     verdict = Verdict(True, 0.5, 0.4, 0.2, 100, "much is strange", cause="ood: more images beyond the 5 % cut")
     alert = Alert("drift", "cam-1", AlertPhase.FIRING, "id", since_ms=20_000, fired_ms=30_000, verdict=verdict)
     resolved = Alert("drift", "cam-2", AlertPhase.RESOLVED, "id2", resolved_ms=20_000)
-    fleet.store.outbox.retain_receivers(["hook"])
+    fleet.store.outbox.keep_receivers(["hook"])
     exported = fleet.exported()
     read(exported)
     for _ in range(2):

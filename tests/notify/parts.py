@@ -155,5 +155,7 @@ def decide(store: Store, stream: str = "cam-1", phase: AlertPhase = AlertPhase.F
     """Let the alert change as the evaluator would: its state and its document in one step. Returns the webhook id."""
     alert = alert_of(stream, rule, phase)
     kept = alert if phase is AlertPhase.FIRING else Alert(rule, stream)
-    assert store.evaluation.decide(store.evaluation.state().version, T0_MS, [kept], {}, [document_of(alert)])
+    document = document_of(alert)
+    firing = {alert.id: document if phase is AlertPhase.FIRING else ""}
+    assert store.evaluation.decide(store.evaluation.state().version, T0_MS, [kept], {}, [document], firing)
     return f"{alert.id}-{phase}"

@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-import itertools
-import json
 import threading
 import time
-from collections.abc import Callable, Iterator
 from contextlib import ExitStack
-from dataclasses import dataclass, field
 from typing import Any
 
 import pytest
@@ -16,83 +12,19 @@ from pydantic import SecretStr
 from structlog.testing import capture_logs
 
 from monitor.core.alert_document import test_document as a_test_document
-from monitor.core.silences import Silence, to_json
-from monitor.core.types import Alert, AlertPhase
-from monitor.notify.delivery.context import STANDARD_WEBHOOKS_S, DeliveryContext, Timing
-from monitor.notify.delivery.dispatcher import Dispatcher
-from monitor.notify.delivery.still_firing import RETRY_WITHHELD_MS
-from monitor.notify.delivery.worker import Worker
-from monitor.notify.receivers.alertmanager import AlertmanagerSender, AlertmanagerSettings
+from monitor.core.types import AlertPhase
+from monitor.notify.delivery.context import STANDARD_WEBHOOKS_S, Timing
+from monitor.notify.delivery.still_firing import WAIT_S
 from monitor.notify.receivers.notice import Notice
 from monitor.notify.receivers.pagerduty import PagerDutySender, PagerDutySettings
-from monitor.notify.receivers.protocol import Receiver
-from monitor.notify.receivers.webhook import WebhookSender, WebhookSettings
-from monitor.notify.self_alerts import DELIVERY
 from monitor.store import Store, StoreError, open_store
 from monitor.store.private_server import PrivateRedis
 from monitor.store.settings import RedisSettings
-from tests.notify.parts import T0_MS, Answer, Clock, Server, decide, eventually
+from tests.notify.bench import Bench, dead_ids, settled
+from tests.notify.parts import T0_MS, Answer, decide, eventually
 
 RESOLVED = AlertPhase.RESOLVED
 PAGERDUTY = PagerDutySettings(name="pd", type="pagerduty", routing_key=SecretStr("k"))
-_monitors = itertools.count()
-
-
-@dataclass
-class Bench:
-    """A store, a clock, and receivers that are real HTTP clients of local servers."""
-
-    store: Store
-    url: str
-    stack: ExitStack
-    clock: Clock = field(default_factory=Clock)
-    outcomes: list[tuple[str, str]] = field(default_factory=list)
-    over: threading.Event = field(default_factory=threading.Event)
-    timing: Timing = field(default_factory=lambda: Timing(jitter=0.0, poll_s=0.01))
-
-    def server(self) -> Server:
-        return self.stack.enter_context(Server())
-
-    def webhook(self, server: Server, name: str = "hook", **settings: Any) -> WebhookSender:
-        made = WebhookSender(WebhookSettings(name=name, type="webhook", url=SecretStr(server.url), **settings))
-        self.stack.callback(made.close)
-        return made
-
-    def worker(self, receiver: Receiver) -> Worker:
-        """What one thread of a dispatcher does, step by step; each call is a new process's."""
-        return Worker(receiver, self.context(lambda: not self.over.is_set()))
-
-    def context(self, holds_lease: Callable[[], bool]) -> DeliveryContext:
-        return DeliveryContext(self.store, "layerwatch", holds_lease, self.clock, self.timing, self.observe)
-
-    def dispatcher(self, *receivers: Receiver, holds_lease: Callable[[], bool] = lambda: True) -> Dispatcher:
-        made = Dispatcher(self.context(holds_lease), receivers)
-        self.stack.callback(made.stop, 0.2)
-        return made
-
-    def observe(self, receiver: str, outcome: str, seconds: float) -> None:
-        assert seconds >= 0
-        self.outcomes.append((receiver, outcome))
-
-    def silence(self, ends_s: float, **matchers: str) -> None:
-        silence = Silence("s1", matchers, T0_MS, T0_MS + round(1000 * ends_s))
-        self.store.silences.put("s1", to_json(silence))
-
-
-@pytest.fixture
-def bench(redis_server: PrivateRedis) -> Iterator[Bench]:
-    with ExitStack() as stack:
-        store = open_store(RedisSettings(url=SecretStr(redis_server.url)), f"notify-{next(_monitors)}")
-        stack.callback(store.close)
-        yield Bench(store, redis_server.url, stack)
-
-
-def dead_ids(bench: Bench) -> list[str]:
-    return [json.loads(dead.document)["id"] for dead in bench.store.outbox.dead_alerts()]
-
-
-def settled(bench: Bench, receiver: str = "hook") -> bool:
-    return bench.store.outbox.backlog(receiver).entries == 0
 
 
 # ------------------------------------------------------------------------------------------------ delivery
@@ -244,9 +176,11 @@ def test_tries_follow_the_schedule_of_standard_webhooks(bench: Bench) -> None:
     assert bench.outcomes == [("hook", "retried")] * 9 + [("hook", "buried")]
     assert dead_ids(bench) == server.ids[:1]
     assert len(set(server.ids)) == 1
+    decide(bench.store, phase=RESOLVED)
+    server.default = Answer()
     bench.clock.pass_s(1e6)
     worker.round()
-    assert len(server.requests) == 10
+    assert len(server.requests) == 11, "what is over is not sent any more; its end is"
 
 
 def test_a_wait_grows_by_its_jitter_and_never_shrinks() -> None:
@@ -325,82 +259,6 @@ def test_killed_between_the_answer_and_the_note_of_it_the_same_id_comes_twice(be
     assert server.ids == [fired, fired]
     assert settled(bench)
     assert list(bench.store.outbox.held("hook")) == [fired.removesuffix("-firing")]
-
-
-# ------------------------------------------------------------------------------------------------ given up
-
-
-@pytest.mark.parametrize(("answer", "outcome"), [(Answer(500), "buried"), (Answer(410), "refused")])
-def test_what_is_given_up_is_a_dead_letter_and_alerts_the_others(bench: Bench, answer: Answer, outcome: str) -> None:
-    bench.timing = Timing(delays_s=(0.0,), poll_s=0.01)
-    dead, well = bench.server(), bench.server()
-    dead.default = answer
-    fired = decide(bench.store)
-    bench.dispatcher(bench.webhook(dead, "dead"), bench.webhook(well, "well")).start()
-    eventually(lambda: len(well.requests) == 2 and settled(bench, "dead") and settled(bench, "well"))
-    assert dead_ids(bench) == [fired]
-    assert ("dead", outcome) in bench.outcomes
-    alert = next(request.json for request in well.requests if request.json["data"]["rule"] == DELIVERY)
-    assert (alert["type"], alert["data"]["stream"]) == ("alert.firing", "dead")
-    assert str(answer.status) in alert["data"]["cause"]
-    assert dead.ids == [fired], "a receiver must not get the alert about itself"
-
-
-def test_a_receiver_that_fails_long_gives_one_alert_and_its_recovery_ends_it(bench: Bench) -> None:
-    bench.timing = Timing(delays_s=(0.0,), poll_s=0.01)
-    dead, well = bench.server(), bench.server()
-    dead.default = Answer(500)
-    sick, healthy = bench.webhook(dead, "dead"), bench.webhook(well, "well")
-    bench.store.outbox.retain_receivers(["dead", "well"])
-    for i in range(3):
-        decide(bench.store, f"cam-{i}")
-    bench.worker(sick).round()
-    bench.worker(sick).round()  # gets to see, and not to send, the alert about itself
-    dead.default = Answer(200)
-    decide(bench.store, "cam-9")
-    bench.worker(sick).round()
-    bench.worker(sick).round()
-    for _ in range(2):
-        bench.worker(healthy).round()
-    about = [r.json for r in well.requests if r.json["data"]["rule"] == DELIVERY]
-    assert [document["type"] for document in about] == ["alert.firing", "alert.resolved"]
-    assert about[0]["data"]["alert_id"] == about[1]["data"]["alert_id"]
-    assert bench.store.outbox.failing() == {}
-    assert len(dead.requests) == 4
-    assert settled(bench, "dead")
-    assert settled(bench, "well")
-
-
-def test_two_dead_receivers_do_not_alert_about_each_other_endlessly(bench: Bench) -> None:
-    bench.timing = Timing(delays_s=(0.0,), poll_s=0.01)
-    servers = [bench.server(), bench.server()]
-    workers = []
-    for i, server in enumerate(servers):
-        server.default = Answer(500)
-        workers.append(bench.worker(bench.webhook(server, f"dead-{i}")))
-    bench.store.outbox.retain_receivers(["dead-0", "dead-1"])
-    decide(bench.store)
-    for _ in range(10):
-        for worker in workers:
-            worker.round()
-    # each: the alert itself, and the alert about the other
-    assert [len(server.requests) for server in servers] == [2, 2]
-    assert settled(bench, "dead-0")
-    assert settled(bench, "dead-1")
-
-
-def test_a_receiver_that_is_no_longer_configured_is_forgotten(bench: Bench) -> None:
-    bench.timing = Timing(delays_s=(0.0,), poll_s=0.01)
-    dead, well = bench.server(), bench.server()
-    dead.default = Answer(500)
-    bench.store.outbox.retain_receivers(["dead", "well"])
-    decide(bench.store)
-    bench.worker(bench.webhook(dead, "dead")).round()
-    assert list(bench.store.outbox.failing()) == ["dead"]
-    bench.dispatcher(bench.webhook(well, "well")).start()
-    eventually(lambda: len(well.requests) == 3)
-    assert [request.json["type"] for request in well.requests] == ["alert.firing", "alert.firing", "alert.resolved"]
-    assert bench.store.outbox.retain_receivers(["well"]) == []
 
 
 # ------------------------------------------------------------------------------------------------ Redis away
@@ -489,7 +347,7 @@ def test_an_alert_that_outlives_its_silence_is_sent_then(bench: Bench) -> None:
     server.answers = [Answer(500)]
     worker = bench.worker(receiver)
     worker.round()
-    bench.clock.pass_s(RETRY_WITHHELD_MS / 1000 + 10)
+    bench.clock.pass_s(WAIT_S[0] + 10)
     worker.round()
     bench.clock.pass_s(60)
     worker.round()
@@ -545,102 +403,3 @@ def test_a_silence_that_cannot_be_read_hides_nothing_and_is_logged_once(bench: B
             worker.round()
     assert len(server.requests) == 2
     assert [line["event"] for line in logs].count("notify.silence_unreadable") == 1
-
-
-# ------------------------------------------------------------------------------------------------ re-sending
-
-
-@pytest.fixture
-def alertmanager(bench: Bench) -> tuple[Server, AlertmanagerSender]:
-    server = bench.server()
-    settings = AlertmanagerSettings(name="am", type="alertmanager", urls=(SecretStr(server.url),), resend_s=60)
-    receiver = AlertmanagerSender(settings, bench.clock)
-    bench.stack.callback(receiver.close)
-    return server, receiver
-
-
-def streams(server: Server) -> list[list[str]]:
-    """Streams named in each request."""
-    return [sorted(alert["labels"]["stream"] for alert in request.json) for request in server.requests]
-
-
-def test_what_fires_is_sent_again_until_it_is_resolved(
-    bench: Bench, alertmanager: tuple[Server, AlertmanagerSender]
-) -> None:
-    server, receiver = alertmanager
-    worker = bench.worker(receiver)
-    worker.round()
-    decide(bench.store, "cam-1")
-    decide(bench.store, "cam-2")
-    worker.round()
-    bench.clock.pass_s(59)
-    worker.round()
-    assert streams(server) == [["cam-1"], ["cam-2"]]
-    bench.clock.pass_s(1)
-    worker.round()
-    assert streams(server)[2:] == [["cam-1", "cam-2"]]
-    decide(bench.store, "cam-1", RESOLVED)
-    bench.clock.pass_s(60)
-    worker.round()
-    assert streams(server)[3:] == [["cam-1"], ["cam-2"]], "the end, and the other one again"
-    assert server.requests[3].json[0]["endsAt"] == "2026-11-24T08:21:00.000Z"
-    # a new process sends them at once: how long the last one was away is not known
-    bench.worker(receiver).round()
-    assert streams(server)[5:] == [["cam-2"]]
-    assert [outcome for _, outcome in bench.outcomes].count("resent") == 3
-
-
-def test_many_are_sent_again_in_few_requests_and_none_once_the_lease_is_lost(
-    bench: Bench, alertmanager: tuple[Server, AlertmanagerSender], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("monitor.notify.delivery.still_firing.RESENT_TOGETHER", 2)
-    server, receiver = alertmanager
-    for i in range(5):
-        decide(bench.store, f"cam-{i}")
-    worker = bench.worker(receiver)
-    worker.round()
-    del server.requests[:]
-    bench.clock.pass_s(60)
-    worker.round()
-    assert [len(request.json) for request in server.requests] == [2, 2, 1]
-    resend = receiver.resend
-
-    def lose_the_lease(notices: Any) -> Any:
-        bench.over.set()
-        return resend(notices)
-
-    receiver.resend = lose_the_lease  # type: ignore[method-assign]
-    bench.clock.pass_s(60)
-    worker.round()
-    assert [len(request.json) for request in server.requests] == [2, 2, 1, 2]
-
-
-def test_during_a_silence_it_is_not_sent_again(bench: Bench, alertmanager: tuple[Server, AlertmanagerSender]) -> None:
-    server, receiver = alertmanager
-    worker = bench.worker(receiver)
-    decide(bench.store)
-    worker.round()
-    sent = len(server.requests)
-    bench.silence(600, stream="*")
-    bench.clock.pass_s(60)
-    worker.round()
-    assert len(server.requests) == sent
-    bench.clock.pass_s(600)
-    worker.round()
-    assert len(server.requests) == sent + 1
-
-
-def test_an_alert_whose_end_was_cut_off_is_not_sent_again(
-    bench: Bench, alertmanager: tuple[Server, AlertmanagerSender]
-) -> None:
-    server, receiver = alertmanager
-    worker = bench.worker(receiver)
-    decide(bench.store)
-    worker.round()
-    # its end is committed, but the entry falls to the outbox limit
-    assert bench.store.evaluation.decide(bench.store.evaluation.state().version, 0, [Alert("drift", "cam-1")], {}, [])
-    sent = len(server.requests)
-    bench.clock.pass_s(60)
-    worker.round()
-    assert len(server.requests) == sent
-    assert bench.store.outbox.held("am") == {}

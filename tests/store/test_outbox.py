@@ -161,22 +161,47 @@ def test_counting_a_full_outbox_holds_the_server_for_a_moment_at_a_time(
         client.delete(key)
 
 
-def test_a_receiver_that_is_no_longer_configured_holds_nothing_back(store: Store) -> None:
-    assert store.outbox.retain_receivers(["one"]) == []
+def test_a_receiver_is_new_once_and_is_kept_until_it_is_forgotten(store: Store) -> None:
+    assert store.outbox.receivers() == set()
+    assert store.outbox.keep_receivers(["one", "gone"]) == ["gone", "one"]
+    assert store.outbox.keep_receivers(["one"]) == []
+    assert store.outbox.receivers() == {"one", "gone"}
+    store.outbox.forget_receiver("gone", "why")
+    assert store.outbox.receivers() == {"one"}
+    assert store.outbox.keep_receivers(["gone"]) == ["gone"]
+
+
+def test_what_waited_for_a_forgotten_receiver_is_buried_and_holds_nothing_back(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("monitor.store.outbox.FETCH_ENTRIES", 2)
+    monkeypatch.setattr(evaluation, "OUTBOX_LIMIT", 3)
+    store.outbox.keep_receivers(["one", "gone"])
     decide(store, "a", "b")
     store.outbox.fetch("gone", 0)
+    decide(store, "c", "d", "e")  # a and b are cut off
     store.outbox.hold("gone", "alert-1", "a")
-    entries = store.outbox.fetch("one", 0)
-    assert store.outbox.retain_receivers(["one"]) == ["gone"]
-    assert store.outbox.retain_receivers(["one"]) == []
-    for entry in entries:
-        store.outbox.settle("one", entry.id)
-    assert kept(store) == 0
+    for _ in range(3):
+        for entry in store.outbox.fetch("one", 0):
+            store.outbox.settle("one", entry.id)
+    assert kept(store) == 3
+    assert store.outbox.forget_receiver("gone", "no longer configured") == 3
+    dead = {(letter.receiver, letter.reason, letter.document) for letter in store.outbox.dead_alerts()}
+    assert dead == {("gone", "no longer configured", text) for text in "cde"}
     assert store.outbox.held("gone") == {}
+    assert kept(store) == 0
 
 
-def test_what_one_settles_is_kept_for_a_receiver_that_is_retained_and_has_not_looked_yet(store: Store) -> None:
-    store.outbox.retain_receivers(["quick", "late"])
+def test_absence_adds_up_until_the_receiver_is_configured_again(store: Store) -> None:
+    store.outbox.keep_receivers(["one", "gone"])
+    assert store.outbox.add_absence("gone", 60) == 60
+    assert store.outbox.add_absence("gone", 0.5) == 60.5
+    store.outbox.keep_receivers(["gone"])
+    assert store.outbox.add_absence("gone", 1) == 1
+
+
+def test_what_one_settles_is_kept_for_a_receiver_that_is_configured_and_has_not_looked_yet(store: Store) -> None:
+    store.outbox.keep_receivers(["quick", "late"])
     decide(store, "a")
     (entry,) = store.outbox.fetch("quick", 0)
     store.outbox.settle("quick", entry.id)
@@ -225,7 +250,9 @@ def test_every_key_of_the_outbox_expires_by_itself(store: Store, redis_server: P
     store.outbox.postpone("one", second.id, 1, 1)
     store.outbox.bury("early", store.outbox.fetch("early", 0)[0], "gone")
     store.outbox.set_failing("early", "told")
+    store.outbox.keep_receivers(["early"])
+    assert store.evaluation.decide(0, 0, [], {}, [], {"alert-1": "a"})
     with Client.from_url(redis_server.url, decode_responses=True) as client:
         keys = set(client.scan_iter(f"{store._monitor_keys.key()}:*"))
-        assert len(keys) == 5
+        assert len(keys) == 8
         assert all(client.ttl(key) > 0 for key in keys)

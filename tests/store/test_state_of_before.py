@@ -104,6 +104,7 @@ def test_silences_and_what_receivers_know_are_those_of_before(store: Store) -> N
     outbox = store.outbox
     assert outbox.self_alerts() == {"layerwatch-gap images:0": DOCUMENTS[6]}
     assert outbox.failing() == {"pager": DOCUMENTS[6]}
+    assert outbox.receivers() == set(RECEIVERS)
     fired = json.loads(DOCUMENTS[0])["data"]["alert_id"]
     assert [outbox.held(name) for name in RECEIVERS] == [{fired: f"told\n{DOCUMENTS[0]}"}, {}, {fired: "told\n"}]
     (dead,) = outbox.dead_alerts()
@@ -166,7 +167,7 @@ def test_the_next_decision_builds_on_the_version_of_before(store: Store) -> None
 
 def test_every_receiver_gets_what_it_had_not_settled_and_the_outbox_empties(store: Store) -> None:
     outbox = store.outbox
-    assert outbox.retain_receivers(RECEIVERS) == []
+    assert outbox.keep_receivers(RECEIVERS) == []
     for name in RECEIVERS:
         expected = [
             (entry_id, "" if document is None else DOCUMENTS[document], *retry)

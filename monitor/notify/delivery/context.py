@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import random
 import threading
+import time
+import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
@@ -11,9 +13,11 @@ import structlog
 
 from monitor.core.silences import Silence, read_all, silenced
 from monitor.notify.receivers.notice import Notice
+from monitor.notify.receivers.protocol import Outcome, Retry
 from monitor.notify.self_alerts import delivery_alert_end
 from monitor.store import Store
-from monitor.telemetry.clock import wall_ms
+from monitor.telemetry.clock import SteadyClock, wall_ms
+from monitor.telemetry.failpoints import failpoint
 
 log = structlog.get_logger(__name__)
 
@@ -51,11 +55,13 @@ class Timing:
 
 @dataclass(frozen=True, slots=True)
 class DeliveryContext:
-    """Store, clock and schedule of one dispatcher, and whether its workers may go on.
+    """Store, clocks and schedule of one dispatcher, and whether its workers may go on.
 
     Args:
         holds_lease: asked before every step; without the lease another replica may be delivering.
-        now_ms: the wall clock.
+        now_ms: the wall clock, for silences and documents.
+        steady_ms: for waits, which a clock that is set back must not lengthen. Waits are kept in Redis and go on in
+            other processes, so it begins at the time of Redis.
         observe: outcomes are delivered, retried, refused, buried, silenced, resent and acknowledged.
     """
 
@@ -65,12 +71,29 @@ class DeliveryContext:
     now_ms: Callable[[], int] = wall_ms
     timing: Timing = Timing()
     observe: Observe = lambda *_: None
+    steady_ms: Callable[[], int] = field(default_factory=lambda: SteadyClock(wall_ms))
     stopped: threading.Event = field(default_factory=threading.Event)
     _unreadable: set[str] = field(default_factory=set)
 
     def over(self) -> bool:
         """Whether the workers must not begin anything more."""
         return self.stopped.is_set() or not self.holds_lease()
+
+    def attempt(self, request: Callable[[], Outcome]) -> tuple[Outcome | None, float]:
+        """(outcome, seconds) of one request to a receiver; the outcome is None where the lease is lost: nothing is sent
+        then."""
+        started = time.monotonic()
+        outcome: Outcome | None
+        try:
+            failpoint("before_send")
+            # as late as can be: this thread may have stood still since its round began
+            outcome = None if self.over() else request()
+        except Exception as error:
+            # A bug in one receiver's code must not end its deliveries. Reported by place, without text and variables:
+            # those could hold its secrets.
+            frame = traceback.extract_tb(error.__traceback__)[-1]
+            outcome = Retry(f"{type(error).__name__} in {frame.name}, line {frame.lineno}")
+        return outcome, time.monotonic() - started
 
     def end_delivery_alert(self, receiver: str, opened: str) -> None:
         """Resolve the alert about a receiver that did not get its alerts; `opened` is its firing document."""

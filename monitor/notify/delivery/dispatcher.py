@@ -9,6 +9,7 @@ from collections.abc import Sequence
 import structlog
 
 from monitor.notify.delivery.context import DeliveryContext
+from monitor.notify.delivery.roster import Roster
 from monitor.notify.delivery.worker import Worker
 from monitor.notify.receivers.protocol import Receiver
 from monitor.store import StoreError
@@ -34,8 +35,7 @@ class Dispatcher:
         self._context = context
         self._workers = [Worker(receiver, context) for receiver in receivers]
         self._threads: list[threading.Thread] = []
-        self._preparing = threading.Lock()
-        self._prepared = False
+        self._roster = Roster(context, [receiver.name for receiver in receivers])
 
     def start(self) -> None:
         """Begin to deliver; returns at once."""
@@ -61,7 +61,7 @@ class Dispatcher:
         pause_s = 0.0
         while not self._context.over():
             try:
-                self._prepare()
+                self._roster.look()
                 worker.round()
                 pause_s = 0.0
             except StoreError as error:
@@ -73,18 +73,3 @@ class Dispatcher:
                 log.exception("notify.round_failed", receiver=worker.receiver.name)
                 pause_s = min(max(first, 2 * pause_s), longest)
             self._context.stopped.wait(pause_s or self._context.timing.poll_s)
-
-    def _prepare(self) -> None:
-        """Once, before the first delivery: an entry that one receiver settles must be kept for all the others, and
-        receivers that are no longer configured must neither hold the outbox back nor stay reported as failing."""
-        with self._preparing:
-            if self._prepared:
-                return
-            outbox = self._context.store.outbox
-            names = {worker.receiver.name for worker in self._workers}
-            for name in outbox.retain_receivers(names):
-                log.info("notify.receiver_forgotten", receiver=name)
-            for name, document in outbox.failing().items():
-                if name not in names:
-                    self._context.end_delivery_alert(name, document)
-            self._prepared = True

@@ -3,6 +3,7 @@
     fetch -> not due, or behind an earlier document of the same alert: wait
           -> not wanted or silenced: settle
           -> send -> 2xx: settle | retry: postpone, after the last try bury | refused: bury
+    visit -> what fires and is not delivered, nor waits above: send; a minute to an hour after a failed try
 
 The end of an alert follows its beginning: sent in spite of a silence where the beginning was sent, so that no incident
 stays open for ever, and withheld where the beginning was.
@@ -10,9 +11,8 @@ stays open for ever, and withheld where the beginning was.
 
 from __future__ import annotations
 
-import time
-import traceback
 from collections.abc import Sequence
+from functools import partial
 
 import structlog
 
@@ -20,8 +20,9 @@ from monitor.core.silences import Silence
 from monitor.notify.delivery.context import DeliveryContext
 from monitor.notify.delivery.still_firing import SENT, WITHHELD, StillFiring
 from monitor.notify.receivers.notice import FIRING, RESOLVED, Notice, NoticeError
-from monitor.notify.receivers.protocol import Delivered, Outcome, Receiver, Refused, Retry
-from monitor.notify.self_alerts import DELIVERY, delivery_alert
+from monitor.notify.receivers.protocol import Delivered, Receiver, Refused, Retry
+from monitor.notify.self_alerts import delivery_alert
+from monitor.store import outbox
 from monitor.store.outbox import OutboxEntry
 from monitor.telemetry.failpoints import failpoint
 
@@ -48,33 +49,40 @@ class Worker:
             StoreError: Redis is away; a later round records what was delivered meanwhile.
         """
         self._record_success()
-        now_ms = self._context.now_ms()
+        now_ms = self._context.steady_ms()
         if now_ms < self._pause_until_ms:
             return
-        self._deliver(now_ms)
-        if self._still_firing.visit():
+        # read before the entries: whatever fires then has its entry among them, or has had it
+        firing = self._still_firing.firing_if_due()
+        seen, complete = self._deliver(now_ms)
+        if firing is not None and self._still_firing.visit(firing, seen, complete):
             self._reached = True
 
-    def _deliver(self, now_ms: int) -> None:
+    def _deliver(self, now_ms: int) -> tuple[set[str], bool]:
+        """(alerts with an entry that this round looked at, whether it looked at all entries)."""
         waiting: dict[str, int] = {}  # alert -> when its first open document is due
+        seen: set[str] = set()
         entries = self._outbox.fetch(self._name, now_ms)
         silences = self._context.silences() if any(entry.document for entry in entries) else []
         for entry in entries:
             if self._context.over() or now_ms < self._pause_until_ms:
-                return
+                return seen, False
             if not entry.document:
+                seen.add(entry.alert_id)
                 waiting.setdefault(entry.alert_id, entry.not_before_ms)
                 continue
             try:
                 notice = Notice.parse(entry.document)
             except NoticeError as error:
-                self._bury(entry, "", str(error), "refused", 0.0)
+                self._bury(entry, "", Refused(str(error)), 0.0)
                 continue
+            seen.add(notice.alert_id)
             if notice.alert_id in waiting:
                 due_ms = waiting[notice.alert_id]
                 self._outbox.postpone(self._name, entry.id, entry.attempts, due_ms, notice.alert_id)
             elif (next_ms := self._handle(entry, notice, silences)) is not None:
                 waiting[notice.alert_id] = next_ms
+        return seen, len(entries) < outbox.FETCH_ENTRIES
 
     def _handle(self, entry: OutboxEntry, notice: Notice, silences: Sequence[Silence]) -> int | None:
         """Settle, send or bury; returns when to try again where the entry stays open."""
@@ -86,41 +94,27 @@ class Worker:
             self._context.observe(self._name, "silenced", 0.0)
             log.info("notify.silenced", receiver=self._name, id=notice.id)
             return None
-        outcome, took_s = self._send(notice)
+        outcome, took_s = self._context.attempt(partial(self.receiver.send, notice))
         match outcome:
             case None:
                 return entry.not_before_ms  # the next holder of the lease goes on
             case Delivered():
                 self._succeed(entry, notice, took_s)
-            case Refused(reason):
-                self._bury(entry, notice.alert_id, reason, "refused", took_s)
+            case Refused():
+                self._bury(entry, notice.alert_id, outcome, took_s)
             case Retry():
                 return self._retry(entry, notice.alert_id, outcome, took_s)
         return None
 
     def _is_unwanted(self, notice: Notice) -> bool:
-        about_itself = notice.rule == DELIVERY and notice.stream == self._name
-        return about_itself or (notice.type == RESOLVED and not self.receiver.send_resolved)
+        return self._still_firing.is_about_itself(notice) or (
+            notice.type == RESOLVED and not self.receiver.send_resolved
+        )
 
     def _is_silenced(self, notice: Notice, silences: Sequence[Silence]) -> bool:
         if notice.type == RESOLVED and (state := self._still_firing.state(notice.alert_id)):
             return state == WITHHELD
         return self._context.hides(notice, silences)
-
-    def _send(self, notice: Notice) -> tuple[Outcome | None, float]:
-        """None where the lease is lost: nothing is sent then."""
-        started = time.monotonic()
-        outcome: Outcome | None
-        try:
-            failpoint("before_send")
-            # as late as can be: this thread may have stood still since the round began
-            outcome = None if self._context.over() else self.receiver.send(notice)
-        except Exception as error:
-            # A bug in one receiver's code must not end its deliveries. Reported by place, without text and variables:
-            # those could hold its secrets.
-            frame = traceback.extract_tb(error.__traceback__)[-1]
-            outcome = Retry(f"{type(error).__name__} in {frame.name}, line {frame.lineno}")
-        return outcome, time.monotonic() - started
 
     # ---------------------------------------------------------------- outcomes
 
@@ -128,6 +122,7 @@ class Worker:
         alert_id = notice.alert_id if notice.type in {FIRING, RESOLVED} else ""
         self._delivered[entry.id] = (alert_id, self._still_firing.text(SENT, notice))
         self._reached = True
+        self._still_firing.answers_again()
         self._context.observe(self._name, "delivered", took_s)
         log.info("notify.delivered", receiver=self._name, id=notice.id, tries=entry.attempts + 1)
         failpoint("after_send")
@@ -146,12 +141,12 @@ class Worker:
         self._reached = False
 
     def _retry(self, entry: OutboxEntry, alert_id: str, outcome: Retry, took_s: float) -> int | None:
-        now_ms, failed = self._context.now_ms(), entry.attempts + 1
+        now_ms, failed = self._context.steady_ms(), entry.attempts + 1
         next_ms = self._context.timing.next_try_ms(now_ms, failed, outcome.after_s)
         if outcome.after_s:  # the receiver asked for a pause of all documents, not of this one alone
             self._pause_until_ms = now_ms + round(1000 * outcome.after_s)
         if next_ms is None:
-            self._bury(entry, alert_id, outcome.reason, "buried", took_s)
+            self._bury(entry, alert_id, outcome, took_s)
         elif not self._context.over():
             self._outbox.postpone(self._name, entry.id, failed, next_ms, alert_id)
             self._context.observe(self._name, "retried", took_s)
@@ -159,15 +154,19 @@ class Worker:
             log.warning("notify.failed", receiver=self._name, reason=outcome.reason, tries=failed, next_try_s=wait_s)
         return next_ms
 
-    def _bury(self, entry: OutboxEntry, alert_id: str, reason: str, outcome: str, took_s: float) -> None:
+    def _bury(self, entry: OutboxEntry, alert_id: str, why: Refused | Retry, took_s: float) -> None:
+        """Give the document up; while its alert fires, `StillFiring` goes on trying."""
         if self._context.over():
             return
         # before the burial: a crash in between repeats the alert with the same id and never loses it
         if self._name not in self._outbox.failing():
-            self._open_delivery_alert(entry, reason)
-        self._outbox.bury(self._name, entry, reason, alert_id)
+            self._open_delivery_alert(entry, why.reason)
+        self._outbox.bury(self._name, entry, why.reason, alert_id)
+        if alert_id:
+            self._still_firing.failed(alert_id, why)
+        outcome = "refused" if isinstance(why, Refused) else "buried"
         self._context.observe(self._name, outcome, took_s)
-        log.error("notify.given_up", receiver=self._name, reason=reason, tries=entry.attempts + 1, outcome=outcome)
+        log.error("notify.given_up", receiver=self._name, reason=why.reason, tries=entry.attempts + 1, outcome=outcome)
 
     def _open_delivery_alert(self, entry: OutboxEntry, reason: str) -> None:
         entry_ms = int(entry.id.partition("-")[0])

@@ -24,7 +24,7 @@ from monitor.notify.receivers.protocol import (
     Resending,
     Retry,
 )
-from monitor.telemetry.clock import wall_ms
+from monitor.telemetry.clock import SteadyClock, wall_ms
 
 log = structlog.get_logger(__name__)
 
@@ -58,7 +58,7 @@ class AlertmanagerSender(Resending):
     def __init__(self, settings: AlertmanagerSettings, now_ms: Callable[[], int] = wall_ms) -> None:
         super().__init__(settings)
         self.resend_s = settings.resend_s
-        self._now_ms = now_ms
+        self._now_ms, self._steady_ms = now_ms, SteadyClock(now_ms)
         self._endpoints = [
             Endpoint(
                 settings,
@@ -95,7 +95,8 @@ class AlertmanagerSender(Resending):
 
     def _alert(self, notice: Notice, now_ms: int) -> dict[str, Any]:
         # event time may run a little ahead of the clock, and Alertmanager refuses an end before the start
-        ends_ms = now_ms + round(1000 * MISSED_RESENDS * self.resend_s)
+        # the later clock: one that was set back must not end the alert, nor one that was wrong when the process began
+        ends_ms = max(now_ms, self._steady_ms()) + round(1000 * MISSED_RESENDS * self.resend_s)
         if notice.type == RESOLVED:
             ends_ms = min(time_ms(notice.data["resolved_at"]), now_ms)
         starts_ms = min(time_ms(notice.data["fired_at"] or notice.since), ends_ms, now_ms)

@@ -29,10 +29,11 @@ for _name in ("httpx", "httpcore"):
 class Endpoint:
     """A URL that takes POSTs. Safe to share between threads.
 
-    2xx is delivered. 3xx is refused: following one would carry a signed alert to an unknown host. So are the statuses
-    in `final`. Everything else is tried again: 5xx, 429, time-outs and errors of the connection because they pass;
-    other 4xx (401 after a key was changed, 404 while the receiver is being deployed, 413 from a misconfigured proxy)
-    because someone can repair them within the three days of the schedule and then nothing is lost.
+    2xx is delivered. The statuses in `final` are refused. Everything else is tried again: 5xx, 429, time-outs and
+    errors of the connection because they pass; 3xx (a login page or a maintenance page before the receiver) and other
+    4xx (401 after a key was changed, 404 while the receiver is being deployed, 413 from a misconfigured proxy) because
+    someone can repair them within the three days of the schedule and then nothing is lost. A redirect is not followed:
+    that would carry a signed alert to an unknown host.
 
     Args:
         key: the setting of the receiver that `url` comes from, for errors.
@@ -92,7 +93,7 @@ class Endpoint:
             return Delivered()
         reason = f"{self._where}: answered {status}"
         if response.is_redirect:
-            return Refused(f"{reason}; redirects are not followed, configure the final URL")
+            return Retry(f"{reason}; redirects are not followed, configure the final URL")
         if self._explain:
             start = next(response.iter_bytes(EXPLANATION_BYTES), b"").decode("utf-8", "replace")
             reason = " ".join([reason, *start.split()])

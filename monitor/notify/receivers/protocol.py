@@ -36,7 +36,7 @@ class Retry:
 
 @dataclass(frozen=True, slots=True)
 class Refused:
-    """The try failed, and so will every other one with the same document."""
+    """The try failed, and so will every other one with the same document, unless someone repairs the receiver."""
 
     reason: str
 

@@ -27,6 +27,7 @@ from monitor.evaluate.evaluator import Evaluator
 from monitor.ingest.scoring.profiles import load_profiles
 from monitor.ingest.settings import VerdictSettings
 from monitor.notify.self_alerts import SelfAlerts
+from monitor.sources import SOURCES
 from monitor.sources.protocol import FatalSourceError, SourceError
 from monitor.sources.read_back import Span, open_span
 from monitor.store import Store, StoreError, open_store
@@ -87,9 +88,11 @@ def replay_documents(settings: Config, span: Span, store: Store) -> list[str]:
 
 
 def _without_traces(settings: Config) -> Config:
-    """No image log, no self alerts, no thumbnails; and a partition is idle as soon as it is read to its end."""
+    """The whole span; no image log, self alerts or thumbnails; a partition is idle as soon as it is read to its end."""
+    source = SOURCES[settings.source].section
     return settings.model_copy(
         update={
+            source: getattr(settings, source).model_copy(update={"start": "earliest"}),
             "verdicts": VerdictSettings(),
             "receivers": (),
             "evidence": settings.evidence.model_copy(update={"thumbnails": False}),

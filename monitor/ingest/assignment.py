@@ -3,7 +3,7 @@
 | Redis has a cursor | the group has a commit | read from |
 |---|---|---|
 | yes | any | the cursor: it alone says what has been counted |
-| no | no | the start policy (`earliest` or `latest`): a new partition |
+| no | no | the start policy (`earliest` or `latest`); a partition added after the topic was first read: its start |
 | no | yes | `now - window - lateness`, or the commit where that lies before: Redis lost its state |
 
 In the last case the windows are rebuilt from the log; alerts that fire before the commit is reached are suppressed,
@@ -211,12 +211,28 @@ class Assignment:
         first, end = source.bounds(partition)
         committed = source.committed(partition)
         if committed is None:
-            return (first if self._policy.start == "earliest" else end), None
+            from_start = self._policy.start == "earliest" or partition.index >= self._first_read_with(source, partition)
+            return (first if from_start else end), None
         # never behind the commit: no record there was counted, however old its timestamp is
         begin = max(first, min(committed, source.offset_at(partition, wall_ms() - self._policy.rebuild_ms)))
         metrics.STATE_LOST.inc()
         log.error("partition.state_lost", partition=str(partition), next_offset=begin, committed=committed, end=end)
         return begin, max(committed, begin)
+
+    def _first_read_with(self, source: Source, partition: Partition) -> int:
+        """How many partitions the topic had when the group began to read it: `latest` speaks of those alone.
+
+        What comes later is noticed later, and may hold records by then.
+        """
+        topic, catalog = partition.topic, self._store.catalog
+        known = catalog.first_read_with(topic)
+        if known is None:
+            all_of_it = [other for other in source.partitions() if other.topic == topic]
+            cursors = self._store.partitions.cursors(all_of_it)
+            # there are some where Redis has lost the number, or a version that did not keep it began
+            read = [p.index for p in all_of_it if cursors[p] or source.committed(p) is not None]
+            known = catalog.keep_first_read(topic, max(read) + 1 if read else len(all_of_it))
+        return known
 
     def _after_gap(self, source: Source, partition: Partition, cursor: Cursor, log_id: str) -> Cursor:
         """The cursor, moved over a gap if policy allows it.

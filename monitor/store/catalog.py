@@ -18,6 +18,7 @@ class Catalog:
         self._connection = keys.connection
         self._partitions, self._registrations = keys.key("partitions"), keys.key("registrations")
         self._left_out = keys.texts("left_out")
+        self._first_read = keys.key("first_read")
         self._layouts, self._profiles = keys.texts("layouts"), keys.texts("profiles")
 
     def register_partitions(self, partitions: Iterable[Partition]) -> None:
@@ -29,6 +30,17 @@ class Catalog:
         """Every partition registered so far, in order."""
         members = self._connection.read("SMEMBERS", self._partitions)
         return tuple(sorted(_partition(member.decode()) for member in members))
+
+    def first_read_with(self, topic: str) -> int | None:
+        """How many partitions the topic had when it was first read; None where that is not known."""
+        found = self._connection.read("HGET", self._first_read, topic)
+        return None if found is None else int(found)
+
+    def keep_first_read(self, topic: str, partitions: int) -> int:
+        """Store that number unless another process has; returns what is stored."""
+        key = self._first_read
+        commands = [("HSETNX", key, topic, partitions), ("EXPIRE", key, TTL_S), ("HGET", key, topic)]
+        return int(self._connection.read_many(commands)[-1])
 
     def registrations(self, partitions: Iterable[Partition]) -> dict[Partition, Sign]:
         """What changes at least every few seconds while a process is configured to read the partition."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator
+from contextlib import closing
 from dataclasses import dataclass
 
 import pytest
@@ -16,6 +17,7 @@ from monitor.ingest.settings import DeadLetterSettings
 from monitor.notify.self_alerts import SelfAlerts
 from monitor.sources import open_source
 from monitor.sources.protocol import Polled, Source
+from monitor.sources.redis_streams.log import append_call, open_connection
 from monitor.sources.redis_streams.settings import RedisStreamSettings
 from monitor.store import Store, open_store
 from monitor.store.private_server import PrivateRedis
@@ -23,6 +25,21 @@ from monitor.store.settings import RedisSettings
 
 WINDOW = 10
 _names = itertools.count()
+
+
+def claimed(store: Store, settings: Config, partitions: int) -> list[int]:
+    """Where a process that reads all partitions of the topic begins in each, under `start: latest`."""
+    (topic,) = settings.redis_stream.topics
+    source = open_source(settings.source_settings())
+    alerts = SelfAlerts(store, topic, has_receivers=False)
+    process = Assignment(store, alerts, AssignmentPolicy("latest", 0, DeadLetterSettings(), "default"))
+    while len(process.owned) < partitions:
+        process.follow(source.poll(0.05))
+        process.claim_due(source)
+    begins = [process.owned[Partition(topic, i)].next_offset for i in range(partitions)]
+    source.commit({partition: owner.next_offset for partition, owner in process.owned.items()})
+    source.close()
+    return begins
 
 
 @dataclass
@@ -146,3 +163,24 @@ def test_owners_give_signs_of_life_while_they_read_and_while_they_are_stopped(tw
     two.b.verify()
     assert two.store.partitions.signs([two.partition]) == signs[-1]  # somebody else gives none
     assert all(before != after for before, after in itertools.pairwise(signs))
+
+
+@pytest.mark.parametrize("lost", ["nothing", "the state", "the first number"])
+def test_a_partition_that_is_added_is_read_from_its_start_where_the_others_begin_at_their_ends(
+    redis_server: PrivateRedis, lost: str
+) -> None:
+    name = f"added-{next(_names)}"
+    section = RedisStreamSettings(topics=(name,), partitions=2, dead_letter_topic=f"{name}.dead", start="latest")
+    redis = RedisSettings(url=SecretStr(redis_server.url))
+    before = Config(monitor=name, source="redis-stream", redis=redis, redis_stream=section)
+    after = before.model_copy(update={"redis_stream": section.model_copy(update={"partitions": 4})})
+    with closing(open_store(redis, name)) as store, closing(open_connection(redis)) as log:
+        log.run_many([append_call(Partition(name, i), 100, b"record", None, (), 1_000) for i in (0, 1, 1)])
+        assert claimed(store, before, 2) == [1, 2]
+        log.run_many([append_call(Partition(name, i), 100, b"record", None, (), 2_000) for i in (2, 3, 3)])
+        gone = {"nothing": [], "the first number": ["first_read"], "the state": ["*"]}[lost]
+        keys = [key for part in gone for key in store._connection.client.scan_iter(f"{{lw:{name}:*}}:{part}")]
+        for key in keys:
+            store._connection.client.delete(key)
+        assert claimed(store, after, 4)[2:] == [0, 0]
+        assert claimed(store, after, 4)[:2] == [1, 2]

@@ -17,7 +17,7 @@ import detectors
 from monitor.store.private_server import PrivateRedis
 from tests.certificates import make_certificates
 from tests.faults.rig import Zygote
-from tests.kafka.broker import LOGIN, LOGIN_MODULE, Broker, BrokerUnavailableError, Cluster
+from tests.kafka.broker import LOGIN, LOGIN_MODULE, OAUTH_MODULE, Broker, BrokerUnavailableError, Cluster
 from tests.pictures import pictures
 from tests.shared import SharedParts, ask, made_once
 
@@ -149,7 +149,8 @@ def breakable_broker(
 ) -> Iterator[Broker]:
     """A second broker, which tests may stop, kill and spoil the topics of; up again when they end.
 
-    Its doors: PLAINTEXT; SASL, with the password in `LOGIN`; TLS; MUTUAL, which wants a client's certificate.
+    Its doors: PLAINTEXT; SASL, with the password in `LOGIN`; OAUTH, which takes unsigned tokens; TLS; MUTUAL, which
+    wants a client's certificate.
     """
     login = f'{LOGIN_MODULE} required user_{LOGIN["username"]}="{LOGIN["password"]}";'
     properties = {
@@ -160,8 +161,12 @@ def breakable_broker(
         "listener.name.mutual.ssl.client.auth": "required",
         "listener.name.sasl.sasl.enabled.mechanisms": LOGIN["mechanism"],
         "listener.name.sasl.plain.sasl.jaas.config": login,
+        "listener.name.oauth.sasl.enabled.mechanisms": "OAUTHBEARER",
+        # the broker's own validator, for tokens that nobody signed
+        "listener.name.oauth.oauthbearer.sasl.jaas.config": f"{OAUTH_MODULE} required unsecuredLoginStringClaim_sub=b;",
+        "listener.name.oauth.oauthbearer.connections.max.reauth.ms": "60000",
     }
-    doors = {"SASL": "SASL_PLAINTEXT", "TLS": "SSL", "MUTUAL": "SSL"}
+    doors = {"SASL": "SASL_PLAINTEXT", "OAUTH": "SASL_PLAINTEXT", "TLS": "SSL", "MUTUAL": "SSL"}
     made = Broker(tmp_path_factory.mktemp("breakable"), doors, properties)
     try:
         made.start()

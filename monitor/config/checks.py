@@ -106,6 +106,8 @@ def _oddities(settings: Config) -> Iterator[str]:
     sasl, tls = settings.kafka.sasl, settings.kafka.tls
     if settings.source == "kafka" and sasl and not tls and sasl.mechanism in {"PLAIN", "OAUTHBEARER"}:
         yield f"kafka.tls: there is none, so {sasl.mechanism} sends the secret of kafka.sasl in clear"
+    if sasl and sasl.oauth and (sasl.oauth.token_url or "").startswith("http://"):
+        yield "kafka.sasl.oauth.token_url: is http://, so kafka.sasl.oauth.client_secret is sent in clear"
     if settings.verdicts.type in SOURCES and settings.verdicts.target in settings.source_settings().section.topics:
         yield "verdicts.target: is one of the topics that are read"
     web = settings.web

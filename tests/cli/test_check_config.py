@@ -14,6 +14,7 @@ from monitor.__main__ import main
 
 HOOK = {"name": "hook", "type": "webhook", "url": "https://example.org"}
 RULE = {"name": "frozen", "kind": "frozen"}
+ISSUER = {"token_url": "http://id.example.org/token", "client_id": "c", "client_secret": "s"}
 CA_FILE = certifi.where()
 SCRAM = {"mechanism": "SCRAM-SHA-512", "username": "monitor"}
 
@@ -34,6 +35,8 @@ def written(folder: Path, tree: Mapping[str, Any]) -> Path:
         ({"kafka": {"tls": {"ca_file": "/no/ca.pem"}}}, "kafka.tls.ca_file: cannot use /no/ca.pem: FileNotFoundError"),
         ({"kafka": {"tls": {"cert_file": "/no/c", "key_file": "/no/k"}}}, "kafka.tls.cert_file: cannot use /no/c and"),
         ({"kafka": {"tls": {"ciphers": "ROT13"}}}, "kafka.tls.ciphers: cannot use ROT13"),
+        ({"kafka": {"sasl": {"mechanism": "OAUTHBEARER"}}}, "kafka.sasl.oauth: OAUTHBEARER needs either this or"),
+        ({"kafka": {"sasl": {"mechanism": "OAUTHBEARER", "oauth": {"file": "/no"}}}}, "kafka.sasl.oauth.file: there"),
         ({"kafka": {"client": {"no_such": 1}}}, "kafka.client.no_such: kafka-python has no such option"),
         ({"kafka": {"client": {"group_id": "x"}}}, "kafka.client.group_id: cannot be changed"),
         ({"kafka": {"client": {"acks": 1}}}, "kafka.client.acks: cannot be changed"),
@@ -62,6 +65,7 @@ def test_what_cannot_start_is_refused_by_its_key(
         ({"rules": [RULE]}, "receivers: there is none"),
         ({"redis": {"tls_ca_file": CA_FILE}}, "redis.tls_ca_file: has no effect"),
         ({"kafka": {"sasl": SCRAM | {"mechanism": "PLAIN", "password": "p"}}}, "kafka.tls: there is none, so PLAIN"),
+        ({"kafka": {"sasl": {"mechanism": "OAUTHBEARER", "oauth": ISSUER}}}, "kafka.sasl.oauth.token_url: is http://"),
         ({"web": {"username": "u"}}, "web.username: has no effect"),
         ({"web": {"external_url": "ops.example.org"}}, "web.external_url: links need http"),
         ({"verdicts": {"type": "kafka", "target": "images"}}, "verdicts.target: is one of the topics"),

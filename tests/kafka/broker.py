@@ -38,6 +38,7 @@ JVM_OPTIONS = (
 )
 LOGIN = {"mechanism": "PLAIN", "username": "lw", "password": "right"}
 LOGIN_MODULE = "org.apache.kafka.common.security.plain.PlainLoginModule"
+OAUTH_MODULE = "org.apache.kafka.common.security.oauthbearer.OAuthBearerLoginModule"
 CLUSTER_ID = "bGF5ZXJ3YXRjaC10ZXN0cw"  # any 16 bytes in base64
 
 _NO_NETWORK = re.compile(

@@ -26,10 +26,10 @@ from typing import Any
 from kafka import KafkaConsumer, KafkaProducer, errors
 from kafka.net.compat import KafkaNetClient
 from kafka.net.manager import KafkaConnectionManager
-from kafka.net.sasl.oauth import AbstractTokenProvider
 from kafka.net.selector import NetworkSelector
 
 from monitor.sources.kafka.settings import KafkaSettings, KafkaTlsSettings
+from monitor.sources.kafka.tokens import check_tokens, tokens_of
 from monitor.sources.protocol import FatalSourceError, SourceError
 
 MAX_BOOTSTRAP_S = 10.0
@@ -268,8 +268,9 @@ def _sasl_options(config: KafkaSettings) -> dict[str, Any]:
     assert sasl is not None  # noqa: S101 - the caller has looked
     options: dict[str, Any] = {"sasl_mechanism": sasl.mechanism}
     if sasl.mechanism == "OAUTHBEARER":
-        assert sasl.oauth_token  # noqa: S101 - the settings require it
-        options["sasl_oauth_token_provider"] = _StaticToken(sasl.oauth_token.get_secret_value())
+        if sasl.oauth:
+            check_tokens(sasl.oauth)
+        options["sasl_oauth_token_provider"] = tokens_of(sasl)
     elif sasl.mechanism == "GSSAPI":
         if not find_spec("gssapi"):
             raise FatalSourceError("kafka.sasl.mechanism: GSSAPI needs the Python package gssapi")
@@ -281,17 +282,6 @@ def _sasl_options(config: KafkaSettings) -> dict[str, Any]:
         options["sasl_plain_username"] = sasl.username
         options["sasl_plain_password"] = sasl.password.get_secret_value()
     return options
-
-
-class _StaticToken(AbstractTokenProvider):  # type: ignore[misc]
-    """The configured token; a rotated one is read when the process starts again."""
-
-    def __init__(self, token: str) -> None:
-        super().__init__()
-        self._token = token
-
-    def token(self) -> str:
-        return self._token
 
 
 def _ms(seconds: float) -> int:

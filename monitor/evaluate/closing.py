@@ -12,6 +12,7 @@ from monitor.core.event_time import closable, fleet_watermark, watermark_ms
 from monitor.core.readers import Readers, Unread
 from monitor.core.settings import BucketSettings
 from monitor.core.types import Cursor, Partition
+from monitor.evaluate.memory import Memory, Sealed
 from monitor.notify.self_alerts import CLOSING, UNREAD, SelfAlerts
 from monitor.store import Store
 from monitor.telemetry import metrics
@@ -51,9 +52,10 @@ class Closing:
         self.muted = False
         """Lost counts are being rebuilt, and alerts that fire were published before."""
 
-    def due(self, partitions: tuple[Partition, ...], decided_ms: int) -> list[int]:
+    def due(self, partitions: tuple[Partition, ...], memory: Memory) -> list[int]:
         """Buckets that the watermark has passed, and those that an evaluator sealed but crashed before deciding."""
-        cursors = self._store.partitions.cursors(partitions)
+        self._repair(partitions, memory)
+        decided_ms, cursors = memory.decided_ms, self._store.partitions.cursors(partitions)
         self._observe(cursors)
         read = {partition: cursor for partition, cursor in cursors.items() if partition not in self._left_out}
         self.muted = any(cursor and cursor.next_offset < cursor.rebuild_until for cursor in read.values())
@@ -65,6 +67,28 @@ class Closing:
         due = set(closable(opened, watermark, self.bucket_ms))
         self._watch(read, opened - due, (decided_ms, watermark))
         return sorted(due | set(self._store.partitions.sealed_buckets(partitions, decided_ms)))
+
+    def seal(
+        self, partitions: tuple[Partition, ...], bucket_ms: int, memory: Memory
+    ) -> tuple[Sealed, Mapping[Partition, int]]:
+        """Make a bucket immutable; returns its counts, and how `memory.judged` changes when it is decided."""
+        store = self._store.partitions
+        counts = store.seal(partitions, bucket_ms, memory.decided_ms, memory.judged)
+        # never less than before: of a partition that reads again after a fall-back, more is judged than it has read
+        judged = {
+            partition: max(next_offset, memory.judged.get(partition, 0))
+            for partition, (sealed_ms, next_offset) in store.sealed(partitions).items()
+            if sealed_ms == bucket_ms
+        }
+        return counts, judged
+
+    def _repair(self, partitions: tuple[Partition, ...], memory: Memory) -> None:
+        """Tell the partitions whose node fell back behind ours what is judged, before more of it is counted again."""
+        sealed = self._store.partitions.sealed(partitions)
+        fallen = [p for p, (sealed_ms, _) in sealed.items() if p in memory.judged and sealed_ms < memory.decided_ms]
+        if fallen:
+            log.warning("partition.fell_back", partitions=[*map(str, fallen)], decided=memory.decided_ms)
+            self._store.partitions.seal(fallen, memory.decided_ms, memory.decided_ms, memory.judged)
 
     # ---------------------------------------------------------------- partitions that nobody reads
 

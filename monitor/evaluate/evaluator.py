@@ -136,13 +136,14 @@ class Evaluator:
             self._memory.load()
         self._withdraw_unwatched()
         partitions = self._store.catalog.partitions()
-        for bucket_ms in self._closing.due(partitions, self._memory.decided_ms):
+        for bucket_ms in self._closing.due(partitions, self._memory):
             if self._stop.is_set() or not self._lease.renew():
                 return
             started = time.perf_counter()
-            sealed = self._store.partitions.seal(partitions, bucket_ms)  # 1. its counts never change again
+            sealed, judged = self._closing.seal(partitions, bucket_ms, self._memory)  # 1. counts never change again
             failpoint("after_seal")
             decision = self._judge(bucket_ms, sealed)  # 2. verdicts and alerts
+            decision.judged = judged
             if not self._decide(bucket_ms, decision):  # 3. one transaction
                 return
             metrics.BUCKETS_CLOSED.inc()
@@ -234,7 +235,13 @@ class Evaluator:
             log.warning("evaluator.not_decided", bucket_ms=bucket_ms, reason="the lease is lost")
             return False
         done = self._store.evaluation.decide(
-            memory.state.version, bucket_ms, decision.alerts.values(), decision.rows, outbox, firing
+            memory.state.version,
+            bucket_ms,
+            decision.alerts.values(),
+            decision.rows,
+            outbox,
+            firing,
+            decision.judged,
         )
         failpoint("after_decide")
         if not done:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 
 from monitor.core.alert_state import UNDER_WAY
 from monitor.core.buckets import Layout, sum_vectors
-from monitor.core.types import Alert, AlertPhase, Vector
+from monitor.core.types import Alert, AlertPhase, Partition, Vector
 from monitor.core.windows import Windows
 from monitor.fleet.evidence import REACH_MS
 from monitor.rules.rule import Rule
@@ -41,6 +41,8 @@ class Decision:
     """{(rule, fingerprint): {stream: packed state}}."""
     published: list[Change] = field(default_factory=list)
     """Changes that go to the receivers."""
+    judged: Mapping[Partition, int] = field(default_factory=dict)
+    """What changed of `Memory.judged`."""
     phases: list[tuple[str, str]] = field(default_factory=list)
     """(rule, phase) of every change of phase, for the metrics."""
 
@@ -68,6 +70,8 @@ class Memory:
         self.layouts = dict(layouts)
         self.state = EvaluatorState()
         self.alerts: dict[AlertKey, Alert] = {}
+        self.judged: dict[Partition, int] = {}
+        """Offset of each partition up to which its images are judged, as far as they count in decided buckets."""
         self.windows = Windows(self._reach_ms)
         self._rows: dict[tuple[str, str], dict[str, bytes]] = {}
 
@@ -85,7 +89,7 @@ class Memory:
         store = self._store
         self.state = store.evaluation.state()
         self._read_layouts()
-        self.alerts = store.evaluation.alerts()
+        self.alerts, self.judged = store.evaluation.alerts(), store.evaluation.judged()
         self.windows = Windows(self._reach_ms)
         self._rows = {
             (rule.name, fingerprint): store.evaluation.rule_states(rule.name, fingerprint)
@@ -171,6 +175,7 @@ class Memory:
         """Apply a decision that has just been committed."""
         self.state = EvaluatorState(self.state.version + 1, bucket_ms, self.state.outbox_dropped)
         self.alerts.update(decision.alerts)
+        self.judged.update(decision.judged)
         for key, alert in decision.alerts.items():
             if alert.phase is AlertPhase.INACTIVE:
                 del self.alerts[key]

@@ -8,7 +8,7 @@ from monitor.core.buckets import LEVELS, Layout
 from monitor.core.readers import Sign, Unread
 from monitor.core.types import Partition
 from monitor.store.connection import ADVICE, SCRIPTS, StoreConfigError
-from monitor.store.keyspace import SEPARATOR, TTL_S, MonitorKeys
+from monitor.store.keyspace import TTL_S, MonitorKeys, name_of, partition_of
 
 
 class Catalog:
@@ -17,19 +17,19 @@ class Catalog:
     def __init__(self, keys: MonitorKeys) -> None:
         self._connection = keys.connection
         self._partitions, self._registrations = keys.key("partitions"), keys.key("registrations")
-        self._left_out = keys.texts("left_out")
+        self._left_out, self._judged = keys.texts("left_out"), keys.key("judged")
         self._first_read = keys.key("first_read")
         self._layouts, self._profiles = keys.texts("layouts"), keys.texts("profiles")
 
     def register_partitions(self, partitions: Iterable[Partition]) -> None:
         """Make partitions known to the evaluator, wherever it runs; each call is a sign that they are configured."""
-        members = map(_member, partitions)
+        members = map(name_of, partitions)
         self._connection.run(SCRIPTS["register"], [self._partitions, self._registrations], TTL_S, *members)
 
     def partitions(self) -> tuple[Partition, ...]:
         """Every partition registered so far, in order."""
         members = self._connection.read("SMEMBERS", self._partitions)
-        return tuple(sorted(_partition(member.decode()) for member in members))
+        return tuple(sorted(partition_of(member.decode()) for member in members))
 
     def first_read_with(self, topic: str) -> int | None:
         """How many partitions the topic had when it was first read; None where that is not known."""
@@ -45,24 +45,25 @@ class Catalog:
     def registrations(self, partitions: Iterable[Partition]) -> dict[Partition, Sign]:
         """What changes at least every few seconds while a process is configured to read the partition."""
         counts = self._connection.read("HGETALL", self._registrations)
-        return {partition: (counts.get(_member(partition).encode()),) for partition in partitions}
+        return {partition: (counts.get(name_of(partition).encode()),) for partition in partitions}
 
     def left_out(self) -> dict[Partition, Unread]:
         """The partitions that hold no bucket open, because nobody reads them."""
-        return {_partition(member): Unread(state) for member, state in self._left_out.all().items()}
+        return {partition_of(member): Unread(state) for member, state in self._left_out.all().items()}
 
     def leave_out(self, partition: Partition, state: Unread) -> None:
         """Let the partition hold no bucket open any more."""
-        self._left_out.put(_member(partition), state)
+        self._left_out.put(name_of(partition), state)
 
     def take_back(self, partition: Partition) -> None:
         """Undo `leave_out`."""
-        self._left_out.remove(_member(partition))
+        self._left_out.remove(name_of(partition))
 
     def forget(self, partition: Partition) -> None:
         """Remove a partition of which no state is left; a registration makes it known again."""
-        member = _member(partition)
-        self._connection.read_many([("SREM", self._partitions, member), ("HDEL", self._registrations, member)])
+        member = name_of(partition)
+        hashes = (self._registrations, self._judged)
+        self._connection.read_many([("SREM", self._partitions, member), *(("HDEL", key, member) for key in hashes)])
         self.take_back(partition)
 
     def put_layouts(self, layouts: Mapping[str, Layout]) -> None:
@@ -90,15 +91,6 @@ class Catalog:
     def profiles(self) -> dict[str, str]:
         """What `put_profiles` stored, of every profile that counted here lately."""
         return self._profiles.all()
-
-
-def _member(partition: Partition) -> str:
-    return f"{partition.topic}{SEPARATOR}{partition.index}"
-
-
-def _partition(member: str) -> Partition:
-    topic, _, index = member.rpartition(SEPARATOR)
-    return Partition(topic, int(index))
 
 
 def _differs(fingerprint: str, before: Layout, layout: Layout) -> str:

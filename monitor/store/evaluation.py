@@ -8,9 +8,9 @@ from dataclasses import dataclass
 import msgpack
 
 from monitor.core import alert_state
-from monitor.core.types import Alert, AlertPhase
+from monitor.core.types import Alert, AlertPhase, Partition
 from monitor.store.connection import SCHEMA, SCRIPTS, StoreConfigError, newer
-from monitor.store.keyspace import SEPARATOR, TTL_S, MonitorKeys
+from monitor.store.keyspace import SEPARATOR, TTL_S, MonitorKeys, name_of, partition_of
 
 FIRING_DOCUMENTS = "outbox:firing"
 """Name of the hash {alert id: document} of what fires now."""
@@ -64,6 +64,11 @@ class Evaluation:
         version, bucket, dropped = self._connection.read("HMGET", self._keys.key("evaluator"), *fields)
         return EvaluatorState(int(version or 0), None if bucket is None else int(bucket), int(dropped or 0))
 
+    def judged(self) -> dict[Partition, int]:
+        """Offset of each partition up to which its images are judged, as far as they count in decided buckets."""
+        found = self._connection.read("HGETALL", self._keys.key("judged"))
+        return {partition_of(name.decode()): int(offset) for name, offset in found.items()}
+
     def alerts(self) -> dict[tuple[str, str], Alert]:
         """{(rule, stream): alert} of every alert that is kept."""
         alerts = map(alert_state.from_json, self._keys.texts("alerts").all().values())
@@ -82,6 +87,7 @@ class Evaluation:
         rule_states: Mapping[tuple[str, str], Mapping[str, bytes]],
         outbox: Sequence[str],
         firing: Mapping[str, str] = {},
+        judged: Mapping[Partition, int] = {},
     ) -> bool:
         """Commit all that a closed bucket decides, in one call: alerts, rule states, outbox entries.
 
@@ -92,6 +98,7 @@ class Evaluation:
             outbox: JSON documents of transitions, in order.
             firing: {alert id: document} of alerts that begin to fire, empty of those that end: what fires now is kept
                 for receivers that did not get it.
+            judged: what changed of `judged()`, by this bucket.
 
         Returns:
             False on conflict: another evaluator moved on (or this very call was made before and its reply was lost);
@@ -105,10 +112,11 @@ class Evaluation:
             "rule_states": [list(states.items()) for states in rule_states.values()],
             "outbox": list(outbox),
             "firing": list(firing.items()),
+            "judged": [(name_of(partition), str(offset)) for partition, offset in judged.items()],
             "outbox_limit": OUTBOX_LIMIT,
             "ttl_s": TTL_S,
         }
-        keys = [self._keys.key(name) for name in ("evaluator", "alerts", "outbox", FIRING_DOCUMENTS)]
+        keys = [self._keys.key(name) for name in ("evaluator", "alerts", "outbox", FIRING_DOCUMENTS, "judged")]
         keys += [self._keys.key("rule", fingerprint, rule) for rule, fingerprint in rule_states]
         return bool(self._connection.run(SCRIPTS["decide"], keys, msgpack.packb(body, use_bin_type=False)))
 

@@ -81,6 +81,17 @@ class TextHash:
         return bool(self._connection.read("HDEL", self._key, name))
 
 
+def name_of(partition: Partition) -> str:
+    """The partition as a field or member of what a monitor keeps once."""
+    return f"{partition.topic}{SEPARATOR}{partition.index}"
+
+
+def partition_of(name: str) -> Partition:
+    """Inverse of `name_of`."""
+    topic, _, index = name.rpartition(SEPARATOR)
+    return Partition(topic, int(index))
+
+
 def expiry(key: str) -> tuple[Value, ...]:
     """The command that starts the key's time to live again."""
     return "EXPIRE", key, TTL_S

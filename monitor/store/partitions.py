@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from enum import StrEnum
+from types import MappingProxyType
 from typing import Any
 
 import msgpack
@@ -49,6 +50,9 @@ class Limits:
     exemplars_kept: int = 12
     """Per stream and hour."""
     exemplar_retention_s: int = 7 * 86_400
+
+
+NOTHING_JUDGED: Mapping[Partition, int] = MappingProxyType({})
 
 
 class ClaimStatus(StrEnum):
@@ -164,7 +168,7 @@ class Partitions:
             "cursor_ttl_s": TTL_S,
             **asdict(self._limits),
         }
-        keys = [f"{prefix}:{name}" for name in ("cursor", "open", "facts", "totals")]
+        keys = [f"{prefix}:{name}" for name in ("cursor", "open", "facts", "totals", "closed")]
         # Redis' decoder has no bin type: text and bytes are both packed as raw strings
         return Call(SCRIPTS["apply"], keys, [msgpack.packb(body, use_bin_type=False)])
 
@@ -182,22 +186,45 @@ class Partitions:
         replies = self._connection.read_many([("ZRANGE", self._keys.of(p, "open"), 0, -1) for p in wanted])
         return {p: [parse_member(member) for member in reply] for p, reply in zip(wanted, replies, strict=True)}
 
-    def seal(self, partitions: Iterable[Partition], bucket_ms: int) -> dict[str, dict[str, Vector]]:
+    def seal(
+        self,
+        partitions: Iterable[Partition],
+        bucket_ms: int,
+        decided_ms: int = -1,
+        judged: Mapping[Partition, int] = NOTHING_JUDGED,
+    ) -> dict[str, dict[str, Vector]]:
         """Make a bucket immutable and return its counts: {fingerprint: {stream: vector}}, summed over the partitions.
 
         Sealing again returns the same. What still comes for a sealed bucket counts in the next one, as late. Buckets
         older than this one that are still open are folded into it, as late.
+
+        A partition whose node fell back behind `decided_ms` is repaired before: its images up to the offset in `judged`
+        go back to their own buckets, up to `decided_ms`, and are not judged again.
         """
         wanted = list(partitions)
         calls = []
-        for prefix in map(self._keys.prefix, wanted):
+        for partition in wanted:
+            prefix = self._keys.prefix(partition)
             keys = [f"{prefix}:{name}" for name in ("cursor", "open", "closed", "totals")]
-            calls.append(Call(SCRIPTS["seal"], keys, (prefix, bucket_ms, self._limits.retention_s, TTL_S, SCHEMA)))
+            bounds = (bucket_ms, self._limits.retention_s, TTL_S)
+            repair = (decided_ms, judged.get(partition, ""))
+            calls.append(Call(SCRIPTS["seal"], keys, (prefix, *bounds, SCHEMA, *repair)))
         replies = self._connection.run_many(calls)
         found = [(p, name.decode(), bucket_ms) for p, names in zip(wanted, replies, strict=True) for name in names]
         # read apart from the script: sealed buckets do not change, and 7,000 streams would hold the server in Lua
         tables = self._connection.read_many([("HGETALL", self._keys.bucket(member)) for member in found])
         return summed((fingerprint, table) for (_, fingerprint, _), table in zip(found, tables, strict=True))
+
+    def sealed(self, partitions: Iterable[Partition]) -> dict[Partition, tuple[int, int]]:
+        """(last bucket sealed, next offset when it was) of the partitions that have a cursor; -1 before the first."""
+        wanted = list(partitions)
+        fields = ("next", "sealed", "sealed_next")
+        replies = self._connection.read_many([("HMGET", self._keys.of(p, "cursor"), *fields) for p in wanted])
+        return {
+            partition: (int(start or -1), int(then or -1))
+            for partition, (now, start, then) in zip(wanted, replies, strict=True)
+            if now
+        }
 
     def sealed_buckets(self, partitions: Iterable[Partition], after_ms: int) -> list[int]:
         """Starts of the sealed buckets after that one, oldest first: those an evaluator that died left undecided."""

@@ -1,10 +1,10 @@
--- Apply one partition's delta whole or not at all. KEYS: cursor, open, facts, totals; the bucket and exemplar keys are
--- derived from the prefix in the delta, which carries the same hash tag. ARGV: the delta (msgpack).
+-- Apply one partition's delta whole or not at all. KEYS: cursor, open, facts, totals, closed; the bucket and exemplar
+-- keys are derived from the prefix in the delta, which carries the same hash tag. ARGV: the delta (msgpack).
 -- Returns {status, next offset where Redis stands}. Everything is checked and computed before the first write.
 local delta = cmsgpack.unpack(ARGV[1])
-local cursor, open, facts, totals = KEYS[1], KEYS[2], KEYS[3], KEYS[4]
+local cursor, open, facts, totals, closed = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5]
 
-local held = redis.call("HMGET", cursor, "next", "token", "high", "sealed")
+local held = redis.call("HMGET", cursor, "next", "token", "high", "sealed", "judged_bucket", "judged_until")
 if not held[1] then return {"lost"} end
 if held[2] ~= delta.token then return {"fenced", held[1]} end
 if held[1] ~= delta.expect then
@@ -12,6 +12,8 @@ if held[1] ~= delta.expect then
   return {"dup", held[1]}
 end
 local sealed = tonumber(held[4] or -1)
+-- Set by seal.lua when this node had fallen back: images before that offset were judged with the buckets up to this one.
+local judged = held[6] and less(delta.expect, held[6]) and tonumber(held[5]) or -1
 
 -- Streams beyond the limit are counted together under one name, so that a flood of names cannot fill the server.
 local known = redis.call("HLEN", totals) - redis.call("HEXISTS", totals, OTHER)
@@ -33,11 +35,14 @@ local function name_of(stream)
   return names[stream]
 end
 
-local buckets = {} -- key -> {member = of the index, start = ms, streams = {name -> vector}}
+local buckets = {} -- key -> {index = open or closed, member = of the index, start = ms, streams = {name -> vector}}
 for _, entry in ipairs(delta.vectors) do
   local fingerprint, start, stream, vector = entry[1], entry[2], entry[3], entry[4]
   local name = name_of(stream)
-  if tonumber(start) <= sealed then
+  local index = open
+  if tonumber(start) <= judged then
+    index = closed
+  elseif tonumber(start) <= sealed then
     -- sealed buckets never change: the oldest open one takes the counts, as late
     start = string.format("%.0f", sealed + delta.bucket_ms)
     vector = all_late(vector)
@@ -47,7 +52,7 @@ for _, entry in ipairs(delta.vectors) do
   if name ~= stream then over_limit = over_limit + images + rejected end
   local member = fingerprint .. ":" .. start
   local key = delta.prefix .. ":b:" .. member
-  local bucket = buckets[key] or {member = member, start = start, streams = {}}
+  local bucket = buckets[key] or {index = index, member = member, start = start, streams = {}}
   buckets[key] = bucket
   bucket.streams[name] = merged(bucket.streams[name] or redis.call("HGET", key, name), vector, key)
 end
@@ -55,7 +60,7 @@ end
 for key, bucket in pairs(buckets) do
   for name, vector in pairs(bucket.streams) do redis.call("HSET", key, name, vector) end
   redis.call("EXPIRE", key, delta.retention_s)
-  redis.call("ZADD", open, bucket.start, bucket.member)
+  redis.call("ZADD", bucket.index, bucket.start, bucket.member)
 end
 for name, packed in pairs(sums) do redis.call("HSET", totals, name, packed) end
 for stream, packed in pairs(delta.facts) do

@@ -1,8 +1,8 @@
--- Commit everything that one closed bucket decides. KEYS: evaluator, alerts, outbox, documents of what fires, then one
--- key per rule state. ARGV: the decision (msgpack). Returns 1, or 0 when another evaluator has moved the version on; then
--- nothing changed.
+-- Commit everything that one closed bucket decides. KEYS: evaluator, alerts, outbox, documents of what fires, offsets of
+-- what is judged, then one key per rule state. ARGV: the decision (msgpack). Returns 1, or 0 when another evaluator has
+-- moved the version on; then nothing changed.
 local decision = cmsgpack.unpack(ARGV[1])
-local evaluator, alerts, outbox, firing = KEYS[1], KEYS[2], KEYS[3], KEYS[4]
+local evaluator, alerts, outbox, firing, judged = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5]
 local held = redis.call("HMGET", evaluator, "version", "schema")
 local refused = refusal(held[2], decision.schema)
 if refused then return refused end
@@ -16,7 +16,7 @@ for _, alert in ipairs(decision.alerts) do
   end
 end
 for i, states in ipairs(decision.rule_states) do
-  local key = KEYS[4 + i]
+  local key = KEYS[5 + i]
   for _, state in ipairs(states) do redis.call("HSET", key, state[1], state[2]) end
   redis.call("EXPIRE", key, decision.ttl_s)
 end
@@ -27,6 +27,7 @@ for _, entry in ipairs(decision.firing) do
     redis.call("HDEL", firing, entry[1])
   end
 end
+for _, entry in ipairs(decision.judged) do redis.call("HSET", judged, entry[1], entry[2]) end
 for _, document in ipairs(decision.outbox) do redis.call("XADD", outbox, "*", "document", document) end
 redis.call("HINCRBY", evaluator, "version", 1)
 redis.call("HSET", evaluator, "bucket", decision.bucket)
@@ -36,5 +37,5 @@ if surplus > 0 then
   redis.call("XTRIM", outbox, "MAXLEN", decision.outbox_limit)
   redis.call("HINCRBY", evaluator, "outbox_dropped", surplus)
 end
-for i = 1, 4 do redis.call("EXPIRE", KEYS[i], decision.ttl_s) end
+for i = 1, 5 do redis.call("EXPIRE", KEYS[i], decision.ttl_s) end
 return 1

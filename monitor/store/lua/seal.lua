@@ -1,13 +1,15 @@
 -- Make a bucket immutable in one partition. KEYS: cursor, open, closed, totals. ARGV: prefix, bucket start ms,
--- retention s, ttl s, schema. Returns the fingerprints that have counts in it. Sealing again changes nothing.
+-- retention s, ttl s, schema, last bucket decided, offset up to which the images in it and before are judged ("" for
+-- none). Returns the fingerprints that have counts in it. Sealing again changes nothing.
 -- Older buckets that are still open here (an idle partition woke up between the evaluator's look and this call) are
 -- folded into this one, as late: none is lost.
 local cursor, open, closed, totals = KEYS[1], KEYS[2], KEYS[3], KEYS[4]
-local prefix, start = ARGV[1], ARGV[2]
-local held = redis.call("HMGET", cursor, "next", "schema")
+local prefix, start, retention_s, ttl_s, schema, decided, judged = unpack(ARGV)
+local held = redis.call("HMGET", cursor, "next", "sealed", "schema")
 if not held[1] then return {} end
-local refused = refusal(held[2], ARGV[5])
+local refused = refusal(held[3], schema)
 if refused then return refused end
+local sealed = tonumber(held[2] or -1)
 
 local function fold(member)
   local from = prefix .. ":b:" .. member
@@ -24,19 +26,31 @@ local function fold(member)
   redis.call("ZREM", open, member)
   if #flat > 0 then
     redis.call("ZADD", open, start, target)
-    redis.call("EXPIRE", into, ARGV[3])
+    redis.call("EXPIRE", into, retention_s)
   end
 end
 
-if tonumber(redis.call("HGET", cursor, "sealed") or -1) < tonumber(start) then
-  for _, member in ipairs(redis.call("ZRANGEBYSCORE", open, "-inf", "(" .. start)) do fold(member) end
-  redis.call("HSET", cursor, "sealed", start)
-  for _, member in ipairs(redis.call("ZRANGEBYSCORE", open, start, start)) do
+local function close(from, to)
+  for _, member in ipairs(redis.call("ZRANGEBYSCORE", open, from, to)) do
     redis.call("ZREM", open, member)
-    redis.call("ZADD", closed, start, member)
+    redis.call("ZADD", closed, string.match(member, "(%d+)$"), member)
   end
-  redis.call("ZREMRANGEBYSCORE", closed, "-inf", string.format("(%.0f", start - ARGV[3] * 1000))
-  redis.call("EXPIRE", closed, ARGV[4])
+end
+
+-- This node fell back behind the evaluator's. What it counts again was judged with the buckets up to `decided`: that
+-- stays in its own buckets, which apply.lua goes on with, and in no case comes into the next bucket to be judged.
+if judged ~= "" and sealed < tonumber(decided) then
+  close("-inf", decided)
+  redis.call("HSET", cursor, "sealed", decided, "judged_bucket", decided, "judged_until", judged)
+  sealed = tonumber(decided)
+end
+
+if sealed < tonumber(start) then
+  for _, member in ipairs(redis.call("ZRANGEBYSCORE", open, "-inf", "(" .. start)) do fold(member) end
+  redis.call("HSET", cursor, "sealed", start, "sealed_next", held[1])
+  close(start, start)
+  redis.call("ZREMRANGEBYSCORE", closed, "-inf", string.format("(%.0f", start - retention_s * 1000))
+  redis.call("EXPIRE", closed, ttl_s)
 end
 local fingerprints = {}
 for i, member in ipairs(redis.call("ZRANGEBYSCORE", closed, start, start)) do

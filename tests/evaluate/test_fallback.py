@@ -43,7 +43,7 @@ class Fleet:
 
     def take_lease(self) -> None:
         """Another process evaluates from now on."""
-        self.store._connection.client.delete(self.store._monitor_keys.key("lease"))
+        self.store._connection.client.delete(self.store._monitor_keys.key("tenure"))
         rule = CrowdRule(name="crowd", kind="crowd", most=10**6)
         closing = closing_of(self.store, lateness_s=0)
         self.evaluator = Evaluator(self.store, (rule,), {}, closing, Presentation("fallback"))
@@ -90,7 +90,7 @@ class Fleet:
 
     def history(self) -> dict[int, tuple[int, int]]:
         """{bucket: (images, late ones)} over both partitions."""
-        found = self.store.counts.of_stream([P, Q], "fp", "cam-1", T0_MS, T0_MS + 100 * BUCKET_MS)
+        found = self.store.counts.of_stream([P, Q], "fp", "cam-1", (T0_MS, T0_MS + 100 * BUCKET_MS))
         return {(at - T0_MS) // BUCKET_MS: (int(v[IMAGES]), int(v[LATE])) for at, v in found.items()}
 
 

@@ -24,7 +24,7 @@ from monitor.evaluate.lease import Lease, Tenure
 from monitor.evaluate.memory import Change, Decision, Memory, Sealed
 from monitor.evaluate.presentation import Presentation
 from monitor.rules.rule import ClosedBucket, LastSeen, Rule
-from monitor.store import Store, StoreError
+from monitor.store import Kept, Store, StoreError
 from monitor.telemetry import metrics
 from monitor.telemetry.clock import wall_ms
 from monitor.telemetry.failpoints import failpoint
@@ -240,8 +240,7 @@ class Evaluator:
             decision.alerts.values(),
             decision.rows,
             outbox,
-            firing,
-            decision.judged,
+            Kept(firing, decision.judged),
         )
         failpoint("after_decide")
         if not done:

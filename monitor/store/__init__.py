@@ -13,7 +13,7 @@ from monitor.store.catalog import Catalog
 from monitor.store.client import check_client, connect
 from monitor.store.connection import Connection, StoreConfigError, StoreError
 from monitor.store.counts import Counts, Exemplars
-from monitor.store.evaluation import Evaluation, EvaluatorState
+from monitor.store.evaluation import Evaluation, EvaluatorState, Kept
 from monitor.store.keyspace import MonitorKeys, PartitionKeys
 from monitor.store.outbox import Outbox
 from monitor.store.partitions import OTHER_STREAM, Claim, ClaimStatus, Limits, Partitions
@@ -94,6 +94,7 @@ __all__ = [
     "Claim",
     "ClaimStatus",
     "EvaluatorState",
+    "Kept",
     "Limits",
     "Store",
     "StoreConfigError",

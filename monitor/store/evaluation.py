@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import msgpack
 
@@ -26,6 +26,20 @@ class EvaluatorState:
     bucket_ms: int | None = None
     """The last bucket decided; None before the first."""
     outbox_dropped: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Kept:
+    """What a decision changes beside alerts, rule states and the outbox."""
+
+    firing: Mapping[str, str] = field(default_factory=dict)
+    """{alert id: document} of alerts that begin to fire, empty of those that end: what fires now is kept for receivers
+    that did not get it."""
+    judged: Mapping[Partition, int] = field(default_factory=dict)
+    """Changes of `Evaluation.judged`."""
+
+
+NOTHING_KEPT = Kept()
 
 
 class Evaluation:
@@ -86,8 +100,7 @@ class Evaluation:
         alerts: Iterable[Alert],
         rule_states: Mapping[tuple[str, str], Mapping[str, bytes]],
         outbox: Sequence[str],
-        firing: Mapping[str, str] = {},
-        judged: Mapping[Partition, int] = {},
+        kept: Kept = NOTHING_KEPT,
     ) -> bool:
         """Commit all that a closed bucket decides, in one call: alerts, rule states, outbox entries.
 
@@ -96,9 +109,7 @@ class Evaluation:
             alerts: those that changed; an inactive one is deleted.
             rule_states: {(rule, fingerprint): {stream: packed state}}.
             outbox: JSON documents of transitions, in order.
-            firing: {alert id: document} of alerts that begin to fire, empty of those that end: what fires now is kept
-                for receivers that did not get it.
-            judged: what changed of `judged()`, by this bucket.
+            kept: what else changes.
 
         Returns:
             False on conflict: another evaluator moved on (or this very call was made before and its reply was lost);
@@ -111,8 +122,8 @@ class Evaluation:
             "alerts": [(f"{alert.rule}{SEPARATOR}{alert.stream}", _stored(alert)) for alert in alerts],
             "rule_states": [list(states.items()) for states in rule_states.values()],
             "outbox": list(outbox),
-            "firing": list(firing.items()),
-            "judged": [(name_of(partition), str(offset)) for partition, offset in judged.items()],
+            "firing": list(kept.firing.items()),
+            "judged": [(name_of(partition), str(offset)) for partition, offset in kept.judged.items()],
             "outbox_limit": OUTBOX_LIMIT,
             "ttl_s": TTL_S,
         }

@@ -13,7 +13,7 @@ from typing import Any
 from monitor.core.alert_document import About, Evidence, MovedSignal, alert_document
 from monitor.core.alert_state import alert_id
 from monitor.core.types import Alert, AlertPhase, Exemplar, Verdict
-from monitor.store import Store
+from monitor.store import Kept, Store
 
 T0_MS = 1_795_508_400_000
 """2026-11-24T08:20:00Z: event time of the tests' alerts."""
@@ -157,5 +157,5 @@ def decide(store: Store, stream: str = "cam-1", phase: AlertPhase = AlertPhase.F
     kept = alert if phase is AlertPhase.FIRING else Alert(rule, stream)
     document = document_of(alert)
     firing = {alert.id: document if phase is AlertPhase.FIRING else ""}
-    assert store.evaluation.decide(store.evaluation.state().version, T0_MS, [kept], {}, [document], firing)
+    assert store.evaluation.decide(store.evaluation.state().version, T0_MS, [kept], {}, [document], Kept(firing))
     return f"{alert.id}-{phase}"

@@ -9,7 +9,7 @@ import pytest
 from pydantic import SecretStr
 from redis import Redis as Client
 
-from monitor.store import Store, evaluation, open_store
+from monitor.store import Kept, Store, evaluation, open_store
 from monitor.store.private_server import PrivateRedis
 from monitor.store.settings import RedisSettings
 
@@ -251,7 +251,7 @@ def test_every_key_of_the_outbox_expires_by_itself(store: Store, redis_server: P
     store.outbox.bury("early", store.outbox.fetch("early", 0)[0], "gone")
     store.outbox.set_failing("early", "told")
     store.outbox.keep_receivers(["early"])
-    assert store.evaluation.decide(0, 0, [], {}, [], {"alert-1": "a"})
+    assert store.evaluation.decide(0, 0, [], {}, [], Kept({"alert-1": "a"}))
     with Client.from_url(redis_server.url, decode_responses=True) as client:
         keys = set(client.scan_iter(f"{store._monitor_keys.key()}:*"))
         assert len(keys) == 8

@@ -25,6 +25,13 @@ def black(width: int, height: int) -> bytes:
     return buffer.getvalue()
 
 
+def npy(images: int) -> bytes:
+    """An array of so many images of one pixel."""
+    buffer = io.BytesIO()
+    np.save(buffer, np.zeros((images, 1, 1, 3), np.uint8))
+    return buffer.getvalue()
+
+
 CASES: dict[str, tuple[Callable[[], bytes], str, str]] = {
     "poison": (lambda: normal()[0] + b"POISON", "decode:kill~POISON", "crashed"),
     "hang": (lambda: normal()[0] + b"POISON", "decode:hang~POISON", "timeout"),
@@ -37,6 +44,9 @@ CASES: dict[str, tuple[Callable[[], bytes], str, str]] = {
         "bytes",
     ),
     "empty": (lambda: b"", "", "empty"),
+    "no images": (lambda: npy(0), "", "empty"),
+    "more images than allowed": (lambda: npy(2000), "", "images"),
+    "objects": (lambda: b"\x81\xdd\x00\x02\x00\x00" + b"\x90" * (128 << 10) + b"\x01", "", "msgpack"),
 }
 """Name -> (the record, what lets it act, the reason in its dead letter)."""
 

@@ -154,6 +154,10 @@ def test_the_model_card_of_a_real_profile_is_shown(redis_server: PrivateRedis, p
         assert profile.fingerprint in page
         assert "210 images" in page
         assert "90 held-out images" in page
+        assert "none: the reference has no 16-bit images" in page
+        deep = profile.manifest | {"tones": {"white_level": 4095, "alpha": "composite"}}
+        store.catalog.put_profiles({profile.fingerprint: json.dumps(deep)})
+        assert "4095: the largest value" in httpx.get(f"{address}/profile").text
         assert page.count('<tr><th scope="row">') == len(profile.signals)
         assert "No images yet" in httpx.get(address).text
     store.close()

@@ -90,7 +90,7 @@ def build_consumer(
         thumbnail=partial(thumbnail, longest_px=evidence.thumbnail_px) if evidence.thumbnails else lambda _: b"",
     )
     stages = Stages(
-        decoders=DecoderPool(Decoder(profiles.preparers(), settings.stream, settings.decoding)),
+        decoders=DecoderPool(Decoder(profiles.preparers(), settings.stream, settings.decoding, settings.value)),
         scoring=ScoringStage(profiles, settings.scoring),
         aggregation=aggregation,
         sinks=sinks,

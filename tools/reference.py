@@ -222,7 +222,7 @@ def _one_type(field: Schema, schema: Schema) -> str:
     signs = {"exclusiveMinimum": ">", "minimum": "≥", "exclusiveMaximum": "<", "maximum": "≤"}
     limits = " and ".join(f"{sign} {field[name]:g}" for name, sign in signs.items() if name in field)
     names = {"string": "text", "boolean": "true or false", "integer": "whole number", "number": "number"}
-    kind = "path" if field.get("format") == "path" else names.get(str(field.get("type")), "any")
+    kind = "path" if field.get("format") in {"path", "file-path"} else names.get(str(field.get("type")), "any")
     return f"{kind} {limits}".replace("<", "&lt;").strip()
 
 

@@ -17,7 +17,9 @@ from monitor.cli.options import DURATION_HELP, add_config_option, parse_count, p
 from monitor.config.loading import load_config
 from monitor.config.schema import Config
 from monitor.ingest.decode.records import expand, stream_of
+from monitor.ingest.decode.remote import UnavailableError
 from monitor.ingest.decode.values import DecodeError
+from monitor.ingest.decode.wrapped import ValueReader
 from monitor.sources.protocol import FatalSourceError, SourceError
 from monitor.sources.read_back import read_back
 from monitor.telemetry.clock import wall_ms
@@ -67,19 +69,20 @@ def collect(settings: Config, stream: str, since_ms: int) -> Iterator[tuple[str,
     Raises:
         InputError: the source does not answer, or holds nothing of that stream.
     """
+    reader = ValueReader(settings.decoding, settings.value)
     found = False
     try:
         for record in read_back(settings.source_settings(), since_ms):
             if stream_of(record, settings.stream) != stream:
                 continue
             try:
-                images = expand(record, settings.stream, settings.decoding)
+                images = expand(record, settings.stream, reader)
             except DecodeError:
                 continue
             for image in images:
                 found = True
                 yield image.id, image.image
-    except (SourceError, FatalSourceError) as error:
+    except (SourceError, FatalSourceError, UnavailableError) as error:
         raise InputError(str(error)) from error
     if not found:
         raise InputError(f"the source holds no image of stream {stream!r} in that time")

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from detectors.images.decode import Limits
 from monitor.config.errors import ConfigError
 from monitor.config.schema import Config
+from monitor.ingest.decode.wrapped import ValueReader
 from monitor.ingest.scoring.profiles import Profiles, load_profiles
 from monitor.notify.receivers.protocol import ReceiverConfigError
 from monitor.rules.registry import unsuited_rules, wrong_numbers
@@ -78,6 +79,13 @@ def _wrong_formats(settings: Config) -> Iterator[str]:
         yield f"decoding.formats: {error}"
 
 
+def _wrong_values(settings: Config) -> Iterator[str]:
+    try:
+        ValueReader(settings.decoding, settings.value).check()
+    except ValueError as error:
+        yield str(error)
+
+
 def _wrong_web(settings: Config) -> Iterator[str]:
     if settings.web.exposed:
         yield (
@@ -91,6 +99,7 @@ FAULTS: tuple[Callable[[Config], Iterator[str]], ...] = (
     _wrong_connections,
     _wrong_receivers,
     _wrong_formats,
+    _wrong_values,
     _wrong_web,
 )
 

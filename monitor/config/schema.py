@@ -14,6 +14,7 @@ from monitor.ingest.settings import (
     PipelineSettings,
     ScoringSettings,
     StreamNaming,
+    ValueSettings,
     VerdictSettings,
 )
 from monitor.notify.receivers.registry import AnyReceiver
@@ -40,6 +41,7 @@ class Config(Section):
     redis_stream: RedisStreamSettings = RedisStreamSettings()
     redis: RedisSettings = RedisSettings()
     stream: StreamNaming = StreamNaming()
+    value: ValueSettings = ValueSettings()
     scoring: ScoringSettings = ScoringSettings()
     decoding: DecodingSettings = DecodingSettings()
     buckets: BucketSettings = BucketSettings()

@@ -5,9 +5,22 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Literal, get_args
 
-from pydantic import ConfigDict, Field, PositiveFloat, PositiveInt
+from pydantic import AfterValidator, ConfigDict, Field, PositiveFloat, PositiveInt, model_validator
 
-from monitor.core.settings import Glob, Names, Section
+from monitor.core.settings import Glob, Names, Secret, Section
+
+
+def _store_prefixes(prefixes: tuple[str, ...]) -> tuple[str, ...]:
+    """Prefixes that end with a slash: `s3://bucket/images` must not allow `s3://bucket/images-of-others`."""
+    for prefix in prefixes:
+        scheme, mark, path = prefix.partition("://")
+        if not mark or not path or "::" in prefix or {".", ".."} & set(path.split("/")):
+            raise ValueError(f"{prefix!r} is no prefix such as s3://bucket/images/ or file:///srv/images/")
+        if scheme in {"http", "https"}:
+            raise ValueError(f"{prefix!r}: a web server may redirect to any other place; use a store's own scheme")
+        if scheme == "file" and not path.startswith("/"):
+            raise ValueError(f"{prefix!r} is not absolute: file:///srv/images/ has three slashes")
+    return tuple(prefix if prefix.endswith("/") else f"{prefix}/" for prefix in prefixes)
 
 
 class ProfileOverride(Section):
@@ -45,6 +58,54 @@ NpyLayout = Literal["HW", "HWC", "CHW", "NHW", "NHWC", "NCHW"]
 LAYOUTS: tuple[NpyLayout, ...] = get_args(NpyLayout)
 
 
+class SchemaRegistrySettings(Section):
+    """A Confluent schema registry; asked once for each schema."""
+
+    url: Annotated[str, Field(pattern=r"^https?://[^@]+$")]
+    username: str | None = None
+    password: Secret | None = None
+    ca_file: Path | None = None
+
+
+Pointer = Annotated[str, Field(pattern=r"^/")]
+
+
+class ValueSettings(Section):
+    """How a record's value holds its image. `raw`: it is an image, a batch, or a claim check."""
+
+    type: Literal["raw", "json", "avro", "protobuf"] = "raw"
+    image: Pointer = "/image"
+    """JSON pointer to the image: bytes, base64, a `data:` URI, or the URI of a claim check."""
+    id: Pointer | None = None
+    """Pointer to the image's id; its place in the log by default."""
+    time: Pointer | None = None
+    """Pointer to the event time: RFC 3339, ms since the epoch, or the format's own type; by default as for `raw`."""
+    schema_registry: SchemaRegistrySettings | None = None
+    """Avro, Protobuf: values begin with the id of their schema, as Confluent's serializers write it."""
+    schema_file: Path | None = None
+    """Avro, Protobuf: one local schema for values without an id: .avsc, or a descriptor set of `protoc`."""
+    message: str | None = None
+    """Protobuf: full name of the message in `schema_file`."""
+
+    @property
+    def pointers(self) -> dict[str, str]:
+        """What to look for: `image`, and `id` and `time` where they are configured."""
+        return {name: at for name, at in (("image", self.image), ("id", self.id), ("time", self.time)) if at}
+
+    @model_validator(mode="after")
+    def _schema_fits(self) -> ValueSettings:
+        if self.type == "raw" and (self.id or self.time or self.image != "/image"):
+            raise ValueError("type raw takes no image, id or time: there is nothing to look into")
+        with_schema = self.type in {"avro", "protobuf"}
+        if with_schema and (self.schema_registry is None) == (self.schema_file is None):
+            raise ValueError(f"type {self.type} needs either schema_registry or schema_file")
+        if not with_schema and (self.schema_registry or self.schema_file):
+            raise ValueError(f"type {self.type} takes no schema")
+        if (self.message is not None) != (self.type == "protobuf" and self.schema_file is not None):
+            raise ValueError("message names the type of Protobuf values that schema_file describes: give it there only")
+        return self
+
+
 class DecodingSettings(Section):
     workers: PositiveInt = 2
     max_record_bytes: PositiveInt = 32 * 2**20
@@ -55,7 +116,7 @@ class DecodingSettings(Section):
     formats: Names = ("JPEG", "PNG", "WEBP", "TIFF")
     npy_layout: NpyLayout | None = None
     """Axes of npy arrays whose content type has no `layout`; without both, HW, HWC or NHWC by their number."""
-    claim_check_prefixes: Names = ()
+    claim_check_prefixes: Annotated[Names, AfterValidator(_store_prefixes)] = ()
     timeout_s: PositiveFloat = 20.0
     worker_memory_bytes: PositiveInt = 2 * 2**30
 

@@ -82,6 +82,10 @@ SOURCE_REBUILDS = _counter("layerwatch_source_rebuilds_total", "Source clients c
 DECODERS_REPLACED = _counter(
     "layerwatch_decoders_replaced_total", "Decoder processes replaced because they died or timed out", ("reason",)
 )
+DECODE_HOLDS = _counter(
+    "layerwatch_decode_holds_total",
+    "Attempts at records whose store or schema registry did not answer; they are tried again",
+)
 PARTITIONS_STOPPED = _gauge(
     "layerwatch_partitions_stopped", "Partitions of this process that are stopped until a person acts"
 )

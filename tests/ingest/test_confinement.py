@@ -120,6 +120,6 @@ def test_where_the_kernel_takes_no_filter_decoding_goes_on(before: str, told: st
 
 def test_logins_of_object_stores_are_inherited_where_images_come_from_there() -> None:
     environ = {"PATH": "/bin", "AWS_SECRET_ACCESS_KEY": "k", "https_proxy": "p", "KAFKA_PASSWORD": "x"}
-    assert set(environ) & set(environment(environ, reads_stores=False)) == {"PATH"}
+    assert set(environ) & set(environment(environ, asks_servers=False)) == {"PATH"}
     kept = {"PATH", "AWS_SECRET_ACCESS_KEY", "https_proxy"}
-    assert set(environ) & set(environment(environ, reads_stores=True)) == kept
+    assert set(environ) & set(environment(environ, asks_servers=True)) == kept

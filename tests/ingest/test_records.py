@@ -21,6 +21,7 @@ from monitor.ingest.decode.answers import read_answer
 from monitor.ingest.decode.records import Decoder, expand
 from monitor.ingest.decode.values import DecodeError
 from monitor.ingest.decode.worker import answer
+from monitor.ingest.decode.wrapped import ValueReader
 from monitor.ingest.scoring.profiles import Preparers
 from monitor.ingest.settings import LAYOUTS, DecodingSettings, NpyLayout, StreamNaming
 from tests.files import tiff
@@ -143,9 +144,9 @@ def test_an_array_is_read_by_its_declared_layout(layout: NpyLayout, declared: st
         array = np.moveaxis(array, -1, layout.index("C")) if "C" in layout else array[..., 0]
         if declared == "header":
             taken = record(npy(array), content_type=b"application/x-npy; Layout=" + layout.lower().encode())
-            found = expand(taken, StreamNaming(), DecodingSettings(npy_layout="NHW"))
+            found = expand(taken, StreamNaming(), ValueReader(DecodingSettings(npy_layout="NHW")))
         else:
-            found = expand(record(npy(array)), StreamNaming(), DecodingSettings(npy_layout=layout))
+            found = expand(record(npy(array)), StreamNaming(), ValueReader(DecodingSettings(npy_layout=layout)))
         expected = images if "N" in layout else images[:1]
         expected = expected if "C" in layout else expected[..., 0]
         assert len(found) == len(expected)
@@ -169,7 +170,7 @@ def test_what_of_an_image_is_not_used_reaches_the_daemon() -> None:
 )
 def test_no_bytes_raise_anything_but_a_decode_error(value: bytes, kind: bytes) -> None:
     try:
-        images = expand(record(value, content_type=kind), StreamNaming(), DecodingSettings())
+        images = expand(record(value, content_type=kind), StreamNaming(), ValueReader(DecodingSettings()))
     except DecodeError:
         return
     assert images

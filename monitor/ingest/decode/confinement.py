@@ -57,22 +57,22 @@ EPERM: Instruction = (RETURN, 0, 0, ERRNO | errno.EPERM)
 PASS: Instruction = (RETURN, 0, 0, ALLOW)
 
 
-def environment(environ: Mapping[str, str], reads_stores: bool) -> dict[str, str]:
+def environment(environ: Mapping[str, str], asks_servers: bool) -> dict[str, str]:
     """What a decoder process inherits: what Python and its libraries need, and no secrets.
 
     Args:
-        reads_stores: it also fetches images from object stores, whose clients take logins from there.
+        asks_servers: it also asks stores for images, or a registry; clients of stores take logins from there.
     """
     kept = {
         name: value
         for name, value in environ.items()
-        if NEEDED.fullmatch(name) or (reads_stores and STORES.fullmatch(name))
+        if NEEDED.fullmatch(name) or (asks_servers and STORES.fullmatch(name))
     }
     # one image at a time: threads of numeric libraries would take cores from the other processes
     return kept | {"OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"}
 
 
-def confine(memory_bytes: int, reads_stores: bool) -> str:
+def confine(memory_bytes: int, asks_servers: bool) -> str:
     """Limit the memory, write no core dump with images in it, end with the parent, and give up rights.
 
     Returns:
@@ -89,17 +89,17 @@ def confine(memory_bytes: int, reads_stores: bool) -> str:
         # a decoder that hangs in C code does not notice the end of the parent
         _prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
         _prctl(PR_SET_NO_NEW_PRIVS, 1)
-        _filter_system_calls(platform.machine(), reads_stores)
+        _filter_system_calls(platform.machine(), asks_servers)
     except OSError as error:
         return str(error)
     return ""
 
 
-def _filter_system_calls(machine: str, reads_stores: bool) -> None:
+def _filter_system_calls(machine: str, asks_servers: bool) -> None:
     if machine not in MACHINES:
         raise OSError(f"no list of system calls for {machine}")
     column, arch = MACHINES[machine]
-    program = _program(column, arch, [] if reads_stores else [SOCKET[column]])
+    program = _program(column, arch, [] if asks_servers else [SOCKET[column]])
     code = b"".join(struct.pack("=HBBI", *instruction) for instruction in program)
     buffer = ctypes.create_string_buffer(code, len(code))
     # struct sock_fprog: the number of instructions, and where they are

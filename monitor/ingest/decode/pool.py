@@ -30,6 +30,7 @@ from monitor.ingest.decode.answers import Refusal, most_bytes, read_answer
 from monitor.ingest.decode.confinement import environment
 from monitor.ingest.decode.flat import FlatError
 from monitor.ingest.decode.records import Decoded, Decoder, check_size, stream_of
+from monitor.ingest.decode.remote import UNAVAILABLE
 from monitor.ingest.decode.values import DecodeError
 from monitor.ingest.decode.worker import READY, READY_BYTES
 from monitor.telemetry import metrics
@@ -43,6 +44,12 @@ START_TIMEOUT_S = 60.0
 STARTS = 3
 """Processes that fail to start in a row before decoding is given up."""
 MESSAGE_TIMEOUT_S = 60
+HOLD_S, HOLD_STEP_S = 600.0, 5.0
+"""How long a record waits for a store or a schema registry that does not answer, and the longest pause between tries.
+
+Its partition waits with it: an outage must cost no images. After that the record is refused, for a store may answer
+"not now" to one object for ever.
+"""
 SLICE_S = 0.5
 """Time-outs are counted in waits of that length: one hour of a suspended machine counts as one wait."""
 
@@ -67,6 +74,8 @@ class _Job:
     record: Record
     future: Future[DecodedRecord] = field(default_factory=Future)
     tries: int = 0
+    held_s: float = 0.0
+    """Monotonic time since which it waits for a server; 0 while it does not."""
 
 
 class DecoderPool:
@@ -75,7 +84,7 @@ class DecoderPool:
     def __init__(self, decoder: Decoder) -> None:
         self._decoder, self._timeout_s = decoder, decoder.settings.timeout_s
         self._setup, self._answer_bytes = pickle.dumps(decoder), most_bytes(decoder)
-        self.max_images = decoder.settings.max_images_per_record
+        self.max_images = decoder.reader.max_images
         self._tasks: queue.SimpleQueue[list[_Job] | None] = queue.SimpleQueue()
         self._closed = threading.Event()
         self.answered_s = 0.0
@@ -143,17 +152,35 @@ class DecoderPool:
 
     def _work(self, process: _Process, waiting: deque[_Job]) -> None:
         process.send(pickle.dumps([job.record for job in waiting], protocol=pickle.HIGHEST_PROTOCOL))
-        while waiting:
-            took_s, answer = self._receive(process, waiting[0].record)
-            job = waiting.popleft()
-            self.answered_s = time.monotonic()
-            metrics.STAGE_SECONDS.labels("decode").observe(took_s)
-            if isinstance(answer, list):
-                for part in (note for image in answer for note in image.prepared.notes):
-                    metrics.IMAGES_PARTLY_USED.labels(part).inc()
-                job.future.set_result(answer)
-            else:
-                self._reject(job, *answer)
+        held: list[_Job] = []
+        try:
+            while waiting:
+                took_s, answer = self._receive(process, waiting[0].record)
+                job = waiting.popleft()
+                self.answered_s = time.monotonic()
+                metrics.STAGE_SECONDS.labels("decode").observe(took_s)
+                if isinstance(answer, list):
+                    for part in (note for image in answer for note in image.prepared.notes):
+                        metrics.IMAGES_PARTLY_USED.labels(part).inc()
+                    job.future.set_result(answer)
+                elif answer[0] == UNAVAILABLE and self._holds(job, answer[1]):
+                    held.append(job)
+                else:
+                    self._reject(job, *answer)
+        finally:
+            waiting.extend(held)
+        if held:
+            self._closed.wait(min(HOLD_STEP_S, max(0.1, time.monotonic() - held[0].held_s)))
+
+    def _holds(self, job: _Job, error: str) -> bool:
+        """Whether a record that needs an absent server is tried again."""
+        metrics.DECODE_HOLDS.inc()
+        if not job.held_s:
+            job.held_s = time.monotonic()
+            log.warning(
+                "decode.unavailable", error=error, partition=str(job.record.partition), offset=job.record.offset
+            )
+        return time.monotonic() - job.held_s < HOLD_S
 
     def _receive(self, process: _Process, record: Record) -> tuple[float, list[Decoded] | Refusal]:
         try:
@@ -178,7 +205,7 @@ class DecoderPool:
 
     def _start(self) -> _Process:
         for _ in range(STARTS):
-            process = _Process(self._closed, environment(os.environ, bool(self._decoder.settings.claim_check_prefixes)))
+            process = _Process(self._closed, environment(os.environ, self._decoder.reader.asks_servers))
             try:
                 process.send(self._setup)
                 unconfined = process.receive(START_TIMEOUT_S, READY_BYTES).removeprefix(READY)

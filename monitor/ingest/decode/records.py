@@ -5,15 +5,17 @@ What the value holds, `values.py` reads. Either all images of a record are used 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import cached_property
 
 from detectors.images.decode import ImageError
 from detectors.images.prepare import Prepared
 from monitor.core.time_text import parse_time_ms
 from monitor.core.types import Record, RecordImage
-from monitor.ingest.decode.values import DecodeError, read_value
+from monitor.ingest.decode.values import DecodeError
+from monitor.ingest.decode.wrapped import ValueReader
 from monitor.ingest.scoring.profiles import Preparers
-from monitor.ingest.settings import DecodingSettings, StreamNaming
+from monitor.ingest.settings import DecodingSettings, StreamNaming, ValueSettings
 
 MAX_NAME_CHARS = 200
 """Stream names and ids become Redis fields, labels and page titles; longer ones are cut."""
@@ -38,15 +40,22 @@ class Decoder:
     preparers: Preparers
     naming: StreamNaming
     settings: DecodingSettings
+    value: ValueSettings = field(default_factory=ValueSettings)
+
+    @cached_property
+    def reader(self) -> ValueReader:
+        """Reads the values of records."""
+        return ValueReader(self.settings, self.value)
 
     def __call__(self, record: Record) -> list[Decoded]:
         """Every image of the record.
 
         Raises:
             DecodeError: the whole record is unusable; the message names the broken image.
+            UnavailableError: a server that the record needs does not answer.
         """
         decoded: list[Decoded] = []
-        for item in expand(record, self.naming, self.settings):
+        for item in expand(record, self.naming, self.reader):
             try:
                 prepared = self.preparers.of(item.stream)(item.image, item.id.encode())
             except ImageError as error:
@@ -55,14 +64,15 @@ class Decoder:
         return decoded
 
 
-def expand(record: Record, naming: StreamNaming, limits: DecodingSettings) -> list[RecordImage]:
+def expand(record: Record, naming: StreamNaming, reader: ValueReader) -> list[RecordImage]:
     """The images of a record, still encoded, with their ids, stream and event times.
 
     Raises:
         DecodeError: empty, too large, of an unknown type, or malformed.
+        UnavailableError: a server that the record needs does not answer.
     """
-    check_size(record, limits.max_record_bytes)
-    contents = read_value(record.value or b"", record.header("content-type"), limits)
+    check_size(record, reader.limits.max_record_bytes)
+    contents = reader(record.value or b"", record.header("content-type"))
     count = len(contents.images)
     if not count:
         raise DecodeError("empty", "the record holds no images")

@@ -36,6 +36,7 @@ _NPY_HEADERS = {(1, 0): npy_format.read_array_header_1_0, (2, 0): npy_format.rea
 REASONS = {
     *("empty", "bytes", "images", "npy", "msgpack", "event-time"),
     *("format", "pixels", "truncated", "corrupt", "shape", "dtype", "depth"),
+    *("json", "avro", "protobuf", "claim-check", "unavailable"),
     *("memory", "crashed", "timeout"),
 }
 """Every reason why a record is refused: they are labels of metrics, so a decoder process may send no other."""

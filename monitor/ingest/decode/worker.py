@@ -18,6 +18,7 @@ from monitor.core.types import Record
 from monitor.ingest.decode.answers import pack_images, pack_refusal
 from monitor.ingest.decode.confinement import confine
 from monitor.ingest.decode.records import Decoder
+from monitor.ingest.decode.remote import UNAVAILABLE, UnavailableError
 from monitor.ingest.decode.values import DecodeError
 from monitor.telemetry.failpoints import failpoint
 
@@ -31,7 +32,7 @@ def main(descriptor: int) -> None:
     with Connection(descriptor) as connection:
         decoder: Decoder = pickle.loads(connection.recv_bytes())  # noqa: S301 - from our own parent
         settings = decoder.settings
-        unconfined = confine(settings.worker_memory_bytes, bool(settings.claim_check_prefixes))
+        unconfined = confine(settings.worker_memory_bytes, decoder.reader.asks_servers)
         warnings.simplefilter("ignore")  # those of Pillow are about single images: what matters of them is an error
         connection.send_bytes((READY + unconfined.encode())[:READY_BYTES])
         with contextlib.suppress(EOFError, OSError):
@@ -48,6 +49,8 @@ def answer(decoder: Decoder, record: Record) -> bytes:
         return pack_images(decoder(record), time.perf_counter() - started)
     except DecodeError as error:
         reason, text = error.reason, str(error)
+    except UnavailableError as error:
+        reason, text = UNAVAILABLE, str(error)
     except MemoryError:
         reason, text = "memory", "decoding needs more than decoding.worker_memory_bytes"
     except Exception as error:  # a bug in a library costs one record, not the stream

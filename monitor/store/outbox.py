@@ -88,6 +88,10 @@ class Outbox:
         """The time of Redis."""
         return int(self._run("clock", args=()))
 
+    def firing_alerts(self) -> list[str]:
+        """Ids of the alerts of rules that fire now and have a document."""
+        return [name.decode() for name in self._connection.read("HKEYS", self._firing)]
+
     def firing_documents(self, alert_ids: Sequence[str]) -> dict[str, str]:
         """{alert id: the document with which it began to fire} of those alerts of rules that fire now."""
         if not alert_ids:

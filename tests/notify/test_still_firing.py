@@ -15,7 +15,7 @@ from monitor.notify.self_alerts import DELIVERY, RECEIVER, SelfAlerts
 from monitor.store import evaluation
 from monitor.telemetry.clock import SteadyClock
 from tests.notify.bench import Bench, dead_ids, settled, streams
-from tests.notify.parts import Answer, Clock, Server, decide, eventually
+from tests.notify.parts import T0_MS, Answer, Clock, Server, alert_of, decide, document_of, eventually
 
 RESOLVED = AlertPhase.RESOLVED
 
@@ -266,12 +266,27 @@ def test_an_alert_whose_end_was_cut_off_is_not_sent_again(
     decide(bench.store)
     worker.round()
     # its end is committed, but the entry falls to the outbox limit
-    assert bench.store.evaluation.decide(bench.store.evaluation.state().version, 0, [Alert("drift", "cam-1")], {}, [])
+    over, (alert_id,) = [Alert("drift", "cam-1")], bench.store.outbox.held("am")
+    version = bench.store.evaluation.state().version
+    assert bench.store.evaluation.decide(version, 0, over, {}, [], {alert_id: ""})
     sent = len(server.requests)
     bench.clock.pass_s(60)
     worker.round()
     assert len(server.requests) == sent
     assert bench.store.outbox.held("am") == {}
+
+
+def test_an_alert_that_fires_since_before_documents_were_kept_is_sent_again(
+    bench: Bench, alertmanager: tuple[Server, AlertmanagerSender]
+) -> None:
+    server, receiver = alertmanager
+    worker = bench.worker(receiver)
+    alert = alert_of()
+    assert bench.store.evaluation.decide(0, T0_MS, [alert], {}, [document_of(alert)])
+    for _ in range(3):
+        worker.round()
+        bench.clock.pass_s(60)
+    assert streams(server) == [["cam-1"]] * 3
 
 
 # ------------------------------------------------------------------------------------------------ receivers that change

@@ -103,7 +103,8 @@ class StillFiring:
     # ---------------------------------------------------------------- visits
 
     def firing_if_due(self) -> Mapping[str, str] | None:
-        """Where a visit is due: what fires now, as {alert id: document}, empty for alerts of rules; else None."""
+        """Where a visit is due: what fires now and has a document, as {alert id: document}, empty for alerts of rules;
+        else None."""
         now_ms = self._context.steady_ms()
         if now_ms < self._next_visit_ms or self._context.over():
             return None
@@ -111,9 +112,8 @@ class StillFiring:
             self._receiver.resend_s if isinstance(self._receiver, Resending) else self._context.timing.revisit_s
         )
         self._next_visit_ms = now_ms + round(1000 * interval_s)
-        alerts = self._context.store.evaluation.alerts().values()
         own = [*self._outbox.self_alerts().values(), *self._outbox.failing().values()]
-        rules = {alert.id: "" for alert in alerts if alert.phase is AlertPhase.FIRING}
+        rules = dict.fromkeys(self._outbox.firing_alerts(), "")
         return rules | {Notice.parse(document).alert_id: document for document in own}
 
     def visit(self, firing: Mapping[str, str], seen: Set[str], complete: bool) -> bool:
@@ -133,12 +133,13 @@ class StillFiring:
             return False
         silences = self._context.silences()
         again, late = [], []
-        for alert_id in held.keys() - seen:
+        over = self._over(held.keys() - seen - firing.keys())
+        # the document of its end is usually in the outbox; where nothing is, the outbox limit has cut it off
+        for alert_id in over if over and self._outbox.backlog(self._name).entries == 0 else ():
+            self._outbox.drop_held(self._name, alert_id)
+        for alert_id in held.keys() - seen - over:
             state, _, document = held[alert_id].partition("\n")
-            # the document of its end is usually in the outbox; where nothing is, the outbox limit has cut it off
-            if alert_id not in firing and self._outbox.backlog(self._name).entries == 0:
-                self._outbox.drop_held(self._name, alert_id)
-            if alert_id not in firing or not document:
+            if not document:
                 continue
             notice = Notice.parse(document)
             if self._context.hides(notice, silences):
@@ -157,6 +158,14 @@ class StillFiring:
         self._resend(again)
         delivered = [self._send_late(notice) for notice in late]
         return any(delivered)
+
+    def _over(self, alert_ids: Set[str]) -> Set[str]:
+        """Those of them that do not fire."""
+        if not alert_ids:
+            return alert_ids
+        # an alert that fires since before documents were kept has none
+        alerts = self._context.store.evaluation.alerts().values()
+        return alert_ids - {alert.id for alert in alerts if alert.phase is AlertPhase.FIRING}
 
     def _hold(self, state: str, notice: Notice) -> None:
         self._outbox.hold(self._name, notice.alert_id, self.text(state, notice))

@@ -13,6 +13,7 @@ from monitor.notify.delivery.worker import Worker
 from monitor.notify.receivers.alertmanager import AlertmanagerSender
 from monitor.notify.self_alerts import DELIVERY, RECEIVER, SelfAlerts
 from monitor.store import evaluation
+from monitor.store.evaluation import Kept
 from monitor.telemetry.clock import SteadyClock
 from tests.notify.bench import Bench, dead_ids, settled, streams
 from tests.notify.parts import T0_MS, Answer, Clock, Server, alert_of, decide, document_of, eventually
@@ -268,7 +269,7 @@ def test_an_alert_whose_end_was_cut_off_is_not_sent_again(
     # its end is committed, but the entry falls to the outbox limit
     over, (alert_id,) = [Alert("drift", "cam-1")], bench.store.outbox.held("am")
     version = bench.store.evaluation.state().version
-    assert bench.store.evaluation.decide(version, 0, over, {}, [], {alert_id: ""})
+    assert bench.store.evaluation.decide(version, 0, over, {}, [], Kept({alert_id: ""}))
     sent = len(server.requests)
     bench.clock.pass_s(60)
     worker.round()

@@ -85,6 +85,17 @@ class Calibration:
         both: Floats = np.minimum(1.0, 2.0 * np.minimum(upper, lower))
         return both
 
+    def beyond(self, scores: Floats) -> Floats:
+        """(N,) how far scores lie outside of the calibration's, on a side that counts, in units of their range.
+
+        0 inside. It orders the images whose p-value is the smallest possible.
+        """
+        low, high = self.values[0], self.values[-1]
+        scores = np.where(np.isnan(scores), np.inf, scores)
+        outside = np.maximum(scores - high, low - scores) if self.two_sided else scores - high
+        distance: Floats = np.maximum(outside, 0.0) / (high - low or abs(high) or 1.0)
+        return distance
+
     def _rank(self, scores: Floats, jitters: Jitter) -> Floats:
         """How many calibration pairs (value, jitter) are smaller than each pair; an equal pair is not smaller."""
         scores = np.where(np.isnan(scores), np.inf, scores)

@@ -138,6 +138,12 @@ class Profile:
         values = self._values(self.features(prepared), np.stack([image.properties for image in prepared]))
         return Scores(values, self._p_values(values, [image.key for image in prepared]))
 
+    def beyond(self, values: Floats) -> Floats:
+        """(N,) how far (N, S) values lie outside of the calibration: the largest `Calibration.beyond` of a signal."""
+        columns = [calibration.beyond(column) for calibration, column in zip(self.calibrations, values.T, strict=True)]
+        largest: Floats = np.max(columns, axis=0)
+        return largest
+
     def device_memory(self) -> dict[str, int]:
         """Bytes `used` (held by this process) and `total` of the profile's CUDA device; empty on a CPU."""
         device = self.backbone.device

@@ -1,9 +1,9 @@
 """`layerwatch replay`: what the rules say about a span of the log, with the state in a Redis of its own.
 
 The daemon's own consumer and evaluator read the span, so the same log gives the same alert documents. A window rule
-needs a window's length before the span that is asked about, the sequential rule the beginning of the log. Two things
-follow the clock of the machine: `silence` is left out, and `max_future_s` counts from now, as for a daemon that reads
-the records now.
+needs a window's length before the span that is asked about, the sequential rule the beginning of the log. What followed
+the clock of the machine: `silence` is left out, and `max_future_s` counts from when a record came, as the records after
+it tell.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import replace
@@ -33,13 +34,15 @@ from monitor.sources.read_back import Span, open_span
 from monitor.store import Store, StoreError, open_store
 from monitor.store.child_process import ChildError
 from monitor.store.private_server import PrivateRedis
+from monitor.telemetry import metrics
 
+PROGRESS_S = 5.0
 RECEIVER = "replay"
 FOR_EVER_MS = 2**52
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--from", dest="since", required=True, type=parse_time, metavar="T", help=TIME_HELP)
+    parser.add_argument("--from", dest="since", type=parse_time, metavar="T", help=f"{TIME_HELP} (the whole log)")
     parser.add_argument("--to", dest="until", type=parse_time, metavar="T", help="likewise (the end of the log)")
     parser.add_argument("--dry-run", action="store_true", required=True, help="print the alerts, send nothing")
     parser.add_argument("--json", action="store_true", help="the alert documents, one a line")
@@ -54,7 +57,7 @@ def run(args: argparse.Namespace) -> int:
             redis = settings.redis.model_copy(update={"mode": "single", "url": SecretStr(server.url)})
             span = open_span(settings.source_settings(), args.since, args.until)
             with closing(open_store(redis, settings.monitor, limits_of(settings))) as store:
-                documents = replay_documents(settings, span, store)
+                documents = replay_documents(settings, span, store, _Progress(span))
     except ValueError as error:
         raise ConfigError([f"{args.config or 'defaults'}: {error}"]) from error
     for document in documents:
@@ -65,7 +68,26 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def replay_documents(settings: Config, span: Span, store: Store) -> list[str]:
+class _Progress:
+    """Says on stderr, every few seconds and at the end, how far the span is read; also where that is not a terminal."""
+
+    def __init__(self, span: Span) -> None:
+        self._span, self._due_s = span, time.monotonic() + PROGRESS_S
+
+    def show(self) -> None:
+        if time.monotonic() >= self._due_s:
+            read, total = self._span.progress
+            sys.stderr.write(f"replay: {read} of {total} records read\n")
+            self._due_s += PROGRESS_S
+
+    def end(self, future: int) -> None:
+        _, total = self._span.progress
+        sys.stderr.write(f"replay: {total} records read\n")
+        if future:
+            sys.stderr.write(f"replay: {future} timestamps were further ahead than buckets.max_future_s allows\n")
+
+
+def replay_documents(settings: Config, span: Span, store: Store, progress: _Progress) -> list[str]:
     """The alert documents of a span, oldest first; the state goes to `store`, which must be empty. Closes the span.
 
     Raises:
@@ -77,13 +99,16 @@ def replay_documents(settings: Config, span: Span, store: Store) -> list[str]:
     closing = Closing(store, settings.buckets, SelfAlerts(store, settings.monitor, has_receivers=False))
     presentation = replace(presentation_of(settings), has_receivers=True)
     evaluator = Evaluator(store, rules, profiles.layouts, closing, presentation)
+    future = _future_records()
     try:
         evaluator.load()
         while not consumer.is_through(span.partitions()):
             consumer.step()
-            evaluator.look()  # at once: the evidence of an alert is what was read when its bucket closed
+            evaluator.look()
+            progress.show()
     finally:
         consumer.close()
+    progress.end(round(_future_records() - future))
     return list(_sent(store))
 
 
@@ -99,6 +124,11 @@ def _without_traces(settings: Config) -> Config:
             "buckets": settings.buckets.model_copy(update={"idle_timeout_s": 0.0}),
         }
     )
+
+
+def _future_records() -> float:
+    (metric,) = metrics.FUTURE_RECORDS.collect()
+    return float(metric.samples[0].value)
 
 
 def _sent(store: Store) -> Iterator[str]:

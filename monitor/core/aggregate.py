@@ -34,6 +34,8 @@ class Judged:
     fingerprint: str
     p_values: NDArray[np.float64]
     prepared: Prepared
+    beyond: float = 0.0
+    """How far its scores lie outside of those of the calibration, in units of their range."""
 
 
 Outcome = Sequence[Judged] | DeadLetter
@@ -61,7 +63,7 @@ def aggregate(
     outcomes: Sequence[Outcome],
     begin: Delta,
     facts: Mapping[str, StreamFacts],
-    now_ms: int,
+    now_ms: int | Sequence[int],
     aggregation: Aggregation,
 ) -> tuple[Delta, int]:
     """The delta of records in the order of their log, and how many timestamps were further ahead than allowed.
@@ -70,10 +72,11 @@ def aggregate(
         outcomes: one per record, in offset order.
         begin: without counts; its `high_ms` is the highest event time applied so far, 0 before the first record.
         facts: of each stream in this partition, after its last image.
-        now_ms: wall clock, against timestamps in the future.
+        now_ms: wall clock, against timestamps in the future; of all records, or one per record.
     """
-    run = _Run(begin.high_ms or None, facts, now_ms, aggregation)
-    for outcome in outcomes:
+    nows = [now_ms] * len(outcomes) if isinstance(now_ms, int) else now_ms
+    run = _Run(begin.high_ms or None, facts, aggregation)
+    for outcome, run.now_ms in zip(outcomes, nows, strict=True):
         if isinstance(outcome, DeadLetter):
             run.reject(outcome)
         else:
@@ -108,12 +111,11 @@ class _Counts:
 class _Run:
     """A delta that is being built."""
 
-    def __init__(
-        self, high_ms: int | None, facts: Mapping[str, StreamFacts], now_ms: int, aggregation: Aggregation
-    ) -> None:
+    def __init__(self, high_ms: int | None, facts: Mapping[str, StreamFacts], aggregation: Aggregation) -> None:
         buckets = aggregation.buckets
         self._clock = PartitionClock(high_ms, buckets.length_ms, buckets.lateness_ms)
-        self._before, self._now_ms, self._aggregation = facts, now_ms, aggregation
+        self._before, self._aggregation = facts, aggregation
+        self.now_ms = 0
         self._facts: dict[str, StreamFacts] = {}
         self._counts: dict[VectorKey, _Counts] = {}
         self._unusual: list[tuple[Exemplar, Prepared]] = []
@@ -126,7 +128,7 @@ class _Run:
         placed = self._place(letter.record.timestamp_ms)
         self._count(self._aggregation.fingerprint_of(letter.stream), placed, letter.stream).rejected += 1
         self._reasons[letter.stream, letter.reason] += 1
-        self._facts[letter.stream] = replace(self._facts_of(letter.stream), seen_ms=self._now_ms)
+        self._facts[letter.stream] = replace(self._facts_of(letter.stream), seen_ms=self.now_ms)
 
     def accept(self, image: Judged) -> None:
         """Count an image, and keep it if it is worth showing."""
@@ -137,7 +139,7 @@ class _Run:
             run=before.run + 1 if before.digest == prepared.digest else 1,
             shape=f"{prepared.width}x{prepared.height}/{prepared.mode}",
             event_time_ms=max(before.event_time_ms, placed.event_time_ms),
-            seen_ms=self._now_ms,
+            seen_ms=self.now_ms,
         )
         count = self._count(image.fingerprint, placed, image.stream)
         count.rows.append(image.p_values)
@@ -145,10 +147,16 @@ class _Run:
         count.duplicates += after.run > 1
         count.changes += bool(before.shape) and before.shape != after.shape
         count.longest_run = max(count.longest_run, after.run)
-        self._facts[image.stream] = self._shown(image, placed, after)
+        # one image that a camera repeats would push all others out
+        repeat = after.run > 1 and before.event_time_ms >= placed.bucket_ms
+        self._facts[image.stream] = self._shown(image, placed, after, repeat)
 
-    def _shown(self, image: Judged, placed: Placed, facts: StreamFacts) -> StreamFacts:
-        """Keep the image where it is unusual or typical of its stream; returns the facts after it."""
+    def _shown(self, image: Judged, placed: Placed, facts: StreamFacts, repeat: bool) -> StreamFacts:
+        """Keep the image where it is unusual or typical of its stream; returns the facts after it.
+
+        Args:
+            repeat: it equals the one before in the same bucket.
+        """
         p_value = unusual_p(image.p_values, self._aggregation.layouts[image.fingerprint])
         wait_ms = min(facts.typical * TYPICAL_STEP_MS, TYPICAL_MOST_MS)
         typical = p_value >= TYPICAL_P and placed.event_time_ms - facts.typical_ms >= wait_ms
@@ -163,9 +171,11 @@ class _Run:
             p_values=tuple(image.p_values.tolist()),
             thumbnail=b"",
             fingerprint=image.fingerprint,
+            beyond=image.beyond,
         )
         if p_value <= EXEMPLAR_P:
-            self._unusual.append((exemplar, image.prepared))
+            if not repeat:
+                self._unusual.append((exemplar, image.prepared))
             return facts
         self._typical.append(replace(exemplar, thumbnail=self._aggregation.thumbnail(image.prepared)))
         return replace(facts, typical=facts.typical + 1, typical_ms=placed.event_time_ms)
@@ -179,10 +189,11 @@ class _Run:
             exemplars=self._worst(),
             reasons=self._reasons,
             typical=self._typical,
+            worst=self._worst_by_bucket(),
         )
 
     def _place(self, event_time_ms: int) -> Placed:
-        placed = self._clock.place(event_time_ms, self._now_ms, self._aggregation.buckets.max_future_ms)
+        placed = self._clock.place(event_time_ms, self.now_ms, self._aggregation.buckets.max_future_ms)
         self.future += placed.future
         return placed
 
@@ -210,8 +221,20 @@ class _Run:
         """The worst images of each stream; thumbnails are made for these alone."""
         kept: list[Exemplar] = []
         taken: Counter[str] = Counter()
-        for found, prepared in sorted(self._unusual, key=lambda shown: (shown[0].p_value, shown[0].id)):
+        for found, prepared in sorted(self._unusual, key=lambda shown: _order(shown[0])):
             taken[found.stream] += 1
             if taken[found.stream] <= self._aggregation.exemplars:
                 kept.append(replace(found, thumbnail=self._aggregation.thumbnail(prepared)))
         return kept
+
+    def _worst_by_bucket(self) -> dict[VectorKey, list[Exemplar]]:
+        """Likewise of each stream in each bucket, but without thumbnails."""
+        found: dict[VectorKey, list[Exemplar]] = {}
+        for exemplar, _ in self._unusual:
+            found.setdefault((exemplar.fingerprint, exemplar.bucket_ms, exemplar.stream), []).append(exemplar)
+        return {key: sorted(images, key=_order)[: self._aggregation.exemplars] for key, images in found.items()}
+
+
+def _order(e: Exemplar) -> tuple[float, int, str]:
+    """The worst first; the same as in Redis, so that batches of any size keep the same images."""
+    return e.rank, e.event_time_ms, e.id

@@ -40,6 +40,8 @@ class Record:
     key: bytes | None
     value: bytes | None
     headers: tuple[tuple[str, bytes], ...] = ()
+    read_ms: int | None = None
+    """When it was read, by the clock; None is now. A replay gives its estimate of it."""
 
     def header(self, name: str) -> bytes | None:
         """The last header of that name (case-insensitive), or None."""
@@ -148,6 +150,15 @@ class Exemplar:
     """A small JPEG, or empty."""
     fingerprint: str = ""
     """Of the profile that judged it: p-values of two profiles are not comparable."""
+    beyond: float = 0.0
+    """How far its scores lie outside of those of the calibration, in units of their range; not stored with it."""
+
+    @property
+    def rank(self) -> float:
+        """Sorts the most unusual first: by p-value; equal ones, such as the smallest possible, by all its scores."""
+        # 1e-4 of the p-value: less than the step to the next possible one, 1 / (n + 1), for every p that is kept
+        together = float(np.exp(np.log(self.p_values).mean())) if self.p_values else 1.0
+        return self.p_value * (1 + 1e-4 * together / (1 + self.beyond))
 
 
 @dataclass(frozen=True, slots=True)
@@ -190,6 +201,8 @@ class Delta:
     """Images that are typical of their streams."""
     recent: bytes = b""
     """Which of the last records were rejected, as `RejectWindow.pack` gives it."""
+    worst: Mapping[tuple[str, int, str], Sequence[Exemplar]] = field(default_factory=dict)
+    """The most unusual images of each vector, without thumbnails: alerts name those of their own time."""
 
 
 class AlertPhase(StrEnum):

@@ -11,12 +11,18 @@ from monitor.evaluate.memory import Change, Decision, Memory
 from monitor.fleet.evidence import evidence_span, stream_evidence
 from monitor.store import Store
 
-READ_BUCKETS = 20_000
+READ_BUCKETS = 100_000
 """Buckets read from Redis for the evidence of one decision, some two seconds. When thousands of streams resolve at
-once, the evidence of the others reaches back only as far as the windows in memory."""
+once, the counts of the others reach back only as far as the windows in memory, their images over the last bucket."""
 
-Span = tuple[int, int]
-"""[since, until) in ms."""
+
+@dataclass(frozen=True, slots=True)
+class Span:
+    """[since, until) of the counts and of the images in the evidence of one document, in ms."""
+
+    since_ms: int
+    images_since_ms: int
+    until_ms: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,21 +68,15 @@ class Presentation:
             dashboard_url=dashboard_url(self.dashboard_url, stream),
         )
 
-    def _evidence(
-        self,
-        store: Store,
-        memory: Memory,
-        change: Change,
-        span: Span,
-        alerts: Sequence[Alert],
-    ) -> Evidence:
+    def _evidence(self, store: Store, memory: Memory, change: Change, span: Span, alerts: Sequence[Alert]) -> Evidence:
         layout, stream = memory.layouts.get(change.fingerprint), change.alert.stream
         if layout is None:
             return Evidence()
-        buckets = memory.buckets(change.fingerprint, stream, span)
-        found = stream_evidence(layout, (vector for _, vector in buckets), alerts, span[1])
+        buckets = memory.buckets(change.fingerprint, stream, (span.since_ms, span.until_ms))
+        found = stream_evidence(layout, (vector for _, vector in buckets), alerts, span.until_ms)
+        images_ms = span.images_since_ms, span.until_ms
         partitions = store.catalog.partitions()
-        worst = store.exemplars.unusual(partitions, change.fingerprint, stream, *span, self.exemplars)
+        worst = store.exemplars.worst(partitions, change.fingerprint, stream, images_ms, self.exemplars)
         return Evidence(found.moved, found.triage, worst)
 
 
@@ -99,11 +99,10 @@ def _spans(
         layout = memory.layouts.get(change.fingerprint)
         signals = layout.signals if layout else ()
         since_ms, until_ms = evidence_span(signals, alerts[change.alert.stream], change.alert, end_ms)
-        held_ms = memory.held_since_ms(until_ms)
-        if since_ms < held_ms:
-            reads = (until_ms - since_ms) // memory.bucket_ms * partitions
-            if reads <= left:
-                left -= reads
-            else:
-                since_ms = min(held_ms, until_ms - memory.bucket_ms)
-        yield since_ms, until_ms
+        reads = ((until_ms - since_ms) // memory.bucket_ms + 1) * partitions
+        if reads <= left:
+            left -= reads
+            yield Span(since_ms, since_ms, until_ms)
+        else:
+            last_ms = until_ms - memory.bucket_ms
+            yield Span(max(since_ms, min(memory.held_since_ms(until_ms), last_ms)), last_ms, until_ms)

@@ -104,7 +104,14 @@ def _part(owner: OwnedPartition, works: Sequence[Work], aggregation: Aggregation
         vectors={},
         recent=rejects.pack(),
     )
-    delta, future = aggregate(outcomes, begin, owner.facts, wall_ms(), aggregation)
+    now_ms = wall_ms()
+    # damaged records that were skipped have outcomes, but are not held
+    read_ms = [
+        time_ms or now_ms
+        for work in works
+        for time_ms in ([record.read_ms for record in work.records] or [None] * len(work.outcomes))
+    ]
+    delta, future = aggregate(outcomes, begin, owner.facts, read_ms, aggregation)
     return PartitionBatch(owner, delta, rejects, future)
 
 

@@ -3,12 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 import numpy as np
 
 from monitor.core.types import Exemplar, Partition, Totals, Vector
 from monitor.store.keyspace import SEPARATOR, Member, PartitionKeys
-from monitor.store.packing import packed_name, rank, summed, unpacked_exemplar, unpacked_name, unpacked_totals
+from monitor.store.packing import (
+    packed_name,
+    summed,
+    unpacked_exemplar,
+    unpacked_name,
+    unpacked_totals,
+    unpacked_worst,
+)
 
 SEALED_AND_OPEN = ("closed", "open")
 HOUR_MS = 3_600_000
@@ -46,7 +54,7 @@ class Counts:
         which: Sequence[str] = SEALED_AND_OPEN,
     ) -> dict[int, dict[str, Vector]]:
         """{bucket start ms: {stream: vector}} for since <= start < until, oldest first; sealed (closed) and open."""
-        found = self._of_profile(partitions, fingerprint, since_ms, until_ms, which)
+        found = self.of_profile(partitions, fingerprint, since_ms, until_ms, which)
         replies = self._connection.read_many([("HGETALL", self._keys.bucket(member)) for member in found])
         return summed((start, reply) for (_, _, start), reply in zip(found, replies, strict=True))
 
@@ -63,7 +71,7 @@ class Counts:
         Args:
             span_ms: (since, until).
         """
-        found = self._of_profile(partitions, fingerprint, *span_ms, which)
+        found = self.of_profile(partitions, fingerprint, *span_ms, which)
         name = packed_name(stream)
         replies = self._connection.read_many([("HGET", self._keys.bucket(member), name) for member in found])
         tables = (
@@ -77,9 +85,10 @@ class Counts:
         table = np.frombuffer(b"".join(streams.values()), "<u4").reshape(len(streams), -1 if streams else 0)
         return [unpacked_name(name) for name in streams], table
 
-    def _of_profile(
+    def of_profile(
         self, partitions: Iterable[Partition], fingerprint: str, since_ms: int, until_ms: int, which: Sequence[str]
     ) -> list[Member]:
+        """As `members`, of one profile, oldest first."""
         # a bucket may be sealed between the reads of the two indexes: the set holds it once
         found = {m for m in self.members(partitions, since_ms, which, until_ms) if m[1] == fingerprint}
         return sorted(found, key=lambda member: (member[2], member[0]))
@@ -116,25 +125,64 @@ class Exemplars:
 
     def __init__(self, keys: PartitionKeys) -> None:
         self._keys = keys
+        self._counts = Counts(keys)
 
     def typical(self, partitions: Iterable[Partition], fingerprint: str, stream: str) -> list[Exemplar]:
         """Typical images of a stream, latest first."""
         name = packed_name(stream)
-        found = self._read([self._keys.of(p, f"typical:{fingerprint}:{name}") for p in partitions])
+        keys = [self._keys.of(p, f"typical:{fingerprint}:{name}") for p in partitions]
+        replies = self._keys.connection.read_many([("ZRANGE", key, 0, -1) for key in keys])
+        found = [unpacked_exemplar(packed) for reply in replies for packed in reply]
         return sorted(found, key=lambda e: -e.event_time_ms)
 
     def unusual(
         self, partitions: Iterable[Partition], fingerprint: str, stream: str, since_ms: int, until_ms: int, limit: int
     ) -> list[Exemplar]:
-        """The most unusual images of a stream with since <= event time < until, lowest p-value first."""
-        name, hours = packed_name(stream), range(since_ms // HOUR_MS * HOUR_MS, until_ms, HOUR_MS)
-        found = self._read([self._keys.of(p, f"ex:{fingerprint}:{hour}:{name}") for p in partitions for hour in hours])
-        inside = [e for e in found if since_ms <= e.event_time_ms < until_ms]
-        return sorted(inside, key=lambda e: (rank(e), e.event_time_ms, e.id))[:limit]
+        """The most unusual images of a stream with since <= event time < until, lowest p-value first.
 
-    def _read(self, keys: list[str]) -> list[Exemplar]:
-        replies = self._keys.connection.read_many([("ZRANGE", key, 0, -1) for key in keys])
-        return [unpacked_exemplar(packed) for reply in replies for packed in reply]
+        To be shown: each hour keeps some, with thumbnails, and equal pictures are given once.
+        """
+        name, hours = packed_name(stream), range(since_ms // HOUR_MS * HOUR_MS, until_ms, HOUR_MS)
+        keys = [self._keys.of(p, f"ex:{fingerprint}:{hour}:{name}") for p in partitions for hour in hours]
+        replies = self._keys.connection.read_many([("ZRANGE", key, 0, -1, "WITHSCORES") for key in keys])
+        scored = [(float(rank), unpacked_exemplar(packed)) for reply in replies for packed, rank in reply]
+        inside = [(rank, e) for rank, e in scored if since_ms <= e.event_time_ms < until_ms]
+        once: dict[object, Exemplar] = {}
+        for _, e in sorted(inside, key=lambda pair: (pair[0], pair[1].event_time_ms, pair[1].id)):
+            once.setdefault(e.thumbnail or e.id, e)
+        return list(once.values())[:limit]
+
+    def worst(
+        self, partitions: Iterable[Partition], fingerprint: str, stream: str, span_ms: tuple[int, int], limit: int
+    ) -> list[Exemplar]:
+        """The most unusual images that count in the stream's sealed buckets with since <= start < until.
+
+        The worst first. To be named, without thumbnails: sealed buckets do not change, so this gives the same whenever
+        it is asked.
+
+        Args:
+            span_ms: (since, until).
+        """
+        found = sorted(self._counts.of_profile(partitions, fingerprint, *span_ms, ("closed",)))
+        name = packed_name(stream)
+        replies = self._keys.connection.read_many([("HGET", self._keys.worst(member), name) for member in found])
+        rows = [
+            (rank, event_time_ms, id_, p_value, member[2])
+            for member, packed in zip(found, replies, strict=True)
+            if packed
+            for rank, event_time_ms, id_, p_value in unpacked_worst(packed)
+        ]
+        once: dict[float, Exemplar] = {}  # equal images of several buckets have one rank
+        for rank, event_time_ms, id_, p_value, bucket_ms in sorted(rows):
+            once.setdefault(rank, Exemplar(id_, stream, event_time_ms, bucket_ms, p_value, (), b"", fingerprint))
+        return list(once.values())[:limit]
+
+
+def _pairs(reply: Sequence[Any]) -> Iterable[tuple[bytes, Any]]:
+    """(member, score) of an answer of ZRANGE WITHSCORES: pairs in RESP3, flat in RESP2."""
+    if reply and not isinstance(reply[0], list):
+        return zip(reply[::2], reply[1::2], strict=True)
+    return [(member, score) for member, score in reply]
 
 
 def parse_member(member: bytes) -> tuple[str, int]:

@@ -38,6 +38,11 @@ class PartitionKeys:
         partition, fingerprint, start = member
         return self.of(partition, f"b:{fingerprint}:{start}")
 
+    def worst(self, member: Member) -> str:
+        """The hash {stream: its most unusual images} of one bucket."""
+        partition, fingerprint, start = member
+        return self.of(partition, f"w:{fingerprint}:{start}")
+
 
 class MonitorKeys:
     """Keys of what one monitor keeps once for all partitions, under `{lw:<monitor>:alerts}`."""

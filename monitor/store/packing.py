@@ -67,8 +67,8 @@ def unpacked_facts(packed: bytes) -> StreamFacts:
 
 
 def packed_exemplar(e: Exemplar) -> bytes:
-    """All fields, in the order of `Exemplar`."""
-    row = astuple(replace(e, id=packed_name(e.id), stream=packed_name(e.stream)))
+    """The fields of `Exemplar` in their order, but for `beyond`: the rank that it gives is the score in Redis."""
+    row = astuple(replace(e, id=packed_name(e.id), stream=packed_name(e.stream)))[:-1]
     packed: bytes = msgpack.packb(row)
     return packed
 
@@ -78,8 +78,11 @@ def unpacked_exemplar(packed: bytes) -> Exemplar:
     return Exemplar(*msgpack.unpackb(packed, use_list=False))
 
 
-def rank(e: Exemplar) -> float:
-    """Sorts the most unusual first: by p-value; equal ones, such as the smallest possible, by those of all signals."""
-    # 1e-4 of the p-value: less than the step to the next possible one, 1 / (n + 1), for every p that is kept
-    together = float(np.exp(np.log(e.p_values).mean())) if e.p_values else 1.0
-    return e.p_value * (1 + 1e-4 * together)
+def packed_worst(images: Iterable[Exemplar]) -> list[tuple[float, int, str, float]]:
+    """What is kept of the worst images of a bucket: (rank, event time, id, p-value), as common.lua sorts them."""
+    return [(e.rank, e.event_time_ms, packed_name(e.id), float(e.p_value)) for e in images]
+
+
+def unpacked_worst(packed: bytes) -> list[tuple[float, int, str, float]]:
+    """Inverse of `packed_worst`."""
+    return [tuple(row) for row in msgpack.unpackb(packed)]

@@ -20,7 +20,7 @@ from monitor.store.packing import (
     packed_facts,
     packed_name,
     packed_vector,
-    rank,
+    packed_worst,
     summed,
     unpacked_facts,
     unpacked_name,
@@ -158,8 +158,14 @@ class Partitions:
             "next": str(delta.next_offset),
             "high": delta.high_ms,
             "vectors": [
-                (fingerprint, str(start), packed_name(stream), packed_vector(vector))
-                for (fingerprint, start, stream), vector in delta.vectors.items()
+                (
+                    *key[:1],
+                    str(key[1]),
+                    packed_name(key[2]),
+                    packed_vector(vector),
+                    packed_worst(delta.worst.get(key, ())),
+                )
+                for key, vector in delta.vectors.items()
             ],
             "facts": {packed_name(stream): packed_facts(facts) for stream, facts in delta.facts.items()},
             "images": images if self._limits.exemplars_kept else [],
@@ -174,7 +180,7 @@ class Partitions:
 
     def _unusual(self, e: Exemplar) -> _KeptImage:
         key = f"ex:{e.fingerprint}:{e.event_time_ms // HOUR_MS * HOUR_MS}"
-        return key, packed_name(e.stream), rank(e), packed_exemplar(e), self._limits.exemplars_kept, -1
+        return key, packed_name(e.stream), e.rank, packed_exemplar(e), self._limits.exemplars_kept, -1
 
     def _typical(self, e: Exemplar) -> _KeptImage:
         key = f"typical:{e.fingerprint}"
@@ -208,7 +214,8 @@ class Partitions:
             keys = [f"{prefix}:{name}" for name in ("cursor", "open", "closed", "totals")]
             bounds = (bucket_ms, self._limits.retention_s, TTL_S)
             repair = (decided_ms, judged.get(partition, ""))
-            calls.append(Call(SCRIPTS["seal"], keys, (prefix, *bounds, SCHEMA, *repair)))
+            args = (prefix, *bounds, SCHEMA, *repair, self._limits.exemplars_kept)
+            calls.append(Call(SCRIPTS["seal"], keys, args))
         replies = self._connection.run_many(calls)
         found = [(p, name.decode(), bucket_ms) for p, names in zip(wanted, replies, strict=True) for name in names]
         # read apart from the script: sealed buckets do not change, and 7,000 streams would hold the server in Lua

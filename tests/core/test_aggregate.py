@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -48,9 +49,38 @@ def test_the_worst_images_are_those_of_either_kind(prepared: Prepared) -> None:
         "stranger layer": (0.4, 0.001, 0.4, 0.4),  # what layers say is in the score
         "rather dark": (0.5, 0.5, 0.3, 0.02),
     }
-    images = [[Judged(name, "cam", START_MS, "fp", np.array(p_values), prepared)] for name, p_values in rows.items()]
+    images = [
+        [Judged(name, "cam", START_MS, "fp", np.array(p_values), replace(prepared, digest=name.encode()))]
+        for name, p_values in rows.items()
+    ]
     worst = counted(images, {}, how).exemplars
     assert [(image.id, image.p_value) for image in worst] == [("blurred", 0.004), ("strange", 0.008)]
+
+
+def test_equal_p_values_are_ordered_by_how_far_the_scores_lie_beyond_the_calibration(prepared: Prepared) -> None:
+    far = {"near": 0.1, "farthest": 7.0, "far": 2.5}
+    images = [
+        [Judged(name, "cam", START_MS, "fp", np.array([0.002]), replace(prepared, digest=name.encode()), beyond)]
+        for name, beyond in far.items()
+    ]
+    delta = counted(images, {})
+    assert [image.id for image in delta.exemplars] == ["farthest", "far", "near"]
+    assert [image.id for image in delta.worst["fp", START_MS, "cam"]] == ["farthest", "far", "near"]
+
+
+def test_repeats_of_one_image_are_kept_once_per_bucket(prepared: Prepared) -> None:
+    delta = counted([judged(prepared, second, 0.002) for second in range(20)], {})
+    assert [image.id for image in delta.exemplars] == ["cam/0", "cam/10"]
+
+
+def test_batches_of_any_size_name_the_same_worst_images_of_a_bucket(prepared: Prepared) -> None:
+    """A batch of several buckets keeps the worst of each, not the worst of all."""
+    rng = np.random.default_rng(0)
+    images = [judged(replace(prepared, digest=b"%d" % i), i, float(rng.uniform(0.001, 0.05))) for i in range(60)]
+    how = Aggregation(BucketSettings(), HOW.layouts, HOW.fingerprint_of, 3)
+    worst = counted(images, {}, how).worst
+    assert {start for _, start, _ in worst} == {START_MS + 10_000 * i for i in range(6)}
+    assert {len(kept) for kept in worst.values()} == {3}
 
 
 def test_the_longer_a_stream_runs_the_longer_until_its_next_typical_image(prepared: Prepared) -> None:

@@ -24,8 +24,8 @@ BAD, LATE = (7, 133, 301), (60, 200)
 FUTURE, FUTURE_MS = 150, 4_000_000_000_000
 
 
-def write_story(redis_url: str, topic: str) -> None:
-    """Three cameras in two partitions, of which one drifts; some records are bad, late, or stamped in the year 2096."""
+def write_story(redis_url: str, topic: str, future_ms: int = FUTURE_MS) -> None:
+    """Three cameras in two partitions, of which one drifts; some records are bad, late, or stamped far ahead."""
     redis_stream = RedisStreamSettings(topics=(topic,), partitions=2)
     config = Config(source="redis-stream", redis=RedisSettings(url=SecretStr(redis_url)), redis_stream=redis_stream)
     producer = open_producer(config.source_settings())
@@ -34,7 +34,7 @@ def write_story(redis_url: str, topic: str) -> None:
     for i in range(IMAGES):
         drifting = i in DRIFT and i % 3 == 0
         value = b"no picture" if i in BAD else (strange if drifting else normal)[i % 60]
-        at_ms = FUTURE_MS if i == FUTURE else START_MS + STEP_MS * i - 25_000 * (i in LATE)
+        at_ms = future_ms if i == FUTURE else START_MS + STEP_MS * i - 25_000 * (i in LATE)
         producer.send(topic, value, f"cam-{i % 3}".encode(), (), at_ms)
     producer.flush()
     producer.close()
@@ -54,8 +54,8 @@ def test_a_replay_gives_the_documents_of_the_live_run_with_their_exemplars(
         "scoring": {"profile": str(profile_folder), "device": "cpu"},
         "decoding": {"workers": 1},
         "buckets": {"seconds": 10, "lateness_s": 10, "idle_timeout_s": 1},
-        # all unusual images of the hour are kept: how far the log was read when a bucket closed shows in no document
-        "evidence": {"exemplars": 100},
+        # few: how far the log was read when a bucket closed must show in no document
+        "evidence": {"exemplars": 3},
         "rules": [
             {"name": "rate", "kind": "rate", "level": 0.1, "window_s": 30, "threshold": 0.3, "min_images": 10},
             {"name": "bad", "kind": "rejected", "window_s": 30, "threshold": 0.01, "min_images": 5, "confidence": 0.5},
@@ -70,7 +70,7 @@ def test_a_replay_gives_the_documents_of_the_live_run_with_their_exemplars(
         other = config.with_stem("latest")
         latest = config.read_text().replace("redis_stream:\n", "redis_stream:\n  start: latest\n")
         other.write_text(latest)
-        replayed = zygote.layerwatch("replay", "--from", "0", "--dry-run", "--json", "-c", str(other))
+        replayed = zygote.layerwatch("replay", "--dry-run", "--json", "-c", str(other))
         assert replayed.returncode == 0, replayed.stderr
         documents = {document["id"]: document for document in map(json.loads, replayed.stdout.splitlines())}
         wait_for("all deliveries", lambda: hook.ids() >= documents.keys())
@@ -79,8 +79,30 @@ def test_a_replay_gives_the_documents_of_the_live_run_with_their_exemplars(
         daemon.kill()
         hook.close()
     fired = [d for d in documents.values() if d["type"] == "alert.firing" and d["data"]["rule"] == "rate"]
-    assert [(d["data"]["stream"], len(d["data"]["exemplars"]) > 3) for d in fired] == [("cam-0", True)]
+    assert [(d["data"]["stream"], len(d["data"]["exemplars"])) for d in fired] == [("cam-0", 3)]
     assert {d["data"]["rule"] for d in documents.values()} == {"rate", "bad"}
+    assert "1 timestamps were further ahead than buckets.max_future_s allows" in replayed.stderr
+
+
+def test_a_replay_knows_a_timestamp_a_year_ahead_when_the_year_is_over(
+    redis_server: PrivateRedis, zygote: Zygote, profile_folder: Path, tmp_path: Path
+) -> None:
+    write_story(redis_server.url, "old", START_MS + 365 * 86_400_000)
+    rate = {"name": "rate", "kind": "rate", "level": 0.1, "window_s": 30, "threshold": 0.3, "min_images": 10}
+    settings: dict[str, Any] = {
+        "monitor": "old",
+        "source": "redis-stream",
+        "redis": {"url": redis_server.url},
+        "redis_stream": {"topics": ["old"], "partitions": 2, "dead_letter_topic": "old.dead"},
+        "scoring": {"profile": str(profile_folder), "device": "cpu"},
+        "decoding": {"workers": 1},
+        "rules": [rate],
+    }
+    replayed = zygote.layerwatch("replay", "--dry-run", "-c", str(config_file(tmp_path, settings)))
+    assert replayed.returncode == 0, replayed.stderr
+    assert [line.split()[2:4] for line in replayed.stdout.splitlines()] == [["rate", "cam-0:"]] * 2
+    assert f"{IMAGES} records read" in replayed.stderr
+    assert "1 timestamps were further ahead" in replayed.stderr
 
 
 def _types(hook: Hook, rule: str) -> set[str]:

@@ -11,7 +11,7 @@ from detectors.images.reading import InputError
 from monitor.cli.learning import collect
 from monitor.sources.read_back import read_back
 from tests.pictures import draw, encoded
-from tests.sources.worlds import World
+from tests.sources.worlds import RedisWorld, World
 
 T0_MS = 1_790_000_000_000
 
@@ -59,3 +59,25 @@ def test_a_span_is_half_open_and_is_read_without_a_trace(world: World, images: l
         assert sorted(times) == [T0_MS + 2000] * 3 + [T0_MS + 3000] * 3
     owner = world.owner()
     assert all(owner.committed(partition) is None for partition in owner.partitions())
+
+
+def test_a_span_without_a_beginning_has_records_without_a_timestamp_too(world: World, images: list[bytes]) -> None:
+    """The broker finds no record by a time that it does not have; in a span they stand where the log has them."""
+    absent = -5 if isinstance(world, RedisWorld) else 0
+    world.write(0, images[:4], b"cam-7", timestamps_ms=[absent, T0_MS, absent, T0_MS + 9000])
+    settings = world.config.source_settings()
+    assert [record.timestamp_ms for record in read_back(settings)] == [absent, T0_MS, absent, T0_MS + 9000]
+    since = [record.timestamp_ms for record in read_back(settings, T0_MS, T0_MS + 5000)]
+    assert since == [T0_MS, absent]
+
+
+def test_records_know_about_when_they_came_whatever_one_timestamp_says(world: World) -> None:
+    stamps = [T0_MS + 1000 * i for i in range(60)]
+    stamps[20] = T0_MS + 30 * 86_400_000
+    world.write(0, [b"x"] * 60, b"cam-7", timestamps_ms=stamps)
+    found = list(read_back(world.config.source_settings()))
+    assert len(found) == 60
+    assert found[-1].read_ms is None
+    for i, record in enumerate(found[:-1]):
+        assert record.read_ms is not None
+        assert 0 < record.read_ms - (T0_MS + 1000 * i) <= 20_000

@@ -24,6 +24,7 @@ from monitor.telemetry.failpoints import failpoint
 
 if TYPE_CHECKING:  # torch takes seconds to load, and only a process that scores needs it
     from detectors import Profile
+    from detectors.profile.profile import Scores
 
 MEMORY_WORDS = ("out of memory", "not enough memory", "allocate memory")
 CACHED_STREAMS = 100_000
@@ -46,6 +47,18 @@ class ByStream(Generic[T]):
     def all(self) -> list[T]:
         """Every value: the default first."""
         return [self.default, *(value for _, value in self.overrides)]
+
+
+@dataclass(frozen=True, slots=True)
+class Judgement:
+    """What a profile says of one image."""
+
+    fingerprint: str
+    """That the counts of the image carry."""
+    p_values: NDArray[np.float64]
+    """(S,)"""
+    beyond: float
+    """How far its scores lie outside of the calibration."""
 
 
 Preparers = ByStream[Preparer]
@@ -87,24 +100,23 @@ class Profiles:
         profile = self.of(stream)
         profile.score([profile.prepare(np.zeros((8, 8, 3), np.uint8))])
 
-    def p_values(
-        self, images: Sequence[tuple[str, Prepared]], batch_images: int
-    ) -> list[tuple[str, NDArray[np.float64]]]:
-        """(fingerprint, (S,) p-values) of each (stream, image), scored in batches of one profile each."""
+    def p_values(self, images: Sequence[tuple[str, Prepared]], batch_images: int) -> list[Judgement]:
+        """What the profile of its stream says of each (stream, image), scored in batches of one profile each."""
         groups: dict[Profile, list[int]] = defaultdict(list)
         for i, (stream, _) in enumerate(images):
             groups[self.of(stream)].append(i)
-        found: dict[int, tuple[str, NDArray[np.float64]]] = {}
+        found: dict[int, Judgement] = {}
         for profile, members in groups.items():
             for start in range(0, len(members), batch_images):
                 batch = members[start : start + batch_images]
-                rows = _score_halving(profile, [images[i][1] for i in batch])
-                found |= {i: (counted_under(profile.fingerprint), row) for i, row in zip(batch, rows, strict=True)}
+                scores = _score_halving(profile, [images[i][1] for i in batch])
+                rows = zip(batch, scores.p_values, profile.beyond(scores.values).tolist(), strict=True)
+                found |= {i: Judgement(counted_under(profile.fingerprint), row, beyond) for i, row, beyond in rows}
         return [found[i] for i in range(len(images))]
 
 
-def _score_halving(profile: Profile, images: Sequence[Prepared]) -> NDArray[np.float64]:
-    """(N, S) p-values; a batch that does not fit into memory is scored in halves.
+def _score_halving(profile: Profile, images: Sequence[Prepared]) -> Scores:
+    """The scores of the images; a batch that does not fit into memory is scored in halves.
 
     Out of memory is a subclass of RuntimeError on a GPU, and a plain one on a CPU.
     """
@@ -117,12 +129,14 @@ def _score_halving(profile: Profile, images: Sequence[Prepared]) -> NDArray[np.f
             raise
         metrics.HALVED.inc()
         half = len(images) // 2
-        return np.concatenate([_score_halving(profile, images[:half]), _score_halving(profile, images[half:])])
+        halves = _score_halving(profile, images[:half]), _score_halving(profile, images[half:])
+        values, p_values = ([getattr(half, name) for half in halves] for name in ("values", "p_values"))
+        return type(halves[0])(np.concatenate(values), np.concatenate(p_values))
     for i in np.flatnonzero(profile.learned):
         histogram = metrics.SCORES.labels(profile.fingerprint, profile.signals[i])
         for value in scores.values[:, i].tolist():
             histogram.observe(value)
-    return scores.p_values
+    return scores
 
 
 def layout_of(profile: Profile) -> Layout:

@@ -10,6 +10,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Sequence
+from itertools import islice
 
 import structlog
 
@@ -126,5 +127,9 @@ class ScoringStage:
             log.exception("scoring.record_refused", partition=str(record.partition), offset=record.offset)
             return [DeadLetter(record, found[0].stream, "scoring", f"scoring fails: {type(error).__name__}: {error}")]
         return [
-            [Judged(i.id, i.stream, i.event_time_ms, *next(scores), i.prepared) for i in found] for _, found in records
+            [
+                Judged(i.id, i.stream, i.event_time_ms, s.fingerprint, s.p_values, i.prepared, s.beyond)
+                for i, s in zip(found, islice(scores, len(found)), strict=True)
+            ]
+            for _, found in records
         ]

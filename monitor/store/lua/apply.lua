@@ -37,7 +37,7 @@ end
 
 local buckets = {} -- key -> {index = open or closed, member = of the index, start = ms, streams = {name -> vector}}
 for _, entry in ipairs(delta.vectors) do
-  local fingerprint, start, stream, vector = entry[1], entry[2], entry[3], entry[4]
+  local fingerprint, start, stream, vector, worst = unpack(entry)
   local name = name_of(stream)
   local index = open
   if tonumber(start) <= judged then
@@ -52,15 +52,25 @@ for _, entry in ipairs(delta.vectors) do
   if name ~= stream then over_limit = over_limit + images + rejected end
   local member = fingerprint .. ":" .. start
   local key = delta.prefix .. ":b:" .. member
-  local bucket = buckets[key] or {index = index, member = member, start = start, streams = {}}
+  local bucket = buckets[key] or {index = index, member = member, start = start, streams = {}, worst = {}}
   buckets[key] = bucket
   bucket.streams[name] = merged(bucket.streams[name] or redis.call("HGET", key, name), vector, key)
+  if #worst > 0 then
+    local images_key = delta.prefix .. ":w:" .. member
+    local packed = bucket.worst[name] or redis.call("HGET", images_key, name)
+    bucket.worst[name] = worst_of(packed, worst, delta.exemplars_kept)
+  end
 end
 
 for key, bucket in pairs(buckets) do
   for name, vector in pairs(bucket.streams) do redis.call("HSET", key, name, vector) end
   redis.call("EXPIRE", key, delta.retention_s)
   redis.call("ZADD", bucket.index, bucket.start, bucket.member)
+  if next(bucket.worst) then
+    local images_key = delta.prefix .. ":w:" .. bucket.member
+    for name, packed in pairs(bucket.worst) do redis.call("HSET", images_key, name, packed) end
+    redis.call("EXPIRE", images_key, delta.retention_s)
+  end
 end
 for name, packed in pairs(sums) do redis.call("HSET", totals, name, packed) end
 for stream, packed in pairs(delta.facts) do

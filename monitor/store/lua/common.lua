@@ -28,6 +28,20 @@ local function merged(old, new, bucket)
   return struct.pack(format, unpack(a, 1, entries))
 end
 
+-- The worst images of a stream in a bucket, packed: {rank, event time, id, p-value} each, the worst first, `most` of them.
+local function worst_of(packed, added, most)
+  local all = packed and cmsgpack.unpack(packed) or {}
+  for _, image in ipairs(added) do all[#all + 1] = image end
+  table.sort(all, function(a, b)
+    for i = 1, 3 do
+      if a[i] ~= b[i] then return a[i] < b[i] end
+    end
+    return false
+  end)
+  for i = #all, most + 1, -1 do all[i] = nil end
+  return cmsgpack.pack(all)
+end
+
 -- images, rejected, late, duplicates, changes
 local function tail_of(vector)
   return struct.unpack("<I4I4I4I4I4", vector, #vector - 4 * TAIL + 1)

@@ -1,10 +1,10 @@
 -- Make a bucket immutable in one partition. KEYS: cursor, open, closed, totals. ARGV: prefix, bucket start ms,
 -- retention s, ttl s, schema, last bucket decided, offset up to which the images in it and before are judged ("" for
--- none). Returns the fingerprints that have counts in it. Sealing again changes nothing.
+-- none), images kept. Returns the fingerprints that have counts in it. Sealing again changes nothing.
 -- Older buckets that are still open here (an idle partition woke up between the evaluator's look and this call) are
 -- folded into this one, as late: none is lost.
 local cursor, open, closed, totals = KEYS[1], KEYS[2], KEYS[3], KEYS[4]
-local prefix, start, retention_s, ttl_s, schema, decided, judged = unpack(ARGV)
+local prefix, start, retention_s, ttl_s, schema, decided, judged, kept = unpack(ARGV)
 local held = redis.call("HMGET", cursor, "next", "sealed", "schema")
 if not held[1] then return {} end
 local refused = refusal(held[3], schema)
@@ -22,7 +22,14 @@ local function fold(member)
     redis.call("HSET", into, name, merged(redis.call("HGET", into, name), all_late(vector), into))
     redis.call("HSET", totals, name, totals_plus(redis.call("HGET", totals, name), 0, 0, images - late, 0, 0))
   end
-  redis.call("DEL", from)
+  local from_images, into_images = prefix .. ":w:" .. member, prefix .. ":w:" .. target
+  local images = redis.call("HGETALL", from_images)
+  for i = 1, #images, 2 do
+    local packed = worst_of(redis.call("HGET", into_images, images[i]), cmsgpack.unpack(images[i + 1]), tonumber(kept))
+    redis.call("HSET", into_images, images[i], packed)
+    redis.call("EXPIRE", into_images, retention_s)
+  end
+  redis.call("DEL", from, from_images)
   redis.call("ZREM", open, member)
   if #flat > 0 then
     redis.call("ZADD", open, start, target)

@@ -31,7 +31,7 @@ USED_BY_THE_CLIENT = {"client|setname", "eval", "evalsha", "info", "ping"}
 def documented() -> tuple[list[str], list[str]]:
     """(rights of everybody, those of Redis Streams too), as on the page."""
     (line,) = re.findall(r"(?m)^    user layerwatch on >CHANGE-ME (.*)$", PAGE)
-    (streams,) = re.findall(r"(?m)^\| `source: redis-stream`.*?\| `(.*?)`", PAGE)
+    (streams,) = re.findall(r"(?m)^- with `source: redis-stream`.*?: `(\+.*?)`", PAGE)
     return line.split(), streams.split()
 
 
@@ -67,7 +67,7 @@ def test_the_product_works_as_that_user_and_asks_for_nothing_else(
     with PrivateRedis() as server, Redis.from_url(server.url) as admin, ExitStack() as stack:
         rights = [*everybody, *streams, *keys]
         if tuple(map(int, admin.info()["redis_version"].split(".")[:2])) >= (7, 2):
-            rights += re.findall(r"(?m)^\| Redis 7.2 or later \| `(.*?)`", PAGE)[0].split()
+            rights += re.findall(r"(?m)^- from Redis 7.2 on: `(.*?)`", PAGE)[0].split()
         admin.execute_command("ACL", "SETUSER", "layerwatch", "on", f">{PASSWORD}", *rights)
         url = server.url.replace("redis://", f"redis://layerwatch:{quote(PASSWORD, safe='')}@")
         settings = {

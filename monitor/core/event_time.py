@@ -72,7 +72,7 @@ def fleet_watermark(cursors: Iterable[Cursor | None], lateness_ms: int) -> int |
     image, it is never extrapolated from the clock.
 
     Args:
-        cursors: of every partition of the topic; None where it has none yet.
+        cursors: of every partition that is not left out (`monitor.core.readers`); None where it has none yet.
     """
     known = [(cursor.high_ms or None, cursor.idle) if cursor else (None, False) for cursor in cursors]
     active = [high for high, idle in known if not idle]

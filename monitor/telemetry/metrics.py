@@ -119,7 +119,7 @@ VERDICT_ERRORS = _counter(
 LEASE = _gauge("layerwatch_evaluator_lease", "1 where this process evaluates and delivers")
 MUTED = _gauge("layerwatch_muted", "1 while new alerts are held back because lost counts are being rebuilt")
 WATERMARK = _gauge(
-    "layerwatch_watermark_timestamp_seconds", "Event time up to which every partition has been read that somebody reads"
+    "layerwatch_watermark_timestamp_seconds", "Event time up to which every partition in use has been read"
 )
 BUCKETS_HELD_SECONDS = _gauge(
     "layerwatch_buckets_held_seconds",

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import json
 from itertools import islice
 
 import numpy as np
@@ -9,6 +11,7 @@ import pytest
 
 from detectors.images.reading import InputError
 from monitor.cli.learning import collect
+from monitor.ingest.settings import ValueSettings
 from monitor.sources.read_back import read_back
 from tests.pictures import draw, encoded
 from tests.sources.worlds import RedisWorld, World
@@ -81,3 +84,10 @@ def test_records_know_about_when_they_came_whatever_one_timestamp_says(world: Wo
     for i, record in enumerate(found[:-1]):
         assert record.read_ms is not None
         assert 0 < record.read_ms - (T0_MS + 1000 * i) <= 20_000
+
+
+def test_images_inside_json_are_collected(world: World, images: list[bytes]) -> None:
+    values = [json.dumps({"image": base64.b64encode(image).decode()}).encode() for image in images[:3]]
+    world.write(0, [*values, images[3]], b"cam-7", timestamps_ms=[T0_MS] * 4)
+    config = world.config.model_copy(update={"value": ValueSettings(type="json")})
+    assert [image for _, image in collect(config, "cam-7", T0_MS)] == images[:3]

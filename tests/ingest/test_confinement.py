@@ -36,10 +36,12 @@ class TakenOver(Decoder):
     """Tries what an attacker would, and tells in its refusal what came of it."""
 
     def __call__(self, record: Record) -> list[Decoded]:
-        raise DecodeError("corrupt", json.dumps({"env": sorted(os.environ), "status": status(), "did": attacks()}))
+        secret = (record.value or b"").decode()
+        found = {"env": sorted(os.environ), "pid": os.getpid(), "did": attacks(secret)}
+        raise DecodeError("corrupt", json.dumps(found))
 
 
-def attacks() -> dict[str, str]:
+def attacks(secret: str) -> dict[str, str]:
     folder = Path("/tmp")
 
     def start_thread() -> None:
@@ -49,6 +51,8 @@ def attacks() -> dict[str, str]:
 
     tries: dict[str, Callable[[], object]] = {
         "read a file": lambda: Path(__file__).read_bytes(),
+        "read a secret": lambda: Path(secret).read_bytes(),
+        "read an environment": lambda: Path(f"/proc/{os.getppid()}/environ").read_bytes(),
         "thread": start_thread,
         "own signal": lambda: os.kill(os.getpid(), 0),
         "socket": socket.socket,
@@ -73,27 +77,29 @@ def attacks() -> dict[str, str]:
     return did
 
 
-def status() -> dict[str, str]:
-    lines = Path("/proc/self/status").read_text().splitlines()
+def status(pid: int) -> dict[str, str]:
+    lines = Path(f"/proc/{pid}/status").read_text().splitlines()
     found = dict(line.split(":", 1) for line in lines)
     return {name: found[name].strip() for name in ("NoNewPrivs", "Seccomp")}
 
 
-def test_a_decoder_that_is_taken_over_reaches_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_decoder_that_is_taken_over_reaches_nothing(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    secret = tmp_path / "secret"
+    secret.write_text("hunter2")
     monkeypatch.setenv("KAFKA_PASSWORD", "hunter2")
     monkeypatch.setenv("LAYERWATCH__REDIS__URL", "redis://:hunter2@localhost")
     pool = DecoderPool(TakenOver(Preparers(Preparer(64, Limits())), StreamNaming(), DecodingSettings(workers=1)))
     try:
-        letter = pool.submit([Record(Partition("images", 0), 0, 0, b"k", b"x")])[0].result(60)
+        letter = pool.submit([Record(Partition("images", 0), 0, 0, b"k", str(secret).encode())])[0].result(60)
+        assert isinstance(letter, DeadLetter)
+        found = json.loads(letter.error)
+        assert status(found["pid"]) == {"NoNewPrivs": "1", "Seccomp": "2"}
     finally:
         pool.close()
-    assert isinstance(letter, DeadLetter)
-    found = json.loads(letter.error)
     assert found["did"] == dict.fromkeys(found["did"], "PermissionError") | dict.fromkeys(
         ["read a file", "thread", "own signal"], "done"
     )
     assert not {"KAFKA_PASSWORD", "LAYERWATCH__REDIS__URL", "HOME"} & set(found["env"])
-    assert found["status"] == {"NoNewPrivs": "1", "Seccomp": "2"}
 
 
 @pytest.mark.parametrize(

@@ -1,8 +1,9 @@
 """What a decoder process gives up before it sees the first untrusted byte. Linux only, but for the two limits.
 
-An image may take over its decoder. What remains to it then: to compute, to read files that the daemon's user may read,
-and to answer its parent with a wrong image. It cannot start a program, open a connection, change a file, or touch
-another process; the kernel answers EPERM. The environment, which often holds secrets, is left out by the parent.
+An image may take over its decoder. What remains to it then: to compute, to read the files of Python and its libraries,
+and to answer its parent with a wrong image. It cannot start a program, open a connection, change a file, read another
+one (`/proc` has the environment of the daemon), or touch another process; the kernel refuses.
+The environment, which often holds secrets, is left out by the parent.
 """
 
 from __future__ import annotations
@@ -17,13 +18,20 @@ import resource
 import signal
 import struct
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
 
 NEEDED = re.compile(r"PATH|LD_LIBRARY_PATH|PYTHON\w+|LANG|LC_\w+|TZ|TMPDIR|LAYERWATCH_FAILPOINTS|COVERAGE_\w+")
 STORES = re.compile(r"HOME|(AWS|GOOGLE|AZURE|FSSPEC)_\w+|\w+_(proxy|PROXY)|SSL_CERT_(FILE|DIR)|REQUESTS_CA_BUNDLE")
 """What the clients of object stores look up."""
 
 PR_SET_PDEATHSIG, PR_SET_NO_NEW_PRIVS, PR_SET_SECCOMP, SECCOMP_MODE_FILTER = 1, 38, 22, 2  # linux/prctl.h, seccomp.h
+
+LANDLOCK_CREATE_RULESET, LANDLOCK_ADD_RULE, LANDLOCK_RESTRICT_SELF = 444, 445, 446
+LANDLOCK_RULE_PATH_BENEATH, READ_FILE, READ_DIR = 1, 1 << 2, 1 << 3  # linux/landlock.h
+OURS = str(Path(__file__).parents[3])
+LIBRARIES = (OURS, "/usr", "/lib", "/lib64", "/nix/store", *os.environ.get("LD_LIBRARY_PATH", "").split(":"))
+FILES = ("/etc/ld.so.cache", "/etc/localtime")
 
 REFUSED = """
     execve 59 221, execveat 322 281, fork 57 -, vfork 58 -, unshare 272 97, setns 308 268, mount 165 40
@@ -72,8 +80,12 @@ def environment(environ: Mapping[str, str], asks_servers: bool) -> dict[str, str
     return kept | {"OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"}
 
 
-def confine(memory_bytes: int, asks_servers: bool) -> str:
+def confine(memory_bytes: int, asks_servers: bool, files: Iterable[Path] | None = ()) -> str:
     """Limit the memory, write no core dump with images in it, end with the parent, and give up rights.
+
+    Args:
+        asks_servers: connections are left to it.
+        files: what it may read besides Python and its libraries; None is any.
 
     Returns:
         What this kernel refused to take away; decoding goes on without.
@@ -85,14 +97,44 @@ def confine(memory_bytes: int, asks_servers: bool) -> str:
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     if sys.platform != "linux":
         return ""
-    try:
+    steps: list[Callable[[], None]] = [
         # a decoder that hangs in C code does not notice the end of the parent
-        _prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-        _prctl(PR_SET_NO_NEW_PRIVS, 1)
-        _filter_system_calls(platform.machine(), asks_servers)
-    except OSError as error:
-        return str(error)
-    return ""
+        lambda: _prctl(PR_SET_PDEATHSIG, signal.SIGKILL),
+        lambda: _prctl(PR_SET_NO_NEW_PRIVS, 1),
+        lambda: None if files is None else _limit_reading(files),
+        lambda: _filter_system_calls(platform.machine(), asks_servers),
+    ]
+    failed = []
+    for step in steps:
+        try:
+            step()
+        except OSError as error:
+            failed.append(error.strerror or str(error))
+    return "; ".join(failed)
+
+
+def _limit_reading(files: Iterable[Path]) -> None:
+    """Landlock: files can be read below the places that Python imports from and libraries lie in, nowhere else."""
+    ruleset = _syscall(LANDLOCK_CREATE_RULESET, struct.pack("=Q", READ_FILE | READ_DIR), 8, 0)
+    try:
+        folders = {path for path in (sys.prefix, sys.base_prefix, *sys.path, *LIBRARIES) if os.path.isdir(path)}
+        for path in folders - {"/"}:
+            _allow(ruleset, path, READ_FILE | READ_DIR)
+        for path in (*FILES, *map(str, files)):
+            _allow(ruleset, path, READ_FILE)
+        _syscall(LANDLOCK_RESTRICT_SELF, ruleset, 0)
+    finally:
+        os.close(ruleset)
+
+
+def _allow(ruleset: int, path: str, access: int) -> None:
+    with contextlib.suppress(FileNotFoundError):
+        place = os.open(path, os.O_PATH | os.O_CLOEXEC)
+        try:
+            # struct landlock_path_beneath_attr
+            _syscall(LANDLOCK_ADD_RULE, ruleset, LANDLOCK_RULE_PATH_BENEATH, struct.pack("=Qi", access, place), 0)
+        finally:
+            os.close(place)
 
 
 def _filter_system_calls(machine: str, asks_servers: bool) -> None:
@@ -132,8 +174,18 @@ def _program(column: int, arch: int, refused: Iterable[int]) -> list[Instruction
 
 
 def _prctl(option: int, *values: int | bytes) -> None:
+    _call("prctl", option, *values, *[0] * (4 - len(values)))
+
+
+def _syscall(number: int, *values: int | bytes) -> int:
+    return _call("syscall", number, *values)
+
+
+def _call(function: str, first: int, *values: int | bytes) -> int:
     libc = ctypes.CDLL(None, use_errno=True)
-    padded = [ctypes.c_ulong(v) if isinstance(v, int) else v for v in (*values, *[0] * (4 - len(values)))]
-    if libc.prctl(option, *padded):
+    passed = [ctypes.c_ulong(value) if isinstance(value, int) else value for value in values]
+    result: int = libc[function](ctypes.c_long(first), *passed)
+    if result < 0:
         number = ctypes.get_errno()
-        raise OSError(number, f"prctl({option}): {os.strerror(number)}")
+        raise OSError(number, f"{function}({first}): {os.strerror(number)}")
+    return result

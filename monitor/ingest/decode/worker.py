@@ -31,8 +31,8 @@ def main(descriptor: int) -> None:
     """Serve until the parent closes its end."""
     with Connection(descriptor) as connection:
         decoder: Decoder = pickle.loads(connection.recv_bytes())  # noqa: S301 - from our own parent
-        settings = decoder.settings
-        unconfined = confine(settings.worker_memory_bytes, decoder.reader.asks_servers)
+        reader = decoder.reader
+        unconfined = confine(decoder.settings.worker_memory_bytes, reader.asks_servers, reader.files)
         warnings.simplefilter("ignore")  # those of Pillow are about single images: what matters of them is an error
         connection.send_bytes((READY + unconfined.encode())[:READY_BYTES])
         with contextlib.suppress(EOFError, OSError):

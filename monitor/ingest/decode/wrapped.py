@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 from urllib.parse import unquote_to_bytes
 from uuid import UUID
@@ -66,6 +67,13 @@ class ValueReader:
         """Whether it needs connections: to a store, or to a schema registry."""
         stores = [prefix for prefix in self.limits.claim_check_prefixes if not prefix.startswith("file://")]
         return bool(stores or self.settings.schema_registry)
+
+    @property
+    def files(self) -> tuple[Path, ...] | None:
+        """What it reads of this machine; None where nobody knows beforehand: claim checks, and clients of servers."""
+        if self.asks_servers or self.limits.claim_check_prefixes:
+            return None
+        return (self.settings.schema_file,) if self.settings.schema_file else ()
 
     @property
     def max_images(self) -> int:

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 def evaluation_tables(evaluation: Evaluation) -> Iterator[Table]:
     """All detectors on all sets, then the layers of the default."""
     table = Table(title="AUROC [95 % interval] / FPR@95TPR / AUPR", title_justify="left")
-    table.add_column("detector")
+    table.add_column("detector", overflow="fold", min_width=max(map(len, evaluation.metrics), default=0))
     for name in ("mean", *evaluation.ood_names):
         table.add_column(name, justify="right")
     for detector, sets in evaluation.metrics.items():

@@ -80,11 +80,11 @@ def _detector(args: argparse.Namespace) -> tuple[str, dict[str, Any]]:
 
 def _backbone(args: argparse.Namespace) -> BackboneSpec | None:
     published = args.preset == "dlsr-paper"
-    given = (args.weights, args.layers, args.mean, args.std, args.image_size)
     if args.backbone is None and not published:
-        if any(value is not None for value in given) or args.backbone_arg:
-            raise InputError("--weights, --layers, --backbone-arg, --mean, --std and --image-size need --backbone")
-        return None if args.precision is None else replace(BackboneSpec.embedded(), precision=args.precision)
+        if any(given is not None for given in (args.weights, args.layers, args.mean, args.std)) or args.backbone_arg:
+            raise InputError("--weights, --layers, --backbone-arg, --mean and --std need --backbone")
+        own = BackboneSpec.embedded()
+        return replace(own, precision=args.precision or own.precision, input_px=args.image_size or own.input_px)
     model = args.backbone or "efficientnet_b4"
     layers = args.layers or (PAPER_LAYERS.get(model, "") if published else "")
     prefix = "/" if layers.startswith("/") else ""

@@ -120,6 +120,14 @@ def test_fit_takes_another_detector_and_backbone_and_names_what_it_left_out(
     assert profile.score([profile.prepare(draw(np.random.default_rng(1)))]).p_values.shape == (1, len(profile.signals))
 
 
+@pytest.mark.slow
+def test_fit_takes_an_image_size_for_the_embedded_backbone_too(tmp_path: Path) -> None:
+    images = write_tar(tmp_path / "images.tar", 55, 200)
+    assert run("fit", images, "-o", tmp_path / "p", "--detector", "knn", "--image-size", "64") == 0
+    profile = Profile.load(tmp_path / "p")
+    assert (profile.backbone.spec.weights, profile.backbone.spec.input_px) == ("embedded", 64)
+
+
 def test_fit_refuses_options_that_do_not_go_together(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     images = write_tar(tmp_path / "images.tar", 54, 2)
     for options, message in (

@@ -25,6 +25,7 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
     parser.add_argument("--extra", action="append", default=[], help="optional dependencies to include")
     parser.add_argument("--accelerator", choices=("with", "without", "only"), default="with")
+    parser.add_argument("--hash", nargs="+", default=[], help="of the files that `--accelerator only` may take")
     parser.add_argument("--only", action="append", default=[], help="these packages alone, with what they need")
     args = parser.parse_args(argv)
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
@@ -34,7 +35,7 @@ def main(argv: list[str] | None = None) -> int:
         is_accelerator = bool(ACCELERATOR.match(name))
         if args.accelerator == "only" and name in {"torch", "torchvision"}:
             # the other index has the same version, of other bytes
-            sys.stdout.write(blocks[name].split()[0] + "\n")
+            sys.stdout.write(" ".join([blocks[name].split()[0], *(f"--hash={digest}" for digest in args.hash)]) + "\n")
         elif args.accelerator == "with" or (args.accelerator == "without" and not is_accelerator):
             sys.stdout.write(blocks[name])
     return 0

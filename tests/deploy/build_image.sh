@@ -30,6 +30,7 @@ fi
 "${buildah[@]}" bud --isolation chroot --format docker -f deploy/Dockerfile -t layerwatch:test \
   --build-arg BASE="$BASE" --build-arg ACCELERATOR="${ACCELERATOR:-cuda}" \
   ${PIP_INDEX_URL:+--build-arg PIP_INDEX_URL="$PIP_INDEX_URL"} ${TORCH_INDEX:+--build-arg TORCH_INDEX="$TORCH_INDEX"} \
+  ${TORCH_HASHES:+--build-arg TORCH_HASHES="$TORCH_HASHES"} \
   --build-arg PIP_CERT=/host-certs/ca-certificates.crt --volume /etc/ssl/certs:/host-certs:ro .
 
 container=$("${buildah[@]}" from layerwatch:test)

@@ -181,6 +181,27 @@ def test_the_image_installs_exactly_what_the_product_needs() -> None:
     assert hashes > len(pinned)
 
 
+def test_no_file_is_installed_in_the_image_without_its_hash() -> None:
+    installs = re.findall(r"bin/pip install (.*)", dockerfile())
+    assert len(installs) == 4
+    assert [line for line in installs if "--require-hashes" not in line and "--no-index" not in line] == []
+    command = [
+        sys.executable,
+        ROOT / "tools/runtime_requirements.py",
+        "--accelerator",
+        "only",
+        "--hash",
+        "sha256:a",
+        "sha256:b",
+    ]
+    printed = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    pinned = [
+        f"{name}=={version(name).partition('+')[0]} --hash=sha256:a --hash=sha256:b"
+        for name in ("torch", "torchvision")
+    ]
+    assert printed.splitlines() == pinned
+
+
 def _installed_closure(root: str, extra: str) -> set[str]:
     found: set[str] = set()
     waiting = [(root, extra)]

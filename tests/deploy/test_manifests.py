@@ -187,7 +187,7 @@ def test_no_file_is_installed_in_the_image_without_its_hash() -> None:
     assert [line for line in installs if "--require-hashes" not in line and "--no-index" not in line] == []
     command = [
         sys.executable,
-        ROOT / "tools/runtime_requirements.py",
+        str(ROOT / "tools/runtime_requirements.py"),
         "--accelerator",
         "only",
         "--hash",

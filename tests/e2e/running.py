@@ -32,7 +32,7 @@ def config_file(folder: Path, settings: dict[str, Any]) -> Path:
     """A configuration whose status page has a port of its own."""
     port = free_port()
     path = folder / f"config-{port}.yaml"
-    path.write_text(yaml.safe_dump({**settings, "web": {"port": port}}))
+    path.write_text(yaml.safe_dump({**settings, "web": {**settings.get("web", {}), "port": port}}))
     return path
 
 

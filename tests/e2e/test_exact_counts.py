@@ -112,6 +112,7 @@ def _numbered(turns: list[str]) -> Iterator[tuple[str, int]]:
 def _settings(topic: Topic, redis_url: str, group: str, profile: Path) -> dict[str, Any]:
     return {
         "monitor": "exact",
+        "web": {"external_url": "http://status.example"},  # else documents link to each process by its own port
         "kafka": {
             "bootstrap_servers": [topic.servers],
             "topics": [topic.name],

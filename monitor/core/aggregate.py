@@ -116,6 +116,7 @@ class _Run:
         self._clock = PartitionClock(high_ms, buckets.length_ms, buckets.lateness_ms)
         self._before, self._aggregation = facts, aggregation
         self.now_ms = 0
+        self._retention_ms = 1000 * buckets.retention_s
         self._facts: dict[str, StreamFacts] = {}
         self._counts: dict[VectorKey, _Counts] = {}
         self._unusual: list[tuple[Exemplar, Prepared]] = []
@@ -198,7 +199,10 @@ class _Run:
         return placed
 
     def _facts_of(self, stream: str) -> StreamFacts:
-        return self._facts.get(stream) or self._before.get(stream) or StreamFacts()
+        before = self._facts.get(stream) or self._before.get(stream) or StreamFacts()
+        # a stream may be forgotten from then on: whether it was makes no difference to what is counted
+        is_dead = before.seen_ms and self.now_ms - before.seen_ms > self._retention_ms
+        return StreamFacts() if is_dead else before
 
     def _count(self, fingerprint: str, placed: Placed, stream: str) -> _Counts:
         return self._counts.setdefault((fingerprint, placed.bucket_ms, stream), _Counts())

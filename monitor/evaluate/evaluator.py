@@ -34,6 +34,10 @@ log = structlog.get_logger(__name__)
 LOOK_S = 0.5
 """Between looks for buckets to close: short compared with a bucket, so that alerts are hardly delayed."""
 SILENCE_LOOK_S = 5.0
+SETTLE_MS = 3_600_000
+"""After an outage every stream gets this time to send again before it is taken for dead."""
+FORGET_LOOK_S = 600.0
+"""Between looks for dead streams: short compared with the retention, and a look reads the facts of every stream."""
 HEARTBEAT_GAP_S = 60.0
 """A restart within this does not restart the measurement of silence."""
 KEEP_RESOLVED_MS = 7 * 86_400_000
@@ -74,6 +78,7 @@ class Evaluator:
         self._tenure: Tenure | None = None
         self._stop = threading.Event()
         self._silence_looked_s = 0.0
+        self._forgot_s = 0.0
         self.seen_s = time.monotonic()
         """When it last looked, by the monotonic clock: for the watchdog."""
 
@@ -255,10 +260,26 @@ class Evaluator:
 
     # ---------------------------------------------------------------- clock
 
+    def forget_dead(self, partitions: tuple[Partition, ...], now_ms: int) -> None:
+        """Forget the streams that have sent nothing for the retention, so that new ones find room.
+
+        First what the rules keep of them, then their names: after a crash in between they are found again. An alert
+        under way stays as it is, and keeps its rule's state.
+        """
+        dead = self._store.partitions.dead(partitions, now_ms)
+        if dead:
+            self._memory.forget(dead.keys())
+            self._store.partitions.forget(dead)
+            log.info("streams.forgotten", streams=len(dead), first=min(dead))
+
     def _judge_clock(self, partitions: tuple[Partition, ...]) -> None:
         """Judge the rules that read the clock of the machine instead of event time."""
         now_ms = wall_ms()
         running_since_ms = self._store.evaluation.heartbeat(now_ms, HEARTBEAT_GAP_S)
+        settled = self._tenure is not None and now_ms - running_since_ms >= SETTLE_MS  # a replay holds no lease
+        if settled and time.monotonic() - self._forgot_s > FORGET_LOOK_S:
+            self._forgot_s = time.monotonic()
+            self.forget_dead(partitions, now_ms)
         rules = [rule for rule in self._rules.values() if rule.reads_clock]
         if not rules:
             return

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 from dataclasses import dataclass, field, replace
 
 from monitor.core.alert_state import UNDER_WAY
@@ -181,6 +181,18 @@ class Memory:
                 del self.alerts[key]
         for rows_key, changed in decision.rows.items():
             self._rows.setdefault(rows_key, {}).update(changed)
+
+    def forget(self, streams: Set[str]) -> None:
+        """Drop the rule states of streams that are dead, but for those with an alert under way."""
+        for (rule, fingerprint), rows in self._rows.items():
+            gone = {s for s in streams & rows.keys() if not self._is_under_way(rule, s)}
+            self._store.evaluation.drop_rule_states(rule, fingerprint, gone)
+            for stream in gone:
+                del rows[stream]
+
+    def _is_under_way(self, rule: str, stream: str) -> bool:
+        alert = self.alerts.get((rule, stream))
+        return alert is not None and alert.phase in UNDER_WAY
 
     def _read_layouts(self) -> None:
         for fingerprint, layout in self._store.catalog.layouts().items():

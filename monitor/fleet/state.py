@@ -15,7 +15,7 @@ from monitor.core.event_time import fleet_watermark
 from monitor.core.readers import Unread
 from monitor.core.silences import Silence
 from monitor.core.types import Alert, Cursor, Partition, Totals
-from monitor.store import EvaluatorState, Store
+from monitor.store import GONE_STREAM, EvaluatorState, Store
 
 log = structlog.get_logger(__name__)
 
@@ -72,10 +72,12 @@ def read_state(store: Store, lateness_ms: int) -> FleetState:
         StoreError: Redis does not answer.
     """
     cursors = store.partitions.cursors(store.catalog.partitions())
+    totals = store.counts.totals(cursors)
+    totals.pop(GONE_STREAM, None)  # no stream: it keeps the sums over all of them
     left_out = store.catalog.left_out()
     return FleetState(
         cursors=cursors,
-        totals=store.counts.totals(cursors),
+        totals=totals,
         alerts=sorted(store.evaluation.alerts().values(), key=_urgency),
         self_alerts=sorted(
             map(_self_alert, store.outbox.self_alerts().items()), key=lambda a: (a.since, a.rule, a.subject)

@@ -123,6 +123,9 @@ class Maintenance:
         self._store.catalog.register_partitions(source.partitions())
         self._publish()
         self._alerts.end([SOURCE], TOPIC)
+        for owner in owned.values():  # else every name that ever came would stay in memory
+            newest_ms = max((facts.seen_ms for facts in owner.facts.values()), default=0)
+            owner.facts = self._store.partitions.alive(owner.facts, newest_ms)
         over = self._store.counts.streams_over_limit(owned)
         metrics.STREAMS_OVER_LIMIT.set(over)
         if over and not self._streams_alert_raised:

@@ -16,7 +16,7 @@ from monitor.store.counts import Counts, Exemplars
 from monitor.store.evaluation import Evaluation, EvaluatorState, Kept
 from monitor.store.keyspace import MonitorKeys, PartitionKeys
 from monitor.store.outbox import Outbox
-from monitor.store.partitions import OTHER_STREAM, Claim, ClaimStatus, Limits, Partitions
+from monitor.store.partitions import GONE_STREAM, OTHER_STREAM, Claim, ClaimStatus, Limits, Partitions
 from monitor.store.settings import RedisSettings
 
 
@@ -90,6 +90,7 @@ def open_store(settings: RedisSettings, monitor: str, limits: Limits | None = No
 
 
 __all__ = [
+    "GONE_STREAM",
     "OTHER_STREAM",
     "Claim",
     "ClaimStatus",

@@ -93,6 +93,11 @@ class Evaluation:
         reply = self._connection.read("HGETALL", self._keys.key("rule", fingerprint, rule))
         return {name.decode(): packed for name, packed in reply.items()}
 
+    def drop_rule_states(self, rule: str, fingerprint: str, streams: Iterable[str]) -> None:
+        """Remove what `rule_states` gives of these streams."""
+        if names := sorted(streams):
+            self._connection.read("HDEL", self._keys.key("rule", fingerprint, rule), *names)
+
     def decide(
         self,
         expect_version: int,

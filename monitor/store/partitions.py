@@ -28,6 +28,10 @@ from monitor.store.packing import (
 
 OTHER_STREAM = "(other)"
 """Where streams beyond `Limits.max_streams` are counted together."""
+GONE_STREAM = "(gone)"
+"""Where the totals of forgotten streams are kept together."""
+FORGET_CHUNK = 500
+"""Streams forgotten by one script: 10,000 at once would hold the server for too long."""
 STALE_AFTER_S = 120
 """A holder of a newer generation that is silent for that long no longer refuses a claim."""
 TYPICAL_KEPT = 24
@@ -35,6 +39,8 @@ TYPICAL_KEPT = 24
 CURSOR_FIELDS = ("next", "high", "token", "epoch", "generation", "idle", "log_id", "rebuild_until", "recent")
 SIGN_FIELDS = ("token", "next", "beats")
 
+Dead = Mapping[str, Mapping[Partition, bytes]]
+"""{stream: {partition: its facts there, as Redis holds them}}."""
 _KeptImage = tuple[str, str, float, bytes, int, int]
 """What apply.lua needs to keep an image: (key before the stream, stream, score, image, first, last rank to remove)."""
 
@@ -46,7 +52,7 @@ class Limits:
     bucket_ms: int = 10_000
     retention_s: int = 7 * 86_400
     max_streams: int = 10_000
-    """Per partition: one script sees one partition only."""
+    """Per partition: one script sees one partition only. Streams that `Partitions.forget` removed do not count."""
     exemplars_kept: int = 12
     """Per stream and hour."""
     exemplar_retention_s: int = 7 * 86_400
@@ -245,6 +251,36 @@ class Partitions:
         """What each stream of that partition carries on; for its new owner."""
         reply = self._connection.read("HGETALL", self._keys.of(partition, "facts"))
         return {unpacked_name(name): unpacked_facts(packed) for name, packed in reply.items()}
+
+    def dead(self, partitions: Iterable[Partition], now_ms: int) -> Dead:
+        """The streams that got no record for `retention_s` in any partition."""
+        alive, known = set[str](), dict[str, dict[Partition, bytes]]()
+        for partition in partitions:
+            reply = self._connection.read("HGETALL", self._keys.of(partition, "facts"))
+            packed = {unpacked_name(name): facts for name, facts in reply.items()}
+            alive |= self.alive({name: unpacked_facts(facts) for name, facts in packed.items()}, now_ms).keys()
+            for stream, facts in packed.items():
+                known.setdefault(stream, {})[partition] = facts
+        return {stream: facts for stream, facts in known.items() if stream not in alive}
+
+    def alive(self, facts: Mapping[str, StreamFacts], now_ms: int) -> dict[str, StreamFacts]:
+        """Those of the streams that got a record within `retention_s`."""
+        oldest_ms = now_ms - 1000 * self._limits.retention_s
+        return {stream: known for stream, known in facts.items() if known.seen_ms >= oldest_ms}
+
+    def forget(self, dead: Dead) -> None:
+        """Remove the streams that `dead` gave; their totals and reasons are added to those of GONE_STREAM.
+
+        A stream that has got a record meanwhile stays. Forgetting again changes nothing.
+        """
+        pairs: dict[Partition, list[tuple[str, bytes]]] = {}
+        for stream, known in dead.items():
+            for partition, facts in known.items():
+                pairs.setdefault(partition, []).append((packed_name(stream), facts))
+        for partition, found in pairs.items():
+            keys = [self._keys.of(partition, name) for name in ("facts", "totals", "reasons")]
+            for chunk in (found[i : i + FORGET_CHUNK] for i in range(0, len(found), FORGET_CHUNK)):
+                self._connection.run(SCRIPTS["forget"], keys, *(value for pair in chunk for value in pair))
 
 
 def _claim(reply: Sequence[Any]) -> Claim:

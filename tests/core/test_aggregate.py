@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Mapping
 from dataclasses import replace
 
 import numpy as np
@@ -32,7 +33,7 @@ def judged(prepared: Prepared, second: int, p_value: float, stream: str = "cam")
     return [Judged(f"{stream}/{second}", stream, at_ms, "fp", np.array([p_value]), prepared)]
 
 
-def counted(records: list[list[Judged]], facts: dict[str, StreamFacts], how: Aggregation = HOW) -> Delta:
+def counted(records: list[list[Judged]], facts: Mapping[str, StreamFacts], how: Aggregation = HOW) -> Delta:
     begin = Delta(Partition("images", 0), "t", 0, len(records), 0, {})
     return aggregate(records, begin, facts, START_MS + 10**9, how)[0]
 
@@ -114,3 +115,13 @@ def test_batches_of_any_size_keep_the_same_ones(prepared: Prepared, cut: int) ->
         parts += [image.id for image in found.typical]
     assert parts == whole
     assert len(whole) > 9
+
+
+def test_a_stream_that_was_silent_for_the_retention_begins_anew_whether_it_was_forgotten_or_not(
+    prepared: Prepared,
+) -> None:
+    before = counted([judged(prepared, 0, 0.9)], {}).facts
+    now_ms, retention_ms = START_MS + 10**9, 1000 * HOW.buckets.retention_s
+    silent = {"cam": replace(before["cam"], seen_ms=now_ms - retention_ms - 1)}
+    assert counted([judged(prepared, 1, 0.9)], before).facts["cam"].run == 2
+    assert counted([judged(prepared, 1, 0.9)], silent).facts == counted([judged(prepared, 1, 0.9)], {}).facts

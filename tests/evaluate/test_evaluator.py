@@ -6,21 +6,28 @@ import json
 from pathlib import Path
 
 import jsonschema
+import numpy as np
 from pydantic import SecretStr
 
 from monitor.config.schema import Config
 from monitor.core import alert_state as alerts
-from monitor.core.types import Alert, AlertPhase, Verdict
+from monitor.core.buckets import Layout
+from monitor.core.types import Alert, AlertPhase, Delta, Partition, StreamFacts, Verdict
 from monitor.daemon import presentation_of
 from monitor.evaluate.evaluator import Evaluator
 from monitor.evaluate.memory import Change, Decision
+from monitor.evaluate.presentation import Presentation
+from monitor.fleet.state import read_state
 from monitor.rules.rate import RateRule
+from monitor.rules.sequential.rule import SequentialRule
 from monitor.store import open_store
 from monitor.store.private_server import PrivateRedis
 from monitor.store.settings import RedisSettings
 from tests.evaluate.parts import closing_of
+from tests.vectors import fill
 
 SCHEMA = json.loads((Path(__file__).parents[2] / "docs" / "alert.schema.json").read_text())
+LAYOUT = Layout(("ood",), (999,), (False,), (True,), (1.0,))
 BUCKET_MS = 1_750_000_000_000
 BREACH = Verdict(True, 0.3, 0.2, 0.1, 500, "30 % of 500 images lie beyond the 5 % cut")
 
@@ -79,4 +86,30 @@ def test_documents_of_what_fires_are_kept_until_it_ends_also_without_receivers(r
     assert evaluator._decide(BUCKET_MS, ends)
     assert store.outbox.firing_documents([alert.id]) == {}
     assert store.outbox.fetch("hook", BUCKET_MS) == []
+    store.close()
+
+
+def test_a_dead_stream_leaves_nothing_behind_but_an_alert_under_way(redis_server: PrivateRedis) -> None:
+    store = open_store(RedisSettings(url=SecretStr(redis_server.url)), "forgetting")
+    partition, streams = Partition("images", 0), ("alive", "dead", "firing")
+    store.catalog.register_partitions([partition])
+    store.catalog.put_layouts({"fp": LAYOUT})
+    store.partitions.start(partition, 1, "a", 0)
+    now_ms = BUCKET_MS + 10 * 86_400_000  # longer than the retention
+    vectors = {("fp", BUCKET_MS, stream): fill(LAYOUT, np.array([[0.9]])) for stream in streams}
+    facts = {stream: StreamFacts(b"digest", seen_ms=now_ms if stream == "alive" else BUCKET_MS) for stream in streams}
+    store.partitions.apply([Delta(partition, "a", 0, 1, BUCKET_MS, vectors, facts)])
+    rule = SequentialRule(name="drift", kind="sequential")
+    firing = active("drift", "firing", AlertPhase.FIRING)
+    rows = {("drift", "fp"): dict.fromkeys(streams, b"state")}
+    assert store.evaluation.decide(0, BUCKET_MS, [firing], rows, [])
+    evaluator = Evaluator(store, (rule,), {}, closing_of(store), Presentation("forgetting"))
+    evaluator.load()
+    for _ in range(2):
+        evaluator.forget_dead((partition,), now_ms)
+        assert store.partitions.facts(partition).keys() == {"alive"}
+        assert store.evaluation.rule_states("drift", "fp").keys() == {"alive", "firing"}
+        assert read_state(store, 0).totals.keys() == {"alive"}
+        assert store.evaluation.alerts() == {("drift", "firing"): firing}
+    assert sum(total.applied for total in store.counts.totals([partition]).values()) == 3
     store.close()

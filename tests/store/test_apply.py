@@ -12,7 +12,7 @@ from pydantic import SecretStr
 
 from monitor.core.buckets import Layout
 from monitor.core.types import Alert, AlertPhase, ApplyStatus, Delta, Exemplar, Partition, StreamFacts, Totals
-from monitor.store import OTHER_STREAM, ClaimStatus, Limits, Store, StoreConfigError, open_store
+from monitor.store import GONE_STREAM, OTHER_STREAM, ClaimStatus, Limits, Store, StoreConfigError, open_store
 from monitor.store.private_server import PrivateRedis
 from monitor.store.settings import RedisSettings
 
@@ -159,3 +159,67 @@ def test_rejections_are_counted_by_reason_and_streams_beyond_the_limit_together(
     assert store.counts.rejected_reasons([P]) == {"cam-1": {"format": 2}, OTHER_STREAM: {"truncated": 1}}
     assert store.counts.streams_over_limit([P]) == 38
     store.close()
+
+
+HOUR_MS = 3_600_000
+
+
+def test_dead_streams_make_room_for_new_ones_and_stay_in_the_sums(redis_server: PrivateRedis) -> None:
+    limits = Limits(max_streams=2, retention_s=3600)
+    store = open_store(RedisSettings(url=SecretStr(redis_server.url)), "dead", limits)
+    begin(store)
+
+    def count(stream: str, expect: int, seen_ms: int) -> None:
+        vectors, reasons = {("fp", 0, stream): VECTOR}, {(stream, "format"): 2}
+        facts = {stream: StreamFacts(b"digest", seen_ms=seen_ms)}
+        delta = Delta(P, "a", expect, expect + 10, 5_000, vectors, facts, reasons=reasons)
+        assert store.partitions.apply([delta])[0].status is ApplyStatus.OK
+
+    def sums() -> tuple[Totals, int]:
+        reasons = store.counts.rejected_reasons([P]).values()
+        return sum(store.counts.totals([P]).values(), Totals()), sum(sum(found.values()) for found in reasons)
+
+    count("dead", 10, 1)
+    count("alive", 20, 1)
+    count("late", 30, HOUR_MS)  # beyond the limit
+    assert store.partitions.dead([P], HOUR_MS + 1) == {}
+    found = store.partitions.dead([P], HOUR_MS + 2)
+    assert found.keys() == {"dead", "alive"}
+    count("alive", 40, HOUR_MS)  # it comes back before it is forgotten
+    before = sums()
+    for _ in range(2):  # the first reply may be lost
+        store.partitions.forget(found)
+        assert set(store.counts.totals([P])) == {GONE_STREAM, OTHER_STREAM, "alive"}
+        assert set(store.partitions.facts(P)) == {"alive"}
+        assert sums() == before
+    assert store.counts.rejected_reasons([P])[GONE_STREAM] == {"format": 2}
+    count("late", 50, HOUR_MS + 2)
+    count("later", 60, HOUR_MS + 2)
+    totals = store.counts.totals([P])
+    assert {name: total.applied for name, total in totals.items()} == {
+        GONE_STREAM: 36,
+        OTHER_STREAM: 72,
+        "alive": 72,
+        "late": 36,
+    }
+    assert store.counts.streams_over_limit([P]) == 76
+    store.close()
+
+
+def test_a_stream_that_another_partition_still_gets_is_not_dead(store: Store) -> None:
+    begin(store)
+    other = Partition("images", 1)
+    store.partitions.start(other, 1, "a", 10)
+    facts = [StreamFacts(b"digest", seen_ms=seen_ms) for seen_ms in (1, 10**12)]
+    deltas = [replace(DELTA, facts={"cam-1": facts[0]}), replace(DELTA, partition=other, facts={"cam-1": facts[1]})]
+    store.partitions.apply(deltas)
+    assert store.partitions.dead([P, other], 10**12) == {}
+    assert store.partitions.dead([P], 10**12).keys() == {"cam-1"}
+
+
+def test_what_a_forgotten_stream_has_in_a_bucket_that_is_folded_goes_to_those_that_are_gone(store: Store) -> None:
+    begin(store)
+    store.partitions.apply([replace(DELTA, facts={"cam-1": StreamFacts(b"digest", seen_ms=1)})])
+    store.partitions.forget(store.partitions.dead([P], 10**12))
+    store.partitions.seal([P], 10_000)
+    assert store.counts.totals([P]) == {GONE_STREAM: Totals(36, 2, 36, 1, 0)}

@@ -16,7 +16,7 @@ local sealed = tonumber(held[4] or -1)
 local judged = held[6] and less(delta.expect, held[6]) and tonumber(held[5]) or -1
 
 -- Streams beyond the limit are counted together under one name, so that a flood of names cannot fill the server.
-local known = redis.call("HLEN", totals) - redis.call("HEXISTS", totals, OTHER)
+local known = redis.call("HLEN", totals) - redis.call("HEXISTS", totals, OTHER) - redis.call("HEXISTS", totals, GONE)
 local names, sums, over_limit = {}, {}, 0
 local function name_of(stream)
   if not names[stream] then

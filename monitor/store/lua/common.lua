@@ -6,6 +6,7 @@
 -- a million images a second for 285 years.
 
 local OTHER = "(other)"
+local GONE = "(gone)"
 local TAIL = 6
 
 local formats = {}
@@ -54,10 +55,15 @@ local function all_late(vector)
   return string.sub(vector, 1, late - 1) .. struct.pack("<I4", images) .. string.sub(vector, late + 4)
 end
 
-local function totals_plus(packed, images, rejected, late, duplicates, changes)
-  local a, b, c, d, e = 0, 0, 0, 0, 0
+-- images, rejected, late, duplicates, changes
+local function totals_of(packed)
+  if not packed then return 0, 0, 0, 0, 0 end
   -- totals written before changes were counted have only four numbers
-  if packed then a, b, c, d, e = struct.unpack("<I8I8I8I8I8", packed .. string.rep("\0", 40 - #packed)) end
+  return struct.unpack("<I8I8I8I8I8", packed .. string.rep("\0", 40 - #packed))
+end
+
+local function totals_plus(packed, images, rejected, late, duplicates, changes)
+  local a, b, c, d, e = totals_of(packed)
   return struct.pack("<I8I8I8I8I8", a + images, b + rejected, c + late, d + duplicates, e + changes)
 end
 

@@ -20,7 +20,8 @@ local function fold(member)
     local name, vector = flat[i], flat[i + 1]
     local images, _, late = tail_of(vector)
     redis.call("HSET", into, name, merged(redis.call("HGET", into, name), all_late(vector), into))
-    redis.call("HSET", totals, name, totals_plus(redis.call("HGET", totals, name), 0, 0, images - late, 0, 0))
+    local row = redis.call("HEXISTS", totals, name) == 1 and name or GONE
+    redis.call("HSET", totals, row, totals_plus(redis.call("HGET", totals, row), 0, 0, images - late, 0, 0))
   end
   local from_images, into_images = prefix .. ":w:" .. member, prefix .. ":w:" .. target
   local images = redis.call("HGETALL", from_images)

@@ -66,6 +66,12 @@ class Calibration:
         """Number of calibration images n."""
         return len(self.values)
 
+    @property
+    def constant(self) -> bool:
+        """Whether the images are alike in it: the 1st percentile is the 99th, as with the saturation of grey images."""
+        low, high = np.quantile(self.values, (0.01, 0.99))
+        return bool(low == high)
+
     def quantiles(self) -> dict[str, float]:
         """The 1st, 50th, 95th and 99th percentile of the values, to six decimals."""
         levels = {"p1": 0.01, "p50": 0.5, "p95": 0.95, "p99": 0.99}

@@ -56,7 +56,8 @@ class Layout:
 
     `levels` say where the bins are cut. The other tuples have one entry per signal: number of calibration images,
     whether the p-value counts both tails, whether the signal comes from the learned detector (else it is an image
-    property), and the variance inflation D of dependent images (1 = independent).
+    property), and the variance inflation D of dependent images (1 = independent). `constant` names the signals in which
+    the calibration images are alike: they move clearly or not at all.
 
     Raises:
         ValueError: lengths differ, a name occurs twice, no calibration images, or D < 1.
@@ -68,6 +69,7 @@ class Layout:
     learned: tuple[bool, ...]
     dependence: tuple[float, ...]
     levels: tuple[float, ...] = LEVELS
+    constant: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         lengths = {len(self.calibration_sizes), len(self.two_sided), len(self.learned), len(self.dependence)}
@@ -85,6 +87,8 @@ class Layout:
         fields = asdict(self)
         if self.levels == _UNNAMED_LEVELS:
             del fields["levels"]
+        if not self.constant:
+            del fields["constant"]
         return json.dumps(fields)
 
     @classmethod

@@ -21,6 +21,7 @@ def moved_signals(
 ) -> tuple[MovedSignal, ...]:
     """The signals of one stream that moved in a window with bound > 0, strongest first; if none, those with effect > 0.
 
+    Without a bound > 0, signals that are constant in the reference are left out: only chance orders equal scores.
     In distribution any signal has bound > 0 with probability at most `risk`, all signals together.
 
     Args:
@@ -31,7 +32,7 @@ def moved_signals(
     measured = layout.signals if images(window) else [signal for signal in layout.signals if signal in causes]
     found = [_measure(layout, window, signal, risk / len(layout.signals)) for signal in measured]
     sure = [moved for moved in found if moved.bound > 0 or moved.signal in causes]
-    chosen = sure or [moved for moved in found if moved.effect > 0]
+    chosen = sure or [moved for moved in found if moved.effect > 0 and moved.signal not in layout.constant]
     # by name last: equal signals have the same order under every profile
     strongest = sorted(chosen, key=lambda m: (-m.bound, -m.effect, m.signal))
     kept = sorted(strongest, key=lambda m: m.signal not in causes)[:limit]

@@ -3,18 +3,24 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 from pydantic import SecretStr
 
+from detectors import load_profile
 from monitor.core.buckets import Layout
 from monitor.core.types import Delta, Partition, StreamFacts
 from monitor.evaluate.evaluator import Evaluator
 from monitor.evaluate.presentation import Presentation
+from monitor.fleet.evidence import StreamEvidence, stream_evidence
 from monitor.fleet.overview import Overview
 from monitor.fleet.stream_view import view_stream
+from monitor.ingest.scoring.profiles import layout_of
 from monitor.rules.rate import RateRule
 from monitor.rules.rule import Rule
 from monitor.rules.sequential.rule import SequentialRule
@@ -22,6 +28,7 @@ from monitor.store import Store, open_store
 from monitor.store.private_server import PrivateRedis
 from monitor.store.settings import RedisSettings
 from tests.evaluate.parts import closing_of
+from tests.pictures import pictures
 from tests.vectors import fill
 
 LAYOUT = Layout(("ood", "noise"), (1999,) * 2, (False, True), (True, False), (1.0,) * 2)
@@ -115,3 +122,27 @@ def test_the_end_of_an_alert_says_what_it_was_and_links_to_its_evidence(redis_se
     assert [s.signal for s in view.evidence.signals] == [s["signal"] for s in data["signals"]]
     assert (view.evidence.images, view.evidence.triage) == (sum(data["signals"][0]["histogram"]), "sensor")
     story.store.close()
+
+
+def test_a_signal_that_was_always_the_same_is_named_only_where_it_moved(profile_folder: Path) -> None:
+    """Grey pictures of one size: chance alone orders their colours and sizes, so these cannot move a little."""
+    profile = load_profile(profile_folder, device="cpu")
+    grey = [profile.prepare(image.mean(axis=2).astype(np.uint8)) for _, image in pictures(1, 120)]
+    measured, keys = np.stack([image.properties for image in grey]), [image.key for image in grey]
+    profile.calibrate(profile.features(grey), measured, keys)
+    layout = Layout.from_json(layout_of(profile).to_json())  # as the pages read it
+
+    def evidence(images: Iterable[NDArray[np.uint8]]) -> StreamEvidence:
+        scores = profile.score([profile.prepare(image) for image in images])
+        return stream_evidence(layout, [fill(layout, scores.p_values)], [], T0_MS)
+
+    unsure: set[str] = set()
+    for seed in range(2, 8):
+        few = evidence(image.mean(axis=2).astype(np.uint8) for _, image in pictures(seed, 6))
+        unsure |= {signal.signal for signal in few.moved if signal.bound <= 0}
+    assert unsure
+    assert not unsure & {"saturation", "red_ratio", "blue_ratio", "width", "height", "aspect_ratio"}
+    coloured = evidence(image for _, image in pictures(8, 40))
+    sure = {signal.signal for signal in coloured.moved if signal.bound > 0}
+    assert "saturation" in sure
+    assert "width" not in sure

@@ -147,6 +147,7 @@ def layout_of(profile: Profile) -> Layout:
         two_sided=profile.two_sided,
         learned=profile.learned,
         dependence=profile.dependence,
+        constant=tuple(s for s, c in zip(profile.signals, profile.calibrations, strict=True) if c.constant),
     )
 
 

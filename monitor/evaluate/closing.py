@@ -144,7 +144,8 @@ class Closing:
             self._held_alert = False
         held_s = now_s - self._moved_s if held else 0.0
         metrics.BUCKETS_HELD_SECONDS.set(held_s)
-        if held_s > self._held_after_s and self._held_alert is not True:
+        # Redis may have lost the alert
+        if held_s > self._held_after_s and not (self._held_alert and self._alerts.is_open(CLOSING, BUCKETS)):
             waits = f"waiting for {self._holders(read)}"
             text = f"no bucket has closed for {held_s:.0f} s although images are counted; {waits}"
             self._alerts.raise_alert(CLOSING, BUCKETS, text)

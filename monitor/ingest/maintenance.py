@@ -128,7 +128,8 @@ class Maintenance:
             owner.facts = self._store.partitions.alive(owner.facts, newest_ms)
         over = self._store.counts.streams_over_limit(owned)
         metrics.STREAMS_OVER_LIMIT.set(over)
-        if over and not self._streams_alert_raised:
+        # Redis may have lost the alert
+        if over and not (self._streams_alert_raised and self._alerts.is_open(STREAMS, "streams")):
             text = f"{over} images came from streams beyond stream.max_streams and are counted as (other)"
             self._alerts.raise_alert(STREAMS, "streams", text)
             self._streams_alert_raised = True

@@ -73,6 +73,14 @@ class SelfAlerts:
         except StoreError as error:
             log.warning("own.not_told", rule=rule, subject=subject, error=str(error))
 
+    def is_open(self, rule: str, subject: str) -> bool:
+        """Whether Redis has the alert, once it was raised; always without receivers, where the log alone has it.
+
+        Raises:
+            StoreError: Redis does not answer.
+        """
+        return not self._has_receivers or _name(rule, subject) in self._store.outbox.self_alerts()
+
     def end(self, subjects: Iterable[str], *rules: str, why: str = "over") -> None:
         """Resolve the open alerts of these rules about these subjects; `why` is for people.
 

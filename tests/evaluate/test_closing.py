@@ -171,6 +171,10 @@ def test_buckets_that_do_not_close_although_images_are_counted_are_alerted_on(fl
     fleet.take_lease()
     fleet.run(LOOK_EVERY_S, moving=[NEW], owned=[SLOW])
     assert fleet.alerts() == {HELD}  # another process does not know better
+    fleet.run(4 * LOOK_EVERY_S, moving=[NEW], owned=[SLOW])
+    fleet.store._connection.client.delete(f"{fleet.store._monitor_keys.key('outbox')}:own")
+    fleet.run(LOOK_EVERY_S, moving=[NEW], owned=[SLOW])
+    assert fleet.alerts() == {HELD}  # raised again where Redis has lost it
     fleet.run(2 * LOOK_EVERY_S, moving=[NEW, SLOW])
     assert fleet.alerts() == set()
 

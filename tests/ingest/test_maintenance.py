@@ -1,0 +1,54 @@
+"""The consumer's periodic work, on a real Redis and a real source."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from pydantic import SecretStr
+
+from monitor.config.schema import Config
+from monitor.core.types import Delta, Partition
+from monitor.ingest.maintenance import Maintenance
+from monitor.ingest.sinks import Sinks
+from monitor.ingest.work import OwnedPartition
+from monitor.notify.self_alerts import STREAMS, SelfAlerts
+from monitor.sources import open_source
+from monitor.sources.redis_streams.settings import RedisStreamSettings
+from monitor.store import Limits, open_store
+from monitor.store.private_server import PrivateRedis
+from monitor.store.settings import RedisSettings
+
+
+@pytest.mark.parametrize("has_receivers", [True, False])
+def test_the_alert_about_too_many_streams_is_raised_once_and_again_where_redis_has_lost_it(
+    redis_server: PrivateRedis, has_receivers: bool, capsys: pytest.CaptureFixture[str]
+) -> None:
+    name = f"maintenance-{has_receivers}"
+    settings = Config(
+        monitor=name,
+        source="redis-stream",
+        redis=RedisSettings(url=SecretStr(redis_server.url)),
+        redis_stream=RedisStreamSettings(topics=(name,), partitions=1, dead_letter_topic=f"{name}.dead"),
+    )
+    partition = Partition(name, 0)
+    store, source = open_store(settings.redis, name, Limits(max_streams=1)), open_source(settings.source_settings())
+    store.partitions.claim(partition, 1, "a")
+    store.partitions.start(partition, 1, "a", 0)
+    one = np.array([1, *[0] * 8, 1, 0, 0, 0, 0, 1], dtype=np.uint32)
+    store.partitions.apply([Delta(partition, "a", 0, 2, 1, {("fp", 0, "cam-1"): one, ("fp", 0, "cam-2"): one})])
+    owned = {partition: OwnedPartition(partition, "a", 2, 1)}
+    alerts = SelfAlerts(store, name, has_receivers)
+    maintenance = Maintenance(store, alerts, Sinks(None, alerts), lambda: None, 60, 60)
+
+    def register() -> int:
+        """How often the alert was raised by it, as the log has it."""
+        maintenance.after_claim()
+        assert maintenance.run(source, owned, in_flight=False, paused=True)
+        assert set(store.outbox.self_alerts()) == ({f"{STREAMS} streams"} if has_receivers else set())
+        return capsys.readouterr().out.count("own.alert")
+
+    assert [register() for _ in range(3)] == [1, 0, 0]
+    store._connection.client.delete(f"{store._monitor_keys.key('outbox')}:own")  # as a server that fell back
+    assert [register() for _ in range(2)] == [int(has_receivers), 0]
+    source.close()
+    store.close()

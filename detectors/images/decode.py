@@ -110,7 +110,7 @@ def decode(image: bytes, limits: Limits, deep: bool = True) -> Picture:
     except Exception as error:  # Pillow raises OSError, SyntaxError, struct.error, and half a dozen others
         said = str(error) or type(error).__name__
         cut = "truncated" in said or isinstance(error, EOFError)
-        cut = cut or (name != "TIFF" and first_end(image, name) is None)
+        cut = cut or first_end(image, name) is None
         code, what = ("truncated", "ends before its picture does") if cut else ("corrupt", "cannot be decoded")
         raise ImageError(code, f"{name} of {len(image)} bytes {what}: {said}") from error
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from typing import Literal
 
 PNG_START, JPEG_START = b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff"
 _JPEG_MARKER = re.compile(rb"\xff[^\x00\xff\xd0-\xd7]")
@@ -11,8 +12,11 @@ _JPEG_END, _JPEG_SCAN = 0xD9, 0xDA
 
 
 def first_end(image: bytes, name: str) -> int | None:
-    """Offset behind the first picture of a JPEG, PNG or WebP file; None where the file ends before its picture."""
-    return {"JPEG": _jpeg, "PNG": _png, "WEBP": _webp}[name](image)
+    """Offset behind the first picture of a file; None where the file ends before its picture.
+
+    Of a TIFF: behind the directory of its first picture, which most writers put last.
+    """
+    return {"JPEG": _jpeg, "PNG": _png, "WEBP": _webp, "TIFF": _tiff}[name](image)
 
 
 def is_followed(image: bytes, name: str) -> bool:
@@ -56,3 +60,13 @@ def _webp(image: bytes) -> int | None:
     size = int.from_bytes(image[4:8], "little")
     end = 8 + size + size % 2  # chunks are padded to even sizes
     return min(end, len(image)) if len(image) >= 8 + size else None
+
+
+def _tiff(image: bytes) -> int | None:
+    order: Literal["little", "big"] = "little" if image[:2] == b"II" else "big"
+    # TIFF 6.0, section 2; BigTIFF, whose version is 43, has wider numbers
+    start, width, count_width, entry = (8, 8, 8, 20) if b"+" in image[2:4] else (4, 4, 2, 12)
+    at = int.from_bytes(image[start : start + width], order)
+    entries = int.from_bytes(image[at : at + count_width], order)
+    end = at + count_width + entries * entry + width
+    return end if len(image) >= max(end, start + width) else None

@@ -163,9 +163,17 @@ def test_a_thumbnail_and_padding_are_no_further_pictures() -> None:
         assert Preparer(48)(encoded(PICTURE, kind) + bytes(100)).notes == ()
 
 
-@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP"])
-def test_a_file_that_ends_early_is_truncated_wherever_it_is_cut(kind: str) -> None:
-    file = encoded(PICTURE, kind)
+@pytest.mark.parametrize(
+    ("kind", "options"),
+    [
+        *(("JPEG", {}), ("PNG", {}), ("WEBP", {}), ("TIFF", {}), ("TIFF", {"big_tiff": True})),
+        *(
+            ("TIFF", {"compression": name}) for name in ("tiff_lzw", "tiff_adobe_deflate")
+        ),  # with the directory at the end
+    ],
+)
+def test_a_file_that_ends_early_is_truncated_wherever_it_is_cut(kind: str, options: dict[str, Any]) -> None:
+    file = saved(kind, **options)
     for share in (0.1, 0.3, 0.6, 0.9, 0.97):
         with pytest.raises(ImageError) as refused:
             Preparer(48)(file[: max(40, int(len(file) * share))])

@@ -9,8 +9,9 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack, closing, suppress
+from contextlib import ExitStack, closing, contextmanager, suppress
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import numpy as np
@@ -42,9 +43,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Run the demo on a live panel where there is a terminal; see `run_demo` for the exit status."""
     os.environ.update(PASSIVE_WAITING)  # before torch is loaded, which reads it once
-    # SIGTERM cleans up like Ctrl-C, and both work where the shell had them ignored (a job in the background)
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, signal.default_int_handler)
     plain = args.headless or not sys.stdout.isatty()
     screen: Screen = PlainScreen(sys.stdout) if plain else LiveScreen(Console())
     with closing(screen), as_command_error("demo", ChildError, SourceError, FatalSourceError):
@@ -57,7 +55,7 @@ def run_demo(screen: Screen, stay: bool = False) -> int:
     Raises:
         ChildError, SourceError, FatalSourceError: something that it needs does not work.
     """
-    with ExitStack() as stack:
+    with ExitStack() as stack, _interruptible():
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="layerwatch-demo-")))
         server = stack.enter_context(PrivateRedis())
         receiver = stack.enter_context(AlertReceiver())
@@ -86,6 +84,31 @@ def run_demo(screen: Screen, stay: bool = False) -> int:
                     daemon.check_alive()
                     time.sleep(0.5)
         return 1 if problems else 0
+
+
+@contextmanager
+def _interruptible() -> Iterator[None]:
+    """SIGTERM ends the block like Ctrl-C, and both do where the shell had them ignored (a job in the background).
+
+    Python drops what is raised in a destructor: a signal that comes there waits until it is over.
+    """
+
+    def interrupt(_number: int, frame: FrameType | None) -> None:
+        while frame:
+            if frame.f_code.co_name == "__del__":
+                signal.setitimer(signal.ITIMER_REAL, 0.1)
+                return
+            frame = frame.f_back
+        raise KeyboardInterrupt
+
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGALRM):
+        signal.signal(number, interrupt)
+    try:
+        yield
+    finally:
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, signal.default_int_handler)
+        signal.setitimer(signal.ITIMER_REAL, 0)
 
 
 def daemon_settings(redis_url: str, profile: Path, receiver: AlertReceiver) -> dict[str, Any]:

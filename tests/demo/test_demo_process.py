@@ -102,6 +102,26 @@ def test_an_interrupted_demo_leaves_no_redis_and_no_files(tmp_path: Path, number
     assert list(tmp_path.glob("layerwatch-*")) == []
 
 
+def test_an_interruption_in_a_destructor_comes_when_it_is_over() -> None:
+    class Dying:
+        def __del__(self) -> None:
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(0.2)
+
+    def interrupted() -> None:
+        with command._interruptible():
+            Dying()
+            time.sleep(10)
+
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGALRM)}
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            interrupted()
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
 def test_the_daemon_process_is_ready_inside_and_gone_outside(
     redis_server: PrivateRedis, profile_folder: Path, tmp_path: Path
 ) -> None:

@@ -41,6 +41,7 @@ as_user() { "${buildah[@]}" run --isolation chroot --user "$user" "$container" -
 
 ! as_user touch /opt/layerwatch/x 2> /dev/null || { echo "the user can write its own program" >&2; exit 1; }
 ! as_user test -e /opt/layerwatch/bin/pip || { echo "pip is in the image" >&2; exit 1; }
+as_user grep -q '"name": "torch"' /usr/share/doc/layerwatch/layerwatch.cdx.json || { echo "no bill of materials" >&2; exit 1; }
 status=0; as_user layerwatch check-config -c /nonexistent || status=$?
 [ "$status" = 78 ] || { echo "check-config exits $status, not 78" >&2; exit 1; }
 as_user layerwatch demo --headless

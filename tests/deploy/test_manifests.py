@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shutil
 import subprocess
 import sys
+import sysconfig
+import venv
 from importlib.metadata import requires, version
 from pathlib import Path
 from typing import Any
@@ -200,6 +203,32 @@ def test_no_file_is_installed_in_the_image_without_its_hash() -> None:
         for name in ("torch", "torchvision")
     ]
     assert printed.splitlines() == pinned
+
+
+@pytest.mark.slow
+def test_the_bill_of_materials_in_the_image_is_that_of_what_is_installed_there(tmp_path: Path) -> None:
+    """The Dockerfile's own command, on an environment that holds one package and the product."""
+    text = dockerfile()
+    only = re.findall(r"runtime_requirements\.py ((?:--only \S+ ?)+)", text)[0].split()
+    command = [sys.executable, str(ROOT / "tools/runtime_requirements.py"), *only]
+    printed = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    assert _installed_closure("cyclonedx-bom", "") <= {_plain(n) for n in re.findall(r"(?m)^([\w.-]+)==", printed)}
+
+    environment, bill = tmp_path / "layerwatch", tmp_path / "layerwatch.cdx.json"
+    venv.create(environment)
+    (packages,) = environment.glob("lib/python*/site-packages")
+    (metadata,) = Path(sysconfig.get_path("purelib")).glob("msgpack-*.dist-info")
+    shutil.copytree(metadata, packages / metadata.name)
+    lists = re.findall(r"/opt/build/bin/python (.* cyclonedx_py (?:.*\\\n)*.*)", text)[0].replace("\\\n", "")
+    copied, kept = re.findall(r"COPY --from=builder (\S+\.json) (\S+)", text)[0]
+    assert kept.startswith("/usr/share/doc/layerwatch/")
+    for path, real in ((copied, bill), ("/opt/layerwatch/", f"{environment}/"), ("/src/", f"{ROOT}/")):
+        assert path in lists
+        lists = lists.replace(path, str(real))
+    subprocess.run([sys.executable, *lists.split()], check=True)
+    document = json.loads(bill.read_text())
+    assert document["metadata"]["component"]["name"] == "layerwatch"
+    assert [(c["name"], c["version"]) for c in document["components"]] == [("msgpack", version("msgpack"))]
 
 
 def _installed_closure(root: str, extra: str) -> set[str]:

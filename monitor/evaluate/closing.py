@@ -148,6 +148,8 @@ class Closing:
         if held_s > self._held_after_s and not (self._held_alert and self._alerts.is_open(CLOSING, BUCKETS)):
             waits = f"waiting for {self._holders(read)}"
             text = f"no bucket has closed for {held_s:.0f} s although images are counted; {waits}"
+            if self._held_alert is False:  # what is open then is an episode that ended before Redis fell back
+                self._alerts.end([BUCKETS], CLOSING)
             self._alerts.raise_alert(CLOSING, BUCKETS, text)
             self._held_alert = True
 

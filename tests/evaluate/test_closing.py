@@ -175,8 +175,13 @@ def test_buckets_that_do_not_close_although_images_are_counted_are_alerted_on(fl
     fleet.store._connection.client.delete(f"{fleet.store._monitor_keys.key('outbox')}:own")
     fleet.run(LOOK_EVERY_S, moving=[NEW], owned=[SLOW])
     assert fleet.alerts() == {HELD}  # raised again where Redis has lost it
+    opened = fleet.store.outbox.self_alerts()
     fleet.run(2 * LOOK_EVERY_S, moving=[NEW, SLOW])
     assert fleet.alerts() == set()
+    fleet.store.outbox.raise_self_alert(HELD, opened[HELD])  # as a server that fell back has it
+    fleet.run(4 * LOOK_EVERY_S, moving=[NEW], owned=[SLOW])
+    assert fleet.alerts() == {HELD}
+    assert fleet.store.outbox.self_alerts() != opened  # the next episode has an alert of its own
 
 
 def test_a_backlog_that_moves_is_no_standstill(fleet: Fleet) -> None:

@@ -44,6 +44,7 @@ def test_streams_of_an_empty_state_are_an_empty_object(
     assert json.loads(capsys.readouterr().out) == {"streams": {}}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("words", "unused"),
     [(["--help"], ["numpy", "pydantic", "rich"]), (["alerts", "--help"], ["torch", "monitor.daemon", "uvicorn"])],

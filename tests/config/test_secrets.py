@@ -45,6 +45,7 @@ def test_an_error_shows_no_secret(tmp_path: Path, capsys: pytest.CaptureFixture[
     assert "31337" not in shown
 
 
+@pytest.mark.slow
 def test_no_command_prints_a_traceback_with_the_url_of_redis(tmp_path: Path) -> None:
     environ = {"LAYERWATCH__REDIS__URL": f"redis://:{SECRET}/b@localhost:6379/0"}
     command = [sys.executable, "-m", "monitor", "streams"]

@@ -43,6 +43,7 @@ def test_prometheus_and_alertmanager_accept_what_we_ship() -> None:
     run("amtool", "check-config", ALERTMANAGER)
 
 
+@pytest.mark.slow
 def test_every_rule_stays_quiet_fires_and_clears() -> None:
     run("promtool", "test", "rules", CASES)
     expected: dict[str, list[int]] = {}

@@ -159,6 +159,7 @@ def s3(request: pytest.FixtureRequest) -> Iterator[str]:
     server.stop()
 
 
+@pytest.mark.slow
 def test_an_object_is_fetched_in_the_decoder_process(s3: str) -> None:
     made = DecoderPool(decoder("s3://cameras/line-1/"))
     try:

@@ -76,6 +76,7 @@ messages = st.fixed_dictionaries({}, optional={"images": trees, "ids": trees, "t
 kinds = st.sampled_from([None, b"", b"image/png", b"application/x-npy", b"application/msgpack", b"\xff"])
 
 
+@pytest.mark.slow
 @often
 @given(st.one_of(damaged(), st.binary(max_size=200), messages), kinds, st.binary(max_size=30), st.binary(max_size=20))
 def test_any_value_gives_images_or_a_decode_error(value: bytes, kind: bytes | None, at: bytes, key: bytes) -> None:

@@ -161,6 +161,7 @@ def test_a_wrapped_value_holds_one_image() -> None:
     assert (refused.reason, str(refused)) == ("images", "there are several images at /image; a wrapped value holds one")
 
 
+@pytest.mark.slow
 @given(
     value=st.binary(max_size=60)
     | st.recursive(st.none() | st.text() | st.integers(), st.lists).map(json.dumps).map(str.encode)
@@ -196,6 +197,7 @@ def test_avro_with_a_local_schema(tmp_path: Path) -> None:
         assert "not a value of its schema" in str(refusal(made, broken))
 
 
+@pytest.mark.slow
 def test_an_avro_value_cannot_take_more_memory_than_the_decoder_has(tmp_path: Path) -> None:
     """Forty bytes that claim 2**60 nulls end as one dead letter of the decoder process."""
     (tmp_path / "bomb.avsc").write_text('{"type": "array", "items": "null"}')
@@ -224,6 +226,7 @@ def test_avro_of_confluent_s_serializer(registry: SchemaRegistry) -> None:
     assert len(registry.asked) == 1  # once per schema, not per record
 
 
+@pytest.mark.slow
 def test_a_decoder_process_reaches_the_registry(registry: SchemaRegistry) -> None:
     number = registry.register("frame", {"schema": json.dumps(FRAME_AVRO)})["id"]
     value = b"\0" + int(number).to_bytes(4, "big") + avro_bytes(FRAME_AVRO, {"id": "x", "at": AT, "picture": PICTURE})

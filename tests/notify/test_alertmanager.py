@@ -122,6 +122,7 @@ def store(redis_server: PrivateRedis) -> Iterator[Store]:
     opened.close()
 
 
+@pytest.mark.slow
 def test_an_alert_fires_is_grouped_stays_while_it_fires_and_resolves(
     alertmanager: Alertmanager, receiver: Resending, store: Store
 ) -> None:
@@ -146,6 +147,7 @@ def test_an_alert_fires_is_grouped_stays_while_it_fires_and_resolves(
         dispatcher.stop()
 
 
+@pytest.mark.slow
 def test_an_alert_that_is_not_sent_again_ends(alertmanager: Alertmanager, receiver: Resending) -> None:
     """What the test above would see without re-sending."""
     assert receiver.send(Notice.parse(firing())) == Delivered()

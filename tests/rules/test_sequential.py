@@ -68,6 +68,7 @@ def run(
 # ------------------------------------------------------------------------------------------------ the bound
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("n", [200, 2000])
 def test_false_alarms_stay_below_the_bound_over_many_calibration_sets(n: int) -> None:
     rng = np.random.default_rng(n)
@@ -298,6 +299,7 @@ def test_the_same_bucket_twice_and_empty_buckets_change_nothing() -> None:
     assert (empty == state).all()
 
 
+@pytest.mark.slow
 @settings(deadline=None, max_examples=25)
 @given(st.integers(0, 2**32 - 1), st.integers(1, 5), st.booleans())
 def test_replicas_order_and_storage_never_change_a_verdict(seed: int, streams: int, one_by_one: bool) -> None:

@@ -37,8 +37,8 @@ test: setup      ## the test suite with its branch coverage; starts its own Redi
 test-quick: setup ## the tests that need no broker and no browser, without the slow ones
 	$(PY) -m pytest $(PARALLEL) -m "not (kafka or browser or slow or faults)" -q
 
-test-faults: setup ## every fault on real servers and processes: half an hour
-	$(PY) -m pytest -m 'faults or not faults' tests/faults
+test-faults: setup ## every fault on real servers and processes: some ten minutes
+	$(PY) -m pytest -n 3 --dist load -m 'faults or not faults' tests/faults
 
 check: setup     ## formatting, lint, types, layers; changes nothing
 	.venv/bin/ruff format --check .

@@ -116,6 +116,7 @@ def loads(text: bytes, environ: dict[str, str]) -> None:
             assert lines and all(named) and not any("\n" in line for line in lines)  # noqa: PT018
 
 
+@pytest.mark.slow
 @often
 @given(plain)
 def test_any_tree_is_a_configuration_or_lines_that_say_what_is_wrong(tree: Any) -> None:

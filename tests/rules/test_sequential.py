@@ -353,6 +353,7 @@ def test_a_profile_that_cannot_carry_the_rule_is_refused() -> None:
 # ------------------------------------------------------------------------------------------------ since when
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("share", [0.05, 0.3])
 def test_the_start_of_the_drift_is_found_from_the_buckets_before_the_alarm(share: float) -> None:
     rng = np.random.default_rng(6)

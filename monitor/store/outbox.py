@@ -186,17 +186,20 @@ class Outbox:
         absent_ms, _ = self._connection.read_many([("HINCRBY", key, receiver, round(1000 * seconds)), expiry(key)])
         return int(absent_ms) / 1000
 
-    def forget_receiver(self, receiver: str, reason: str) -> int:
-        """Bury what waits for the receiver and keep nothing for it any more; returns how many were buried."""
+    def bury_all(self, receiver: str, reason: str) -> int:
+        """Bury what waits for the receiver; returns how many were buried."""
         buried = empty = 0
         while empty < 2:  # the first empty one may have dropped entries that the limit had cut off, before others
             entries = self.fetch(receiver, EVER_MS)
             empty = 0 if entries else empty + 1
             buried += sum(self.bury(receiver, entry, reason) for entry in entries)
+        return buried
+
+    def forget_receiver(self, receiver: str) -> None:
+        """Keep nothing for the receiver any more; `bury_all` comes first."""
         gone = ("DEL", self._of(f"retry:{receiver}"), self._of(f"held:{receiver}"))
         forgotten = ("HDEL", self._of("receivers"), receiver)
         self._connection.read_many([("XGROUP", "DESTROY", self._outbox, receiver), gone, forgotten])
-        return buried
 
     def backlog(self, receiver: str) -> Backlog:
         """How much the receiver still has to get, and since when; counted in steps, between which others are served."""

@@ -12,7 +12,7 @@ from monitor.notify.delivery.context import DeliveryContext, Timing
 from monitor.notify.delivery.worker import Worker
 from monitor.notify.receivers.alertmanager import AlertmanagerSender
 from monitor.notify.self_alerts import DELIVERY, RECEIVER, SelfAlerts
-from monitor.store import evaluation
+from monitor.store import StoreError, evaluation
 from monitor.store.evaluation import Kept
 from monitor.telemetry.clock import SteadyClock
 from tests.notify.bench import Bench, dead_ids, settled, streams
@@ -378,6 +378,38 @@ def test_a_receiver_in_no_configuration_is_forgotten_after_a_day_and_what_waited
     assert "2 documents for it were given up" in about[1]["data"]["summary"], "the alert itself waited for it too"
     assert fired in dead_ids(bench)
     assert bench.outcomes.count(("gone", "buried")) == 2
+
+
+def test_a_holder_that_dies_while_it_forgets_a_receiver_leaves_no_alert_open(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    outbox = bench.store.outbox
+    bench.roster("one", "gone").look()
+    decide(bench.store)
+    roster = bench.roster("one")
+    with monkeypatch.context() as broken:
+        broken.setattr(outbox, "raise_self_alert", redis_is_away)
+        with pytest.raises(StoreError):
+            roster.look()
+    roster.look()
+    assert len(outbox.self_alerts()) == 1, "an alert that Redis did not take is raised again"
+    for _ in range(23):
+        bench.clock.pass_s(3600)
+        roster.look()
+    bench.clock.pass_s(3600)
+    with monkeypatch.context() as broken:
+        broken.setattr(outbox, "forget_receiver", redis_is_away)
+        with pytest.raises(StoreError):
+            roster.look()
+    bench.roster("one").look()
+    bench.clock.pass_s(3600)
+    bench.roster("one").look()
+    assert outbox.receivers() == {"one"}
+    assert outbox.self_alerts() == {}
+
+
+def redis_is_away(*_: object) -> None:
+    raise StoreError("away")
 
 
 def test_the_alert_about_a_receiver_ends_when_it_is_no_longer_configured(bench: Bench) -> None:

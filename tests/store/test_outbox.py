@@ -166,7 +166,7 @@ def test_a_receiver_is_new_once_and_is_kept_until_it_is_forgotten(store: Store) 
     assert store.outbox.keep_receivers(["one", "gone"]) == ["gone", "one"]
     assert store.outbox.keep_receivers(["one"]) == []
     assert store.outbox.receivers() == {"one", "gone"}
-    store.outbox.forget_receiver("gone", "why")
+    store.outbox.forget_receiver("gone")
     assert store.outbox.receivers() == {"one"}
     assert store.outbox.keep_receivers(["gone"]) == ["gone"]
 
@@ -185,7 +185,8 @@ def test_what_waited_for_a_forgotten_receiver_is_buried_and_holds_nothing_back(
         for entry in store.outbox.fetch("one", 0):
             store.outbox.settle("one", entry.id)
     assert kept(store) == 3
-    assert store.outbox.forget_receiver("gone", "no longer configured") == 3
+    assert store.outbox.bury_all("gone", "no longer configured") == 3
+    store.outbox.forget_receiver("gone")
     dead = {(letter.receiver, letter.reason, letter.document) for letter in store.outbox.dead_alerts()}
     assert dead == {("gone", "no longer configured", text) for text in "cde"}
     assert store.outbox.held("gone") == {}

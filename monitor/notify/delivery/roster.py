@@ -56,13 +56,15 @@ class Roster:
 
     def _look_at_absent(self, name: str, passed_s: float) -> None:
         if self._outbox.add_absence(name, passed_s) >= FORGET_AFTER_S:
-            buried = self._outbox.forget_receiver(name, "the receiver is in no configuration any more")
+            buried = self._outbox.bury_all(name, "the receiver is in no configuration any more")
             for _ in range(buried):
                 self._context.observe(name, "buried", 0.0)
             log.warning("notify.receiver_forgotten", receiver=name, given_up=buried)
-            self._alerts.end([name], RECEIVER, why=f"it was forgotten; {buried} documents for it were given up")
+            # forgotten last: after a crash before that the next holder goes on here, and the alert does not stay open
+            given_up = f"{buried} documents for it" if buried else "the documents for it"
+            self._alerts.end([name], RECEIVER, why=f"it was forgotten; {given_up} were given up")
+            self._outbox.forget_receiver(name)
         elif name not in self._reported and (waiting := self._outbox.backlog(name).entries):
-            self._reported.add(name)
             hours = FORGET_AFTER_S / 3600
             self._alerts.raise_alert(
                 RECEIVER,
@@ -70,3 +72,4 @@ class Roster:
                 f"receiver {name} is not in the configuration, and alerts wait for it ({waiting} now): they are given "
                 f"up unless it is configured again within {hours:.0f} hours",
             )
+            self._reported.add(name)

@@ -22,6 +22,7 @@ from monitor.sources.redis_streams.settings import RedisStreamSettings
 from monitor.store import Store, open_store
 from monitor.store.private_server import PrivateRedis
 from monitor.store.settings import RedisSettings
+from tests.ingest.parts import one_partition
 
 WINDOW = 10
 _names = itertools.count()
@@ -82,12 +83,7 @@ class Two:
 @pytest.fixture
 def two(redis_server: PrivateRedis) -> Iterator[Two]:
     name = f"assignment-{next(_names)}"
-    settings = Config(
-        monitor=name,
-        source="redis-stream",
-        redis=RedisSettings(url=SecretStr(redis_server.url)),
-        redis_stream=RedisStreamSettings(topics=(name,), partitions=1, dead_letter_topic=f"{name}.dead"),
-    )
+    settings = one_partition(name, redis_server.url)
     store, source = open_store(settings.redis, name), open_source(settings.source_settings())
     partition = Partition(name, 0)
     while partition not in source.poll(0.05).assigned:

@@ -4,19 +4,16 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from pydantic import SecretStr
 
-from monitor.config.schema import Config
 from monitor.core.types import Delta, Partition
 from monitor.ingest.maintenance import Maintenance
 from monitor.ingest.sinks import Sinks
 from monitor.ingest.work import OwnedPartition
 from monitor.notify.self_alerts import STREAMS, SelfAlerts
 from monitor.sources import open_source
-from monitor.sources.redis_streams.settings import RedisStreamSettings
 from monitor.store import Limits, open_store
 from monitor.store.private_server import PrivateRedis
-from monitor.store.settings import RedisSettings
+from tests.ingest.parts import one_partition
 
 
 class CountedAlerts(SelfAlerts):
@@ -34,12 +31,7 @@ def test_the_alert_about_too_many_streams_is_raised_once_and_again_where_redis_h
     redis_server: PrivateRedis, has_receivers: bool
 ) -> None:
     name = f"maintenance-{has_receivers}"
-    settings = Config(
-        monitor=name,
-        source="redis-stream",
-        redis=RedisSettings(url=SecretStr(redis_server.url)),
-        redis_stream=RedisStreamSettings(topics=(name,), partitions=1, dead_letter_topic=f"{name}.dead"),
-    )
+    settings = one_partition(name, redis_server.url)
     partition = Partition(name, 0)
     store, source = open_store(settings.redis, name, Limits(max_streams=1)), open_source(settings.source_settings())
     store.partitions.claim(partition, 1, "a")

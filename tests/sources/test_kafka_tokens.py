@@ -142,7 +142,7 @@ def test_a_token_is_renewed_at_half_of_its_life_and_kept_while_nobody_gives_anot
         ((200, {"access_token": "a\nb"}), errors.KafkaConnectionError, "no token"),
         ((200, {"access_token": jwt(-5)}), errors.KafkaConnectionError, "the token expired"),
     ],
-    ids=str,
+    ids=["refused", "busy", "redirected", "not an object", "not a token", "expired"],
 )  # fmt: skip
 def test_what_is_no_token_is_said_so(
     issuer: Issuer, answer: tuple[int, object], error: type[Exception], text: str

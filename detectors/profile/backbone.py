@@ -58,7 +58,7 @@ class Backbone:
         self._scale = (1.0 / (255.0 * torch.tensor(std))).view(1, 3, 1, 1).to(self.device)
         self._shift = (-torch.tensor(mean) / torch.tensor(std)).view(1, 3, 1, 1).to(self.device)
         # Swin and its relatives give (N, H, W, C) maps, all others (N, C, H, W).
-        self._space = (1, 2) if str(getattr(network, "output_fmt", "NCHW")).endswith("NHWC") else (2, 3)
+        self._channels_last = str(getattr(network, "output_fmt", "NCHW")).endswith("NHWC")
         self._try()
 
     def _try(self) -> None:
@@ -77,11 +77,30 @@ class Backbone:
     @torch.inference_mode()
     def __call__(self, pixels: NDArray[np.uint8]) -> Tensor:
         """(N, S, S, 3) uint8 -> (N, D) float32 pooled features on the backbone's device."""
+        return torch.cat([m.mean(dim=(2, 3), dtype=torch.float32) for m in self.maps(pixels)], dim=1)
+
+    @torch.inference_mode()
+    def maps(self, pixels: NDArray[np.uint8]) -> list[Tensor]:
+        """(N, S, S, 3) uint8 -> one (N, C, H, W) map per layer, on the backbone's device, whatever the network gives.
+
+        Class and register tokens are dropped. Values are float32, or bfloat16 where the precision is.
+        """
         images = torch.from_numpy(np.ascontiguousarray(pixels)).to(self.device).permute(0, 3, 1, 2)
         normalised = torch.addcmul(self._shift, images.float(), self._scale)
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.spec.precision == "bfloat16"):
-            maps = self._network(normalised.contiguous(memory_format=torch.channels_last))
-        return torch.cat([m.mean(dim=self._space, dtype=torch.float32) for m in maps], dim=1)
+            given = self._network(normalised.contiguous(memory_format=torch.channels_last))
+        # what a network gives beyond its layers is left to _try, which compares the widths
+        reductions = zip(given, self._network.feature_info.reduction(), strict=False)
+        return [self._as_map(m, (images.shape[2] // int(r), images.shape[3] // int(r))) for m, r in reductions]
+
+    def _as_map(self, given: Tensor, grid: tuple[int, int]) -> Tensor:
+        """(N, C, H, W) of a map in the format of the network, or of tokens (N, L, C) that begin with their prefix."""
+        if given.ndim == 4:
+            return given.permute(0, 3, 1, 2) if self._channels_last else given
+        patches = grid[0] * grid[1]
+        if given.ndim != 3 or given.shape[1] < patches:
+            raise ValueError(f"a layer gives {tuple(given.shape)}, which is no map and no tokens of {grid} patches")
+        return given[:, -patches:].transpose(1, 2).reshape(len(given), -1, *grid)
 
     def features(self, pixels: NDArray[np.uint8]) -> Tensor:
         """What the call gives, on the CPU; halves the batch when the device is out of memory."""

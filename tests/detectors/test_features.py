@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import timm
+import torch
 from numpy.typing import NDArray
 from PIL import Image
 from safetensors.torch import save_file
@@ -41,6 +42,40 @@ def test_any_kind_of_backbone_gives_its_layers_side_by_side(
     assert backbone.layers == layers
     assert backbone(pixels).shape == (2, sum(layers))
     assert BackboneSpec.from_json(backbone.spec.to_json()) == backbone.spec
+
+
+@pytest.mark.parametrize(
+    ("model", "args", "shapes"),
+    [
+        ("test_resnet", {}, [(32, 16, 16), (48, 8, 8), (192, 4, 4), (96, 2, 2)]),
+        (
+            "mambaout_femto",
+            {"dims": (8, 12, 16, 20), "depths": (1,) * 4},
+            [(8, 16, 16), (12, 8, 8), (16, 4, 4), (20, 2, 2)],
+        ),
+        ("test_vit", {"img_size": 64}, [(64, 4, 4)] * 4),
+        ("test_vit", {"img_size": 64, "feature_cls": "hook"}, [(64, 4, 4)] * 3),
+    ],
+    ids=["maps", "channels last", "class token", "tokens"],
+)
+def test_every_layer_comes_as_a_map_whatever_the_network_gives(
+    model: str, args: dict[str, object], shapes: list[tuple[int, int, int]]
+) -> None:
+    backbone = Backbone(BackboneSpec(model, "random", input_px=64, args=args), "cpu")
+    pixels = np.random.default_rng(0).integers(0, 256, (2, 64, 64, 3), dtype=np.uint8)
+    maps = backbone.maps(pixels)
+    assert [tuple(m.shape) for m in maps] == [(2, *shape) for shape in shapes]
+    assert torch.equal(backbone(pixels), torch.cat([m.mean(dim=(2, 3)) for m in maps], dim=1))
+
+
+def test_tokens_without_a_grid_are_the_maps_that_timm_makes_of_them() -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (2, 64, 64, 3), dtype=np.uint8)
+    with_grid, tokens = (
+        Backbone(BackboneSpec("test_vit", "random", (1, 3), input_px=64, args={"img_size": 64, **more}), "cpu")
+        for more in ({}, {"feature_cls": "hook"})
+    )
+    for expected, given in zip(with_grid.maps(pixels), tokens.maps(pixels), strict=True):
+        torch.testing.assert_close(given, expected)
 
 
 def test_what_is_not_given_comes_from_timms_data_config() -> None:

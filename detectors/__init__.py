@@ -18,24 +18,29 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from detectors.images.decode import ImageError, Limits
     from detectors.images.prepare import Prepared, Preparer
+    from detectors.images.regions import Region, hottest
     from detectors.methods.detector import Detector
     from detectors.methods.registry import create, register
     from detectors.profile.fit import FitOptions, TooFewImagesError, fit_profile, recalibrate
+    from detectors.profile.places import HeatMapError
     from detectors.profile.profile import Profile, ProfileError, Scores, load_profile
     from detectors.profile.spec import BackboneSpec
 
 _HOMES = {
     "images.decode": ("ImageError", "Limits"),
     "images.prepare": ("Prepared", "Preparer"),
+    "images.regions": ("Region", "hottest"),
     "methods.detector": ("Detector",),
     "methods.registry": ("create", "register"),
     "profile.fit": ("FitOptions", "TooFewImagesError", "fit_profile", "recalibrate"),
+    "profile.places": ("HeatMapError",),
     "profile.profile": ("Profile", "ProfileError", "Scores", "load_profile"),
     "profile.spec": ("BackboneSpec",),
 }
 __all__ = [
-    "BackboneSpec", "Detector", "FitOptions", "ImageError", "Limits", "Prepared", "Preparer", "Profile", "ProfileError",
-    "Scores", "TooFewImagesError", "create", "fit_profile", "load_profile", "recalibrate", "register",
+    "BackboneSpec", "Detector", "FitOptions", "HeatMapError", "ImageError", "Limits", "Prepared", "Preparer", "Profile",
+    "ProfileError", "Region", "Scores", "TooFewImagesError", "create", "fit_profile", "hottest", "load_profile",
+    "recalibrate", "register",
 ]  # fmt: skip
 
 

@@ -25,6 +25,7 @@ from detectors.images.prepare import AnyImage, Preparer
 from detectors.methods.detector import Detector, FitContext, TrainableDetector
 from detectors.methods.registry import create
 from detectors.profile.backbone import Backbone
+from detectors.profile.places import Places
 from detectors.profile.profile import Profile
 from detectors.profile.reference import Progress, Reference, read_reference
 from detectors.profile.spec import BackboneSpec
@@ -44,7 +45,8 @@ class FitOptions:
     detector, detector_options: a name of the registry and what its class takes besides the layers. backbone: None is
     the embedded one. device: as torch names it; auto is CUDA where there is one. limits: for the images of the fit and
     for those scored later. ordered: the images are frames in time order, so that neighbours are alike; calibration
-    then uses the last part instead of a random one, and the dependence of the counts is estimated.
+    then uses the last part instead of a random one, and the dependence of the counts is estimated. heat_maps: learn
+    what is normal at each place, too.
 
     >>> FitOptions(detector="knn", detector_options={"k": 5}).ordered
     False
@@ -57,6 +59,7 @@ class FitOptions:
     limits: Limits = field(default_factory=Limits)
     detector_options: Mapping[str, Any] = field(default_factory=dict)
     ordered: bool = False
+    heat_maps: bool = True
 
 
 class TooFewImagesError(ValueError):
@@ -112,6 +115,9 @@ def fit_profile(
     profile = Profile(backbone, preparer, options.detector, detector, facts)
     _calibrate(profile, reference, held, options.ordered)
     profile.keep_reference(features)
+    if options.heat_maps:
+        progress("learning places", -1.0)
+        profile.places = Places.learn(backbone, list(reference.turnable.values()))
     return profile
 
 

@@ -26,6 +26,7 @@ from detectors.methods.detector import Detector, LayerDetector, nested, under
 from detectors.methods.registry import create
 from detectors.profile.backbone import Backbone, tensor_digest
 from detectors.profile.calibration import Calibration, Floats, dependence, jitter
+from detectors.profile.places import PLACES, Places
 from detectors.profile.spec import BackboneSpec
 
 VERSION, READABLE = 3, (2, 3)
@@ -59,7 +60,7 @@ class Profile:
     signals: ("ood", "layer1", ..., then the property names); every other per-signal tuple follows its order.
     learned: True for ood and layers. two_sided: both tails count. dependence: D >= 1, the variance inflation of counts
     by correlated frames (1.0 unless fitted on ordered frames). manifest: the JSON document that is saved. fingerprint:
-    16 hex digits over everything that decides a p-value.
+    16 hex digits over everything that decides a p-value. places: makes the heat maps; false where there are none.
     """
 
     def __init__(
@@ -78,6 +79,7 @@ class Profile:
         self.calibrations: tuple[Calibration, ...] = ()
         self.manifest: dict[str, Any] = {"detector": name, **facts}
         self.fingerprint = ""
+        self.places = Places(backbone)
         self._reference: Tensor | Path | None = None
 
     @property
@@ -138,6 +140,16 @@ class Profile:
         values = self._values(self.features(prepared), np.stack([image.properties for image in prepared]))
         return Scores(values, self._p_values(values, [image.key for image in prepared]))
 
+    def heat_maps(self, images: Sequence[Prepared]) -> NDArray[np.float32]:
+        """(N, h, w) how unusual each place of N >= 1 images is; a map lies over the whole image.
+
+        A value of 1 is reached anywhere in one normal image of twenty; see `detectors.hottest` for boxes.
+
+        Raises:
+            HeatMapError: the profile has no heat maps (`profile.places` is false), or their file cannot be read.
+        """
+        return self.places.maps(np.stack([image.pixels for image in images]))
+
     def beyond(self, values: Floats) -> Floats:
         """(N,) how far (N, S) values lie outside of the calibration: the largest `Calibration.beyond` of a signal."""
         columns = [calibration.beyond(column) for calibration, column in zip(self.calibrations, values.T, strict=True)]
@@ -160,6 +172,7 @@ class Profile:
         (folder / TENSORS).write_bytes(save(self._tensors()))
         if (reference := self.reference()) is not None:
             (folder / REFERENCE).write_bytes(save({"features": reference.half().contiguous()}))
+        self.places.save(folder)
         calibrations = zip(self.signals, self.calibrations, strict=True)
         document = {
             **self.manifest,
@@ -222,7 +235,7 @@ class Profile:
         parts = zip(values, jitters.view(np.uint64), profile.two_sided, strict=True)
         profile.calibrations = tuple(Calibration(*part) for part in parts)
         profile.fingerprint = profile._fingerprint()
-        profile._reference = folder / REFERENCE
+        profile._reference, profile.places = folder / REFERENCE, Places(backbone, folder / PLACES)
         if profile.fingerprint != document["fingerprint"]:
             raise ProfileError(f"{folder}: its tensors are not those its manifest was written for")
         return profile

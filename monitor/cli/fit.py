@@ -40,6 +40,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--precision", choices=PRECISIONS, help="of the backbone, here and wherever the profile scores")
     parser.add_argument("--epochs", type=parse_count, help="passes over the images, for the published scores")
     parser.add_argument("--ordered", action="store_true", help="the images are frames in time order")
+    parser.add_argument("--no-heat-maps", action="store_true", help="do not learn where in an image a fault is")
     parser.add_argument("--device", default="auto")
     parser.add_argument("--seed", type=int, default=0)
     add_stream_options(parser)
@@ -51,7 +52,13 @@ def run(args: argparse.Namespace) -> int:
         detector, options = _detector(args)
         backbone = _backbone(args)
         fit = detectors.FitOptions(
-            detector, backbone, args.device, args.seed, detector_options=options, ordered=args.ordered
+            detector,
+            backbone,
+            args.device,
+            args.seed,
+            detector_options=options,
+            ordered=args.ordered,
+            heat_maps=not args.no_heat_maps,
         )
         with progress_bar(console) as show:
             profile = detectors.fit_profile(images_of(args), fit, show)

@@ -1,0 +1,132 @@
+"""The heat maps of a profile: local features of a backbone, and the file of what was learned about them.
+
+Local features are the maps of strides 4 to 16 on one grid, each value averaged with its neighbours: finer layers see
+noise, coarser ones cannot say where.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor
+from torch.nn import functional
+
+from detectors.methods.locations import Locations
+from detectors.profile.backbone import Backbone
+
+PLACES = "places.safetensors"
+VERSION = "1"
+STRIDES = (4, 16)
+GRID_STRIDE, MAX_GRID = 8, 32
+WIDEST = 320
+"""Channels; wider layers are left out, unless there are no others."""
+NARROWED = 48
+"""Of a layer where all are wide, as in a ViT: four of them make the 192 channels of a usual network."""
+BATCH = 32
+MAX_IMAGES = 400
+
+
+class HeatMapError(ValueError):
+    """A profile has no heat maps, or their file cannot be used; the message says which and what to do."""
+
+
+class Places:
+    """Heat maps by a backbone and what was learned of its local features; reads its file on first use."""
+
+    def __init__(self, backbone: Backbone, learned: Locations | Path | None = None) -> None:
+        """`learned`: None where a profile has no heat maps."""
+        self._backbone = backbone
+        self._learned = learned
+
+    @classmethod
+    def learn(cls, backbone: Backbone, images: Sequence[NDArray[np.uint8]]) -> Places:
+        """From (S, S, 3) pixels of ID images, in random order; those beyond MAX_IMAGES are not used."""
+        starts = range(0, min(MAX_IMAGES, len(images)), BATCH)
+        batches = [np.stack(images[start : start + BATCH]) for start in starts]
+        local = torch.cat([_local(backbone, batch).half() for batch in batches])
+        return cls(backbone, Locations((local.shape[-1],)).fit(local))
+
+    def maps(self, pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
+        """(N, S, S, 3) -> (N, h, w) how unusual each place is.
+
+        Raises:
+            HeatMapError: there are no heat maps, or their file cannot be read.
+        """
+        learned = self._loaded()
+        starts = range(0, len(pixels), BATCH)
+        parts = [learned.unusual(_local(self._backbone, pixels[start : start + BATCH])) for start in starts]
+        return torch.cat(parts).numpy()
+
+    def __bool__(self) -> bool:
+        """Whether there are heat maps."""
+        return self._learned.exists() if isinstance(self._learned, Path) else self._learned is not None
+
+    def save(self, folder: Path) -> None:
+        """Write them into the folder of a profile, if there are any."""
+        if self:
+            facts = {"version": VERSION, "backbone_digest": self._backbone.digest}
+            (folder / PLACES).write_bytes(save(self._loaded().state(), metadata=facts))
+
+    def _loaded(self) -> Locations:
+        if self._learned is None or not self:
+            raise HeatMapError("the profile has no heat maps; fit again, without --no-heat-maps")
+        if isinstance(self._learned, Path):
+            self._learned = _read(self._learned, self._backbone.digest)
+        return self._learned
+
+
+def _local(backbone: Backbone, pixels: NDArray[np.uint8]) -> Tensor:
+    return local_features(backbone.maps(pixels), pixels.shape[1:3]).cpu()
+
+
+def _read(path: Path, digest: str) -> Locations:
+    try:
+        with safe_open(path, framework="pt") as file:
+            facts = file.metadata() or {}
+            tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118 - no mapping
+    except (OSError, SafetensorError) as error:
+        raise HeatMapError(f"{path}: cannot be read: {error}") from error
+    if facts.get("version") != VERSION:
+        raise HeatMapError(f"{path}: version {facts.get('version')!r}; this program reads version {VERSION}")
+    if facts.get("backbone_digest") != digest:
+        raise HeatMapError(f"{path}: was made with another backbone than the profile's")
+    return Locations((tensors["mean"].shape[-1],)).restore(tensors)
+
+
+@torch.inference_mode()
+def local_features(maps: Sequence[Tensor], input_px: tuple[int, int]) -> Tensor:
+    """Maps (N, C, H, W) of images of `input_px` (height, width) -> (N, h, w, C) float32, on one grid."""
+    chosen = [m.float() for m in maps if _is_local(m, input_px)] or [_narrowed(m.float()) for m in maps]
+    finest = max(chosen, key=lambda m: m.shape[2]).shape[2:]
+    height, width = (
+        min(pair[0], math.ceil(pair[1] / GRID_STRIDE), MAX_GRID) for pair in zip(finest, input_px, strict=True)
+    )
+    grid = (height, width)
+    local = torch.cat([_on_grid(m, grid) for m in chosen], dim=1)
+    return functional.avg_pool2d(local, 3, stride=1, padding=1, count_include_pad=False).permute(0, 2, 3, 1)
+
+
+def _is_local(layer: Tensor, input_px: tuple[int, int]) -> bool:
+    return layer.shape[1] <= WIDEST and STRIDES[0] <= round(input_px[0] / layer.shape[2]) <= STRIDES[1]
+
+
+def _on_grid(layer: Tensor, grid: tuple[int, int]) -> Tensor:
+    if layer.shape[2] >= grid[0]:
+        return functional.adaptive_avg_pool2d(layer, grid)
+    return functional.interpolate(layer, size=grid, mode="bilinear", align_corners=False)
+
+
+def _narrowed(layer: Tensor) -> Tensor:
+    """(N, C, H, W) -> at most NARROWED random directions of the channels, always the same ones: distances survive."""
+    channels = layer.shape[1]
+    if channels <= NARROWED:
+        return layer
+    directions = np.random.RandomState(0).standard_normal((NARROWED, channels)) / NARROWED**0.5
+    return torch.einsum("kc,nchw->nkhw", torch.from_numpy(directions).float().to(layer.device), layer)

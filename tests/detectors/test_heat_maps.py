@@ -1,0 +1,124 @@
+"""Where an image is unusual: maps of a real profile, their file, and the boxes made of them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+import detectors
+from detectors.images.prepare import Prepared
+from detectors.profile.backbone import Backbone
+from detectors.profile.places import PLACES, Places
+from detectors.profile.spec import BackboneSpec
+from tests.pictures import draw, pictures
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="session")
+def profile(profile_folder: Path) -> detectors.Profile:
+    return detectors.load_profile(profile_folder, "cpu")
+
+
+def spoiled(profile: detectors.Profile, row: int, column: int, seed: int = 5) -> Prepared:
+    """A normal picture of 48 px with a striped patch of 12 px at that place."""
+    rng = np.random.default_rng(seed)
+    image = draw(rng)
+    image[row : row + 12, column : column + 12] = draw(rng, stripes=True)[:12, :12]
+    return profile.prepare(image)
+
+
+@pytest.mark.parametrize(("row", "column"), [(2, 2), (2, 34), (34, 2), (30, 30)])
+def test_the_hottest_place_and_the_first_box_lie_on_the_spoiled_patch(
+    profile: detectors.Profile, row: int, column: int
+) -> None:
+    (heat,) = profile.heat_maps([spoiled(profile, row, column)])
+    assert heat.dtype == np.float32
+    y, x = (np.array(np.unravel_index(heat.argmax(), heat.shape)) + 0.5) * 48 / np.array(heat.shape)
+    assert row - 2 <= y <= row + 14
+    assert column - 2 <= x <= column + 14
+    box = detectors.hottest(heat)[0]
+    assert box.unusual == heat.max() > 1
+    assert box.x <= (column + 6) / 48 <= box.x + box.width
+    assert box.y <= (row + 6) / 48 <= box.y + box.height
+
+
+def test_few_normal_images_have_a_box(profile: detectors.Profile) -> None:
+    maps = profile.heat_maps([profile.prepare(image) for _, image in pictures(9, 100)])
+    # one in twenty is promised, and estimated from 75 images
+    assert sum(bool(detectors.hottest(heat)) for heat in maps) < 25
+
+
+def test_a_map_does_not_depend_on_the_other_images(profile: detectors.Profile) -> None:
+    together = [spoiled(profile, 2, 2, seed) for seed in range(35)]
+    alone = profile.heat_maps(together[33:34])
+    np.testing.assert_allclose(profile.heat_maps(together)[33:34], alone, rtol=1e-2, atol=1e-3)
+
+
+def test_a_saved_profile_keeps_its_maps_and_without_their_file_it_still_scores(
+    profile: detectors.Profile, tmp_path: Path
+) -> None:
+    image = spoiled(profile, 2, 2)
+    profile.save(tmp_path)
+    again = detectors.load_profile(tmp_path, "cpu")
+    np.testing.assert_array_equal(again.heat_maps([image]), profile.heat_maps([image]))
+    (tmp_path / PLACES).unlink()
+    without = detectors.load_profile(tmp_path, "cpu")
+    assert not without.places
+    assert without.fingerprint == profile.fingerprint
+    np.testing.assert_array_equal(without.score([image]).p_values, profile.score([image]).p_values)
+    with pytest.raises(detectors.HeatMapError, match="no heat maps; fit again, without --no-heat-maps"):
+        without.heat_maps([image])
+    without.save(tmp_path)
+    assert not (tmp_path / PLACES).exists()
+
+
+def test_a_damaged_file_of_maps_is_named_and_scores_are_as_before(profile: detectors.Profile, tmp_path: Path) -> None:
+    image = spoiled(profile, 2, 2)
+    profile.save(tmp_path)
+    path = tmp_path / PLACES
+    path.write_bytes(path.read_bytes()[:1000])
+    damaged = detectors.load_profile(tmp_path, "cpu")
+    np.testing.assert_array_equal(damaged.score([image]).values, profile.score([image]).values)
+    with pytest.raises(detectors.HeatMapError, match=r"places\.safetensors: cannot be read"):
+        damaged.heat_maps([image])
+
+
+def test_maps_of_another_backbone_are_refused(profile: detectors.Profile, tmp_path: Path) -> None:
+    profile.save(tmp_path)
+    other = Backbone(BackboneSpec("mobilenetv3_small_050", weights="random", input_px=96), "cpu")
+    with pytest.raises(detectors.HeatMapError, match="another backbone"):
+        Places(other, tmp_path / PLACES).maps(np.zeros((1, 96, 96, 3), np.uint8))
+
+
+def test_a_profile_can_do_without_maps() -> None:
+    options = detectors.FitOptions("mahalanobis", device="cpu", heat_maps=False)
+    assert not detectors.fit_profile(pictures(0, 200), options).places
+
+
+def heat(height: int = 12, width: int = 16) -> NDArray[np.float32]:
+    return np.full((height, width), 0.4, np.float32)
+
+
+def test_boxes_come_hottest_first_and_at_most_three() -> None:
+    given = heat()
+    for i, value in enumerate((2.0, 5.0, 1.5, 3.0)):
+        given[1, 1 + 4 * i] = value
+    assert [box.unusual for box in detectors.hottest(given)] == [5.0, 3.0, 2.0]
+    assert detectors.hottest(given, most=1)[0].x == 5 / 16
+
+
+def test_what_lies_around_a_hot_region_makes_no_box_of_its_own() -> None:
+    given = heat()
+    given[3:9, 3:9] = 1.2
+    given[5:7, 5:7] = 4.0
+    (box,) = detectors.hottest(given)
+    assert (box.x, box.y, box.width, box.height) == (5 / 16, 5 / 12, 2 / 16, 2 / 12)
+
+
+@pytest.mark.parametrize("value", [0.9, 3.0])
+def test_nothing_local_makes_no_box(value: float) -> None:
+    assert detectors.hottest(np.full((8, 8), value, np.float32)) == ()

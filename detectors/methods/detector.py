@@ -99,6 +99,16 @@ class TrainableDetector(Detector, Protocol):
         """fit() with the help of `context`."""
 
 
+@runtime_checkable
+class LeaveOneOut(Detector, Protocol):
+    """A detector that knows in closed form what it would say had it not learned a row; only after fit(), as the rows
+    are not part of its state."""
+
+    def left_out(self, copies: Tensor, rows: Tensor) -> Tensor:
+        """(M, D) copies of learned rows (M,) int64 -> (M, 1 + L) float64 score and layer scores of each copy, by a
+        detector that has learned all rows but its own."""
+
+
 class LearnedTensors:
     """Base of a detector whose state is a few named tensors; the detector adds fit() and score()."""
 

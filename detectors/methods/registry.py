@@ -15,6 +15,7 @@ REGISTRY: dict[str, str | type[Detector]] = {
     "dlsr-mfsim": "detectors.methods.dlsr_paper:PaperMFsim",
     "mahalanobis": "detectors.methods.mahalanobis:Mahalanobis",
     "mahalanobis-layers": "detectors.methods.mahalanobis:MahalanobisLayers",
+    "mahalanobis-ridge": "detectors.methods.mahalanobis_ridge:MahalanobisRidge",
     "knn": "detectors.methods.knn:KNN",
     "pca": "detectors.methods.pca:PCAResidual",
 }

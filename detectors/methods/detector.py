@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol, Self, runtime_checkable
+from typing import Any, Protocol, Self, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -98,6 +98,10 @@ class TrainableDetector(Detector, Protocol):
     def train(self, features: Tensor, context: FitContext) -> Self:
         """fit() with the help of `context`."""
 
+    def settled(self) -> dict[str, Any]:
+        """Options that train() has settled, for another training of the same kind."""
+        return {}
+
 
 @runtime_checkable
 class LeaveOneOut(Detector, Protocol):
@@ -107,6 +111,14 @@ class LeaveOneOut(Detector, Protocol):
     def left_out(self, copies: Tensor, rows: Tensor) -> Tensor:
         """(M, D) copies of learned rows (M,) int64 -> (M, 1 + L) float64 score and layer scores of each copy, by a
         detector that has learned all rows but its own."""
+
+
+def scores_of(detector: Detector, features: Tensor) -> Tensor:
+    """(N, D) -> (N, 1 + L) float64: the score, then those of the layers, if the detector gives any."""
+    if isinstance(detector, LayerDetector):
+        score, layers = detector.score_and_layers(features)
+        return torch.cat([score[:, None], layers], dim=1).double()
+    return detector.score(features)[:, None].double()
 
 
 class LearnedTensors:

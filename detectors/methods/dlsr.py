@@ -15,7 +15,7 @@ Why no noise: docs/explanation/score.md. Why Fisher: over maxima, top-k means, l
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Self
+from typing import Any, Self
 
 import torch
 from torch import Tensor
@@ -108,6 +108,10 @@ class DLSR(TrainableDetector, LayerDetector):
         self._held = sorted_columns(self.errors(torch.cat([held, upright])))
         self.report["level"] = self.level
         return self
+
+    def settled(self) -> dict[str, Any]:
+        """The level, which turned images chose."""
+        return {"level": self.level}
 
     def score_and_layers(self, features: Tensor) -> tuple[Tensor, Tensor]:
         """(N, D) -> (N,) the score and (N, L) float64 its parts by layer, which add up to it."""

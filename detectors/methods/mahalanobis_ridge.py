@@ -15,6 +15,7 @@ Source: Lee et al., NeurIPS 2018, arXiv 1807.03888, with one class, and Defard e
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Self
 
 import torch
@@ -94,7 +95,7 @@ class MahalanobisRidge(LearnedTensors, LayerDetector, LeaveOneOut):
     def _parts(self) -> list[slice]:
         """The columns of all layers, then those of each."""
         ends = [sum(self.layers[:i]) for i in range(len(self.layers) + 1)]
-        return [slice(0, ends[-1]), *(slice(*pair) for pair in zip(ends, ends[1:], strict=False))]
+        return [slice(0, ends[-1]), *(slice(*pair) for pair in pairwise(ends))]
 
 
 @dataclass(frozen=True)
@@ -115,9 +116,14 @@ def inverse_root(standard: Tensor, ridge: float) -> Tensor:
     flat = torch.eye(width, dtype=standard.dtype) * ridge**-0.5
     if n >= width:
         values, vectors = torch.linalg.eigh(standard.T @ standard / n)
-        return (vectors * (values.clamp(min=0.0) + ridge).rsqrt()) @ vectors.T
+        return congruent(vectors, (values.clamp(min=0.0) + ridge).rsqrt())
     values, products = torch.linalg.eigh(standard @ standard.T / n)
     seen = values > 1e-9 * values[-1].clamp(min=1e-9)
     vectors = standard.T @ (products[:, seen] * (n * values[seen]).rsqrt())
-    return flat + (vectors * ((values[seen] + ridge).rsqrt() - ridge**-0.5)) @ vectors.T
+    whiten: Tensor = flat + congruent(vectors, (values[seen] + ridge).rsqrt() - ridge**-0.5)
+    return whiten
 
+
+def congruent(vectors: Tensor, values: Tensor) -> Tensor:
+    """(D, K) vectors and (K,) values -> (D, D): V diag(values) V^T."""
+    return (vectors * values) @ vectors.T

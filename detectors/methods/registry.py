@@ -22,6 +22,10 @@ REGISTRY: dict[str, str | type[Detector]] = {
 """Name on the command line and in profiles -> class, or `module:class` to import on first use."""
 
 
+AUTO = "auto"
+"""Not a detector but what a fit is given when the images are to choose one (`detectors.profile.choice`)."""
+
+
 def register(name: str, method: str | type[Detector]) -> None:
     """Add a detector under a new name, for `create`, `fit_profile`, `evaluate` and profiles that are loaded later.
 
@@ -32,8 +36,8 @@ def register(name: str, method: str | type[Detector]) -> None:
     Raises:
         ValueError: the name is taken.
     """
-    if name in REGISTRY:
-        raise ValueError(f"a detector named {name!r} is already registered: {REGISTRY[name]}")
+    if name in {AUTO, *REGISTRY}:
+        raise ValueError(f"a detector named {name!r} is already registered: {REGISTRY.get(name, AUTO)}")
     REGISTRY[name] = method
 
 

@@ -1,4 +1,10 @@
-"""Learn a profile from unlabelled images: features once, detector on one part, calibration on the other.
+"""Learn a profile from unlabelled images: features once, then the choice of a detector, its fit and its calibration.
+
+Calibration needs scores of images that the detector has not learned. Few images are too good to be kept aside for it:
+where the detector can say what it would have scored without an image (`LeaveOneOut`), or where there are few enough to
+learn FOLDS times without a fifth of them, all images teach and all calibrate. The p-values of such cross-conformal
+calibration are not exactly uniform but close, and on the safe side: docs/explanation/score.md. Otherwise three tenths
+are kept aside.
 
 Images may be a stream of any length: one batch of them is in memory at a time, and only features (4 D bytes an image),
 properties and 16-byte digests are kept. On a CPU the same images in the same order give the same profile bit for bit.
@@ -9,7 +15,7 @@ from __future__ import annotations
 import resource
 import sys
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import partial
@@ -22,9 +28,10 @@ from torch import Tensor
 
 from detectors.images.decode import Limits
 from detectors.images.prepare import AnyImage, Preparer
-from detectors.methods.detector import Detector, FitContext, TrainableDetector
-from detectors.methods.registry import create
+from detectors.methods.detector import Detector, FitContext, LeaveOneOut, TrainableDetector, scores_of
+from detectors.methods.registry import AUTO, create
 from detectors.profile.backbone import Backbone
+from detectors.profile.choice import Choice, choose, grids_of
 from detectors.profile.places import Places
 from detectors.profile.profile import Profile
 from detectors.profile.reference import Progress, Reference, read_reference
@@ -36,23 +43,27 @@ MIN_CALIBRATION = 60
 """As many as the smallest fit calibrates on."""
 CALIBRATION_SHARE = 0.3
 MAX_CALIBRATION = 10_000
+FOLDS = 5
+FOLDED_BELOW = 2000
+"""Above it 600 images to calibrate on are kept aside, and five more trainings buy little."""
 
 
 @dataclass(frozen=True)
 class FitOptions:
     """How to fit; the defaults need no network connection and no GPU.
 
-    detector, detector_options: a name of the registry and what its class takes besides the layers. backbone: None is
-    the embedded one. device: as torch names it; auto is CUDA where there is one. limits: for the images of the fit and
-    for those scored later. ordered: the images are frames in time order, so that neighbours are alike; calibration
-    then uses the last part instead of a random one, and the dependence of the counts is estimated. heat_maps: learn
-    what is normal at each place, too.
+    detector, detector_options: a name of the registry and what its class takes besides the layers; AUTO chooses the
+    detector and the grid of the backbone from the images. backbone: None is the embedded one. device: as torch names
+    it; auto is CUDA where there is one. limits: for the images of the fit and for those scored later. ordered: the
+    images are frames in time order, so that neighbours are alike; calibration then uses the last part instead of all
+    or a random one, and the dependence of the counts is estimated. heat_maps: learn what is
+    normal at each place, too.
 
     >>> FitOptions(detector="knn", detector_options={"k": 5}).ordered
     False
     """
 
-    detector: str = "dlsr"
+    detector: str = AUTO
     backbone: BackboneSpec | None = None
     device: str = "auto"
     seed: int = 0
@@ -89,19 +100,27 @@ def fit_profile(
     """
     started = time.monotonic()
     backbone = Backbone(options.backbone or BackboneSpec.embedded(), options.device)
+    if options.detector == AUTO:
+        backbone = backbone.on_grids(*grids_of(backbone))
     reference = read_reference(images, backbone, options.limits, progress)
     if len(reference) < MIN_IMAGES:
         raise TooFewImagesError(
-            f"{len(reference)} usable images are too few: at least {MIN_IMAGES} are needed, to learn from "
-            f"{1 - CALIBRATION_SHARE:.0%} and to calibrate on the others ({reference.left_out})"
+            f"{len(reference)} usable images are too few: at least {MIN_IMAGES} are needed to learn from and to "
+            f"calibrate on ({reference.left_out})"
         )
     read = time.monotonic()
-    train, held = _split(len(reference), options)
-    features = reference.features[torch.from_numpy(train)]
-    detector = create(options.detector, backbone.layers, **options.detector_options)
-    context = FitContext(partial(progress, "learning"), lambda: reference.turned(train, backbone))
+    choice = Choice(options.detector, options.detector_options, backbone.grids[0])
+    if options.detector == AUTO:
+        choice = choose(reference, backbone, partial(progress, "choosing the detector"))
+    reference.features = reference.features[:, backbone.columns(choice.grid)].contiguous()
+    backbone = backbone.on_grids(choice.grid)
+    detector = create(choice.detector, backbone.layers, **choice.options)
+    rows = _divide(len(reference), detector, options)
+    features = reference.features[torch.from_numpy(rows.learned)]
+    context = FitContext(partial(progress, "learning"), lambda: reference.turned(rows.learned, backbone))
     facts = {
-        "detector_options": dict(options.detector_options),
+        "detector_options": dict(choice.options),
+        "choice": dict(choice.table),
         "learning": _learn(detector, features, context),
         "fitted_at": _now(),
         "seconds": round(time.monotonic() - started, 1),
@@ -109,11 +128,17 @@ def fit_profile(
         "peak_memory_mib": _peak_memory_mib(),
         "seed": options.seed,
         "ordered": options.ordered,
-        **reference.facts(fit=len(train), calibration=len(held)),
+        **reference.facts(fit=len(rows.learned), calibration=len(rows.calibrated)),
     }
     preparer = Preparer(backbone.input_px, options.limits, backbone.filter, reference.tones)
-    profile = Profile(backbone, preparer, options.detector, detector, facts)
-    _calibrate(profile, reference, held, options.ordered)
+    profile = Profile(backbone, preparer, choice.detector, detector, facts)
+    kept = torch.from_numpy(rows.calibrated)
+    if rows.apart:
+        scores = profile.learned_values(reference.features[kept])
+    else:
+        crossed = _left_out(choice, detector, backbone, reference.features, partial(progress, "calibrating"))
+        scores = crossed[kept].numpy()
+    _calibrate(profile, reference, scores, rows.calibrated, options.ordered)
     profile.keep_reference(features)
     if options.heat_maps:
         progress("learning places", -1.0)
@@ -141,7 +166,8 @@ def recalibrate(
         )
     facts = reference.facts(fit=profile.manifest["images"]["fit"], calibration=len(reference))
     profile.manifest |= {"calibrated_at": _now(), "ordered": ordered, **facts}
-    _calibrate(profile, reference, np.arange(len(reference)), ordered)
+    scores = profile.learned_values(reference.features)
+    _calibrate(profile, reference, scores, np.arange(len(reference)), ordered)
 
 
 def _learn(detector: Detector, features: Tensor, context: FitContext) -> dict[str, object]:
@@ -152,18 +178,48 @@ def _learn(detector: Detector, features: Tensor, context: FitContext) -> dict[st
     return {}
 
 
-def _calibrate(profile: Profile, reference: Reference, rows: NDArray[np.int64], ordered: bool) -> None:
+def _left_out(
+    choice: Choice, detector: Detector, backbone: Backbone, features: Tensor, progress: Callable[[float], None]
+) -> Tensor:
+    """(N, 1 + L) float64 score and layer scores of each row by a detector that has not learned it."""
+    if isinstance(detector, LeaveOneOut):
+        return detector.left_out(features, torch.arange(len(features)))
+    settled = detector.settled() if isinstance(detector, TrainableDetector) else {}
+    folds, parts = torch.arange(len(features)) % FOLDS, []
+    for fold in range(FOLDS):
+        progress(fold / FOLDS)
+        other = create(choice.detector, backbone.layers, **{**choice.options, **settled})
+        parts.append(scores_of(other.fit(features[folds != fold]), features[folds == fold]))
+    found = torch.empty(len(features), parts[0].shape[1], dtype=torch.float64)
+    for fold, part in enumerate(parts):
+        found[folds == fold] = part
+    return found
+
+
+def _calibrate(
+    profile: Profile, reference: Reference, scores: NDArray[np.float64], rows: NDArray[np.int64], ordered: bool
+) -> None:
     measured, keys = np.stack([reference.measured[i] for i in rows]), [reference.keys[i] for i in rows]
-    profile.calibrate(reference.features[torch.from_numpy(rows)], measured, keys, ordered)
+    profile.calibrate(scores, measured, keys, ordered)
 
 
-def _split(count: int, options: FitOptions) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Rows to learn from and rows to calibrate on."""
+@dataclass(frozen=True)
+class _Rows:
+    """Which images teach and which calibrate; `apart`: none does both."""
+
+    learned: NDArray[np.int64]
+    calibrated: NDArray[np.int64]
+    apart: bool
+
+
+def _divide(count: int, detector: Detector, options: FitOptions) -> _Rows:
+    order = np.random.default_rng(options.seed).permutation(count)
+    if not options.ordered and (isinstance(detector, LeaveOneOut) or count < FOLDED_BELOW):
+        return _Rows(np.arange(count), order[:MAX_CALIBRATION], apart=False)
     cut = min(MAX_CALIBRATION, int(count * CALIBRATION_SHARE))
     if options.ordered:  # neighbours of a training frame are no fresh images: calibrate on another stretch of time
-        return np.arange(count - cut), np.arange(count - cut, count)
-    order = np.random.default_rng(options.seed).permutation(count)
-    return order[cut:], order[:cut]
+        return _Rows(np.arange(count - cut), np.arange(count - cut, count), apart=True)
+    return _Rows(order[cut:], order[:cut], apart=True)
 
 
 def _now() -> str:

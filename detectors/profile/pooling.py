@@ -45,6 +45,6 @@ def pool(maps: Sequence[Tensor], grid: int) -> Tensor:
 
 
 def averaged(features: Tensor, channels: Sequence[int], grid: int) -> Tensor:
-    """(N, D) features of a grid -> (N, sum of channels), each the mean of its cells: for methods that know no places."""
+    """(N, D) features of a grid -> (N, sum of channels), each the mean of its cells: for methods without places."""
     parts = zip(channels, features.split(list(widths(channels, grid)), dim=1), strict=True)  # type: ignore[no-untyped-call]
     return torch.cat([part.unflatten(1, (count, -1)).mean(dim=2) for count, part in parts], dim=1)

@@ -22,7 +22,7 @@ from detectors.images import properties
 from detectors.images.decode import ImageError, Limits
 from detectors.images.prepare import AnyImage, Prepared, Preparer
 from detectors.images.tones import Tones
-from detectors.methods.detector import Detector, LayerDetector, nested, under
+from detectors.methods.detector import Detector, LayerDetector, nested, scores_of, under
 from detectors.methods.registry import create
 from detectors.profile.backbone import Backbone, tensor_digest
 from detectors.profile.calibration import Calibration, Floats, dependence, jitter
@@ -70,7 +70,7 @@ class Profile:
         self.backbone = backbone
         self.detector = detector
         self.preparer = preparer
-        layers = len(backbone.layers) if isinstance(detector, LayerDetector) else 0
+        layers = len(backbone.channels) if isinstance(detector, LayerDetector) else 0
         learned = ("ood", *(f"layer{i + 1}" for i in range(layers)))
         self.signals: tuple[str, ...] = (*learned, *properties.NAMES)
         self.learned: tuple[bool, ...] = tuple(signal in learned for signal in self.signals)
@@ -95,12 +95,12 @@ class Profile:
         """
         return self.preparer(image, key)
 
-    def calibrate(self, features: Tensor, measured: Floats, keys: Sequence[bytes], ordered: bool = False) -> None:
-        """Calibrate every signal on held-out ID images: (n, D) features, (n, P) properties, n keys.
+    def calibrate(self, scores: Floats, measured: Floats, keys: Sequence[bytes], ordered: bool = False) -> None:
+        """Calibrate every signal on ID images: (n, 1 + L) scores that do not know them, (n, P) properties, n keys.
 
         ordered: the images are frames in time order, and the dependence of their counts is estimated.
         """
-        values, jitters = self._values(features, measured), jitter(keys)
+        values, jitters = np.concatenate([scores, measured], axis=1), jitter(keys)
         columns = zip(values.T, self.two_sided, strict=True)
         self.calibrations = tuple(Calibration.of(column, jitters, two_sided) for column, two_sided in columns)
         self.dependence = (1.0,) * len(self.signals)
@@ -240,14 +240,14 @@ class Profile:
             raise ProfileError(f"{folder}: its tensors are not those its manifest was written for")
         return profile
 
+    def learned_values(self, features: Tensor) -> Floats:
+        """(N, D) -> (N, 1 + L) OOD score and layer scores."""
+        values: Floats = scores_of(self.detector, features).numpy()
+        return values
+
     def _values(self, features: Tensor, measured: Floats) -> Floats:
         """(N, S): OOD score, layer scores, properties."""
-        if isinstance(self.detector, LayerDetector):
-            score, layers = self.detector.score_and_layers(features)
-            learned = torch.cat([score[:, None], layers], dim=1)
-        else:
-            learned = self.detector.score(features)[:, None]
-        return np.concatenate([learned.double().numpy(), measured], axis=1)
+        return np.concatenate([self.learned_values(features), measured], axis=1)
 
     def _p_values(self, values: Floats, keys: Sequence[bytes]) -> Floats:
         jitters = jitter(keys)

@@ -26,6 +26,9 @@ from detectors.profile.depth import by_tones
 BATCH = 64
 TURNED = 600
 """Images kept to be turned (see `detectors.methods.dlsr`): the standard error of an AUROC is then about .015."""
+PASTED = 300
+"""Images that get a patch of another one (see `detectors.profile.choice`); the choice of a grid needs differences of
+.01, which the same images on every grid show although the error of one AUROC is .02."""
 TURNED_BYTES = 64 * 2**20
 
 Progress = Callable[[str, float], None]
@@ -37,8 +40,8 @@ class Reference:
     """What is kept of each usable image, and the names of those left out.
 
     features: (N, D) float32. measured: N rows of properties. keys: N tie-breakers. turnable: row -> (S, S, 3) pixels of
-    the images that may be turned. hash: over all digests, whatever their order. tones: by which the images were
-    prepared. notes: images of which a part was not used, by the kind of part.
+    the images that may be turned or get a patch. hash: over all digests, whatever their order. tones: by which the
+    images were prepared. notes: images of which a part was not used, by the kind of part.
     """
 
     features: Tensor
@@ -81,6 +84,24 @@ class Reference:
             batches = (np.stack(pixels[start : start + BATCH]) for start in range(0, len(pixels), BATCH))
             features.append(torch.cat([backbone.features(batch) for batch in batches]))
         return Turned(torch.tensor([place for place, _ in chosen]), features)
+
+    def pasted(self, backbone: Backbone) -> tuple[NDArray[np.int64], Tensor]:
+        """Rows of up to PASTED images, and their features with a patch of another image pasted in.
+
+        The patch is a square of 7 to 21 % of the side, from a random place to a random place.
+        """
+        rows = np.array(sorted(self.turnable)[: min(PASTED, len(self) // 2)])
+        rng = np.random.default_rng(0)
+        copies = []
+        for place, row in enumerate(rows):
+            copy, donor = self.turnable[row].copy(), self.turnable[rows[place - rng.integers(1, len(rows))]]
+            height, width = copy.shape[:2]
+            side = max(2, round(min(height, width) * rng.uniform(0.07, 0.21)))
+            (top, left), (y, x) = rng.integers(0, (height - side + 1, width - side + 1), (2, 2))
+            copy[top : top + side, left : left + side] = donor[y : y + side, x : x + side]
+            copies.append(copy)
+        batches = (np.stack(copies[start : start + BATCH]) for start in range(0, len(copies), BATCH))
+        return rows, torch.cat([backbone.features(batch) for batch in batches])
 
 
 def read_reference(

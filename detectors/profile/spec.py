@@ -27,6 +27,7 @@ class BackboneSpec:
     .safetensors or .pth file. layers: indices into timm's `feature_info`, or strides: the layers with these reductions;
     both empty choose all but stride 2 (ViTs: four blocks, evenly spaced). mean, std: per channel, of pixels in [0, 1].
     input_px: side of the square input. What is None comes from timm's data config. args: for `timm.create_model`.
+    grid: cells a side over which narrow layers are averaged (`detectors.profile.pooling`).
     precision: of the forward pass, by torch's autocast; features are pooled in float32 either way. bfloat16 is faster
     on GPUs and on CPUs with matrix units, slower elsewhere.
 
@@ -44,6 +45,7 @@ class BackboneSpec:
     args: Mapping[str, Any] = field(default_factory=dict)
     strides: tuple[int, ...] = ()
     precision: Precision = "float32"
+    grid: int = 1
 
     @classmethod
     def embedded(cls) -> BackboneSpec:

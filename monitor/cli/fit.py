@@ -11,7 +11,7 @@ from rich.console import Console
 
 import detectors
 from detectors.images.reading import InputError
-from detectors.methods.registry import REGISTRY
+from detectors.methods.registry import AUTO, REGISTRY
 from detectors.profile.spec import PRECISIONS, BackboneError, BackboneSpec
 from monitor.cli.learning import add_stream_options, images_of, print_left_out, progress_bar
 from monitor.cli.options import IMAGES_HELP, parse_count
@@ -24,7 +24,7 @@ PAPER_LAYERS = {"efficientnet_b4": "0,1,2,3,4", "resnet50": "1,2,3"}
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("images", nargs="*", help=IMAGES_HELP)
     parser.add_argument("-o", "--output", required=True, help="folder of the profile")
-    parser.add_argument("--detector", choices=tuple(REGISTRY), help="dlsr unless a preset says otherwise")
+    parser.add_argument("--detector", choices=(AUTO, *REGISTRY), help="auto, the default, lets the images choose")
     parser.add_argument(
         "--preset", choices=("dlsr-paper",), help="dlsr-paper: backbone, layers, size and training as published"
     )
@@ -33,6 +33,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--layers", help="indices (1,2,3) or strides (/4,/8,/16) of the feature layers")
     parser.add_argument(
         "--backbone-arg", action="append", default=[], metavar="KEY=VALUE", help="for timm.create_model"
+    )
+    parser.add_argument(
+        "--grid", type=parse_count, metavar="N", help="average narrow layers over N x N cells; auto chooses it"
     )
     parser.add_argument("--mean", type=_triple, metavar="R,G,B", help="of pixels in [0, 1]")
     parser.add_argument("--std", type=_triple, metavar="R,G,B")
@@ -76,7 +79,9 @@ def _detector(args: argparse.Namespace) -> tuple[str, dict[str, Any]]:
     from detectors.methods.dlsr_paper import PRESET  # noqa: PLC0415 - torch takes seconds
 
     published = args.preset == "dlsr-paper"
-    name = args.detector or ("dlsr-mfsim" if published else "dlsr")
+    name = args.detector or ("dlsr-mfsim" if published else AUTO)
+    if name == AUTO and args.grid is not None:
+        raise InputError("--grid needs --detector: auto chooses the grid together with the detector")
     options = dict(PRESET) if published else {}
     if (published or args.epochs is not None) and not name.startswith("dlsr-"):
         raise InputError(f"--preset dlsr-paper and --epochs are for dlsr-mse, dlsr-lr and dlsr-mfsim, not {name}")
@@ -91,7 +96,12 @@ def _backbone(args: argparse.Namespace) -> BackboneSpec | None:
         if any(given is not None for given in (args.weights, args.layers, args.mean, args.std)) or args.backbone_arg:
             raise InputError("--weights, --layers, --backbone-arg, --mean and --std need --backbone")
         own = BackboneSpec.embedded()
-        return replace(own, precision=args.precision or own.precision, input_px=args.image_size or own.input_px)
+        return replace(
+            own,
+            precision=args.precision or own.precision,
+            input_px=args.image_size or own.input_px,
+            grid=args.grid or own.grid,
+        )
     model = args.backbone or "efficientnet_b4"
     layers = args.layers or (PAPER_LAYERS.get(model, "") if published else "")
     prefix = "/" if layers.startswith("/") else ""
@@ -106,6 +116,7 @@ def _backbone(args: argparse.Namespace) -> BackboneSpec | None:
         input_px=args.image_size or (224 if published else None),
         args=dict(_argument(text) for text in args.backbone_arg),
         precision=args.precision or "float32",
+        grid=args.grid or 1,
     )
 
 

@@ -38,6 +38,7 @@ def profile_tables(document: Mapping[str, Any], calibration_sizes: Sequence[int]
     backbone, images = document["backbone"], document["images"]
     facts = {
         "detector": f"{document['detector']} {document.get('detector_options') or ''}",
+        "chosen": choice_text(document),
         "learning": document.get("learning") or "",
         "backbone": f"{backbone['model']} ({backbone['weights']}), {backbone['input_px']} px",
         "layers": backbone["layers"],
@@ -59,6 +60,25 @@ def profile_tables(document: Mapping[str, Any], calibration_sizes: Sequence[int]
         quantiles = (f"{summary[signal][q]:.4g}" for q in ("p1", "p50", "p95", "p99"))
         table.add_row(signal, str(size), f"{inflation:.2f}", *quantiles)
     yield table
+
+
+def choice_text(document: Mapping[str, Any]) -> str:
+    """What the model card says of how the detector was chosen."""
+    choice = document.get("choice")
+    if not choice:
+        return "by name"
+    found = ", ".join(f"{share:.0%} with {grid} x {grid} cells" for grid, share in choice["pasted"].items())
+    detector, cells = document["detector"], document["backbone"].get("grid", 1)
+    shows = max(choice["pasted"].values()) >= choice["from"]
+    why = (
+        f"small faults show in these images: {detector}, with {cells} cells a side"
+        if shows
+        else f"these images differ too much for small faults to show: {detector}, which looks at whole images"
+    )
+    return (
+        f"a patch of another image was pasted into {choice['images']} images; the pasted image stood out against the "
+        f"whole one in {found} ({choice['from']:.0%} decides). So {why}"
+    )
 
 
 def white_level_text(white_level: int | None) -> str:

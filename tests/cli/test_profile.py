@@ -57,9 +57,10 @@ def test_evaluate_compares_all_detectors_and_writes_a_report(
     assert html.count("data:image/jpeg;base64,") == 3 * 12
     assert document["headline"] in html
 
-    assert run(*common, "--detectors", "dlsr") == 0
+    assert document["default"] == "mahalanobis-ridge"
+    assert run(*common, "--detectors", "mahalanobis-ridge") == 0
     printed = capsys.readouterr().out
-    assert printed.startswith("dlsr: AUROC")
+    assert printed.startswith("mahalanobis-ridge: AUROC")
     assert "…" not in printed
 
 
@@ -94,13 +95,14 @@ def test_calibrating_on_too_few_images_is_refused(
 def test_show_is_a_model_card(profile_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run("profile", "show", profile_folder, "--json") == 0
     document = json.loads(capsys.readouterr().out)
-    assert document["images"]["fit"] == 210
-    assert document["learning"]["steps"] >= 50
+    assert (document["images"]["fit"], document["images"]["calibration"]) == (300, 300)
+    assert set(document["choice"]["pasted"]) == {"1", "2", "4"}
     assert {"p1", "p50", "p95", "p99"} == set(document["calibration_scores"]["ood"])
     assert run("profile", "show", profile_folder) == 0
     shown = capsys.readouterr().out
     assert document["fingerprint"] in shown
     assert "mobilenetv3_small_100" in shown
+    assert "a patch of another image was pasted into 150 images" in shown.replace("\n", " ")
 
 
 def test_fit_takes_another_detector_and_backbone_and_names_what_it_left_out(
@@ -135,6 +137,7 @@ def test_fit_refuses_options_that_do_not_go_together(tmp_path: Path, capsys: pyt
         (("--epochs", "3"), "are for dlsr-mse, dlsr-lr and dlsr-mfsim"),
         (("--backbone", "nope"), "Unknown model"),
         (("--backbone", "resnet18", "--backbone-arg", "x"), "expected KEY=VALUE"),
+        (("--grid", "2"), "--grid needs --detector"),
         (("--since", "2h"), "--since says how far back to read a stream"),
     ):
         assert run("fit", images, "-o", tmp_path / "p", *options) == 1

@@ -134,6 +134,12 @@ class Call(NamedTuple):
     args: Sequence[Value]
 
 
+UNDECLARED = b"UNDECLARED"
+"""First in the reply of a script that needs further keys, before their names; see common.lua."""
+KEY_ROUNDS = 5
+"""Times that a call is made before it fails. Two are enough unless somebody changes the same state between them."""
+
+
 def load_scripts(folder: Path) -> dict[str, Script]:
     """Every script of a folder by its file's name without the ending; each begins with the text of `common.lua`."""
     common = (Path(__file__).parent / "lua" / "common.lua").read_text()
@@ -165,9 +171,27 @@ class Connection:
     def run_many(self, calls: Sequence[Call]) -> list[Any]:
         """The replies of many scripts in one round trip (per node); no transaction spans them.
 
+        A script that finds in the state that it needs further keys has written nothing, and is called again with them.
+
         Raises:
             StoreError: at least one could not be run; others may have been.
         """
+        made, replies = list(calls), self._run(calls)
+        for _ in range(KEY_ROUNDS - 1):
+            wanting = [i for i, reply in enumerate(replies) if _lacks_keys(reply)]
+            if not wanting:
+                return replies
+            for i in wanting:
+                made[i] = made[i]._replace(keys=[*made[i].keys, *map(bytes.decode, replies[i][1:])])
+            for i, reply in zip(wanting, self._run([made[i] for i in wanting]), strict=True):
+                replies[i] = reply
+        for call, reply in zip(made, replies, strict=True):
+            if _lacks_keys(reply):
+                needed = f"{call.script.name} on {call.keys[0]} still needs {reply[1].decode()}"
+                raise StoreError(f"redis: {needed} after {KEY_ROUNDS} calls: something keeps changing that state")
+        return replies
+
+    def _run(self, calls: Sequence[Call]) -> list[Any]:
         if not calls:
             return []
         label, tails = calls[0].script.name, [(len(call.keys), *call.keys, *call.args) for call in calls]
@@ -204,6 +228,10 @@ class Connection:
             self.client.close()
         except RedisError as error:
             log.debug("store.close_failed", error=describe(error))
+
+
+def _lacks_keys(reply: Any) -> bool:
+    return isinstance(reply, list) and reply[:1] == [UNDECLARED]
 
 
 def _checked(replies: list[Any]) -> list[Any]:

@@ -86,6 +86,8 @@ class Partitions:
         self._connection = keys.connection
         self._keys = keys
         self._limits = limits
+        # as of the last apply: only for the keys to declare, so an old value costs a second call and nothing else
+        self._sealed_ms: dict[Partition, int] = {}
 
     # ---------------------------------------------------------------- cursor
 
@@ -141,7 +143,9 @@ class Partitions:
     # ---------------------------------------------------------------- counts
 
     def apply(self, deltas: Sequence[Delta]) -> list[Applied]:
-        """Apply each partition's delta whole or not at all; all of them in one round trip.
+        """Apply each partition's delta whole or not at all; all of them in one round trip, one delta per partition.
+
+        A second one is made for deltas that are late for a bucket sealed since the last `apply`.
 
         After a StoreError the same deltas can be given again: what had been applied answers DUP.
 
@@ -149,6 +153,9 @@ class Partitions:
             ValueError: a delta counts something and yet moves no offset; it could be applied twice.
         """
         replies = self._connection.run_many([self._apply_call(delta) for delta in deltas])
+        for delta, (_, *at) in zip(deltas, replies, strict=True):
+            if at[1:] and at[1]:
+                self._sealed_ms[delta.partition] = int(at[1])
         return [Applied(ApplyStatus(status.decode()), int(at[0]) if at else None) for status, *at in replies]
 
     def _apply_call(self, delta: Delta) -> Call:
@@ -156,6 +163,7 @@ class Partitions:
             raise ValueError(f"{delta.partition}: a delta with counts must move the cursor beyond {delta.expect}")
         prefix = self._keys.prefix(delta.partition)
         images = [*map(self._unusual, delta.exemplars), *map(self._typical, delta.typical)]
+        images = images if self._limits.exemplars_kept else []
         body = {
             "prefix": prefix,
             "token": delta.token,
@@ -174,15 +182,27 @@ class Partitions:
                 for key, vector in delta.vectors.items()
             ],
             "facts": {packed_name(stream): packed_facts(facts) for stream, facts in delta.facts.items()},
-            "images": images if self._limits.exemplars_kept else [],
+            "images": images,
             "reasons": [(packed_name(stream), reason, count) for (stream, reason), count in delta.reasons.items()],
             "recent": delta.recent,
             "cursor_ttl_s": TTL_S,
             **asdict(self._limits),
         }
-        keys = [f"{prefix}:{name}" for name in ("cursor", "open", "facts", "totals", "closed")]
         # Redis' decoder has no bin type: text and bytes are both packed as raw strings
-        return Call(SCRIPTS["apply"], keys, [msgpack.packb(body, use_bin_type=False)])
+        return Call(SCRIPTS["apply"], self._apply_keys(delta, images), [msgpack.packb(body, use_bin_type=False)])
+
+    def _apply_keys(self, delta: Delta, images: Sequence[_KeptImage]) -> list[str]:
+        """The keys that the delta is expected to touch, the six of the partition first."""
+        partition, sealed_ms = delta.partition, self._sealed_ms.get(delta.partition, -1)
+        counted = {key[:2] for key in delta.vectors}
+        late = {(fingerprint, sealed_ms + self._limits.bucket_ms) for fingerprint, at in counted if at <= sealed_ms}
+        names = ["cursor", "open", "facts", "totals", "closed", "reasons"]
+        # each image twice: its stream may be one beyond the limit
+        names += {f"{name}:{kept}" for name, stream, *_ in images for kept in (stream, OTHER_STREAM)}
+        prefix = self._keys.prefix(partition)
+        keys = [f"{prefix}:{name}" for name in names]
+        keys += [self._keys.bucket((partition, *bucket)) for bucket in counted | late]
+        return keys + [self._keys.worst((partition, *bucket)) for bucket in {key[:2] for key in delta.worst} | late]
 
     def _unusual(self, e: Exemplar) -> _KeptImage:
         key = f"ex:{e.fingerprint}:{e.event_time_ms // HOUR_MS * HOUR_MS}"

@@ -1,8 +1,9 @@
--- Apply one partition's delta whole or not at all. KEYS: cursor, open, facts, totals, closed; the bucket and exemplar
--- keys are derived from the prefix in the delta, which carries the same hash tag. ARGV: the delta (msgpack).
--- Returns {status, next offset where Redis stands}. Everything is checked and computed before the first write.
+-- Apply one partition's delta whole or not at all. KEYS: cursor, open, facts, totals, closed, reasons, then those of the
+-- buckets and images in the delta, in any order. ARGV: the delta (msgpack).
+-- Returns {status, next offset where Redis stands, last bucket sealed or false}, or the keys that it needs besides: those
+-- of the bucket that takes what is late. Everything is checked and computed before the first write.
 local delta = cmsgpack.unpack(ARGV[1])
-local cursor, open, facts, totals, closed = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5]
+local cursor, open, facts, totals, closed, reasons = unpack(KEYS, 1, 6)
 
 local held = redis.call("HMGET", cursor, "next", "token", "high", "sealed", "judged_bucket", "judged_until")
 if not held[1] then return {"lost"} end
@@ -54,13 +55,24 @@ for _, entry in ipairs(delta.vectors) do
   local key = delta.prefix .. ":b:" .. member
   local bucket = buckets[key] or {index = index, member = member, start = start, streams = {}, worst = {}}
   buckets[key] = bucket
-  bucket.streams[name] = merged(bucket.streams[name] or redis.call("HGET", key, name), vector, key)
+  if is_declared(key) then
+    bucket.streams[name] = merged(bucket.streams[name] or redis.call("HGET", key, name), vector, key)
+  end
   if #worst > 0 then
     local images_key = delta.prefix .. ":w:" .. member
-    local packed = bucket.worst[name] or redis.call("HGET", images_key, name)
-    bucket.worst[name] = worst_of(packed, worst, delta.exemplars_kept)
+    if is_declared(images_key) then
+      local packed = bucket.worst[name] or redis.call("HGET", images_key, name)
+      bucket.worst[name] = worst_of(packed, worst, delta.exemplars_kept)
+    end
   end
 end
+
+local image_keys = {}
+for i, image in ipairs(delta.images) do
+  image_keys[i] = delta.prefix .. ":" .. image[1] .. ":" .. name_of(image[2])
+  is_declared(image_keys[i])
+end
+if undeclared and undeclared[2] then return undeclared end
 
 for key, bucket in pairs(buckets) do
   for name, vector in pairs(bucket.streams) do redis.call("HSET", key, name, vector) end
@@ -76,19 +88,17 @@ for name, packed in pairs(sums) do redis.call("HSET", totals, name, packed) end
 for stream, packed in pairs(delta.facts) do
   if name_of(stream) == stream then redis.call("HSET", facts, stream, packed) end
 end
-for _, image in ipairs(delta.images) do
-  local name, stream, score, packed, first, last = unpack(image)
-  local key = delta.prefix .. ":" .. name .. ":" .. name_of(stream)
+for i, image in ipairs(delta.images) do
+  local key, score, packed, first, last = image_keys[i], unpack(image, 3)
   redis.call("ZADD", key, score, packed)
   redis.call("ZREMRANGEBYRANK", key, first, last)
   redis.call("EXPIRE", key, delta.exemplar_retention_s)
 end
 for _, entry in ipairs(delta.reasons) do
-  redis.call("HINCRBY", delta.prefix .. ":reasons", name_of(entry[1]) .. "\0" .. entry[2], entry[3])
+  redis.call("HINCRBY", reasons, name_of(entry[1]) .. "\0" .. entry[2], entry[3])
 end
-if #delta.reasons > 0 then redis.call("EXPIRE", delta.prefix .. ":reasons", delta.cursor_ttl_s) end
 redis.call("HSET", cursor, "next", delta.next, "high", math.max(tonumber(held[3] or 0), delta.high),
   "applied_ms", now_ms(), "idle", "0", "recent", delta.recent)
 if over_limit > 0 then redis.call("HINCRBY", cursor, "over_limit", over_limit) end
-for _, key in ipairs(KEYS) do redis.call("EXPIRE", key, delta.cursor_ttl_s) end
-return {"ok", delta.next}
+for i = 1, 6 do redis.call("EXPIRE", KEYS[i], delta.cursor_ttl_s) end
+return {"ok", delta.next, held[4]}

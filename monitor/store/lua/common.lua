@@ -97,6 +97,22 @@ local function hold(cursor, generation, token, schema)
     "generation", never, "claimed_ms", never)
 end
 
+-- Redis must know every key before a script runs. Where the state decides on one, the script asks here before it has
+-- written anything; if `undeclared` holds names then, it returns them: Connection.run_many makes the call with them too.
+local UNDECLARED = "UNDECLARED"
+local declared, undeclared
+local function is_declared(key)
+  if not declared then
+    declared, undeclared = {}, {UNDECLARED}
+    for _, name in ipairs(KEYS) do declared[name] = true end
+  end
+  if declared[key] == nil then
+    declared[key] = false
+    undeclared[#undeclared + 1] = key
+  end
+  return declared[key]
+end
+
 -- The receivers' groups of the outbox: {name, pending, last-delivered-id, ...} each.
 local function groups(outbox)
   local found = {}

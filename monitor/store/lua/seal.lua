@@ -1,9 +1,10 @@
--- Make a bucket immutable in one partition. KEYS: cursor, open, closed, totals. ARGV: prefix, bucket start ms,
--- retention s, ttl s, schema, last bucket decided, offset up to which the images in it and before are judged ("" for
--- none), images kept. Returns the fingerprints that have counts in it. Sealing again changes nothing.
+-- Make a bucket immutable in one partition. KEYS: cursor, open, closed, totals, then those of buckets to be folded. ARGV:
+-- prefix, bucket start ms, retention s, ttl s, schema, last bucket decided, offset up to which the images in it and before
+-- are judged ("" for none), images kept. Returns the fingerprints that have counts in it, or the keys that it needs
+-- besides. Sealing again changes nothing.
 -- Older buckets that are still open here (an idle partition woke up between the evaluator's look and this call) are
 -- folded into this one, as late: none is lost.
-local cursor, open, closed, totals = KEYS[1], KEYS[2], KEYS[3], KEYS[4]
+local cursor, open, closed, totals = unpack(KEYS, 1, 4)
 local prefix, start, retention_s, ttl_s, schema, decided, judged, kept = unpack(ARGV)
 local held = redis.call("HMGET", cursor, "next", "sealed", "schema")
 if not held[1] then return {} end
@@ -11,10 +12,18 @@ local refused = refusal(held[3], schema)
 if refused then return refused end
 local sealed = tonumber(held[2] or -1)
 
+local function target_of(member)
+  return string.match(member, "^(.*):%d+$") .. ":" .. start
+end
+
+-- Counts and images of an older bucket, then those of the one that it is folded into.
+local function folded_keys(member)
+  local target = target_of(member)
+  return prefix .. ":b:" .. member, prefix .. ":w:" .. member, prefix .. ":b:" .. target, prefix .. ":w:" .. target
+end
+
 local function fold(member)
-  local from = prefix .. ":b:" .. member
-  local target = string.match(member, "^(.*):%d+$") .. ":" .. start
-  local into = prefix .. ":b:" .. target
+  local from, from_images, into, into_images = folded_keys(member)
   local flat = redis.call("HGETALL", from)
   for i = 1, #flat, 2 do
     local name, vector = flat[i], flat[i + 1]
@@ -23,7 +32,6 @@ local function fold(member)
     local row = redis.call("HEXISTS", totals, name) == 1 and name or GONE
     redis.call("HSET", totals, row, totals_plus(redis.call("HGET", totals, row), 0, 0, images - late, 0, 0))
   end
-  local from_images, into_images = prefix .. ":w:" .. member, prefix .. ":w:" .. target
   local images = redis.call("HGETALL", from_images)
   for i = 1, #images, 2 do
     local packed = worst_of(redis.call("HGET", into_images, images[i]), cmsgpack.unpack(images[i + 1]), tonumber(kept))
@@ -33,7 +41,7 @@ local function fold(member)
   redis.call("DEL", from, from_images)
   redis.call("ZREM", open, member)
   if #flat > 0 then
-    redis.call("ZADD", open, start, target)
+    redis.call("ZADD", open, start, target_of(member))
     redis.call("EXPIRE", into, retention_s)
   end
 end
@@ -47,14 +55,24 @@ end
 
 -- This node fell back behind the evaluator's. What it counts again was judged with the buckets up to `decided`: that
 -- stays in its own buckets, which apply.lua goes on with, and in no case comes into the next bucket to be judged.
-if judged ~= "" and sealed < tonumber(decided) then
+local fell_back = judged ~= "" and sealed < tonumber(decided)
+if fell_back then sealed = tonumber(decided) end
+
+local older = {}
+if sealed < tonumber(start) then
+  older = redis.call("ZRANGEBYSCORE", open, fell_back and "(" .. decided or "-inf", "(" .. start)
+  for _, member in ipairs(older) do
+    for _, key in ipairs({folded_keys(member)}) do is_declared(key) end
+  end
+end
+if undeclared and undeclared[2] then return undeclared end
+
+if fell_back then
   close("-inf", decided)
   redis.call("HSET", cursor, "sealed", decided, "judged_bucket", decided, "judged_until", judged)
-  sealed = tonumber(decided)
 end
-
 if sealed < tonumber(start) then
-  for _, member in ipairs(redis.call("ZRANGEBYSCORE", open, "-inf", "(" .. start)) do fold(member) end
+  for _, member in ipairs(older) do fold(member) end
   redis.call("HSET", cursor, "sealed", start, "sealed_next", held[1])
   close(start, start)
   redis.call("ZREMRANGEBYSCORE", closed, "-inf", string.format("(%.0f", start - retention_s * 1000))

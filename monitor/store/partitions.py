@@ -234,19 +234,19 @@ class Partitions:
         go back to their own buckets, up to `decided_ms`, and are not judged again.
         """
         wanted = list(partitions)
-        calls = []
-        for partition in wanted:
-            prefix = self._keys.prefix(partition)
-            keys = [f"{prefix}:{name}" for name in ("cursor", "open", "closed", "totals")]
-            bounds = (bucket_ms, self._limits.retention_s, TTL_S)
-            repair = (decided_ms, judged.get(partition, ""))
-            args = (prefix, *bounds, SCHEMA, *repair, self._limits.exemplars_kept)
-            calls.append(Call(SCRIPTS["seal"], keys, args))
+        calls = [self._seal_call(p, bucket_ms, decided_ms, judged.get(p)) for p in wanted]
         replies = self._connection.run_many(calls)
         found = [(p, name.decode(), bucket_ms) for p, names in zip(wanted, replies, strict=True) for name in names]
         # read apart from the script: sealed buckets do not change, and 7,000 streams would hold the server in Lua
         tables = self._connection.read_many([("HGETALL", self._keys.bucket(member)) for member in found])
         return summed((fingerprint, table) for (_, fingerprint, _), table in zip(found, tables, strict=True))
+
+    def _seal_call(self, partition: Partition, bucket_ms: int, decided_ms: int, judged_until: int | None) -> Call:
+        prefix = self._keys.prefix(partition)
+        keys = [f"{prefix}:{name}" for name in ("cursor", "open", "closed", "totals")]
+        bounds = (bucket_ms, self._limits.retention_s, TTL_S)
+        repair = (decided_ms, "" if judged_until is None else judged_until)
+        return Call(SCRIPTS["seal"], keys, (prefix, *bounds, SCHEMA, *repair, self._limits.exemplars_kept))
 
     def sealed(self, partitions: Iterable[Partition]) -> dict[Partition, tuple[int, int]]:
         """(last bucket sealed, next offset when it was) of the partitions that have a cursor; -1 before the first."""

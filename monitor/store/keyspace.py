@@ -35,13 +35,21 @@ class PartitionKeys:
 
     def bucket(self, member: Member) -> str:
         """The hash {stream: vector} of one bucket."""
-        partition, fingerprint, start = member
-        return self.of(partition, f"b:{fingerprint}:{start}")
+        return self.of(member[0], bucket_name(member[1:]))
 
     def worst(self, member: Member) -> str:
         """The hash {stream: its most unusual images} of one bucket."""
-        partition, fingerprint, start = member
-        return self.of(partition, f"w:{fingerprint}:{start}")
+        return self.of(member[0], worst_name(member[1:]))
+
+
+def bucket_name(bucket: tuple[str, int]) -> str:
+    """What follows the prefix in `PartitionKeys.bucket`; apply.lua and seal.lua make the same name."""
+    return f"b:{bucket[0]}:{bucket[1]}"
+
+
+def worst_name(bucket: tuple[str, int]) -> str:
+    """Likewise for `PartitionKeys.worst`."""
+    return f"w:{bucket[0]}:{bucket[1]}"
 
 
 class MonitorKeys:

@@ -14,7 +14,7 @@ from monitor.core.readers import Sign
 from monitor.core.types import Applied, ApplyStatus, Cursor, Delta, Exemplar, Partition, StreamFacts, Vector
 from monitor.store.connection import SCHEMA, SCRIPTS, Call, Value
 from monitor.store.counts import HOUR_MS, parse_member
-from monitor.store.keyspace import TTL_S, PartitionKeys
+from monitor.store.keyspace import TTL_S, PartitionKeys, bucket_name, worst_name
 from monitor.store.packing import (
     packed_exemplar,
     packed_facts,
@@ -85,7 +85,7 @@ class Partitions:
     def __init__(self, keys: PartitionKeys, limits: Limits) -> None:
         self._connection = keys.connection
         self._keys = keys
-        self._limits = limits
+        self._limits, self._limits_by_name = limits, asdict(limits)
         # as of the last apply: only for the keys to declare, so an old value costs a second call and nothing else
         self._sealed_ms: dict[Partition, int] = {}
 
@@ -186,23 +186,23 @@ class Partitions:
             "reasons": [(packed_name(stream), reason, count) for (stream, reason), count in delta.reasons.items()],
             "recent": delta.recent,
             "cursor_ttl_s": TTL_S,
-            **asdict(self._limits),
+            **self._limits_by_name,
         }
         # Redis' decoder has no bin type: text and bytes are both packed as raw strings
         return Call(SCRIPTS["apply"], self._apply_keys(delta, images), [msgpack.packb(body, use_bin_type=False)])
 
     def _apply_keys(self, delta: Delta, images: Sequence[_KeptImage]) -> list[str]:
         """The keys that the delta is expected to touch, the six of the partition first."""
-        partition, sealed_ms = delta.partition, self._sealed_ms.get(delta.partition, -1)
+        sealed_ms = self._sealed_ms.get(delta.partition, -1)
         counted = {key[:2] for key in delta.vectors}
         late = {(fingerprint, sealed_ms + self._limits.bucket_ms) for fingerprint, at in counted if at <= sealed_ms}
         names = ["cursor", "open", "facts", "totals", "closed", "reasons"]
+        names += map(bucket_name, counted | late)
+        names += map(worst_name, {key[:2] for key in delta.worst} | late)
         # each image twice: its stream may be one beyond the limit
         names += {f"{name}:{kept}" for name, stream, *_ in images for kept in (stream, OTHER_STREAM)}
-        prefix = self._keys.prefix(partition)
-        keys = [f"{prefix}:{name}" for name in names]
-        keys += [self._keys.bucket((partition, *bucket)) for bucket in counted | late]
-        return keys + [self._keys.worst((partition, *bucket)) for bucket in {key[:2] for key in delta.worst} | late]
+        prefix = self._keys.prefix(delta.partition)
+        return [f"{prefix}:{name}" for name in names]
 
     def _unusual(self, e: Exemplar) -> _KeptImage:
         key = f"ex:{e.fingerprint}:{e.event_time_ms // HOUR_MS * HOUR_MS}"

@@ -393,6 +393,10 @@ def test_a_holder_that_dies_while_it_forgets_a_receiver_leaves_no_alert_open(
             roster.look()
     roster.look()
     assert len(outbox.self_alerts()) == 1, "an alert that Redis did not take is raised again"
+    bench.store._connection.client.delete(f"{bench.store._monitor_keys.key('outbox')}:own")
+    bench.clock.pass_s(60)
+    roster.look()
+    assert len(outbox.self_alerts()) == 1, "an alert that a Redis which fell back has lost is raised again"
     for _ in range(23):
         bench.clock.pass_s(3600)
         roster.look()

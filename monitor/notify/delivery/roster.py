@@ -34,7 +34,6 @@ class Roster:
         self._outbox = context.store.outbox
         self._alerts = SelfAlerts(context.store, context.monitor, True, context.now_ms)
         self._looked_ms: int | None = None
-        self._reported: set[str] = set()
         self._lock = threading.Lock()
 
     def look(self) -> None:
@@ -64,7 +63,7 @@ class Roster:
             given_up = f"{buried} documents for it" if buried else "the documents for it"
             self._alerts.end([name], RECEIVER, why=f"it was forgotten; {given_up} were given up")
             self._outbox.forget_receiver(name)
-        elif name not in self._reported and (waiting := self._outbox.backlog(name).entries):
+        elif not self._alerts.is_open(RECEIVER, name) and (waiting := self._outbox.backlog(name).entries):
             hours = FORGET_AFTER_S / 3600
             self._alerts.raise_alert(
                 RECEIVER,
@@ -72,4 +71,3 @@ class Roster:
                 f"receiver {name} is not in the configuration, and alerts wait for it ({waiting} now): they are given "
                 f"up unless it is configured again within {hours:.0f} hours",
             )
-            self._reported.add(name)

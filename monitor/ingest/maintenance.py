@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 import structlog
 
@@ -29,6 +29,8 @@ LAG_S = 15.0
 LETTERS_S = 60.0
 """Between log lines about dead letters."""
 IDLE_LOOK_S = 1.0
+STREAMS_QUIET_S = 3600.0
+"""Without an image beyond the limit on streams, until the alert about it ends: rarer ones would raise it each time."""
 SOURCE = "source"
 """Subject of the alert about a source that ended this process."""
 
@@ -120,20 +122,29 @@ class Maintenance:
 
     def _register(self, source: Source, owned: Owned) -> None:
         """Write partitions and profiles for the evaluator; again in each period, as Redis may have lost them."""
-        self._store.catalog.register_partitions(source.partitions())
+        partitions = source.partitions()
+        self._store.catalog.register_partitions(partitions)
         self._publish()
         self._alerts.end([SOURCE], TOPIC)
         for owner in owned.values():  # else every name that ever came would stay in memory
             newest_ms = max((facts.seen_ms for facts in owner.facts.values()), default=0)
             owner.facts = self._store.partitions.alive(owner.facts, newest_ms)
-        over = self._store.counts.streams_over_limit(owned)
-        metrics.STREAMS_OVER_LIMIT.set(over)
+        metrics.STREAMS_OVER_LIMIT.set(self._store.counts.streams_over_limit(owned))
+        self._judge_streams(partitions)
+        self._sinks.end_alerts(partition.topic for partition in owned)
+
+    def _judge_streams(self, partitions: Sequence[Partition]) -> None:
+        """Open or end the alert about too many streams; all processes look at all partitions, and decide alike."""
+        counts = self._store.counts
+        if self._store.outbox.now_ms() - counts.over_limit_ms(partitions) >= 1000 * STREAMS_QUIET_S:
+            self._alerts.end(["streams"], STREAMS, why="no image came from a stream beyond the limit for an hour")
+            self._streams_alert_raised = False
         # Redis may have lost the alert
-        if over and not (self._streams_alert_raised and self._alerts.is_open(STREAMS, "streams")):
+        elif not (self._streams_alert_raised and self._alerts.is_open(STREAMS, "streams")):
+            over = counts.streams_over_limit(partitions)
             text = f"{over} images came from streams beyond stream.max_streams and are counted as (other)"
             self._alerts.raise_alert(STREAMS, "streams", text)
             self._streams_alert_raised = True
-        self._sinks.end_alerts(partition.topic for partition in owned)
 
     def _mark_idle(self, source: Source, owned: Owned) -> None:
         """Mark partitions without new records as idle, so that they hold no bucket open."""

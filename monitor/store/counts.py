@@ -116,8 +116,15 @@ class Counts:
 
     def streams_over_limit(self, partitions: Iterable[Partition]) -> int:
         """Images counted under OTHER_STREAM because their stream came beyond the limit."""
-        commands = [("HGET", self._keys.of(p, "cursor"), "over_limit") for p in partitions]
-        return sum(int(reply or 0) for reply in self._connection.read_many(commands))
+        return sum(self._of_cursors(partitions, "over_limit"))
+
+    def over_limit_ms(self, partitions: Iterable[Partition]) -> int:
+        """When an image was last counted so, by the clock of Redis; 0 where none was since this is kept."""
+        return max(self._of_cursors(partitions, "over_limit_ms"), default=0)
+
+    def _of_cursors(self, partitions: Iterable[Partition], field: str) -> list[int]:
+        replies = self._connection.read_many([("HGET", self._keys.of(p, "cursor"), field) for p in partitions])
+        return [int(reply or 0) for reply in replies]
 
 
 class Exemplars:

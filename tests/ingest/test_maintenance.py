@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from monitor.core.types import Delta, Partition
-from monitor.ingest.maintenance import Maintenance
+from monitor.core.types import ApplyStatus, Delta, Partition
+from monitor.ingest.maintenance import STREAMS_QUIET_S, Maintenance
 from monitor.ingest.sinks import Sinks
 from monitor.ingest.work import OwnedPartition
 from monitor.notify.self_alerts import STREAMS, SelfAlerts
@@ -27,7 +27,7 @@ class CountedAlerts(SelfAlerts):
 
 
 @pytest.mark.parametrize("has_receivers", [True, False])
-def test_the_alert_about_too_many_streams_is_raised_once_and_again_where_redis_has_lost_it(
+def test_the_alert_about_too_many_streams_is_raised_once_and_where_redis_has_lost_it_and_ends_when_none_comes(
     redis_server: PrivateRedis, has_receivers: bool
 ) -> None:
     name = f"maintenance-{has_receivers}"
@@ -52,5 +52,13 @@ def test_the_alert_about_too_many_streams_is_raised_once_and_again_where_redis_h
     assert [register() for _ in range(3)] == [1, 1, 1]
     store._connection.client.delete(f"{store._monitor_keys.key('outbox')}:own")  # as a server that fell back
     assert [register() for _ in range(2)] == [1 + has_receivers] * 2
+    cursor = store.counts._keys.of(partition, "cursor")
+    store._connection.client.hincrby(cursor, "over_limit_ms", -1000 * round(STREAMS_QUIET_S))
+    maintenance.after_claim()
+    maintenance.run(source, owned, in_flight=False, paused=True)
+    assert store.outbox.self_alerts() == {}
+    beyond = {("fp", 0, "cam-2"): one}
+    assert store.partitions.apply([Delta(partition, "a", 2, 3, 1, beyond)])[0].status is ApplyStatus.OK
+    assert [register() for _ in range(2)] == [2 + has_receivers] * 2
     source.close()
     store.close()

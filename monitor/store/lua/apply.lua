@@ -97,8 +97,12 @@ end
 for _, entry in ipairs(delta.reasons) do
   redis.call("HINCRBY", reasons, name_of(entry[1]) .. "\0" .. entry[2], entry[3])
 end
+local now = now_ms()
 redis.call("HSET", cursor, "next", delta.next, "high", math.max(tonumber(held[3] or 0), delta.high),
-  "applied_ms", now_ms(), "idle", "0", "recent", delta.recent)
-if over_limit > 0 then redis.call("HINCRBY", cursor, "over_limit", over_limit) end
+  "applied_ms", now, "idle", "0", "recent", delta.recent)
+if over_limit > 0 then
+  redis.call("HINCRBY", cursor, "over_limit", over_limit)
+  redis.call("HSET", cursor, "over_limit_ms", now)
+end
 for i = 1, 6 do redis.call("EXPIRE", KEYS[i], delta.cursor_ttl_s) end
 return {"ok", delta.next, held[4]}

@@ -33,6 +33,8 @@ TURNED_BYTES = 64 * 2**20
 
 Progress = Callable[[str, float], None]
 """Called with the name of the step and the share of it that is done (negative: unknown)."""
+Toned = Iterable[tuple[Iterator[tuple[str, AnyImage]], Tones]]
+"""Parts of the images, each with the tones to prepare it by."""
 
 
 @dataclass
@@ -117,7 +119,8 @@ def read_reference(
         tones: by which to prepare them; None learns the white level.
     """
     reference = Reference(torch.empty(0, sum(backbone.layers)))
-    usable = _usable(images, Preparer(backbone.input_px, limits, backbone.filter), reference, tones)
+    toned = by_tones(images, limits, progress) if tones is None else [(iter(images), tones)]
+    usable = _usable(toned, Preparer(backbone.input_px, limits, backbone.filter), reference)
     parts = [reference.features]
     while batch := list(islice(usable, BATCH)):
         parts.append(backbone.features(np.stack([image.pixels for image in batch])))
@@ -137,23 +140,18 @@ def prepared(
             broken.append(f"{name}: {error}")
 
 
-def _prepared(
-    images: Iterable[tuple[str, AnyImage]], preparer: Preparer, reference: Reference, tones: Tones | None
-) -> Iterator[tuple[str, Prepared]]:
-    parts = by_tones(images, preparer.limits) if tones is None else [(iter(images), tones)]
-    for part, reference.tones in parts:
+def _prepared(toned: Toned, preparer: Preparer, reference: Reference) -> Iterator[tuple[str, Prepared]]:
+    for part, reference.tones in toned:
         yield from prepared(part, replace(preparer, tones=reference.tones), reference.broken)
 
 
-def _usable(
-    images: Iterable[tuple[str, AnyImage]], preparer: Preparer, reference: Reference, tones: Tones | None
-) -> Iterator[Prepared]:
+def _usable(toned: Toned, preparer: Preparer, reference: Reference) -> Iterator[Prepared]:
     """Prepare images one by one, and fill `reference` with all but their features."""
     seen: set[bytes] = set()
     kept = max(1, min(TURNED, TURNED_BYTES // (3 * preparer.input_px**2)))
     # A heap of (minus the digest, row, pixels) with the smallest digests: a choice by content, whatever the order.
     sample: list[tuple[int, int, NDArray[np.uint8]]] = []
-    for name, image in _prepared(images, preparer, reference, tones):
+    for name, image in _prepared(toned, preparer, reference):
         if image.digest in seen:
             reference.duplicates.append(name)
             continue

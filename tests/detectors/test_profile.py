@@ -116,7 +116,10 @@ def deep(seed: int, count: int, gain: int = 8) -> Iterator[tuple[str, bytes]]:
 
 
 def test_a_profile_knows_the_depth_of_its_reference_and_keeps_it(tmp_path: Path) -> None:
-    fitted = fit_profile(deep(0, 220), FitOptions("mahalanobis", device="cpu"))
+    steps: list[str] = []
+    fitted = fit_profile(deep(0, 220), FitOptions("mahalanobis", device="cpu"), lambda step, _: steps.append(step))
+    assert steps[:2] == ["white level of 32 images", "white level of 64 images"]
+    assert steps.index("features of 64 images") > steps.index("white level of 192 images")
     fitted.save(tmp_path)
     loaded = Profile.load(tmp_path, "cpu")
     assert loaded.preparer.tones == fitted.preparer.tones == Tones(4095)

@@ -206,14 +206,13 @@ def details(document: Mapping[str, Any]) -> list[tuple[str, str]]:
 
 
 def _how_sure(facts: Mapping[str, Any]) -> str:
-    """The bound on false alarms where the rule has one over time, and the share of drifted images with its interval."""
-    parts = ["at most one false alarm a week over all lines"] if facts["kind"] == "sequential" else []
-    if severity := facts["severity"]:
-        lower, estimate, upper = (percent(severity[name]) for name in ("lower", "estimate", "upper"))
-        # at the moment of a sequential alarm nothing has been counted since, and the interval is all of 0 to 1
-        interval = f" (interval {lower} to {upper})" if severity["lower"] > 0 or severity["upper"] < 1 else ""
-        parts.append(f"about {estimate} of the images drifted{interval}")
-    return "; ".join(parts)
+    """The bound on false alarms of a rule that has one over time; else the share of drifted images with its interval."""
+    if facts["kind"] == "sequential":  # its summary says the share
+        return "at most one false alarm a week over all lines"
+    if not (severity := facts["severity"]):
+        return ""
+    lower, estimate, upper = (percent(severity[name]) for name in ("lower", "estimate", "upper"))
+    return f"about {estimate} of the images drifted (interval {lower} to {upper})"
 
 
 def _bars(signals: Sequence[Mapping[str, Any]]) -> Table:

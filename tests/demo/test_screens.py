@@ -40,9 +40,10 @@ def test_an_alert_says_what_how_sure_which_signals_and_what_it_looks_like() -> N
     assert details(resolved) == [("calm again", "5.0% of 120 images")]
 
 
-def test_a_sequential_alert_states_its_bound_on_false_alarms() -> None:
+def test_a_sequential_alert_states_the_share_and_its_bound_on_false_alarms_once_each() -> None:
     shown = dict(details(episode("line-2", 130, rule="drift", kind="sequential")[0]))
-    assert shown["how sure"].startswith("at most one false alarm a week over all lines; ")
+    assert shown["what"] == "at least 24 % of the images drifted (estimate 39 %); ood: more images"
+    assert shown["how sure"] == "at most one false alarm a week over all lines"
 
 
 def test_the_plain_screen_writes_lines_without_colour_or_movement() -> None:

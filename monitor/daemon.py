@@ -107,11 +107,11 @@ def build_consumer(
     return Consumer(join, store, stages, Assignment(store, alerts, policy), maintenance, settings.pipeline)
 
 
-def presentation_of(settings: Config) -> Presentation:
-    """What alerts say beyond the verdict."""
+def presentation_of(settings: Config, bound_port: int = 0) -> Presentation:
+    """What alerts say beyond the verdict; `bound_port` is that of the status page, where one runs."""
     return Presentation(
         monitor=settings.monitor,
-        external_url=settings.web.external_url or settings.web.own_url,
+        external_url=settings.web.url(bound_port),
         dashboard_url=settings.web.dashboard_url,
         exemplars=settings.evidence.exemplars,
         has_receivers=bool(settings.receivers),
@@ -138,6 +138,9 @@ class Daemon:
     Args:
         settings: the configuration; parts get their sections, never the whole.
         profiles, rules: loaded and checked beforehand, so that a wrong configuration never gets this far.
+
+    Raises:
+        WebServerError: the address of the status page cannot be bound.
     """
 
     def __init__(self, settings: Config, profiles: Profiles, rules: tuple[Rule, ...]) -> None:
@@ -155,13 +158,12 @@ class Daemon:
         self._lease_work = ExitStack()
         self._rates = settings.buckets.length_ms, settings.buckets.lateness_ms
         alerts = SelfAlerts(self._store, settings.monitor, has_receivers=bool(settings.receivers))
-        closing = Closing(self._store, settings.buckets, alerts)
-        self._evaluator = Evaluator(
-            self._store, rules, profiles.layouts, closing, presentation_of(settings), self._on_lease
-        )
         lateness_ms = settings.buckets.lateness_ms
         site = Site(self._store, settings.monitor, settings.web, lateness_ms, self._why_unready, settings.rules)
         self._web = WebServer(site, settings.web.host, settings.web.port)
+        closing = Closing(self._store, settings.buckets, alerts)
+        presentation = presentation_of(settings, self._web.bind())
+        self._evaluator = Evaluator(self._store, rules, profiles.layouts, closing, presentation, self._on_lease)
         metrics.QUEUE_LIMIT_BYTES.set(settings.pipeline.queue_bytes)
         _export(profiles)
 
@@ -170,7 +172,6 @@ class Daemon:
 
         Raises:
             CommandError: a thread failed; a restart may help.
-            WebServerError: the address of the status page cannot be bound.
         """
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, lambda *_: self._stop.set())

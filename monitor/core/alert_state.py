@@ -55,10 +55,11 @@ def _breached(alert: Alert, verdict: Verdict, bucket_ms: int, policy: Policy) ->
         return replace(alert, verdict=verdict, clear_since_ms=0)
     if alert.phase is not AlertPhase.PENDING:
         new_id = alert_id(policy.monitor, alert.rule, alert.stream, bucket_ms)
-        alert = Alert(alert.rule, alert.stream, AlertPhase.PENDING, new_id, since_ms=bucket_ms)
+        calm_ms = calm_since_ms(alert)
+        alert = Alert(alert.rule, alert.stream, AlertPhase.PENDING, new_id, since_ms=bucket_ms, clear_since_ms=calm_ms)
     alert = replace(alert, verdict=verdict)
     if bucket_ms - alert.since_ms >= policy.for_ms:
-        return replace(alert, phase=AlertPhase.FIRING, fired_ms=bucket_ms + policy.bucket_len_ms)
+        return replace(alert, phase=AlertPhase.FIRING, fired_ms=bucket_ms + policy.bucket_len_ms, clear_since_ms=0)
     return alert
 
 
@@ -74,6 +75,11 @@ def _calm(alert: Alert, verdict: Verdict, bucket_ms: int, policy: Policy) -> Ale
     if bucket_ms - clear_since >= policy.keep_firing_for_ms:
         return replace(alert, phase=AlertPhase.RESOLVED, resolved_ms=bucket_ms + policy.bucket_len_ms)
     return alert
+
+
+def calm_since_ms(alert: Alert) -> int:
+    """Of an alert that does not fire: since when the one that fired before is calm; 0 where none is known."""
+    return alert.clear_since_ms or alert.resolved_ms
 
 
 def withdraw(alert: Alert, at_ms: int) -> Alert:

@@ -257,7 +257,8 @@ class Alert:
     """Start of the bucket that first breached."""
     fired_ms: int = 0
     clear_since_ms: int = 0
-    """Start of the first calm bucket after the last breach; 0 while breached."""
+    """Start of the first calm bucket after the last breach; 0 while it fires and is breached. While it is pending: of
+    the alert before it."""
     resolved_ms: int = 0
     verdict: Verdict | None = None
     suppressed: bool = False

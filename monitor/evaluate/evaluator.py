@@ -202,7 +202,8 @@ class Evaluator:
         if changed and after.phase is AlertPhase.FIRING:
             after = replace(after, suppressed=self._closing.muted)
             row = decision.rows.get((rule.name, fingerprint), {}).get(stream)
-            after = self._memory.with_onset(rule, Change(rule, fingerprint, bucket_ms, after), row)
+            change = Change(rule, fingerprint, bucket_ms, after)
+            after = self._memory.with_onset(rule, change, row, alerts.calm_since_ms(before))
         decision.alerts[rule.name, stream] = after
         if changed and decision.add(Change(rule, fingerprint, bucket_ms, after)):
             summary = after.verdict.summary if after.verdict else ""

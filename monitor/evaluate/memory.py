@@ -149,21 +149,23 @@ class Memory:
         partitions = self._store.catalog.partitions()
         return list(self._store.counts.of_stream(partitions, fingerprint, stream, span_ms, ("closed",)).items())
 
-    def with_onset(self, rule: Rule, change: Change, row: bytes | None) -> Alert:
+    def with_onset(self, rule: Rule, change: Change, row: bytes | None, calm_ms: int) -> Alert:
         """The alert that has just begun to fire, with the time when the change began and a verdict on what came since.
 
         Args:
             row: the stream's packed state after the bucket that fired.
+            calm_ms: since when the alert before it was calm. What came earlier belongs to that one: two changes with a
+                short calm between them can look like one long change that is half as strong.
         """
         alert, layout = change.alert, self.layouts.get(change.fingerprint)
         if layout is None or alert.verdict is None:
             return alert
-        held = self.windows.buckets(change.fingerprint, alert.stream)
+        held = [item for item in self.windows.buckets(change.fingerprint, alert.stream) if item[0] >= calm_ms]
         onset_ms = rule.onset_ms(layout, row, held)
         # a sudden change, which many streams may have at once, lies near the end; another may have begun before
         if held and onset_ms is not None and onset_ms <= held[-1][0] - self._reach_ms // 4:
             until_ms = change.bucket_ms + self.bucket_ms
-            held = self.buckets(change.fingerprint, alert.stream, (until_ms - REACH_MS, until_ms))
+            held = self.buckets(change.fingerprint, alert.stream, (max(until_ms - REACH_MS, calm_ms), until_ms))
             onset_ms = rule.onset_ms(layout, row, held)
         if onset_ms is None:
             return alert

@@ -52,7 +52,7 @@ class WebServer:
     """Serves a site between `start` and `stop`, and keeps its overview up to date meanwhile.
 
     Args:
-        host, port: where to listen; port 0 picks a free one.
+        host, port: where to listen; port 0 picks a free one, known from `bind` on.
     """
 
     def __init__(self, site: Site, host: str, port: int) -> None:
@@ -73,17 +73,28 @@ class WebServer:
         host, port = self._socket.getsockname()[:2] if self._socket else (self._host, self._port)
         return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
-    def start(self) -> None:
-        """Bind and serve.
+    def bind(self) -> int:
+        """Take the address; requests wait until `start`. Returns the port.
 
         Raises:
             WebServerError: the address is taken or not ours.
         """
-        try:
-            family = socket.AF_INET6 if ":" in self._host else socket.AF_INET
-            self._socket = socket.create_server((self._host, self._port), family=family, backlog=128)
-        except OSError as error:
-            raise WebServerError(f"web: cannot listen on {self._host}:{self._port}: {error.strerror}") from error
+        if self._socket is None:
+            try:
+                family = socket.AF_INET6 if ":" in self._host else socket.AF_INET
+                self._socket = socket.create_server((self._host, self._port), family=family, backlog=128)
+            except OSError as error:
+                raise WebServerError(f"web: cannot listen on {self._host}:{self._port}: {error.strerror}") from error
+        port: int = self._socket.getsockname()[1]
+        return port
+
+    def start(self) -> None:
+        """Bind, where `bind` was not called, and serve.
+
+        Raises:
+            WebServerError: the address is taken or not ours.
+        """
+        self.bind()
         self._overview.start()
         try:
             self._pages.first()  # the first visitor must not wait longer than the others

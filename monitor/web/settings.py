@@ -17,7 +17,7 @@ class WebSettings(Section):
     """0 picks a free port (logged)."""
     external_url: str = ""
     """Address of the status page for people, with the path that a proxy adds; used in alerts and on the page. Alerts of
-    a monitor without one link to its own address, as far as `port` is given."""
+    a monitor without one link to the page's own address."""
     dashboard_url: str = ""
     """Address of a dashboard that alerts link to; `{stream}` in it becomes the stream's name, percent-quoted."""
     token: Secret | None = None
@@ -37,11 +37,18 @@ class WebSettings(Section):
         """Whether other machines may read without anybody having said so."""
         return not (self.protected or self.anonymous or _is_loopback(self.host))
 
-    @property
-    def own_url(self) -> str:
-        """The page's own address; empty where the port is chosen at the start."""
+    def url(self, bound_port: int = 0) -> str:
+        """Where alerts say that the page is: `external_url`, else the page's own address; empty while its port is not
+        known.
+
+        Args:
+            bound_port: the port that was taken where `port` is 0.
+        """
+        if self.external_url:
+            return self.external_url
         host = socket.gethostname() if self.host in {"0.0.0.0", "::"} else self.host  # noqa: S104 - compares
-        return f"http://{f'[{host}]' if ':' in host else host}:{self.port}" if self.port else ""
+        port = self.port or bound_port
+        return f"http://{f'[{host}]' if ':' in host else host}:{port}" if port else ""
 
 
 def _is_loopback(host: str) -> bool:

@@ -9,7 +9,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
+import yaml
 from pydantic import SecretStr
 
 from monitor.config.schema import Config
@@ -18,7 +20,7 @@ from monitor.sources.kafka.settings import KafkaSettings
 from monitor.store import open_store
 from monitor.store.private_server import PrivateRedis
 from monitor.store.settings import RedisSettings
-from tests.e2e.running import config_file, wait_for
+from tests.e2e.running import wait_for
 from tests.faults.rig import Daemon, Hook, Zygote
 from tests.kafka.broker import Cluster
 from tests.notify.test_schema import VALIDATOR
@@ -91,12 +93,14 @@ def test_a_stop_of_one_stream_of_all_and_a_flood_of_streams_raise_one_alert_each
         "scoring": {"profile": str(profile_folder)},
         "stream": {"max_streams": 1},  # a partition; each camera has one of its own
         "buckets": {"seconds": 1, "lateness_s": 1, "idle_timeout_s": 2},
+        "web": {"port": 0},
         "rules": [{"name": "silent", "kind": "silence", "after_s": AFTER_S, "streams": "cam-*"}],
         "receivers": [
             {"name": "hook", "type": "webhook", "url": hook.url, "secret": "whsec_bGF5ZXJ3YXRjaC10ZXN0LXNlY3JldC0wMDAx"}
         ],
     }
-    config = config_file(tmp_path, settings)
+    config = tmp_path / "config.yaml"
+    config.write_text(yaml.safe_dump(settings))
 
     def sent(kind: str) -> dict[str, dict[str, Any]]:
         return {d["data"]["stream"]: d for d in hook.accepted if d["type"] == kind and d["data"]["rule"] == "silent"}
@@ -115,6 +119,8 @@ def test_a_stop_of_one_stream_of_all_and_a_flood_of_streams_raise_one_alert_each
         daemon = Daemon(zygote, config, config.with_suffix(".log"))
         wait_for("the stop of all", lambda: daemon.check() or len(sent("alert.firing")) == 2)
         assert not sent("alert.resolved")
+        page = sent("alert.firing")["cam-a"]["data"]["links"]["status"]
+        assert httpx.get(page).is_success, "the address that the daemon has taken"
 
         cameras.on = ("cam-a", "cam-b")
         wait_for("both to send again", lambda: daemon.check() or len(sent("alert.resolved")) == 2)

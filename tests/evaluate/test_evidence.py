@@ -108,6 +108,18 @@ def test_a_drift_that_was_noticed_late_begins_where_it_began(redis_server: Priva
     story.store.close()
 
 
+@pytest.mark.parametrize("pending_s", [0, 20])
+def test_a_drift_soon_after_another_does_not_begin_in_that_one(redis_server: PrivateRedis, pending_s: int) -> None:
+    story = Story(redis_server.url, f"again-{pending_s}", RATE.model_copy(update={"for_s": pending_s}))
+    story.send(30)
+    story.send(12, ood=0.9)
+    story.send(15)
+    assert ("rate", "resolved") in story.documents()
+    story.send(6, ood=0.9)
+    assert story.documents()["rate", "firing"]["since"] == at(30 + 12 + 15)
+    story.store.close()
+
+
 def test_the_end_of_an_alert_says_what_it_was_and_links_to_its_evidence(redis_server: PrivateRedis) -> None:
     story = Story(redis_server.url, "ended", SLOW)
     story.send(20)

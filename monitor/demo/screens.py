@@ -206,7 +206,7 @@ def details(document: Mapping[str, Any]) -> list[tuple[str, str]]:
 
 
 def _how_sure(facts: Mapping[str, Any]) -> str:
-    """The bound on false alarms of a rule that has one over time; else the share of drifted images with its interval."""
+    """The bound on false alarms of a rule that has one over time; else the share of drifted images, with interval."""
     if facts["kind"] == "sequential":  # its summary says the share
         return "at most one false alarm a week over all lines"
     if not (severity := facts["severity"]):

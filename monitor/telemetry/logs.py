@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import logging
 import sys
+import time
+from collections.abc import Callable
 from contextlib import suppress
 from typing import IO, Literal
 
@@ -27,6 +29,37 @@ class _UnfailingStream:
             self._stream.flush()
 
 
+LIBRARY_EVERY_S = 60.0
+"""Between two lines from one place in a library: while a broker is away, its client writes several a second."""
+
+
+class FewerRepeats(logging.Filter):
+    """Lets one line a minute through from each place in a library, with the number of those left out since.
+
+    Args:
+        now_s: the monotonic clock.
+    """
+
+    def __init__(self, now_s: Callable[[], float] = time.monotonic) -> None:
+        super().__init__()
+        self._now_s = now_s
+        self._places: dict[tuple[str, str, int], tuple[float, int]] = {}  # -> (when one got through, left out since)
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        """Whether the line is written; called from many threads, which may at worst miscount."""
+        if record.name == "py.warnings":  # all of them come from one place, and Python repeats none
+            return True
+        place, now_s = (record.name, record.pathname, record.lineno), self._now_s()
+        since_s, left_out = self._places.get(place, (float("-inf"), 0))
+        if now_s - since_s < LIBRARY_EVERY_S:
+            self._places[place] = since_s, left_out + 1
+            return False
+        self._places[place] = now_s, 0
+        if left_out:
+            record.msg, record.args = f"{record.getMessage()} ({left_out} more like it were left out)", ()
+        return True
+
+
 def configure_logs(level: Literal["debug", "info", "warning", "error"], style: Literal["json", "console"]) -> None:
     """Write the events of Layerwatch and of its libraries to stderr in one style."""
     shared: list[Processor] = [
@@ -48,9 +81,11 @@ def configure_logs(level: Literal["debug", "info", "warning", "error"], style: L
         cache_logger_on_first_use=True,
     )
     handler = logging.StreamHandler(_UnfailingStream(sys.stderr))
+    handler.addFilter(FewerRepeats())
     handler.setFormatter(
         structlog.stdlib.ProcessorFormatter(
-            processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, renderer], foreign_pre_chain=shared
+            processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, renderer],
+            foreign_pre_chain=[structlog.stdlib.add_logger_name, *shared],
         )
     )
     root = logging.getLogger()

@@ -3,7 +3,8 @@
 A partition that nobody reads must not hold the fleet's watermark back for ever: its topic was renamed, or no process
 can claim it. There are two kinds of signs: those of its owner (claims, applies, a beat every few seconds) and the
 registrations by processes that are configured to read it. A sign is only compared with the one before, so no clock
-counts but the observer's.
+counts but the observer's. One observer goes on from what another one has seen: else a lease that moves every few
+minutes would begin the measurement again each time.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
+from hashlib import blake2b
 
 from monitor.core.types import Partition
 
@@ -24,8 +26,9 @@ RETIRED_AFTER_S = 3600.0
 """Without a registration, which each process makes every 10 s. Until then a person is alerted: a configuration that was
 changed by mistake is set back within the hour."""
 PAUSE_S = 60.0
-"""After a pause of the observer (Redis was away, another process held the lease) or of all owners (the broker was away)
-the measurement starts again: every owner must have time to return, so that its backlog is not late."""
+"""After a pause of the observer (Redis was away, another process held the lease) every owner has so long to return, so
+that its backlog is not late; only time that was observed counts. After a pause of all owners (the broker was away) the
+measurement starts again."""
 
 
 class Unread(StrEnum):
@@ -35,6 +38,18 @@ class Unread(StrEnum):
     """Nobody reads it."""
     RETIRED = "retired"
     """Nobody reads it, and nobody is configured to."""
+
+
+@dataclass(frozen=True, slots=True)
+class Absence:
+    """A partition without signs of an owner, for the next observer: the last signs, and how long each is the last."""
+
+    owner: str
+    """Digest of the sign."""
+    owner_s: float
+    configured: str
+    """Digest of the registration."""
+    configured_s: float
 
 
 @dataclass(slots=True)
@@ -54,6 +69,8 @@ class Readers:
         self._owners: dict[Partition, _Seen] = {}
         self._configured: dict[Partition, _Seen] = {}
         self._observed_s = self._owned_s = float("-inf")  # the last observation, and the last sign of any owner
+        self.absences: dict[Partition, Absence] = {}
+        """Of the last observation: partitions that have been without an owner for longer than PAUSE_S."""
 
     def observe(
         self,
@@ -61,15 +78,16 @@ class Readers:
         owners: Mapping[Partition, Sign],
         configured: Mapping[Partition, Sign],
         left_out: Mapping[Partition, Unread],
+        absences: Mapping[Partition, Absence],
     ) -> dict[Partition, Unread]:
         """Which partitions are left out from now on.
 
         Args:
             owners, configured: the latest sign of every known partition.
-            left_out: what the last observation gave, by whichever process made it.
+            left_out, absences: what the last observation gave, by whichever process made it.
         """
         if now_s - self._observed_s > PAUSE_S:
-            self._owners, self._configured = {}, {}
+            self._resume(now_s, owners, configured, absences)
         self._observed_s = now_s
         returned = _renew(self._configured, configured, now_s)
         if _renew(self._owners, owners, now_s):
@@ -78,6 +96,7 @@ class Readers:
                     seen.at_s = now_s
             self._owned_s = now_s
         if now_s - self._owned_s > PAUSE_S:  # nobody reads anything: no partition holds another one back
+            self.absences = dict(absences)
             return {partition: left_out[partition] for partition in owners if partition in left_out}
         found = {}
         for partition in owners:
@@ -86,7 +105,31 @@ class Readers:
                 self._owners[partition].at_s, before = now_s, None  # configured again: its owner gets time to come
             if state := self._state(partition, before, now_s):
                 found[partition] = state
+        absent = (p for p in owners if found.get(p) is not Unread.RETIRED and now_s - self._owners[p].at_s > PAUSE_S)
+        self.absences = {partition: self._absence(partition, now_s) for partition in absent}
         return found
+
+    def _resume(
+        self,
+        now_s: float,
+        owners: Mapping[Partition, Sign],
+        configured: Mapping[Partition, Sign],
+        absences: Mapping[Partition, Absence],
+    ) -> None:
+        """Begin to observe: what has no other sign than the last observer saw is absent for as long as it said."""
+        self._owners, self._configured, self._owned_s = {}, {}, now_s
+        for partition, absence in absences.items():
+            if partition not in owners or _digest(owners[partition]) != absence.owner:
+                continue
+            absent_s = min(absence.owner_s, UNREAD_AFTER_S - PAUSE_S)
+            self._owners[partition] = _Seen(owners[partition], now_s - absent_s)
+            if _digest(configured[partition]) == absence.configured:
+                absent_s = min(absence.configured_s, RETIRED_AFTER_S - PAUSE_S)
+                self._configured[partition] = _Seen(configured[partition], now_s - absent_s)
+
+    def _absence(self, partition: Partition, now_s: float) -> Absence:
+        owner, configured = self._owners[partition], self._configured[partition]
+        return Absence(_digest(owner.sign), now_s - owner.at_s, _digest(configured.sign), now_s - configured.at_s)
 
     def _state(self, partition: Partition, before: Unread | None, now_s: float) -> Unread | None:
         owner, configured = self._owners[partition], self._configured[partition]
@@ -94,6 +137,10 @@ class Readers:
             return None
         is_over = now_s - configured.at_s >= RETIRED_AFTER_S
         return Unread.RETIRED if is_over or before is Unread.RETIRED else Unread.UNREAD
+
+
+def _digest(sign: Sign) -> str:
+    return blake2b(repr(sign).encode(), digest_size=8).hexdigest()
 
 
 def _renew(seen: dict[Partition, _Seen], signs: Mapping[Partition, Sign], now_s: float) -> set[Partition]:

@@ -99,9 +99,10 @@ class Closing:
             return
         self._observe_at_s = now_s + OBSERVE_S
         catalog = self._store.catalog
-        before = catalog.left_out()
+        before, absences = catalog.left_out(), catalog.absences()
         owners, configured = self._store.partitions.signs(cursors), catalog.registrations(cursors)
-        self._left_out = after = self._readers.observe(now_s, owners, configured, before)
+        self._left_out = after = self._readers.observe(now_s, owners, configured, before, absences)
+        catalog.keep_absences(absences, self._readers.absences)
         self._announce(before, after)  # the alert before the state: after a crash in between it is raised again
         for partition in before.keys() | after.keys():
             if partition not in after:

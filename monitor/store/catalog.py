@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Mapping
+from dataclasses import asdict
 
 from monitor.core.buckets import LEVELS, Layout
-from monitor.core.readers import Sign, Unread
+from monitor.core.readers import Absence, Sign, Unread
 from monitor.core.types import Partition
 from monitor.store.connection import ADVICE, SCRIPTS, StoreConfigError
 from monitor.store.keyspace import TTL_S, MonitorKeys, name_of, partition_of
@@ -17,7 +19,11 @@ class Catalog:
     def __init__(self, keys: MonitorKeys) -> None:
         self._connection = keys.connection
         self._partitions, self._registrations = keys.key("partitions"), keys.key("registrations")
-        self._left_out, self._judged = keys.texts("left_out"), keys.key("judged")
+        self._left_out, self._absences, self._judged = (
+            keys.texts("left_out"),
+            keys.texts("absences"),
+            keys.key("judged"),
+        )
         self._first_read = keys.key("first_read")
         self._layouts, self._profiles = keys.texts("layouts"), keys.texts("profiles")
 
@@ -58,6 +64,17 @@ class Catalog:
     def take_back(self, partition: Partition) -> None:
         """Undo `leave_out`."""
         self._left_out.remove(name_of(partition))
+
+    def absences(self) -> dict[Partition, Absence]:
+        """The partitions without signs of an owner, as the last observer saw them."""
+        return {partition_of(member): Absence(**json.loads(text)) for member, text in self._absences.all().items()}
+
+    def keep_absences(self, before: Iterable[Partition], after: Mapping[Partition, Absence]) -> None:
+        """Store these absences in the place of those that `before` names."""
+        for partition in set(before) - after.keys():
+            self._absences.remove(name_of(partition))
+        if after:
+            self._absences.put_all({name_of(p): json.dumps(asdict(absence)) for p, absence in after.items()})
 
     def forget(self, partition: Partition) -> None:
         """Remove a partition of which no state is left; a registration makes it known again."""

@@ -126,6 +126,37 @@ def test_a_topic_that_nobody_reads_any_more_stops_holding_buckets_open(fleet: Fl
     assert fleet.closed() == closed  # it is waited for again
 
 
+def test_a_lease_that_moves_often_does_not_begin_the_wait_for_an_owner_again(fleet: Fleet) -> None:
+    fleet.store.catalog.register_partitions([OLD])
+    fleet.configured = [NEW]
+    fleet.own(OLD, NEW)
+    fleet.count(OLD, 0)
+    for _ in range(2):
+        fleet.run(readers.UNREAD_AFTER_S / 2, moving=[NEW])
+        assert fleet.store.catalog.left_out() == {}
+        fleet.take_lease()
+    fleet.run(4 * LOOK_EVERY_S, moving=[NEW])
+    assert fleet.store.catalog.left_out() == {OLD: Unread.UNREAD}
+    for _ in range(30):  # what passes between two observers does not count
+        fleet.run(readers.RETIRED_AFTER_S / 18, moving=[NEW])
+        fleet.take_lease()
+    fleet.run(2 * LOOK_EVERY_S, moving=[NEW])
+    assert fleet.store.catalog.left_out() == {OLD: Unread.RETIRED}
+    assert fleet.store.catalog.absences() == {}
+
+
+def test_an_owner_that_gave_a_sign_while_nobody_observed_was_there(fleet: Fleet) -> None:
+    fleet.store.catalog.register_partitions([OLD])
+    fleet.configured = [NEW]
+    fleet.own(OLD, NEW)
+    fleet.run(readers.UNREAD_AFTER_S - LOOK_EVERY_S, moving=[NEW])
+    assert OLD in fleet.store.catalog.absences()
+    fleet.store.partitions.keep({OLD: "a"})
+    fleet.take_lease()
+    fleet.run(readers.UNREAD_AFTER_S - LOOK_EVERY_S, moving=[NEW])
+    assert fleet.store.catalog.left_out() == {}
+
+
 def test_a_retired_partition_whose_state_has_expired_is_forgotten(fleet: Fleet) -> None:
     fleet.store.catalog.register_partitions([OLD])
     fleet.configured = [NEW]

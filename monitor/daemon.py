@@ -33,14 +33,16 @@ from monitor.evaluate.presentation import Presentation
 from monitor.fleet.exporter import FleetExporter
 from monitor.ingest.assignment import Assignment, AssignmentPolicy
 from monitor.ingest.batch import thumbnail
-from monitor.ingest.consumer import Consumer, Stages
+from monitor.ingest.consumer import Consumer
 from monitor.ingest.decode.pool import DecoderPool
 from monitor.ingest.decode.records import Decoder
+from monitor.ingest.evidence import EvidenceStage
 from monitor.ingest.image_log import open_image_log
 from monitor.ingest.maintenance import Maintenance
 from monitor.ingest.scoring.profiles import Profiles, publish_profiles
 from monitor.ingest.scoring.stage import ScoringError, ScoringStage
 from monitor.ingest.sinks import Sinks
+from monitor.ingest.stages import Stages
 from monitor.notify.delivery.context import DeliveryContext
 from monitor.notify.delivery.dispatcher import Dispatcher
 from monitor.notify.receivers.protocol import Receiver
@@ -89,11 +91,13 @@ def build_consumer(
         exemplars=evidence.exemplars,
         thumbnail=partial(thumbnail, longest_px=evidence.thumbnail_px) if evidence.thumbnails else lambda _: b"",
     )
+    decoders = DecoderPool(Decoder(profiles.preparers(), settings.stream, settings.decoding, settings.value))
     stages = Stages(
-        decoders=DecoderPool(Decoder(profiles.preparers(), settings.stream, settings.decoding, settings.value)),
+        decoders=decoders,
         scoring=ScoringStage(profiles, settings.scoring),
         aggregation=aggregation,
         sinks=sinks,
+        evidence=EvidenceStage(store, decoders, evidence),
     )
     longest_ms = max([MIN_REBUILD_MS, *(rule.window_ms for rule in rules)])
     policy = AssignmentPolicy(
@@ -101,6 +105,7 @@ def build_consumer(
         rebuild_ms=longest_ms + settings.buckets.lateness_ms,
         dead_letters=settings.dead_letters,
         unnamed_stream=settings.stream.name,
+        exemplars=evidence.exemplars,
     )
     publish = partial(publish_profiles, store, profiles)
     maintenance = Maintenance(store, alerts, sinks, publish, settings.buckets.idle_timeout_s, settings.pipeline.stall_s)

@@ -101,7 +101,7 @@ def play(store: Store, settings: Config) -> None:
             for (t, stream, _), row, image in zip(taken, profile.score(prepared).p_values, prepared, strict=True)
         ]
         begin = Delta(LOG, "t", offset, offset + 1, high_ms, {})
-        delta, _ = aggregate(judged, begin, facts, time.time_ns() // 1_000_000, how)
+        delta = aggregate(judged, begin, facts, time.time_ns() // 1_000_000, how).delta
         facts, high_ms = {**facts, **delta.facts}, delta.high_ms
         store.partitions.apply([delta])
         evaluator.look()

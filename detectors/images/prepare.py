@@ -72,6 +72,19 @@ class Preparer:
             ImageError: the image cannot be used; its `code` says why.
             OSError: the file cannot be read.
         """
+        pixels, mode, n_bytes, notes = self._rgb(image)
+        height, width = pixels.shape[:2]
+        resized = resize(pixels, self.input_px, self.filter)
+        measured, digest = properties.measure(pixels, n_bytes, mode), _digest(pixels)
+        key = digest if key is None else key
+        return Prepared(resized, measured, digest, key, width, height, mode, notes)
+
+    def upright(self, image: AnyImage) -> NDArray[np.uint8]:
+        """(H, W, 3), the whole image in its own size, as it is before the resize; raises what a call raises."""
+        return self._rgb(image)[0]
+
+    def _rgb(self, image: AnyImage) -> tuple[NDArray[np.uint8], str, int, tuple[str, ...]]:
+        """(pixels (H, W, 3), mode, bytes as they came, notes)."""
         if isinstance(image, Path):
             image = image.read_bytes()
         white_level = self.tones.white_level
@@ -82,11 +95,7 @@ class Preparer:
         else:
             decoded, n_bytes = decode(image, self.limits, deep=white_level not in {None, 65_535}), len(image)
         pixels, notes = self.tones.rgb(decoded.values)
-        height, width = pixels.shape[:2]
-        resized = resize(pixels, self.input_px, self.filter)
-        measured, digest = properties.measure(pixels, n_bytes, decoded.mode), _digest(pixels)
-        key = digest if key is None else key
-        return Prepared(resized, measured, digest, key, width, height, decoded.mode, (*decoded.notes, *notes))
+        return pixels, decoded.mode, n_bytes, (*decoded.notes, *notes)
 
 
 def resize(pixels: NDArray[np.uint8], size_px: int, resize_filter: Filter) -> NDArray[np.uint8]:

@@ -59,20 +59,33 @@ class Aggregation:
     thumbnail: Callable[[Prepared], bytes] = lambda _: b""
 
 
+@dataclass(frozen=True, slots=True)
+class Aggregated:
+    """The result of `aggregate`."""
+
+    delta: Delta
+    future: int
+    """Timestamps that were further ahead than allowed."""
+    unusual: Sequence[Judged]
+    """The images of `delta.exemplars`, in their order."""
+
+
 def aggregate(
     outcomes: Sequence[Outcome],
     begin: Delta,
     facts: Mapping[str, StreamFacts],
     now_ms: int | Sequence[int],
     aggregation: Aggregation,
-) -> tuple[Delta, int]:
-    """The delta of records in the order of their log, and how many timestamps were further ahead than allowed.
+    is_kept: Callable[[Exemplar], bool] = lambda _: True,
+) -> Aggregated:
+    """The delta of records in the order of their log.
 
     Args:
         outcomes: one per record, in offset order.
         begin: without counts; its `high_ms` is the highest event time applied so far, 0 before the first record.
         facts: of each stream in this partition, after its last image.
         now_ms: wall clock, against timestamps in the future; of all records, or one per record.
+        is_kept: False for an unusual image that the store would drop at once: no thumbnail is made of it.
     """
     nows = [now_ms] * len(outcomes) if isinstance(now_ms, int) else now_ms
     run = _Run(begin.high_ms or None, facts, aggregation)
@@ -82,7 +95,10 @@ def aggregate(
         else:
             for image in outcome:
                 run.accept(image)
-    return run.added_to(begin), run.future
+    worst = run.worst(is_kept)
+    return Aggregated(
+        run.added_to(begin, [exemplar for exemplar, _ in worst]), run.future, [image for _, image in worst]
+    )
 
 
 def unusual_p(p_values: NDArray[np.float64], layout: Layout) -> float:
@@ -119,7 +135,7 @@ class _Run:
         self._retention_ms = 1000 * buckets.retention_s
         self._facts: dict[str, StreamFacts] = {}
         self._counts: dict[VectorKey, _Counts] = {}
-        self._unusual: list[tuple[Exemplar, Prepared]] = []
+        self._unusual: list[tuple[Exemplar, Judged]] = []
         self._typical: list[Exemplar] = []
         self._reasons: Counter[tuple[str, str]] = Counter()
         self.future = 0
@@ -176,18 +192,28 @@ class _Run:
         )
         if p_value <= EXEMPLAR_P:
             if not repeat:
-                self._unusual.append((exemplar, image.prepared))
+                self._unusual.append((exemplar, image))
             return facts
         self._typical.append(replace(exemplar, thumbnail=self._aggregation.thumbnail(image.prepared)))
         return replace(facts, typical=facts.typical + 1, typical_ms=placed.event_time_ms)
 
-    def added_to(self, begin: Delta) -> Delta:
+    def worst(self, is_kept: Callable[[Exemplar], bool]) -> list[tuple[Exemplar, Judged]]:
+        """The worst images of each stream; thumbnails are made for these alone."""
+        kept: list[tuple[Exemplar, Judged]] = []
+        taken: Counter[str] = Counter()
+        for found, image in sorted(self._unusual, key=lambda shown: _order(shown[0])):
+            taken[found.stream] += 1
+            if taken[found.stream] <= self._aggregation.exemplars and is_kept(found):
+                kept.append((replace(found, thumbnail=self._aggregation.thumbnail(image.prepared)), image))
+        return kept
+
+    def added_to(self, begin: Delta, exemplars: Sequence[Exemplar]) -> Delta:
         return replace(
             begin,
             high_ms=self._clock.high_ms or 0,
             vectors=self._vectors(),
             facts=self._facts,
-            exemplars=self._worst(),
+            exemplars=exemplars,
             reasons=self._reasons,
             typical=self._typical,
             worst=self._worst_by_bucket(),
@@ -220,16 +246,6 @@ class _Run:
                 vector[[CHANGES, LONGEST_RUN]] = count.changes, count.longest_run
                 vectors[key] = vector
         return vectors
-
-    def _worst(self) -> list[Exemplar]:
-        """The worst images of each stream; thumbnails are made for these alone."""
-        kept: list[Exemplar] = []
-        taken: Counter[str] = Counter()
-        for found, prepared in sorted(self._unusual, key=lambda shown: _order(shown[0])):
-            taken[found.stream] += 1
-            if taken[found.stream] <= self._aggregation.exemplars:
-                kept.append(replace(found, thumbnail=self._aggregation.thumbnail(prepared)))
-        return kept
 
     def _worst_by_bucket(self) -> dict[VectorKey, list[Exemplar]]:
         """Likewise of each stream in each bucket, but without thumbnails."""

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from base64 import b64encode
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Annotated
+from urllib.parse import urlencode
 
 import numpy as np
 from pydantic import Field
@@ -20,7 +21,7 @@ from monitor.fleet.counts import bands
 from monitor.fleet.evidence import evidence_span, stream_evidence
 from monitor.fleet.history import LEVEL
 from monitor.fleet.overview import Snapshot
-from monitor.store import Store
+from monitor.store import Store, picture_name
 
 EVIDENCE_MS = 300_000
 """Length of the evidence of a stream without an alert."""
@@ -77,6 +78,10 @@ class ExemplarJson(Answer):
     p_values: dict[str, float]
     thumbnail: str | None
     """JPEG as a data: address, re-encoded by Layerwatch."""
+    picture: str | None = None
+    """Path of the large picture, a JPEG re-encoded by Layerwatch; null where none is kept."""
+    name: str = Field("", exclude=True)
+    """Of the picture; does not change while the image is kept."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,7 +148,8 @@ def view_stream(store: Store, snapshot: Snapshot, name: str, alert_id: str = "",
     kept = [] if in_short else store.exemplars.typical(partitions, newest, name)
     before = [exemplar for exemplar in kept if focus is None or exemplar.event_time_ms < focus.since_ms]
     typical = (before or kept)[:TYPICAL]
-    return StreamView(focus, evidence, _shown(worst, layout), _shown(typical, layout), points, step_ms)
+    large = frozenset() if in_short else store.pictures.names(partitions, worst)
+    return StreamView(focus, evidence, _shown(worst, layout, large), _shown(typical, layout), points, step_ms)
 
 
 def _focus(alerts: Sequence[Alert], alert_id: str) -> Alert | None:
@@ -190,7 +196,7 @@ def _point(layouts: Mapping[str, Layout], start: int, held: Mapping[str, Sequenc
     return PointJson(start=start, images=images, rejected=rejected, share=passed / images, band=[lower, upper])
 
 
-def _shown(exemplars: Sequence[Exemplar], layout: Layout) -> list[ExemplarJson]:
+def _shown(exemplars: Sequence[Exemplar], layout: Layout, large: Set[str] = frozenset()) -> list[ExemplarJson]:
     return [
         ExemplarJson(
             id=e.id,
@@ -198,6 +204,13 @@ def _shown(exemplars: Sequence[Exemplar], layout: Layout) -> list[ExemplarJson]:
             p_value=e.p_value,
             p_values=dict(zip(layout.signals, e.p_values, strict=False)),
             thumbnail=f"data:image/jpeg;base64,{b64encode(e.thumbnail).decode()}" if e.thumbnail else None,
+            picture=_path(name, e) if name in large else None,
+            name=name,
         )
-        for e in exemplars
+        for e, name in ((e, picture_name(e)) for e in exemplars)
     ]
+
+
+def _path(name: str, e: Exemplar) -> str:
+    query = {"stream": e.stream, "profile": e.fingerprint, "time": e.event_time_ms}
+    return f"/pictures/{name}?{urlencode(query)}"

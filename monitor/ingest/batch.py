@@ -5,16 +5,17 @@ from __future__ import annotations
 import io
 import random
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from PIL import Image
 
 from detectors.images.prepare import Prepared
-from monitor.core.aggregate import Aggregation, aggregate
+from monitor.core.aggregate import Aggregation, Judged, aggregate
 from monitor.core.buckets import IMAGES
 from monitor.core.reject_window import RejectWindow
-from monitor.core.types import DeadLetter, Delta, Partition
+from monitor.core.types import DeadLetter, Delta, Partition, Record
+from monitor.ingest.evidence import Kept
 from monitor.ingest.image_log import ImageLog, Line
 from monitor.ingest.work import OwnedPartition, Work
 from monitor.telemetry import metrics
@@ -34,6 +35,8 @@ class PartitionBatch:
     rejects: RejectWindow
     future: int
     """Records whose timestamps were further ahead than allowed."""
+    kept: Sequence[Kept]
+    """The images of `delta.exemplars`, with their records."""
 
     def advance_owner(self) -> None:
         """Move the partition's cursor: Redis has applied the delta."""
@@ -42,6 +45,7 @@ class PartitionBatch:
         owner.high_ms = self.delta.high_ms or None
         owner.facts.update(self.delta.facts)
         owner.rejects = self.rejects
+        owner.kept_worst.add(self.delta.exemplars)
         owner.idle = False
         metrics.FUTURE_RECORDS.inc(self.future)
         metrics.IMAGES_APPLIED.inc(sum(int(vector[IMAGES]) for vector in self.delta.vectors.values()))
@@ -111,8 +115,21 @@ def _part(owner: OwnedPartition, works: Sequence[Work], aggregation: Aggregation
         for work in works
         for time_ms in ([record.read_ms for record in work.records] or [None] * len(work.outcomes))
     ]
-    delta, future = aggregate(outcomes, begin, owner.facts, read_ms, aggregation)
-    return PartitionBatch(owner, delta, rejects, future)
+    found = aggregate(outcomes, begin, owner.facts, read_ms, aggregation, owner.kept_worst.admits)
+    places = {id(image): (record, i) for work in works for image, record, i in _images(work)} if found.unusual else {}
+    kept = [
+        Kept(exemplar, *places[id(image)], max(image.prepared.width, image.prepared.height))
+        for exemplar, image in zip(found.delta.exemplars, found.unusual, strict=True)
+    ]
+    return PartitionBatch(owner, found.delta, rejects, found.future, kept)
+
+
+def _images(work: Work) -> Iterator[tuple[Judged, Record, int]]:
+    """Every image of a work, its record, and its place there."""
+    for record, outcome in zip(work.records, work.outcomes, strict=False):  # skipped damage has no records
+        if not isinstance(outcome, DeadLetter):
+            for i, image in enumerate(outcome):
+                yield image, record, i
 
 
 def thumbnail(prepared: Prepared, longest_px: int) -> bytes:

@@ -5,20 +5,17 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
 
 import structlog
 
-from monitor.core.aggregate import Aggregation
 from monitor.core.types import Applied, ApplyStatus, Partition
 from monitor.ingest.assignment import Assignment
 from monitor.ingest.batch import BACKOFF_S, Batch, PartitionBatch, batch_of
-from monitor.ingest.decode.pool import DecoderPool
 from monitor.ingest.health import ConsumerHealth
 from monitor.ingest.maintenance import Every, Maintenance
-from monitor.ingest.scoring.stage import ScoringStage
 from monitor.ingest.settings import PipelineSettings
-from monitor.ingest.sinks import SinkError, Sinks
+from monitor.ingest.sinks import SinkError
+from monitor.ingest.stages import Stages
 from monitor.ingest.work import Backlog
 from monitor.sources.protocol import FatalSourceError, Polled, Source, SourceError, UnreadableError
 from monitor.store import Store, StoreError
@@ -33,16 +30,6 @@ BUSY_POLL_S = 0.01
 """Poll time-out while scored work may be ready to apply at any moment."""
 VERIFY_S = 5.0
 """Between comparisons of our cursors with those in Redis: without records nothing else would notice a loss."""
-
-
-@dataclass(frozen=True, slots=True)
-class Stages:
-    """What records pass between poll and apply, in this order."""
-
-    decoders: DecoderPool
-    scoring: ScoringStage
-    aggregation: Aggregation
-    sinks: Sinks
 
 
 class Consumer:
@@ -188,6 +175,7 @@ class Consumer:
         metrics.APPLIES.labels(str(outcome.status)).inc()
         if outcome.status in {ApplyStatus.OK, ApplyStatus.DUP}:
             part.advance_owner()
+            self._stages.evidence.submit(part.kept)
             try:
                 self._assignment.judge_rejects(source, owner)
             except StoreError as error:
@@ -247,11 +235,7 @@ class Consumer:
     def close(self) -> None:
         """End the threads and processes of the stages; work in flight is dropped."""
         self._leave()
-        self._stages.decoders.close()
-        self._stages.scoring.close()
-        self._stages.sinks.log_letters()
-        if self._stages.sinks.image_log is not None:
-            self._stages.sinks.image_log.close()
+        self._stages.close()
 
     # ---------------------------------------------------------------- between and after rounds
 

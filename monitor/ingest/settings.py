@@ -124,6 +124,8 @@ class DecodingSettings(Section):
 class EvidenceSettings(Section):
     thumbnails: bool = True
     thumbnail_px: Annotated[int, Field(ge=16, le=512)] = 96
+    picture_px: Annotated[int, Field(ge=0, le=1024)] = 512
+    """Longer side of the large pictures of the worst images, for whoever clicks on one; 0 keeps none."""
     exemplars: Annotated[int, Field(ge=0, le=100)] = 12
     """Worst images kept per stream and hour."""
     retention_s: PositiveInt = 7 * 86_400

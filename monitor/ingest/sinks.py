@@ -88,6 +88,12 @@ class Sinks:
             log.info("dead_letters.written", letters=self.unlogged.total(), reasons=dict(self.unlogged))
             self.unlogged.clear()
 
+    def close(self) -> None:
+        """Log the letters that were written, and close the image log."""
+        self.log_letters()
+        if self.image_log is not None:
+            self.image_log.close()
+
     def end_alerts(self, topics: Iterable[str]) -> None:
         """End the alerts about sinks that work, whichever process raised them.
 

@@ -17,15 +17,16 @@ from monitor.store.evaluation import Evaluation, EvaluatorState, Kept
 from monitor.store.keyspace import MonitorKeys, PartitionKeys
 from monitor.store.outbox import Outbox
 from monitor.store.partitions import GONE_STREAM, OTHER_STREAM, Claim, ClaimStatus, Limits, Partitions
+from monitor.store.pictures import Pictures, picture_name
 from monitor.store.settings import RedisSettings
 
 
 class Store:
     """All state of one monitor, by who uses it. Safe to share between threads; built by `open_store`.
 
-    Consumers write through `partitions`; everybody reads `counts` and `exemplars`. The evaluator decides through
-    `evaluation`, which fills the `outbox` that the dispatcher empties. `catalog` and `silences` (JSON by id) are small
-    and shared.
+    Consumers write through `partitions`; everybody reads `counts`, `exemplars` and `pictures`. The evaluator decides
+    through `evaluation`, which fills the `outbox` that the dispatcher empties. `catalog` and `silences` (JSON by id)
+    are small and shared.
     """
 
     def __init__(self, connection: Connection, monitor: str, limits: Limits, wait_aof_ms: int = 0) -> None:
@@ -35,6 +36,7 @@ class Store:
         self.partitions = Partitions(partition_keys, limits)
         self.counts = Counts(partition_keys)
         self.exemplars = Exemplars(partition_keys)
+        self.pictures = Pictures(partition_keys, limits.exemplars_kept, limits.exemplar_retention_s)
         self._monitor_keys = MonitorKeys(connection, monitor)
         self.catalog = Catalog(self._monitor_keys)
         self.evaluation = Evaluation(self._monitor_keys)
@@ -102,4 +104,5 @@ __all__ = [
     "StoreError",
     "check_client",
     "open_store",
+    "picture_name",
 ]

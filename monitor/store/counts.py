@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from monitor.core.kept_worst import HOUR_MS, hour_of
 from monitor.core.types import Exemplar, Partition, Totals, Vector
 from monitor.store.keyspace import SEPARATOR, Member, PartitionKeys
 from monitor.store.packing import (
@@ -19,8 +20,6 @@ from monitor.store.packing import (
 )
 
 SEALED_AND_OPEN = ("closed", "open")
-HOUR_MS = 3_600_000
-"""Unusual images are kept by the hour of their event time, so that each hour keeps its own."""
 
 
 class Counts:
@@ -149,7 +148,7 @@ class Exemplars:
 
         To be shown: each hour keeps some, with thumbnails, and equal pictures are given once.
         """
-        name, hours = packed_name(stream), range(since_ms // HOUR_MS * HOUR_MS, until_ms, HOUR_MS)
+        name, hours = packed_name(stream), range(hour_of(since_ms), until_ms, HOUR_MS)
         keys = [self._keys.of(p, f"ex:{fingerprint}:{hour}:{name}") for p in partitions for hour in hours]
         replies = self._keys.connection.read_many([("ZRANGE", key, 0, -1, "WITHSCORES") for key in keys])
         scored = [(float(rank), unpacked_exemplar(packed)) for reply in replies for packed, rank in reply]

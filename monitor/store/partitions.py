@@ -10,10 +10,11 @@ from typing import Any
 
 import msgpack
 
+from monitor.core.kept_worst import hour_of
 from monitor.core.readers import Sign
 from monitor.core.types import Applied, ApplyStatus, Cursor, Delta, Exemplar, Partition, StreamFacts, Vector
 from monitor.store.connection import SCHEMA, SCRIPTS, Call, Value
-from monitor.store.counts import HOUR_MS, parse_member
+from monitor.store.counts import parse_member
 from monitor.store.keyspace import TTL_S, PartitionKeys, bucket_name, worst_name
 from monitor.store.packing import (
     packed_exemplar,
@@ -205,7 +206,7 @@ class Partitions:
         return [f"{prefix}:{name}" for name in names]
 
     def _unusual(self, e: Exemplar) -> _KeptImage:
-        key = f"ex:{e.fingerprint}:{e.event_time_ms // HOUR_MS * HOUR_MS}"
+        key = f"ex:{e.fingerprint}:{hour_of(e.event_time_ms)}"
         return key, packed_name(e.stream), e.rank, packed_exemplar(e), self._limits.exemplars_kept, -1
 
     def _typical(self, e: Exemplar) -> _KeptImage:

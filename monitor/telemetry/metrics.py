@@ -65,6 +65,11 @@ SCORES = _histogram(
 BATCH_IMAGES = _histogram(
     "layerwatch_batch_images", "Images scored together", buckets=(1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
 )
+LARGE_PICTURES = _counter(
+    "layerwatch_large_pictures_total",
+    "Large pictures of the worst images: kept, overtaken by worse images, left out because too many waited, failed",
+    ("outcome",),
+)
 HALVED = _counter("layerwatch_batches_halved_total", "Batches halved because memory ran out")
 DEVICE_MEMORY = _gauge(
     "layerwatch_device_memory_bytes",

@@ -126,6 +126,7 @@ def _app(site: Site, pages: Pages) -> Starlette:
     return Starlette(
         routes=[
             *pages.routes(),
+            Route("/pictures/{name}", partial(_picture, site)),
             Route("/events", partial(_events, site.overview)),
             Mount("/static", _Static(packages=[("monitor.web", "static")])),
             Route("/healthz", _healthz),
@@ -151,6 +152,19 @@ class _Static(StaticFiles):
         response = super().file_response(*args, **options)
         response.headers["Cache-Control"] = "max-age=86400"
         return response
+
+
+def _picture(site: Site, request: Request) -> Response:
+    """The large picture of one of the worst images."""
+    asked, partitions = request.query_params, site.overview.snapshot().partitions
+    time_ms = asked.get("time", "").removeprefix("-")
+    if not (time_ms.isascii() and time_ms.isdigit() and len(time_ms) < 16):
+        return PlainTextResponse("no such picture\n", 404)
+    profile, stream, name = asked.get("profile", ""), asked.get("stream", ""), request.path_params["name"]
+    picture = site.store.pictures.of(partitions, profile, stream, int(asked["time"]), name)
+    if not picture:
+        return PlainTextResponse("no such picture\n", 404)
+    return Response(picture, media_type="image/jpeg", headers={"Cache-Control": "private, max-age=3600"})
 
 
 async def _healthz(_: Request) -> Response:

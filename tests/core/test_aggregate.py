@@ -35,7 +35,7 @@ def judged(prepared: Prepared, second: int, p_value: float, stream: str = "cam")
 
 def counted(records: list[list[Judged]], facts: Mapping[str, StreamFacts], how: Aggregation = HOW) -> Delta:
     begin = Delta(Partition("images", 0), "t", 0, len(records), 0, {})
-    return aggregate(records, begin, facts, START_MS + 10**9, how)[0]
+    return aggregate(records, begin, facts, START_MS + 10**9, how).delta
 
 
 def test_the_worst_images_are_those_of_either_kind(prepared: Prepared) -> None:

@@ -17,6 +17,7 @@ from detectors.images.prepare import Prepared
 from detectors.images.tones import ABOVE_WHITE
 from monitor.core.types import Record
 from monitor.ingest.decode.flat import FlatError, FlatReader
+from monitor.ingest.decode.large import JPEG_START, MOST_BYTES
 from monitor.ingest.decode.records import MAX_NAME_CHARS, MAX_TIME_MS, MIN_TIME_MS, Decoded, Decoder, stream_of
 from monitor.ingest.decode.values import REASONS
 
@@ -40,6 +41,11 @@ def pack_images(images: Sequence[Decoded], took_s: float) -> bytes:
     return _packed(values)
 
 
+def pack_large(picture: bytes, took_s: float) -> bytes:
+    """The answer to a `LargePicture`."""
+    return _packed([took_s, "", picture])
+
+
 def pack_refusal(reason: str, text: str, took_s: float) -> bytes:
     """The answer for a record that cannot be used."""
     return _packed([took_s, reason, text[:MAX_TEXT_CHARS]])
@@ -48,7 +54,12 @@ def pack_refusal(reason: str, text: str, took_s: float) -> bytes:
 def most_bytes(decoder: Decoder) -> int:
     """Size of the largest answer that the decoder's limits allow."""
     side = max(preparer.input_px for preparer in decoder.preparers.all())
-    return decoder.settings.max_images_per_record * (3 * side * side + BESIDE_PIXELS) + 4 * MAX_TEXT_CHARS + 64
+    return (
+        decoder.settings.max_images_per_record * (3 * side * side + BESIDE_PIXELS)
+        + 4 * MAX_TEXT_CHARS
+        + 64
+        + MOST_BYTES
+    )
 
 
 def read_answer(message: bytes, record: Record, decoder: Decoder) -> tuple[float, list[Decoded] | Refusal]:
@@ -73,6 +84,23 @@ def read_answer(message: bytes, record: Record, decoder: Decoder) -> tuple[float
     images = [_read_image(reader, stream, side) for _ in range(count)]
     reader.end()
     return took_s, images
+
+
+def read_large(message: bytes) -> bytes | Refusal:
+    """The JPEG that `pack_large` packed, or why there is none.
+
+    Raises:
+        FlatError: not such an answer.
+    """
+    reader = FlatReader(message)
+    reader.open_list()
+    reader.plain(float)
+    if reason := reader.plain(str):
+        return reason, reader.plain(str)[:MAX_TEXT_CHARS]
+    picture = reader.plain(bytes)
+    reader.end()
+    _check(picture.startswith(JPEG_START) and len(picture) <= MOST_BYTES, "picture")
+    return picture
 
 
 def _read_image(reader: FlatReader, stream: str, side: int) -> Decoded:

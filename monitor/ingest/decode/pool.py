@@ -22,13 +22,15 @@ from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection
+from typing import Any
 
 import structlog
 
 from monitor.core.types import DeadLetter, Record
-from monitor.ingest.decode.answers import Refusal, most_bytes, read_answer
+from monitor.ingest.decode.answers import Refusal, most_bytes, read_answer, read_large
 from monitor.ingest.decode.confinement import environment
 from monitor.ingest.decode.flat import FlatError
+from monitor.ingest.decode.large import LargePicture
 from monitor.ingest.decode.records import Decoded, Decoder, check_size, stream_of
 from monitor.ingest.decode.remote import UNAVAILABLE
 from monitor.ingest.decode.values import DecodeError
@@ -71,11 +73,17 @@ class _LostError(Exception):
 
 @dataclass(eq=False, slots=True)
 class _Job:
-    record: Record
-    future: Future[DecodedRecord] = field(default_factory=Future)
+    asked: Record | LargePicture
+    future: Future[Any] = field(default_factory=Future)
+    """Of a `DecodedRecord`; or of a JPEG, empty where there is none."""
     tries: int = 0
     held_s: float = 0.0
     """Monotonic time since which it waits for a server; 0 while it does not."""
+
+    @property
+    def record(self) -> Record:
+        """That is to be decoded."""
+        return self.asked.record if isinstance(self.asked, LargePicture) else self.asked
 
 
 class DecoderPool:
@@ -114,6 +122,12 @@ class DecoderPool:
             self._tasks.put(task)
         return [job.future for job in jobs]
 
+    def large(self, asked: LargePicture) -> Future[bytes]:
+        """The JPEG of one image of a record, after all records that are submitted by now; b"" if there is none."""
+        job = _Job(asked)
+        self._tasks.put([job])
+        return job.future
+
     def close(self) -> None:
         """End the processes. Open futures are cancelled by the thread that takes them from the queue."""
         self._closed.set()
@@ -151,13 +165,16 @@ class DecoderPool:
                 process.end()
 
     def _work(self, process: _Process, waiting: deque[_Job]) -> None:
-        process.send(pickle.dumps([job.record for job in waiting], protocol=pickle.HIGHEST_PROTOCOL))
+        process.send(pickle.dumps([job.asked for job in waiting], protocol=pickle.HIGHEST_PROTOCOL))
         held: list[_Job] = []
         try:
             while waiting:
-                took_s, answer = self._receive(process, waiting[0].record)
+                took_s, answer = self._receive(process, waiting[0])
                 job = waiting.popleft()
                 self.answered_s = time.monotonic()
+                if isinstance(answer, bytes):
+                    job.future.set_result(answer)
+                    continue
                 metrics.STAGE_SECONDS.labels("decode").observe(took_s)
                 if isinstance(answer, list):
                     for part in (note for image in answer for note in image.prepared.notes):
@@ -173,7 +190,9 @@ class DecoderPool:
             self._closed.wait(min(HOLD_STEP_S, max(0.1, time.monotonic() - held[0].held_s)))
 
     def _holds(self, job: _Job, error: str) -> bool:
-        """Whether a record that needs an absent server is tried again."""
+        """Whether a record that needs an absent server is tried again; not for a picture of it."""
+        if isinstance(job.asked, LargePicture):
+            return False
         metrics.DECODE_HOLDS.inc()
         if not job.held_s:
             job.held_s = time.monotonic()
@@ -182,9 +201,12 @@ class DecoderPool:
             )
         return time.monotonic() - job.held_s < HOLD_S
 
-    def _receive(self, process: _Process, record: Record) -> tuple[float, list[Decoded] | Refusal]:
+    def _receive(self, process: _Process, job: _Job) -> tuple[float, list[Decoded] | Refusal | bytes]:
+        message = process.receive(self._timeout_s, self._answer_bytes)
         try:
-            return read_answer(process.receive(self._timeout_s, self._answer_bytes), record, self._decoder)
+            if isinstance(job.asked, LargePicture):
+                return 0.0, read_large(message)
+            return read_answer(message, job.asked, self._decoder)
         except FlatError as error:
             raise _LostError("crashed", f"the decoder process sent an invalid answer: {error}") from error
 
@@ -201,6 +223,10 @@ class DecoderPool:
             self._reject(waiting.popleft(), lost.reason, f"{lost} {TRIES} times")
 
     def _reject(self, job: _Job, reason: str, error: str) -> None:
+        if isinstance(job.asked, LargePicture):
+            log.warning("decode.no_large_picture", reason=reason, error=error)
+            job.future.set_result(b"")
+            return
         job.future.set_result(DeadLetter(job.record, stream_of(job.record, self._decoder.naming), reason, error))
 
     def _start(self) -> _Process:

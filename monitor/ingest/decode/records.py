@@ -12,6 +12,7 @@ from detectors.images.decode import ImageError
 from detectors.images.prepare import Prepared
 from monitor.core.time_text import parse_time_ms
 from monitor.core.types import Record, RecordImage
+from monitor.ingest.decode.large import LargePicture, large_jpeg
 from monitor.ingest.decode.values import DecodeError
 from monitor.ingest.decode.wrapped import ValueReader
 from monitor.ingest.scoring.profiles import Preparers
@@ -62,6 +63,15 @@ class Decoder:
                 raise DecodeError(error.code, f"image {len(decoded)}: {error}") from error
             decoded.append(Decoded(item.id, item.stream, item.event_time_ms, prepared))
         return decoded
+
+    def large(self, asked: LargePicture) -> bytes:
+        """One image of a record as a JPEG; raises what a call raises."""
+        item = expand(asked.record, self.naming, self.reader)[asked.index]
+        try:
+            pixels = self.preparers.of(item.stream).upright(item.image)
+        except ImageError as error:
+            raise DecodeError(error.code, str(error)) from error
+        return large_jpeg(pixels, asked.longest_px)
 
 
 def expand(record: Record, naming: StreamNaming, reader: ValueReader) -> list[RecordImage]:

@@ -1,7 +1,7 @@
 """The decoder process, started by `DecoderPool`: untrusted bytes may crash or hang it, but not the daemon.
 
-It receives the decoder, then lists of records, and answers each record in order, so that the parent knows at which one
-it died. Answers are plain msgpack: the daemon never unpickles what a broken process sends.
+It receives the decoder, then lists of records and of `LargePicture`, and answers each in order, so that the parent
+knows at which one it died. Answers are plain msgpack: the daemon never unpickles what a broken process sends.
 """
 
 from __future__ import annotations
@@ -15,8 +15,9 @@ import warnings
 from multiprocessing.connection import Connection
 
 from monitor.core.types import Record
-from monitor.ingest.decode.answers import pack_images, pack_refusal
+from monitor.ingest.decode.answers import pack_images, pack_large, pack_refusal
 from monitor.ingest.decode.confinement import confine
+from monitor.ingest.decode.large import LargePicture
 from monitor.ingest.decode.records import Decoder
 from monitor.ingest.decode.remote import UNAVAILABLE, UnavailableError
 from monitor.ingest.decode.values import DecodeError
@@ -37,15 +38,18 @@ def main(descriptor: int) -> None:
         connection.send_bytes((READY + unconfined.encode())[:READY_BYTES])
         with contextlib.suppress(EOFError, OSError):
             while True:
-                for record in pickle.loads(connection.recv_bytes()):  # noqa: S301
-                    connection.send_bytes(answer(decoder, record))
+                for asked in pickle.loads(connection.recv_bytes()):  # noqa: S301
+                    connection.send_bytes(answer(decoder, asked))
 
 
-def answer(decoder: Decoder, record: Record) -> bytes:
-    """Decode one record; the message is read by `read_answer`."""
+def answer(decoder: Decoder, asked: Record | LargePicture) -> bytes:
+    """Decode one record; the message is read by `read_answer`, or by `read_large`."""
     started = time.perf_counter()
+    record = asked.record if isinstance(asked, LargePicture) else asked
     try:
         failpoint("decode", record.value)
+        if isinstance(asked, LargePicture):
+            return pack_large(decoder.large(asked), time.perf_counter() - started)
         return pack_images(decoder(record), time.perf_counter() - started)
     except DecodeError as error:
         reason, text = error.reason, str(error)

@@ -13,8 +13,9 @@ from PIL import Image
 from detectors.images.prepare import Prepared, Preparer
 from monitor.core.aggregate import Aggregation, Judged, aggregate
 from monitor.core.buckets import Layout
+from monitor.core.kept_worst import KeptWorst, hour_of
 from monitor.core.settings import BucketSettings
-from monitor.core.types import Delta, Partition, StreamFacts
+from monitor.core.types import Delta, Exemplar, Partition, StreamFacts
 
 LAYOUT = Layout(("ood",), (99,), (False,), (True,), (1.0,))
 START_MS = 1_760_000_000_000
@@ -82,6 +83,32 @@ def test_batches_of_any_size_name_the_same_worst_images_of_a_bucket(prepared: Pr
     worst = counted(images, {}, how).worst
     assert {start for _, start, _ in worst} == {START_MS + 10_000 * i for i in range(6)}
     assert {len(kept) for kept in worst.values()} == {3}
+
+
+def test_what_the_store_would_drop_is_not_made_and_what_it_keeps_is_the_same(prepared: Prepared) -> None:
+    rng = np.random.default_rng(2)
+    images = [judged(replace(prepared, digest=b"%d" % i), 7 * i, float(rng.uniform(0.001, 0.05))) for i in range(1500)]
+    most, seen = 3, KeptWorst(3)
+    how = Aggregation(BucketSettings(), HOW.layouts, HOW.fingerprint_of, most, lambda _: b"jpeg")
+    all_of, made = list[Exemplar](), list[Exemplar]()
+    for start in range(0, len(images), 10):
+        batch = images[start : start + 10]
+        begin = Delta(Partition("images", 0), "t", 0, len(batch), START_MS + 7000 * start, {})
+        found = aggregate(batch, begin, {}, START_MS + 10**9, how, seen.admits)
+        assert [image.id for image in found.unusual] == [image.id for image in found.delta.exemplars]
+        seen.add(found.delta.exemplars)
+        made += found.delta.exemplars
+        all_of += aggregate(batch, begin, {}, START_MS + 10**9, how).delta.exemplars
+
+    def kept(given: list[Exemplar]) -> dict[int, set[str]]:
+        by_hour: dict[int, list[Exemplar]] = {}
+        for image in given:
+            by_hour.setdefault(hour_of(image.event_time_ms), []).append(image)
+        return {hour: {i.id for i in sorted(of, key=lambda i: i.rank)[:most]} for hour, of in by_hour.items()}
+
+    assert kept(made) == kept(all_of)
+    assert len(made) < len(all_of) / 5
+    assert not any(KeptWorst(0).admits(image) for image in made)
 
 
 def test_the_longer_a_stream_runs_the_longer_until_its_next_typical_image(prepared: Prepared) -> None:

@@ -5,6 +5,7 @@ A real source and store on Redis, a real pipeline, a real file.
 
 from __future__ import annotations
 
+import io
 import json
 import threading
 from collections.abc import Callable, Iterator, Sequence
@@ -12,11 +13,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+from PIL import Image
 from pydantic import SecretStr
 
 from monitor.config.schema import Config
-from monitor.core.types import Applied, ApplyStatus, Delta, Partition
+from monitor.core.types import Applied, ApplyStatus, Delta, Exemplar, Partition
 from monitor.daemon import build_consumer, limits_of
 from monitor.ingest import assignment, sinks
 from monitor.ingest.consumer import Consumer
@@ -25,13 +28,13 @@ from monitor.ingest.settings import DecodingSettings, ScoringSettings, VerdictSe
 from monitor.notify.receivers.webhook import WebhookSettings
 from monitor.sources import open_producer, open_source
 from monitor.sources.redis_streams.settings import RedisStreamSettings
-from monitor.store import Claim, Store, StoreError, open_store
+from monitor.store import Claim, Store, StoreError, open_store, picture_name
 from monitor.store.private_server import PrivateRedis
 from monitor.store.settings import RedisSettings
 from monitor.telemetry import metrics
 from tests.e2e.running import wait_for
 from tests.logs import capture_log_of
-from tests.pictures import encoded, pictures
+from tests.pictures import draw, encoded, pictures
 
 IMAGES = 60
 BAD = (7, 30)
@@ -140,6 +143,35 @@ def test_a_sink_that_fails_holds_the_cursor_and_loses_nothing(make: Make, tmp_pa
     assert [(len(kept), kept[0].p_value >= 0.3, kept[0].thumbnail[:2]) for kept in shown] == [
         (1, True, b"\xff\xd8")
     ] * 3
+
+
+def test_the_worst_images_are_kept_large_from_their_own_record(make: Make) -> None:
+    running = make("kept-large")
+    wait_for("all of them", lambda: running.counted() == (IMAGES - len(BAD), len(BAD)))
+    (fingerprint,) = running.store.catalog.layouts()
+    large = [Image.fromarray(draw(np.random.default_rng(i), stripes=True)).resize((700, 500)) for i in range(6)]
+    send(running.settings, [encoded(np.asarray(image), "JPEG") for image in large])
+    wait_for("the large ones", lambda: running.counted()[0] == IMAGES - len(BAD) + len(large))
+
+    def kept() -> list[tuple[Exemplar, bytes]]:
+        since_ms, until_ms = 1_750_000_000_000, 1_750_000_100_000
+        images = [
+            image
+            for stream in ("cam-0", "cam-1", "cam-2")
+            for image in running.store.exemplars.unusual(
+                running.partitions, fingerprint, stream, since_ms, until_ms, 12
+            )
+        ]
+        of = running.store.pictures.of
+        pictures = [of(running.partitions, fingerprint, e.stream, e.event_time_ms, picture_name(e)) for e in images]
+        return [(image, picture) for image, picture in zip(images, pictures, strict=True) if picture]
+
+    wait_for("their pictures", lambda: len(kept()) == len(large))
+    for image, picture in kept():  # images of 48 px have none: the thumbnail shows as much
+        with Image.open(io.BytesIO(picture)) as shown, Image.open(io.BytesIO(image.thumbnail)) as small:
+            assert (shown.size, max(small.size)) == ((512, 366), 96)
+            alike = np.asarray(shown.resize(small.size)).astype(float) - np.asarray(small)
+            assert np.abs(alike).mean() < 16
 
 
 def test_dead_letters_get_a_line_a_minute_not_one_each(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,6 +9,7 @@ import time
 from collections.abc import Iterator
 from contextlib import closing
 
+import msgpack
 import numpy as np
 import pytest
 from PIL import Image
@@ -17,6 +18,7 @@ from detectors.images.decode import Limits
 from detectors.images.prepare import Preparer
 from monitor.core.types import DeadLetter, Partition, Record
 from monitor.ingest.decode import pool as pool_module
+from monitor.ingest.decode.large import MOST_BYTES, LargePicture
 from monitor.ingest.decode.pool import DecoderError, DecoderPool
 from monitor.ingest.decode.records import Decoder
 from monitor.ingest.scoring.profiles import Preparers
@@ -78,6 +80,28 @@ def test_the_culprit_alone_is_rejected(pool: DecoderPool, reason: str) -> None:
     assert {i: letter.reason for i, letter in bad.items()} == {3: reason, 4: reason}
     assert bad[3].record.value == values[3]
     assert bad[3].stream == "cam-1"
+
+
+def test_a_large_picture_is_the_image_itself_within_its_bounds(pool: DecoderPool) -> None:
+    rng = np.random.default_rng(0)
+    noise = rng.integers(0, 256, (900, 1600, 3), dtype=np.uint8)  # no picture has more bytes
+    small = np.full((30, 80, 3), (200, 30, 30), np.uint8)
+    batch = msgpack.packb({"images": [encoded(small), encoded(noise)]})
+    (record,) = records([batch])
+    first, second = (pool.large(LargePicture(record, i, 512)).result(30) for i in range(2))
+    assert max(len(first), len(second)) <= MOST_BYTES
+    with Image.open(io.BytesIO(first)) as shown:
+        assert (shown.format, shown.size) == ("JPEG", (80, 30))
+        assert np.abs(np.asarray(shown).astype(int) - small).max() < 10
+    with Image.open(io.BytesIO(second)) as shown:
+        assert (shown.format, shown.size) == ("JPEG", (512, 288))
+
+
+@pytest.mark.parametrize("pool", ["decode:kill~CULPRIT"], indirect=True)
+def test_a_large_picture_that_cannot_be_made_is_empty_and_no_dead_letter(pool: DecoderPool) -> None:
+    killing, broken, good = records([PICTURES[0] + b"CULPRIT", b"no picture", PICTURES[1]])
+    found = [pool.large(LargePicture(record, 0, 512)) for record in (killing, broken, good)]
+    assert [bool(future.result(60)) for future in found] == [False, False, True]
 
 
 @pytest.mark.parametrize("pool", ["decode:kill@5"], indirect=True)

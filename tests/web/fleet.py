@@ -12,6 +12,7 @@ from detectors.images.prepare import Preparer
 from monitor.core.buckets import REJECTED, Layout
 from monitor.core.types import Alert, AlertPhase, Delta, Exemplar, Partition, StreamFacts, Verdict
 from monitor.ingest.batch import thumbnail
+from monitor.ingest.decode.large import large_jpeg
 from monitor.rules.rate import RateRule
 from monitor.store import Store
 from monitor.web.server import WebServer
@@ -34,6 +35,7 @@ START_MS = 1_760_000_000_000
 DRIFT_FROM = 40
 """Bucket from which HOSTILE drifts; the last one is open."""
 IMAGES = 30
+LARGE_PX = 240
 LOGS = (Partition("images", 0), Partition("images", 1))
 RULES = (
     RateRule(name="drift", kind="rate", labels={"severity": "page"}),
@@ -84,6 +86,9 @@ class Fleet:
                 [Delta(log, "t", offset, offset + 1, high_ms, vectors, facts, exemplars, reasons, typical)]
             )
             assert applied.status == "ok"
+            for shown in exemplars:
+                enlarged = np.repeat(np.repeat(draw(self.rng, stripes=True), 6, axis=0), 6, axis=1)
+                self.store.pictures.keep(log, shown, large_jpeg(enlarged, LARGE_PX))
             self.offsets[log] = offset + 1
 
     def decide(self, *alerts: Alert) -> None:

@@ -9,12 +9,13 @@ from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import Browser, Page, expect
 from pydantic import SecretStr
 
+from monitor.core.alert_document import stream_path
 from monitor.core.types import Alert
 from monitor.store import open_store
 from monitor.store.private_server import PrivateRedis
 from monitor.store.settings import RedisSettings
 from monitor.web.settings import WebSettings
-from tests.web.fleet import BUCKETS, HOSTILE, Fleet, build, firing, served
+from tests.web.fleet import BUCKETS, HOSTILE, LARGE_PX, Fleet, build, firing, served
 
 PATHS = ("/", "/?q=cam", "/streams/calm", "/alerts", "/profile", "/health", "/nothing")
 
@@ -93,9 +94,29 @@ def test_new_counts_appear_and_what_was_opened_stays_open(redis_server: PrivateR
 def test_the_worst_images_are_there(site: str, page: Page) -> None:
     page.goto(site)
     page.get_by_role("rowheader").get_by_role("link", name="alert(").click()
-    pictures = page.locator("#pictures img")
+    pictures = page.locator("#pictures img:not(.large > img)")
     assert pictures.count() == 12 + 6  # the worst, and typical ones
     assert {picture.evaluate("image => image.naturalWidth") for picture in pictures.all()} == {48}
+
+
+def test_a_click_or_a_key_shows_one_of_the_worst_images_larger_and_only_then_loads_it(fleet: Fleet, page: Page) -> None:
+    page.set_viewport_size({"width": 360, "height": 800})
+    asked: list[str] = []
+    page.on("request", lambda request: asked.append(request.url) if "/pictures/" in request.url else None)
+    with served(fleet.store, WebSettings(port=0, external_url="http://proxy.internal/layerwatch")) as address:
+        page.goto(f"{address}{stream_path(HOSTILE)}")
+        first = page.locator("#pictures .large").first
+        assert (page.locator("#pictures .large").count(), asked) == (12, [])
+        first.locator("summary").click()
+        image = first.get_by_role("img", name=", large")
+        expect(image).to_be_visible()
+        page.wait_for_function("image => image.complete && image.naturalWidth", arg=image.element_handle())
+        assert image.evaluate("image => [image.naturalWidth, image.clientWidth]") == [LARGE_PX, LARGE_PX]
+        assert len(asked) == 1
+        assert page.evaluate("document.documentElement.scrollWidth") <= 360
+        page.keyboard.press("Enter")
+        expect(image).to_be_hidden()
+        page.goto("about:blank")  # lets go of the events before the server does
 
 
 def test_a_hostile_name_is_text_everywhere(site: str, page: Page) -> None:
@@ -117,6 +138,9 @@ def test_everything_is_shown_without_javascript(site: str, browser: Browser) -> 
     page.get_by_role("rowheader").get_by_role("link", name="calm").click()
     page.get_by_text("The numbers").click()
     expect(page.locator("#numbers tbody tr").first).to_be_visible()
+    page.goto(f"{site}{stream_path(HOSTILE)}")
+    page.locator("#pictures .large summary").first.click()
+    expect(page.get_by_role("img", name=", large")).to_be_visible()
     context.close()
 
 

@@ -100,6 +100,13 @@ def test_unknown_streams_and_pages_are_not_found(site: str) -> None:
         assert "Not found" in page.text
 
 
+@pytest.mark.parametrize(
+    "query", ["", "?profile=fp&stream=calm&time=1760000000000", "?profile=fp&stream=calm&time=1e400", "?time=--5"]
+)
+def test_a_picture_that_is_not_there_is_not_found(site: str, query: str) -> None:
+    assert httpx.get(f"{site}/pictures/0123456789abcdef{query}").status_code == 404
+
+
 def test_search_and_further_pages_find_every_stream(site: str) -> None:
     with httpx.Client(base_url=site) as client:
         assert LINK.findall(client.get("/", params={"q": "CAM"}).text) == ["/streams/site%2Fb%2Fcam%201"]

@@ -92,12 +92,13 @@ def build_consumer(
         thumbnail=partial(thumbnail, longest_px=evidence.thumbnail_px) if evidence.thumbnails else lambda _: b"",
     )
     decoders = DecoderPool(Decoder(profiles.preparers(), settings.stream, settings.decoding, settings.value))
+    scoring = ScoringStage(profiles, settings.scoring)
     stages = Stages(
         decoders=decoders,
-        scoring=ScoringStage(profiles, settings.scoring),
+        scoring=scoring,
         aggregation=aggregation,
         sinks=sinks,
-        evidence=EvidenceStage(store, decoders, evidence),
+        evidence=EvidenceStage(store, decoders, scoring, evidence),
     )
     longest_ms = max([MIN_REBUILD_MS, *(rule.window_ms for rule in rules)])
     policy = AssignmentPolicy(

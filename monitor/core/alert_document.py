@@ -1,6 +1,7 @@
 """The alert document: one line of JSON per transition, the same for every receiver. Pure; schema in docs/.
 
-The same transition always gives the same text, so a repeated or replayed document is equal byte for byte.
+The same transition always gives the same text, so a repeated or replayed document is equal byte for byte; but for
+the boxes of its images, which are there if they were known in time.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from datetime import UTC, datetime
 from typing import Literal
 from urllib.parse import quote, urlencode
 
+from detectors.images.regions import Region
 from monitor.core.alert_state import alert_id
 from monitor.core.types import Alert, AlertPhase, Exemplar, Verdict
 
@@ -60,6 +62,8 @@ class Evidence:
     moved: Sequence[MovedSignal] = ()
     triage: Triage | None = None
     exemplars: Sequence[Exemplar] = ()
+    regions: Mapping[str, Sequence[Region]] = field(default_factory=dict)
+    """`Exemplar.name` -> where that image is unusual, the hottest first; of those whose heat map is known."""
 
 
 def alert_document(about: About, alert: Alert, evidence: Evidence = Evidence()) -> str:
@@ -143,7 +147,7 @@ def _document(kind: str, about: About, alert: Alert, evidence: Evidence) -> str:
             for moved in evidence.moved[:MAX_SIGNALS]
         ],
         "exemplars": [
-            {"id": e.id, "event_time": rfc3339(e.event_time_ms), "p_value": _short(e.p_value)}
+            {"id": e.id, "event_time": rfc3339(e.event_time_ms), "p_value": _short(e.p_value)} | _boxes(evidence, e)
             for e in sorted(evidence.exemplars, key=lambda e: (e.p_value, e.event_time_ms, e.id))[:MAX_EXEMPLARS]
         ],
         "links": {"status": about.status_url, "dashboard": about.dashboard_url},
@@ -156,6 +160,13 @@ def _document(kind: str, about: About, alert: Alert, evidence: Evidence) -> str:
         "data": data,
     }
     return json.dumps(document, ensure_ascii=False, allow_nan=False)
+
+
+def _boxes(evidence: Evidence, image: Exemplar) -> dict[str, list[dict[str, float]]]:
+    regions = evidence.regions.get(image.name)
+    if regions is None:
+        return {}
+    return {"boxes": [{side: _short(getattr(r, side)) for side in ("x", "y", "width", "height")} for r in regions]}
 
 
 def _short(number: float) -> float:

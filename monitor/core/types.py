@@ -13,6 +13,7 @@ from enum import StrEnum
 from typing import Any
 
 import numpy as np
+import xxhash
 from numpy.typing import NDArray
 
 Vector = NDArray[np.uint32]
@@ -152,6 +153,12 @@ class Exemplar:
     """Of the profile that judged it: p-values of two profiles are not comparable."""
     beyond: float = 0.0
     """How far its scores lie outside of those of the calibration, in units of their range; not stored with it."""
+
+    @property
+    def name(self) -> str:
+        """Of what is kept beside it: the same for its thumbnail and for its line among the worst of a bucket."""
+        facts = f"{self.event_time_ms}\0{self.p_value!r}\0{self.id}"
+        return xxhash.xxh3_64(facts.encode("utf-8", "backslashreplace")).hexdigest()
 
     @property
     def rank(self) -> float:

@@ -77,7 +77,8 @@ class Presentation:
         images_ms = span.images_since_ms, span.until_ms
         partitions = store.catalog.partitions()
         worst = store.exemplars.worst(partitions, change.fingerprint, stream, images_ms, self.exemplars)
-        return Evidence(found.moved, found.triage, worst)
+        heat = store.pictures.heat(partitions, worst)
+        return Evidence(found.moved, found.triage, worst, {name: known.regions for name, known in heat.items()})
 
 
 def _by_stream(memory: Memory, decision: Decision, changes: Sequence[Change]) -> dict[str, list[Alert]]:

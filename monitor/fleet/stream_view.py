@@ -6,6 +6,7 @@ from base64 import b64encode
 from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass
 from itertools import pairwise
+from types import MappingProxyType
 from typing import Annotated
 from urllib.parse import urlencode
 
@@ -15,13 +16,15 @@ from pydantic import Field
 from monitor.core.alert_document import Direction, Triage
 from monitor.core.alert_state import UNDER_WAY
 from monitor.core.buckets import IMAGES, REJECTED, Layout, cut_index, exceedances, sum_vectors
+from monitor.core.heat import Heat
 from monitor.core.types import Alert, Exemplar, Vector
 from monitor.fleet.answers import Answer, Count, Rounded, Time
 from monitor.fleet.counts import bands
 from monitor.fleet.evidence import evidence_span, stream_evidence
+from monitor.fleet.heat import overlay
 from monitor.fleet.history import LEVEL
 from monitor.fleet.overview import Snapshot
-from monitor.store import Store, picture_name
+from monitor.store import Store
 
 EVIDENCE_MS = 300_000
 """Length of the evidence of a stream without an alert."""
@@ -71,6 +74,15 @@ class EvidenceJson(Answer):
     """Of the profile that judged the newest images; None where there were none."""
 
 
+class BoxJson(Answer):
+    """In fractions of the image, from its upper left corner."""
+
+    x: Rounded
+    y: Rounded
+    width: Rounded
+    height: Rounded
+
+
 class ExemplarJson(Answer):
     id: str
     event_time: Time
@@ -80,8 +92,12 @@ class ExemplarJson(Answer):
     """JPEG as a data: address, re-encoded by Layerwatch."""
     picture: str | None = None
     """Path of the large picture, a JPEG re-encoded by Layerwatch; null where none is kept."""
+    boxes: list[BoxJson] | None = None
+    """Around the places that are most unusual, the hottest first; null where there is no heat map."""
+    heat: str | None = None
+    """PNG as a data: address, to be stretched over the picture, transparent where it is as usual; null without a map."""
     name: str = Field("", exclude=True)
-    """Of the picture; does not change while the image is kept."""
+    """Does not change while the image is kept."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,7 +165,8 @@ def view_stream(store: Store, snapshot: Snapshot, name: str, alert_id: str = "",
     before = [exemplar for exemplar in kept if focus is None or exemplar.event_time_ms < focus.since_ms]
     typical = (before or kept)[:TYPICAL]
     large = frozenset() if in_short else store.pictures.names(partitions, worst)
-    return StreamView(focus, evidence, _shown(worst, layout, large), _shown(typical, layout), points, step_ms)
+    heat = {} if in_short else store.pictures.heat(partitions, worst)
+    return StreamView(focus, evidence, _shown(worst, layout, large, heat), _shown(typical, layout), points, step_ms)
 
 
 def _focus(alerts: Sequence[Alert], alert_id: str) -> Alert | None:
@@ -196,7 +213,13 @@ def _point(layouts: Mapping[str, Layout], start: int, held: Mapping[str, Sequenc
     return PointJson(start=start, images=images, rejected=rejected, share=passed / images, band=[lower, upper])
 
 
-def _shown(exemplars: Sequence[Exemplar], layout: Layout, large: Set[str] = frozenset()) -> list[ExemplarJson]:
+def _shown(
+    exemplars: Sequence[Exemplar],
+    layout: Layout,
+    large: Set[str] = frozenset(),
+    heat: Mapping[str, Heat] = MappingProxyType({}),
+) -> list[ExemplarJson]:
+    """`large`: names of those with a large picture; `heat`: heat maps by name."""
     return [
         ExemplarJson(
             id=e.id,
@@ -205,9 +228,11 @@ def _shown(exemplars: Sequence[Exemplar], layout: Layout, large: Set[str] = froz
             p_values=dict(zip(layout.signals, e.p_values, strict=False)),
             thumbnail=f"data:image/jpeg;base64,{b64encode(e.thumbnail).decode()}" if e.thumbnail else None,
             picture=_path(name, e) if name in large else None,
+            boxes=[BoxJson.model_validate(region) for region in heat[name].regions] if name in heat else None,
+            heat=overlay(heat[name]) if name in heat else None,
             name=name,
         )
-        for e, name in ((e, picture_name(e)) for e in exemplars)
+        for e, name in ((e, e.name) for e in exemplars)
     ]
 
 

@@ -118,7 +118,7 @@ def _part(owner: OwnedPartition, works: Sequence[Work], aggregation: Aggregation
     found = aggregate(outcomes, begin, owner.facts, read_ms, aggregation, owner.kept_worst.admits)
     places = {id(image): (record, i) for work in works for image, record, i in _images(work)} if found.unusual else {}
     kept = [
-        Kept(exemplar, *places[id(image)], max(image.prepared.width, image.prepared.height))
+        Kept(exemplar, *places[id(image)], image.prepared)
         for exemplar, image in zip(found.delta.exemplars, found.unusual, strict=True)
     ]
     return PartitionBatch(owner, found.delta, rejects, found.future, kept)

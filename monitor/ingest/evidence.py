@@ -1,7 +1,8 @@
-"""What is made of the worst images after they are counted: a large picture of each. One thread; no batch waits for it.
+"""What is made of the worst images after they are counted: a heat map and a large picture of each. One thread.
 
-It needs the record again, so it is made for the few images that the store keeps, and by a decoder process: the daemon
-itself never decodes what a sender wrote. What cannot be made is left out: the thumbnail is there already.
+No batch waits for it: heat maps are made between two of them, by the scoring stage. A large picture needs the record
+again, and a decoder process: the daemon itself never decodes what a sender wrote. Both are made for the few images that
+the store keeps. What cannot be made is left out: the thumbnail is there already.
 """
 
 from __future__ import annotations
@@ -13,9 +14,12 @@ from dataclasses import dataclass
 
 import structlog
 
+from detectors.images.prepare import Prepared
+from monitor.core.heat import Heat
 from monitor.core.types import Exemplar, Partition, Record
 from monitor.ingest.decode.large import LargePicture
 from monitor.ingest.decode.pool import DecoderError, DecoderPool
+from monitor.ingest.scoring.stage import ScoringStage
 from monitor.ingest.settings import EvidenceSettings
 from monitor.store import Store, StoreError
 from monitor.telemetry import metrics
@@ -24,6 +28,10 @@ log = structlog.get_logger(__name__)
 
 MOST_WAITING, MOST_WAITING_BYTES = 100, 64 * 2**20
 """Images and bytes of their records that wait at most; beyond, the least unusual ones are left out."""
+TOGETHER = 16
+"""Images whose heat maps are made together: the next batch waits for them."""
+WAIT_S = 60.0
+"""For a batch that is being scored, and for the heat maps."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,8 +42,7 @@ class Kept:
     record: Record
     index: int
     """Of the image in the record."""
-    size_px: int
-    """Its longer side."""
+    prepared: Prepared
 
     @property
     def partition(self) -> Partition:
@@ -46,8 +53,8 @@ class Kept:
 class EvidenceStage:
     """Makes what belongs to the worst images; `submit` is called by the consumer's thread, after the apply."""
 
-    def __init__(self, store: Store, decoders: DecoderPool, settings: EvidenceSettings) -> None:
-        self._store, self._decoders, self._settings = store, decoders, settings
+    def __init__(self, store: Store, decoders: DecoderPool, scoring: ScoringStage, settings: EvidenceSettings) -> None:
+        self._store, self._decoders, self._scoring, self._settings = store, decoders, scoring, settings
         self._waiting: list[Kept] = []
         self._closed = False
         self._changed = threading.Condition()
@@ -56,16 +63,14 @@ class EvidenceStage:
 
     def submit(self, images: Sequence[Kept]) -> None:
         """Make what belongs to these, some time later."""
-        settings = self._settings
-        wanted = [i for i in images if settings.thumbnails and i.size_px > settings.thumbnail_px < settings.picture_px]
-        if not wanted:
+        if not images or not self._settings.thumbnails:
             return
         with self._changed:
-            self._waiting += wanted
+            self._waiting += images
             self._waiting.sort(key=lambda kept: kept.exemplar.rank)
             while len(self._waiting) > MOST_WAITING or self._held_bytes() > MOST_WAITING_BYTES:
                 self._waiting.pop()
-                metrics.LARGE_PICTURES.labels("left out").inc()
+                metrics.EVIDENCE.labels("left out").inc()
             self._changed.notify()
 
     def close(self) -> None:
@@ -81,27 +86,50 @@ class EvidenceStage:
     # ---------------------------------------------------------------- the thread
 
     def _run(self) -> None:
-        while (kept := self._next()) is not None:
+        while some := self._next():
             try:
-                outcome = self._keep(kept)
-            except (CancelledError, DecoderError, StoreError) as error:
-                log.info("evidence.left_out", image=kept.exemplar.id, error=str(error))
-                outcome = "failed"
+                outcomes = self._keep(some)
+            except (CancelledError, TimeoutError, DecoderError, StoreError) as error:
+                log.info("evidence.left_out", images=len(some), error=str(error) or type(error).__name__)
+                outcomes = ["failed"] * len(some)
             except Exception:
-                log.exception("evidence.failed", image=kept.exemplar.id)  # no reason not to count and to alert
-                outcome = "failed"
-            metrics.LARGE_PICTURES.labels(outcome).inc()
+                log.exception("evidence.failed", images=len(some))  # no reason not to count and to alert
+                outcomes = ["failed"] * len(some)
+            for outcome in outcomes:
+                metrics.EVIDENCE.labels(outcome).inc()
 
-    def _next(self) -> Kept | None:
-        """The most unusual image that waits; None to end."""
+    def _next(self) -> list[Kept]:
+        """The most unusual images that wait; none to end."""
         with self._changed:
             while not self._waiting and not self._closed:
                 self._changed.wait()
-            return None if self._closed else self._waiting.pop(0)
+            some = [] if self._closed else self._waiting[:TOGETHER]
+            self._waiting = self._waiting[TOGETHER:]
+            return some
 
-    def _keep(self, kept: Kept) -> str:
-        """What became of it: `kept`, `overtaken` by worse ones, or `failed`."""
-        picture = self._decoders.large(LargePicture(kept.record, kept.index, self._settings.picture_px)).result()
-        if not picture:
-            return "failed"
-        return "kept" if self._store.pictures.keep(kept.partition, kept.exemplar, picture) else "overtaken"
+    def _keep(self, images: Sequence[Kept]) -> list[str]:
+        """What became of each: `kept`, or `overtaken` by worse ones."""
+        outcomes = []
+        # all maps first: an alert that is about to be raised names where its images are unusual
+        for kept, heat in zip(images, self._maps(images), strict=True):
+            is_kept = heat is None or self._store.pictures.keep(kept.partition, kept.exemplar, heat=heat)
+            outcomes.append("kept" if is_kept else "overtaken")
+        for i, kept in enumerate(images):
+            if outcomes[i] == "kept" and (picture := self._large(kept)):
+                is_kept = self._store.pictures.keep(kept.partition, kept.exemplar, picture)
+                outcomes[i] = "kept" if is_kept else "overtaken"
+        return outcomes
+
+    def _maps(self, images: Sequence[Kept]) -> list[Heat | None]:
+        try:
+            return self._scoring.heat([(kept.exemplar.stream, kept.prepared) for kept in images]).result(WAIT_S)
+        except (ValueError, RuntimeError, MemoryError) as error:  # HeatMapError is a ValueError
+            log.warning("evidence.no_heat_maps", images=len(images), error=str(error))
+            return [None] * len(images)
+
+    def _large(self, kept: Kept) -> bytes:
+        """The large picture; b"" where the thumbnail shows as much, or it cannot be made."""
+        settings, size_px = self._settings, max(kept.prepared.width, kept.prepared.height)
+        if not size_px > settings.thumbnail_px < settings.picture_px:
+            return b""
+        return self._decoders.large(LargePicture(kept.record, kept.index, settings.picture_px)).result()

@@ -17,7 +17,7 @@ from monitor.store.evaluation import Evaluation, EvaluatorState, Kept
 from monitor.store.keyspace import MonitorKeys, PartitionKeys
 from monitor.store.outbox import Outbox
 from monitor.store.partitions import GONE_STREAM, OTHER_STREAM, Claim, ClaimStatus, Limits, Partitions
-from monitor.store.pictures import Pictures, picture_name
+from monitor.store.pictures import Pictures
 from monitor.store.settings import RedisSettings
 
 
@@ -104,5 +104,4 @@ __all__ = [
     "StoreError",
     "check_client",
     "open_store",
-    "picture_name",
 ]

@@ -1,11 +1,16 @@
-"""What is kept of the worst images of each stream and hour beside their thumbnails, and for as long: large pictures."""
+"""Heat maps and large pictures of the worst images of each stream and hour, beside their thumbnails."""
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Iterable
+from dataclasses import astuple
 
-import xxhash
+import msgpack
+import numpy as np
 
+from detectors.images.regions import Region
+from monitor.core.heat import Heat
 from monitor.core.kept_worst import hour_of
 from monitor.core.types import Exemplar, Partition
 from monitor.store.connection import SCRIPTS
@@ -14,11 +19,6 @@ from monitor.store.packing import packed_name
 
 MOST_BYTES = 192 * 1024
 """Of the large pictures of a stream and hour: a dozen of 16 KB, or four of 48."""
-
-
-def picture_name(image: Exemplar) -> str:
-    """Name of what belongs to an image: the same for its thumbnail as for its line among the worst of a bucket."""
-    return xxhash.xxh3_64(f"{image.event_time_ms}\0{image.p_value!r}\0{packed_name(image.id)}".encode()).hexdigest()
 
 
 class Pictures:
@@ -31,37 +31,48 @@ class Pictures:
     def __init__(self, keys: PartitionKeys, most: int, retention_s: int) -> None:
         self._keys, self._most, self._retention_s = keys, most, retention_s
 
-    def keep(self, partition: Partition, image: Exemplar, picture: bytes) -> bool:
-        """Keep the large picture of an image; False where worse ones have taken all the room.
+    def keep(self, partition: Partition, image: Exemplar, picture: bytes = b"", heat: Heat | None = None) -> bool:
+        """Keep the large picture of an image, its heat map, or both; False where worse ones have taken all the room.
 
         Of a stream beyond `Limits.max_streams` none is kept.
         """
-        place = image.fingerprint, hour_of(image.event_time_ms), packed_name(image.stream)
-        keys = [
-            self._keys.of(partition, "totals"),
-            *(self._key(kind, partition, *place) for kind in ("li", "lp", "lm")),
-        ]
-        what = packed_name(image.stream), picture_name(image), image.rank, picture, b""
+        keys = [self._keys.of(partition, "totals"), *(self._key(kind, partition, image) for kind in ("li", "lp", "lm"))]
+        what = packed_name(image.stream), image.name, image.rank, picture, _packed(heat)
         limits = self._most, MOST_BYTES, self._retention_s
         return bool(self._keys.connection.run(SCRIPTS["picture"], keys, *what, *limits))
 
     def names(self, partitions: Iterable[Partition], images: Iterable[Exemplar]) -> set[str]:
-        """The names (`picture_name`) of those of the images that have a large picture."""
-        wanted = [(p, image, picture_name(image)) for p in partitions for image in images]
-        replies = self._keys.connection.read_many(
-            [
-                ("HEXISTS", self._key("lp", p, e.fingerprint, hour_of(e.event_time_ms), packed_name(e.stream)), name)
-                for p, e, name in wanted
-            ]
-        )
-        return {name for (_, _, name), found in zip(wanted, replies, strict=True) if found}
+        """The names (`Exemplar.name`) of those of the images that have a large picture."""
+        wanted = [(p, image) for p in partitions for image in images]
+        commands = [("HEXISTS", self._key("lp", p, image), image.name) for p, image in wanted]
+        replies = self._keys.connection.read_many(commands)
+        return {image.name for (_, image), found in zip(wanted, replies, strict=True) if found}
 
-    def of(self, partitions: Iterable[Partition], fingerprint: str, stream: str, time_ms: int, name: str) -> bytes:
-        """The large picture of that name, of an image with that event time; b"" where there is none."""
-        hour_ms, stream = hour_of(time_ms), packed_name(stream)
-        keys = [self._key("lp", p, fingerprint, hour_ms, stream) for p in partitions]
-        found = self._keys.connection.read_many([("HGET", key, name) for key in keys])
+    def heat(self, partitions: Iterable[Partition], images: Iterable[Exemplar]) -> dict[str, Heat]:
+        """{`Exemplar.name`: heat map} of those of the images that have one."""
+        wanted = [(p, image) for p in partitions for image in images]
+        replies = self._keys.connection.read_many([("HGET", self._key("lm", p, i), i.name) for p, i in wanted])
+        return {image.name: _unpacked(packed) for (_, image), packed in zip(wanted, replies, strict=True) if packed}
+
+    def of(self, partitions: Iterable[Partition], image: Exemplar, name: str) -> bytes:
+        """The large picture of that name, b"" if there is none; of `image` its profile, stream and hour count."""
+        found = self._keys.connection.read_many([("HGET", self._key("lp", p, image), name) for p in partitions])
         return next((bytes(picture) for picture in found if picture), b"")
 
-    def _key(self, kind: str, partition: Partition, fingerprint: str, hour_ms: int, stream: str) -> str:
-        return self._keys.of(partition, f"{kind}:{fingerprint}:{hour_ms}:{stream}")
+    def _key(self, kind: str, partition: Partition, image: Exemplar) -> str:
+        hour_ms, stream = hour_of(image.event_time_ms), packed_name(image.stream)
+        return self._keys.of(partition, f"{kind}:{image.fingerprint}:{hour_ms}:{stream}")
+
+
+def _packed(heat: Heat | None) -> bytes:
+    if heat is None:
+        return b""
+    regions = [astuple(region) for region in heat.regions]
+    packed: bytes = msgpack.packb((heat.levels.shape, zlib.compress(heat.levels.tobytes()), regions))
+    return packed
+
+
+def _unpacked(packed: bytes) -> Heat:
+    shape, levels, regions = msgpack.unpackb(packed)
+    flat = np.frombuffer(zlib.decompress(levels), np.uint8)
+    return Heat(flat.reshape(shape), tuple(Region(*region) for region in regions))

@@ -54,7 +54,9 @@ IMAGES_PARTLY_USED = _counter(
 FUTURE_RECORDS = _counter("layerwatch_future_timestamps_total", "Images whose timestamp was too far ahead of the clock")
 APPLIES = _counter("layerwatch_applies_total", "Applied batches by status", ("status",))
 STAGE_SECONDS = _histogram(
-    "layerwatch_stage_seconds", "Duration of one decode (a record), score (a batch) or apply (a round trip)", ("stage",)
+    "layerwatch_stage_seconds",
+    "Duration of one decode (a record), score (a batch), heat (maps of some of the worst) or apply (a round trip)",
+    ("stage",),
 )
 SCORES = _histogram(
     "layerwatch_score",
@@ -65,9 +67,10 @@ SCORES = _histogram(
 BATCH_IMAGES = _histogram(
     "layerwatch_batch_images", "Images scored together", buckets=(1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
 )
-LARGE_PICTURES = _counter(
-    "layerwatch_large_pictures_total",
-    "Large pictures of the worst images: kept, overtaken by worse images, left out because too many waited, failed",
+EVIDENCE = _counter(
+    "layerwatch_evidence_images_total",
+    "Worst images by what became of their heat map and large picture: kept, overtaken by worse ones, left out because "
+    "too many waited, failed",
     ("outcome",),
 )
 HALVED = _counter("layerwatch_batches_halved_total", "Batches halved because memory ran out")

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from bisect import bisect
+from collections.abc import Sequence
 from datetime import UTC, datetime
 
 from monitor.core.types import share_in_words
+from monitor.fleet.stream_view import BoxJson
 from monitor.web.answers import AlertJson
 
 SIGNALS = {
@@ -43,6 +46,8 @@ ADVICE = {
     "silence": "Nothing arrives: check the camera, its network and the producer.",
     "": "Compare its images with what the stream usually shows.",
 }
+THIRDS = (1 / 3, 2 / 3)
+ROWS, COLUMNS = ("upper", "middle", "lower"), ("left", "centre", "right")
 MINUTE_MS, HOUR_MS, DAY_MS = 60_000, 3_600_000, 86_400_000
 
 
@@ -110,3 +115,17 @@ def shortened(text: str, longest: int = 120) -> str:
         return text
     half = longest // 2
     return f"{text[:half]} … {text[-half:]}"
+
+
+def where(boxes: Sequence[BoxJson] | None) -> str:
+    """Where the hottest of the boxes lies: `upper left`, `middle`, `nowhere in particular`; empty for None."""
+    if boxes is None:
+        return ""
+    if not boxes:
+        return "nowhere in particular"
+    box = boxes[0]
+    row = ROWS[bisect(THIRDS, box.y + box.height / 2)]
+    column = COLUMNS[bisect(THIRDS, box.x + box.width / 2)]
+    return {"middle centre": "middle", "upper centre": "top", "lower centre": "bottom"}.get(
+        f"{row} {column}", column if row == "middle" else f"{row} {column}"
+    )

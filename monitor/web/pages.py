@@ -268,6 +268,7 @@ def _environment(base: str) -> Environment:
         short=labels.shortened,
         signal=labels.signal,
         state=labels.state,
+        where=labels.where,
     )
     nav = [(view.__name__, path, text) for path, view, text in PAGES if text]
     made.globals.update(base=base, nav=nav, TRIAGE=labels.TRIAGE, version=_static_version())

@@ -23,6 +23,7 @@ from starlette.responses import JSONResponse, PlainTextResponse, Response, Strea
 from starlette.routing import Mount, Route
 from starlette.staticfiles import StaticFiles
 
+from monitor.core.types import Exemplar
 from monitor.fleet.overview import Overview
 from monitor.store import StoreError
 from monitor.telemetry import metrics
@@ -161,7 +162,8 @@ def _picture(site: Site, request: Request) -> Response:
     if not (time_ms.isascii() and time_ms.isdigit() and len(time_ms) < 16):
         return PlainTextResponse("no such picture\n", 404)
     profile, stream, name = asked.get("profile", ""), asked.get("stream", ""), request.path_params["name"]
-    picture = site.store.pictures.of(partitions, profile, stream, int(asked["time"]), name)
+    beside = Exemplar("", stream, int(asked["time"]), 0, 1.0, (), b"", profile)
+    picture = site.store.pictures.of(partitions, beside, name)
     if not picture:
         return PlainTextResponse("no such picture\n", 404)
     return Response(picture, media_type="image/jpeg", headers={"Cache-Control": "private, max-age=3600"})

@@ -28,7 +28,7 @@ from monitor.ingest.settings import DecodingSettings, ScoringSettings, VerdictSe
 from monitor.notify.receivers.webhook import WebhookSettings
 from monitor.sources import open_producer, open_source
 from monitor.sources.redis_streams.settings import RedisStreamSettings
-from monitor.store import Claim, Store, StoreError, open_store, picture_name
+from monitor.store import Claim, Store, StoreError, open_store
 from monitor.store.private_server import PrivateRedis
 from monitor.store.settings import RedisSettings
 from monitor.telemetry import metrics
@@ -163,7 +163,7 @@ def test_the_worst_images_are_kept_large_from_their_own_record(make: Make) -> No
             )
         ]
         of = running.store.pictures.of
-        pictures = [of(running.partitions, fingerprint, e.stream, e.event_time_ms, picture_name(e)) for e in images]
+        pictures = [of(running.partitions, e, e.name) for e in images]
         return [(image, picture) for image, picture in zip(images, pictures, strict=True) if picture]
 
     wait_for("their pictures", lambda: len(kept()) == len(large))

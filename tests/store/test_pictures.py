@@ -10,7 +10,7 @@ import pytest
 from pydantic import SecretStr
 
 from monitor.core.types import Delta, Exemplar, Partition
-from monitor.store import Limits, Store, open_store, picture_name
+from monitor.store import Limits, Store, open_store
 from monitor.store.pictures import MOST_BYTES
 from monitor.store.private_server import PrivateRedis
 from monitor.store.settings import RedisSettings
@@ -37,7 +37,7 @@ def store(redis_server: PrivateRedis, request: pytest.FixtureRequest) -> Iterato
 
 
 def found(store: Store, images: list[Exemplar]) -> list[bytes]:
-    return [store.pictures.of([P], "fp", e.stream, e.event_time_ms, picture_name(e)) for e in images]
+    return [store.pictures.of([P], e, e.name) for e in images]
 
 
 def test_only_the_worst_of_an_hour_keep_theirs_in_whatever_order_they_come(store: Store) -> None:
@@ -47,7 +47,7 @@ def test_only_the_worst_of_an_hour_keep_theirs_in_whatever_order_they_come(store
         *(False, True),
     ]
     assert found(store, images) == [b"", b"jpeg 1", b"", b"jpeg 3", b"", b"jpeg 5"]
-    assert store.pictures.names([P], images) == {picture_name(images[i]) for i in (1, 3, 5)}
+    assert store.pictures.names([P], images) == {images[i].name for i in (1, 3, 5)}
     assert store.pictures.keep(P, images[1], b"jpeg 1")
     assert found(store, images) == [b"", b"jpeg 1", b"", b"jpeg 3", b"", b"jpeg 5"]
 

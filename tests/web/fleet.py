@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 
 from detectors.images.prepare import Preparer
+from detectors.images.regions import Region
 from monitor.core.buckets import REJECTED, Layout
+from monitor.core.heat import Heat
 from monitor.core.types import Alert, AlertPhase, Delta, Exemplar, Partition, StreamFacts, Verdict
 from monitor.ingest.batch import thumbnail
 from monitor.ingest.decode.large import large_jpeg
@@ -36,6 +39,8 @@ DRIFT_FROM = 40
 """Bucket from which HOSTILE drifts; the last one is open."""
 IMAGES = 30
 LARGE_PX = 240
+REGIONS = (Region(1 / 12, 1 / 6, 1 / 4, 1 / 6, 2.5), Region(3 / 4, 3 / 4, 1 / 6, 1 / 6, 1.2))
+"""Where the images of a drifting stream are unusual: every third of them in both places, and every third in none."""
 LOGS = (Partition("images", 0), Partition("images", 1))
 RULES = (
     RateRule(name="drift", kind="rate", labels={"severity": "page"}),
@@ -49,6 +54,15 @@ def bucket_ms(b: int) -> int:
 
 
 NOW_MS = bucket_ms(BUCKETS - 1) + BUCKET_MS - 1
+
+
+def heat(regions: Sequence[Region]) -> NDArray[np.float32]:
+    """(12, 12): a map that is as hot in these as they say."""
+    found = np.full((12, 12), 0.4, np.float32)
+    y, x = np.mgrid[:12, :12] / 12 + 1 / 24
+    for r in regions:
+        found[(r.x < x) & (x < r.x + r.width) & (r.y < y) & (y < r.y + r.height)] = r.unusual
+    return found
 
 
 @dataclass
@@ -88,7 +102,8 @@ class Fleet:
             assert applied.status == "ok"
             for shown in exemplars:
                 enlarged = np.repeat(np.repeat(draw(self.rng, stripes=True), 6, axis=0), 6, axis=1)
-                self.store.pictures.keep(log, shown, large_jpeg(enlarged, LARGE_PX))
+                regions = REGIONS[: b % 3]
+                self.store.pictures.keep(log, shown, large_jpeg(enlarged, LARGE_PX), Heat.of(heat(regions), regions))
             self.offsets[log] = offset + 1
 
     def decide(self, *alerts: Alert) -> None:

@@ -94,7 +94,7 @@ def test_new_counts_appear_and_what_was_opened_stays_open(redis_server: PrivateR
 def test_the_worst_images_are_there(site: str, page: Page) -> None:
     page.goto(site)
     page.get_by_role("rowheader").get_by_role("link", name="alert(").click()
-    pictures = page.locator("#pictures img:not(.large > img)")
+    pictures = page.locator("#pictures :not(.large) > .shot > img")
     assert pictures.count() == 12 + 6  # the worst, and typical ones
     assert {picture.evaluate("image => image.naturalWidth") for picture in pictures.all()} == {48}
 

@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from functools import cache, lru_cache
+from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Generic, TypeVar
 
@@ -16,7 +17,9 @@ from numpy.typing import NDArray
 
 from detectors.images.decode import Limits
 from detectors.images.prepare import Prepared, Preparer
+from detectors.images.regions import hottest
 from monitor.core.buckets import Layout, counted_under
+from monitor.core.heat import Heat
 from monitor.ingest.settings import DecodingSettings, ScoringSettings
 from monitor.store import Store
 from monitor.telemetry import metrics
@@ -113,6 +116,19 @@ class Profiles:
                 rows = zip(batch, scores.p_values, profile.beyond(scores.values).tolist(), strict=True)
                 found |= {i: Judgement(counted_under(profile.fingerprint), row, beyond) for i, row, beyond in rows}
         return [found[i] for i in range(len(images))]
+
+    def heat(self, images: Sequence[tuple[str, Prepared]]) -> list[Heat | None]:
+        """Where each (stream, image) is unusual; None where the profile of its stream has no heat maps.
+
+        Raises:
+            detectors.HeatMapError: those of a profile cannot be read.
+        """
+        found: list[Heat | None] = []
+        for profile, group in groupby(images, key=lambda image: self.of(image[0])):
+            some = [prepared for _, prepared in group]
+            maps = profile.heat_maps(some) if profile.places else [None] * len(some)
+            found += [None if heat is None else Heat.of(heat, hottest(heat)) for heat in maps]
+        return found
 
 
 def _score_halving(profile: Profile, images: Sequence[Prepared]) -> Scores:

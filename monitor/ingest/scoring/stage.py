@@ -10,11 +10,15 @@ import threading
 import time
 from collections import deque
 from collections.abc import Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass, field
 from itertools import islice
 
 import structlog
 
+from detectors.images.prepare import Prepared
 from monitor.core.aggregate import Judged, Outcome
+from monitor.core.heat import Heat
 from monitor.core.types import DeadLetter, Record
 from monitor.ingest.decode.records import Decoded
 from monitor.ingest.scoring.profiles import Profiles
@@ -29,13 +33,22 @@ class ScoringError(Exception):
     """The scoring thread has failed, and would fail again; the process should restart."""
 
 
+@dataclass(eq=False, slots=True)
+class _HeatMaps:
+    """Heat maps of images that are scored already."""
+
+    images: Sequence[tuple[str, Prepared]]
+    future: Future[list[Heat | None]] = field(default_factory=Future)
+
+
 class ScoringStage:
     """Scores work whose decoding has started; `submit` and `take` belong to the consumer's thread."""
 
     def __init__(self, profiles: Profiles, settings: ScoringSettings) -> None:
         self._profiles, self._settings = profiles, settings
-        self._submitted: queue.SimpleQueue[Work | None] = queue.SimpleQueue()
+        self._submitted: queue.SimpleQueue[Work | _HeatMaps | None] = queue.SimpleQueue()
         self._scored: deque[Work] = deque()
+        self._asked: list[_HeatMaps] = []
         self._failure: BaseException | None = None
         self.image_bytes = 3 * max(preparer.input_px for preparer in profiles.preparers().all()) ** 2
         """Most bytes of one prepared image."""
@@ -48,6 +61,12 @@ class ScoringStage:
         """Score these once they are decoded."""
         for work in works:
             self._submitted.put(work)
+
+    def heat(self, images: Sequence[tuple[str, Prepared]]) -> Future[list[Heat | None]]:
+        """Where each (stream, image) is unusual, as `Profiles.heat`; made between two batches. Of any thread."""
+        asked = _HeatMaps(images)
+        self._submitted.put(asked)
+        return asked.future
 
     def take(self) -> list[Work]:
         """The work scored by now, in the order of submission.
@@ -72,16 +91,22 @@ class ScoringStage:
 
     def _run(self) -> None:
         try:
-            while works := self._gather():
-                self._score(works)
-                self._scored.extend(works)
-                self.ready.set()
+            while (works := self._gather()) is not None:
+                if works:
+                    self._score(works)
+                    self._scored.extend(works)
+                    self.ready.set()
+                while self._asked:
+                    self._answer(self._asked.pop())
         except BaseException as failure:
             self._failure = failure
             self.ready.set()
 
-    def _gather(self) -> list[Work]:
-        """Decoded work for one batch, complete by number of images or by age; empty to end the thread."""
+    def _gather(self) -> list[Work] | None:
+        """Decoded work for one batch, complete by number of images or by age; None to end the thread.
+
+        Without work it is empty as soon as heat maps are asked for.
+        """
         works: list[Work] = []
         images, deadline = 0, float("inf")
         while images < self._settings.batch_images:
@@ -90,11 +115,25 @@ class ScoringStage:
             except queue.Empty:
                 break
             if work is None:
-                return []
+                return None
+            if isinstance(work, _HeatMaps):
+                self._asked.append(work)
+                if not works:
+                    break
+                continue
             works.append(work)
             deadline = min(deadline, time.monotonic() + self._settings.batch_age_s)
             images += sum(len(found) for future in work.decoding if isinstance(found := future.result(), list))
         return works
+
+    @metrics.STAGE_SECONDS.labels("heat").time()
+    def _answer(self, asked: _HeatMaps) -> None:
+        if not asked.future.set_running_or_notify_cancel():
+            return
+        try:
+            asked.future.set_result(self._profiles.heat(asked.images))
+        except Exception as error:  # it explains what is counted already: no reason to count no more
+            asked.future.set_exception(error)
 
     @metrics.STAGE_SECONDS.labels("score").time()
     def _score(self, works: Sequence[Work]) -> None:

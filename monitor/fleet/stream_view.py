@@ -95,7 +95,7 @@ class ExemplarJson(Answer):
     boxes: list[BoxJson] | None = None
     """Around the places that are most unusual, the hottest first; null where there is no heat map."""
     heat: str | None = None
-    """PNG as a data: address, to be stretched over the picture, transparent where it is as usual; null without a map."""
+    """PNG as a data: address, to be stretched over the picture; clear where it is as usual; null without a map."""
     name: str = Field("", exclude=True)
     """Does not change while the image is kept."""
 

@@ -118,11 +118,11 @@ def shortened(text: str, longest: int = 120) -> str:
 
 
 def where(boxes: Sequence[BoxJson] | None) -> str:
-    """Where the hottest of the boxes lies: `upper left`, `middle`, `nowhere in particular`; empty for None."""
+    """Where the hottest of the boxes lies: `upper left`, `middle`, `no single place`; empty for None."""
     if boxes is None:
         return ""
     if not boxes:
-        return "nowhere in particular"
+        return "no single place"
     box = boxes[0]
     row = ROWS[bisect(THIRDS, box.y + box.height / 2)]
     column = COLUMNS[bisect(THIRDS, box.x + box.width / 2)]

@@ -4,6 +4,7 @@ from pathlib import Path
 import jsonschema
 import pytest
 
+from detectors.images.regions import Region
 from monitor.core.alert_document import (
     About,
     Evidence,
@@ -29,6 +30,7 @@ def exemplar(name: str, p: float) -> Exemplar:
     return Exemplar(name, "cam-1", AT_MS - 1, AT_MS - 10_000, p, (p,), b"jpeg")
 
 
+SCHEMA = Path(__file__).parents[2] / "docs" / "alert.schema.json"
 MOVED = MovedSignal("layer3", True, 0.41234567, 0.35, "low", (1, 2, 3, 4, 5, 6, 7, 8, 9))
 
 
@@ -56,6 +58,24 @@ def test_a_firing_alert_says_what_moved_since_when_and_shows_its_worst_images() 
     assert data["signals"][0]["histogram"] == [1, 2, 3, 4, 5, 6, 7, 8, 9]
     assert [e["id"] for e in data["exemplars"]] == [f"images/0/{i}" for i in range(12)]
     assert data["exemplars"][0] == {"id": "images/0/0", "event_time": "2026-11-24T08:20:09.999Z", "p_value": 0.001}
+
+
+def test_an_image_whose_heat_map_is_known_says_where_it_is_unusual() -> None:
+    local, whole, unknown = (exemplar(name, 0.001 * (i + 1)) for i, name in enumerate("abc"))
+    regions = {local.name: (Region(0.1234567, 0.5, 0.25, 0.125, 3.0), Region(0, 0, 0.1, 0.1, 1.1)), whole.name: ()}
+    document = json.loads(
+        alert_document(ABOUT, firing(), Evidence([MOVED], "content", [local, whole, unknown], regions))
+    )
+    listed = {entry["id"]: entry.get("boxes") for entry in document["data"]["exemplars"]}
+    assert listed == {
+        "a": [
+            {"x": 0.123457, "y": 0.5, "width": 0.25, "height": 0.125},
+            {"x": 0.0, "y": 0.0, "width": 0.1, "height": 0.1},
+        ],
+        "b": [],
+        "c": None,
+    }
+    jsonschema.validate(document, json.loads(SCHEMA.read_text()))
 
 
 def test_the_same_transition_gives_the_same_text_whatever_the_order_of_what_went_in() -> None:
@@ -90,7 +110,7 @@ def test_a_test_document_has_every_field_of_a_real_one_and_an_id_of_its_own() ->
 
 
 def test_every_kind_of_document_is_valid_by_the_published_schema() -> None:
-    schema = json.loads((Path(__file__).parents[2] / "docs" / "alert.schema.json").read_text())
+    schema = json.loads(SCHEMA.read_text())
     evidence = Evidence([MOVED], "sensor", [exemplar("a", 0.01)])
     for text in (alert_document(ABOUT, firing(), evidence), document_for_tests("layerwatch", AT_MS)):
         jsonschema.validate(json.loads(text), schema, format_checker=jsonschema.FormatChecker())

@@ -74,7 +74,7 @@ def test_a_replay_gives_the_documents_of_the_live_run_with_their_exemplars(
         assert replayed.returncode == 0, replayed.stderr
         documents = {document["id"]: document for document in map(json.loads, replayed.stdout.splitlines())}
         wait_for("all deliveries", lambda: hook.ids() >= documents.keys())
-        assert {document["id"]: document for document in hook.accepted} == documents
+        assert {document["id"]: _without_boxes(document) for document in hook.accepted} == documents
     finally:
         daemon.kill()
         hook.close()
@@ -103,6 +103,13 @@ def test_a_replay_knows_a_timestamp_a_year_ahead_when_the_year_is_over(
     assert [line.split()[2:4] for line in replayed.stdout.splitlines()] == [["rate", "cam-0:"]] * 2
     assert f"{IMAGES} records read" in replayed.stderr
     assert "1 timestamps were further ahead" in replayed.stderr
+
+
+def _without_boxes(document: dict[str, Any]) -> dict[str, Any]:
+    """A replay makes no heat maps."""
+    for exemplar in document["data"]["exemplars"]:
+        exemplar.pop("boxes", None)
+    return document
 
 
 def _types(hook: Hook, rule: str) -> set[str]:

@@ -170,6 +170,8 @@ def test_the_worst_images_are_kept_large_from_their_own_record(make: Make) -> No
     for image, picture in kept():  # images of 48 px have none: the thumbnail shows as much
         with Image.open(io.BytesIO(picture)) as shown, Image.open(io.BytesIO(image.thumbnail)) as small:
             assert (shown.size, max(small.size)) == ((512, 366), 96)
+            (heat,) = running.store.pictures.heat(running.partitions, [image]).values()
+            assert heat.levels.max() > 64  # hotter than normal images are
             alike = np.asarray(shown.resize(small.size)).astype(float) - np.asarray(small)
             assert np.abs(alike).mean() < 16
 

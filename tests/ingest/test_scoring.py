@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from monitor.core.types import DeadLetter, Partition, Record
@@ -16,7 +17,7 @@ from monitor.ingest.scoring.stage import ScoringError, ScoringStage
 from monitor.ingest.settings import DecodingSettings, ScoringSettings, StreamNaming
 from monitor.ingest.work import OwnedPartition, Work
 from tests.faults.rig import wait_for
-from tests.pictures import encoded, pictures
+from tests.pictures import draw, encoded, pictures
 
 PARTITION = Partition("images", 0)
 VALUES = [encoded(image) for _, image in pictures(3, 9)]
@@ -45,6 +46,24 @@ def scored(profiles: Profiles) -> Iterator[Callable[[], Work]]:
         return found
 
     yield score
+    stage.close()
+
+
+def test_heat_maps_are_made_without_any_work_and_only_where_the_profile_has_them(
+    profiles: Profiles, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stage = ScoringStage(profiles, ScoringSettings(batch_age_s=0.01))
+    profile = profiles.of("cam")
+    strange, normal = (profile.prepare(draw(np.random.default_rng(1), stripes)) for stripes in (True, False))
+    hot, cool = stage.heat([("cam", strange), ("cam", normal)]).result(30)
+    assert hot is not None
+    assert cool is not None
+    assert hot.levels.max() > 64 > np.median(cool.levels)
+    monkeypatch.setattr(profile, "heat_maps", lambda _: np.zeros((3, 3))[9])
+    with pytest.raises(IndexError):
+        stage.heat([("cam", strange)]).result(30)
+    monkeypatch.setattr(profile, "places", None)
+    assert stage.heat([("cam", strange)]).result(30) == [None]
     stage.close()
 
 

@@ -9,6 +9,8 @@ import numpy as np
 import pytest
 from pydantic import SecretStr
 
+from detectors.images.regions import Region
+from monitor.core.heat import Heat
 from monitor.core.types import Delta, Exemplar, Partition
 from monitor.store import Limits, Store, open_store
 from monitor.store.pictures import MOST_BYTES
@@ -50,6 +52,34 @@ def test_only_the_worst_of_an_hour_keep_theirs_in_whatever_order_they_come(store
     assert store.pictures.names([P], images) == {images[i].name for i in (1, 3, 5)}
     assert store.pictures.keep(P, images[1], b"jpeg 1")
     assert found(store, images) == [b"", b"jpeg 1", b"", b"jpeg 3", b"", b"jpeg 5"]
+
+
+def test_a_heat_map_is_kept_beside_the_picture_and_goes_with_it(store: Store) -> None:
+    rng = np.random.default_rng(0)
+    heat = Heat.of(rng.uniform(0, 5, (28, 20)).astype(np.float32), (Region(0.1, 0.2, 0.3, 0.4, 2.5),))
+    images = [image(i, 0.01 * (4 - i)) for i in range(4)]
+    for e in images[:3]:
+        assert store.pictures.keep(P, e, heat=heat)
+        assert store.pictures.keep(P, e, b"jpeg")
+    kept = store.pictures.heat([P], images)
+    assert list(kept) == [e.name for e in images[:3]]
+    np.testing.assert_array_equal(kept[images[0].name].levels, heat.levels)
+    assert (int(heat.levels.max()), kept[images[0].name].regions) == (255, heat.regions)
+    assert store.pictures.keep(P, images[3], heat=heat)
+    assert list(store.pictures.heat([P], images)) == [e.name for e in images[1:]]
+    assert found(store, images) == [b"", b"jpeg", b"jpeg", b""]
+
+
+def test_the_line_of_an_image_among_the_worst_of_its_bucket_leads_to_what_is_kept_of_it(store: Store) -> None:
+    key, e = ("fp", START_MS, "cam-1"), replace(image(7, 0.1 / 3), id="a\udce9b")
+    delta = Delta(P, "t", 10, 20, START_MS, {key: VECTOR}, exemplars=[e], worst={key: [e]})
+    store.partitions.apply([delta])
+    store.partitions.seal([P], START_MS)
+    store.pictures.keep(P, e, b"jpeg", Heat.of(np.ones((2, 2), np.float32), ()))
+    (line,) = store.exemplars.worst([P], "fp", "cam-1", (START_MS, START_MS + 1), 3)
+    (shown,) = store.exemplars.unusual([P], "fp", "cam-1", START_MS, START_MS + 1000, 3)
+    assert line.name == shown.name == e.name
+    assert store.pictures.heat([P], [line]).keys() == store.pictures.names([P], [shown]) == {e.name}
 
 
 def test_hours_streams_and_profiles_have_room_of_their_own(store: Store) -> None:

@@ -40,7 +40,7 @@ DRIFT_FROM = 40
 IMAGES = 30
 LARGE_PX = 240
 REGIONS = (Region(1 / 12, 1 / 6, 1 / 4, 1 / 6, 2.5), Region(3 / 4, 3 / 4, 1 / 6, 1 / 6, 1.2))
-"""Where the images of a drifting stream are unusual: every third of them in both places, and every third in none."""
+"""Where the images of HOSTILE are unusual: every third of them in both places, and every third in none."""
 LOGS = (Partition("images", 0), Partition("images", 1))
 RULES = (
     RateRule(name="drift", kind="rate", labels={"severity": "page"}),
@@ -103,7 +103,8 @@ class Fleet:
             for shown in exemplars:
                 enlarged = np.repeat(np.repeat(draw(self.rng, stripes=True), 6, axis=0), 6, axis=1)
                 regions = REGIONS[: b % 3]
-                self.store.pictures.keep(log, shown, large_jpeg(enlarged, LARGE_PX), Heat.of(heat(regions), regions))
+                where = Heat.of(heat(regions), regions) if shown.stream == HOSTILE else None
+                self.store.pictures.keep(log, shown, large_jpeg(enlarged, LARGE_PX), where)
             self.offsets[log] = offset + 1
 
     def decide(self, *alerts: Alert) -> None:

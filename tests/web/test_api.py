@@ -73,6 +73,10 @@ def test_one_stream_has_its_line_its_signals_and_its_worst_images(api: httpx.Cli
         assert body["evidence"]["triage"] == "sensor"
         assert len(body["exemplars"]) == 12
         assert body["exemplars"][0]["thumbnail"].startswith("data:image/jpeg;base64,/9j/")
+        assert body["exemplars"][0]["picture"].startswith("/pictures/")
+        assert {len(exemplar["boxes"]) for exemplar in body["exemplars"]} == {0, 1, 2}
+        assert {exemplar["heat"][:22] for exemplar in body["exemplars"]} == {"data:image/png;base64,"}
+        assert {exemplar["heat"] for exemplar in body["typical"]} == {None}
         assert body["evidence"]["images"] == 20 * 30
         assert all(point["share"] > point["band"][1] for point in body["history"][41:])
 
@@ -82,6 +86,7 @@ def test_a_stream_is_shown_at_the_time_of_an_alert(api: httpx.Client) -> None:
     body = check(api.get(f"/streams/{quote(STREAMS[2], safe='')}", params={"alert": alert.id}), "/streams/{name}")
     assert body["evidence"]["since"] == body["history"][10]["start"]
     assert len(body["exemplars"]) == 10
+    assert {exemplar["boxes"] for exemplar in body["exemplars"]} == {None}  # its profile has no heat maps
     (known,) = body["known_alerts"]
     assert (known["phase"], known["rule"], known["kind"]) == ("resolved", "fog", "rate")
 

@@ -15,7 +15,7 @@ from monitor.store import open_store
 from monitor.store.private_server import PrivateRedis
 from monitor.store.settings import RedisSettings
 from monitor.web.settings import WebSettings
-from tests.web.fleet import BUCKETS, HOSTILE, LARGE_PX, Fleet, build, firing, served
+from tests.web.fleet import BUCKETS, HOSTILE, LARGE_PX, REGIONS, STREAMS, Fleet, build, firing, served
 
 PATHS = ("/", "/?q=cam", "/streams/calm", "/alerts", "/profile", "/health", "/nothing")
 
@@ -117,6 +117,37 @@ def test_a_click_or_a_key_shows_one_of_the_worst_images_larger_and_only_then_loa
         page.keyboard.press("Enter")
         expect(image).to_be_hidden()
         page.goto("about:blank")  # lets go of the events before the server does
+
+
+def test_where_an_image_is_unusual_is_laid_over_it_until_a_key_takes_it_away(site: str, page: Page) -> None:
+    page.goto(f"{site}{stream_path(HOSTILE)}")
+    figures = page.locator("#pictures figure")
+    in_two = figures.filter(has_text="upper left").filter(has=page.locator("rect.box:nth-of-type(4)")).first
+    image, heat = in_two.locator("summary .shot > img"), in_two.locator("summary .heat")
+    assert (image.get_attribute("alt") or "").endswith(", unusual: upper left")
+    frame = image.bounding_box()
+    assert frame is not None
+    assert heat.bounding_box() == frame
+    for box, region in zip(heat.locator("rect.box").all(), REGIONS, strict=True):
+        place = box.evaluate("b => { const r = b.getBoundingClientRect(); return [r.x, r.y, r.width, r.height] }")
+        sides = frame["width"], frame["height"]
+        shares = [(place[0] - frame["x"]), (place[1] - frame["y"]), place[2], place[3]]
+        wanted = [region.x * sides[0], region.y * sides[1], region.width * sides[0], region.height * sides[1]]
+        assert shares == pytest.approx(wanted, abs=4.5)  # the line has a width
+    assert figures.filter(has_text="no single place").first.locator("rect").count() == 0
+    toggle = page.get_by_label("Show where")
+    toggle.focus()
+    page.keyboard.press("Space")
+    expect(heat).to_be_hidden()
+    expect(image).to_be_visible()
+    page.keyboard.press("Space")
+    expect(heat).to_be_visible()
+
+
+def test_without_heat_maps_nothing_is_said_of_them(site: str, page: Page) -> None:
+    page.goto(f"{site}{stream_path(STREAMS[2], firing('fog', STREAMS[2], 10).id)}")
+    expect(page.locator("#pictures .large")).to_have_count(10)
+    expect(page.get_by_label("Show where")).to_be_hidden()
 
 
 def test_a_hostile_name_is_text_everywhere(site: str, page: Page) -> None:

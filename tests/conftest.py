@@ -41,6 +41,7 @@ LONGEST_FIRST = (
     "tests/detectors/test_profile.py",
     "tests/faults/test_redis.py",
     "tests/detectors/test_features.py",
+    "tests/detectors/test_backbones.py",
     "tests/faults/test_records.py",
     "tests/e2e/test_main_job.py",
     "tests/web/test_browser.py",

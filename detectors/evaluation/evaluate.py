@@ -130,7 +130,7 @@ def read_set(profile: Profile, images: Images, thumbnails: bool) -> ImageSet:
         parts.append(profile.features([image for _, image in batch]))
         kept.names += [name for name, _ in batch]
         if thumbnails:
-            kept.thumbnails += [_thumbnail(image.pixels) for _, image in batch]
+            kept.thumbnails += [_thumbnail(image.seen) for _, image in batch]
     kept.features = torch.cat(parts) if parts else kept.features
     return kept
 

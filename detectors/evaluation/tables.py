@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 from rich.table import Table
 
+from detectors.profile.spec import size_text
+
 if TYPE_CHECKING:
     from detectors.evaluation.evaluate import Evaluation
 
@@ -40,7 +42,8 @@ def profile_tables(document: Mapping[str, Any], calibration_sizes: Sequence[int]
         "detector": f"{document['detector']} {document.get('detector_options') or ''}",
         "chosen": choice_text(document),
         "learning": document.get("learning") or "",
-        "backbone": f"{backbone['model']} ({backbone['weights']}), {backbone['input_px']} px",
+        "backbone": f"{backbone['model']} ({backbone['weights']}), {size_text(backbone['input_px'])} px, "
+        f"{backbone.get('resize', 'stretch')}",
         "layers": backbone["layers"],
         "images": ", ".join(f"{name} {count}" for name, count in images.items()),
         "white level": white_level_text(document.get("tones", {}).get("white_level")),

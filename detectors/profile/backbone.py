@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import copy
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast, get_args
@@ -23,9 +23,11 @@ from safetensors.torch import load_file
 from timm.data.config import resolve_model_data_config
 from torch import Tensor
 
-from detectors.images.prepare import Filter
+from detectors.images.decode import Limits
+from detectors.images.prepare import Filter, InputSize, Preparer, shape_of
+from detectors.images.tones import Tones
 from detectors.profile.pooling import pool, widths
-from detectors.profile.spec import EMBEDDED, BackboneError, BackboneSpec
+from detectors.profile.spec import EMBEDDED, BackboneError, BackboneSpec, size_text
 
 Network = Any
 """A timm network built with `features_only`: an nn.Module with attributes that timm does not declare."""
@@ -41,15 +43,30 @@ class Backbone:
     def __init__(self, spec: BackboneSpec, device: str = "auto") -> None:
         """Build the network and load its weights.
 
+        A network of a fixed input size is built for the size that is asked for, where timm can do that.
+
         Raises:
-            BackboneError: unknown model, no intermediate features, weights that do not fit, layers out of range.
+            BackboneError: unknown model, no intermediate features, weights that do not fit, layers out of range, or an
+                input size that the network cannot take.
         """
         self.device = choose_device(device)
+        self._set_up(spec)
+        failure = self._failure(self.shape)
+        if failure is None:
+            return
+        if self.shape == self._own or self._failure(self._own) is not None:
+            raise BackboneError(f"backbone {spec.model!r} cannot be used: {failure}") from failure
+        refusal = self._refusal(failure)
+        if not self._is_adapted(spec):
+            raise refusal from failure
+
+    def _set_up(self, spec: BackboneSpec) -> None:
+        """Build what the specification says, whatever the input size."""
         network, indices = _build(spec)
-        if spec.weights not in {"hub", "random"}:
-            _load(network, EMBEDDED if spec.weights == "embedded" else Path(spec.weights))
         config = cast(Any, resolve_model_data_config)(network)
-        self.input_px = spec.input_px or int(spec.args.get("img_size", config["input_size"][-1]))
+        self._own = shape_of(_size(spec.args.get("img_size", config["input_size"][-2:])))
+        self.input_px = _size(self._own if spec.input_px is None else spec.input_px)
+        self.shape = shape_of(self.input_px)
         known = config["interpolation"] in get_args(Filter)
         self.filter: Filter = spec.filter or cast(Filter, config["interpolation"] if known else "bicubic")
         mean, std = spec.mean or tuple(config["mean"]), spec.std or tuple(config["std"])
@@ -67,24 +84,55 @@ class Backbone:
         self._shift = (-torch.tensor(mean) / torch.tensor(std)).view(1, 3, 1, 1).to(self.device)
         # Swin and its relatives give (N, H, W, C) maps, all others (N, C, H, W).
         self._channels_last = str(getattr(network, "output_fmt", "NCHW")).endswith("NHWC")
-        self._try()
 
-    def _try(self) -> None:
+    def _failure(self, shape: tuple[int, int]) -> Exception | None:
+        """Why the network does not take images of this (height, width); None where it does."""
         try:
-            width = self(np.zeros((1, self.input_px, self.input_px, 3), dtype=np.uint8)).shape[1]
-        except (RuntimeError, AssertionError, ValueError) as error:
-            raise BackboneError(
-                f"backbone {self.spec.model!r} does not take images of {self.input_px} px: {error}; give another image "
-                f"size or, for a ViT, the argument img_size={self.input_px}"
-            ) from error
-        if width != sum(self.layers):
-            raise BackboneError(
-                f"backbone {self.spec.model!r} gives {width} values where its layers promise {sum(self.layers)}"
-            )
+            channels = tuple(m.shape[1] for m in self.maps(np.zeros((1, *shape, 3), dtype=np.uint8)))
+        except Exception as error:  # a network raises whatever its layers do
+            return error
+        if channels != self.channels:
+            return ValueError(f"it gives layers of {channels} channels where timm promises {self.channels}")
+        return None
+
+    def _is_adapted(self, spec: BackboneSpec) -> bool:
+        """Try to build the network for an input size that is not its own."""
+        patch = _patch(self._network)
+        if any(side % step for side, step in zip(self.shape, patch, strict=True)):
+            return False  # timm would cut off what is left beside the last whole patch
+        # First the one that keeps the weights as they are, and with them the digest: ViTs resample their positions in
+        # each pass. Others are built for one size; a list, as it comes back from a saved profile.
+        size = self.input_px if isinstance(self.input_px, int) else [*self.input_px]
+        for more in ({"dynamic_img_size": True}, {"img_size": size}):
+            if more.keys() & spec.args.keys():
+                continue
+            try:
+                self._set_up(replace(spec, args={**spec.args, **more}))
+            except BackboneError:  # a network without such an argument, or weights for another window
+                continue
+            if self._failure(self.shape) is None:
+                return True
+        return False
+
+    def _refusal(self, failure: Exception) -> BackboneError:
+        """Says which sizes the network takes."""
+        step = max(int(r) for r in self._network.feature_info.reduction())
+        near = tuple(max(step, round(side / step) * step) for side in self.shape)
+        others = "" if near == self.shape else f", or multiples of {step} px such as {size_text(_size(near))}"
+        fixed = " or leave out its argument img_size" if "img_size" in self.spec.args else ""
+        return BackboneError(
+            f"backbone {self.spec.model!r} does not take images of {size_text(self.input_px)} px: {failure}; "
+            f"give the image size {size_text(_size(self._own))}{others}{fixed}"
+        )
+
+    def preparer(self, limits: Limits, tones: Tones) -> Preparer:
+        """What turns images into the pixels that this backbone takes."""
+        red, green, blue = (min(255, max(0, round(255 * value))) for value in self.spec.mean or ())
+        return Preparer(self.input_px, limits, self.filter, tones, self.spec.resize, (red, green, blue))
 
     @torch.inference_mode()
     def __call__(self, pixels: NDArray[np.uint8]) -> Tensor:
-        """(N, S, S, 3) uint8 -> (N, D) float32 pooled features on the backbone's device."""
+        """(N, H, W, 3) uint8 -> (N, D) float32 pooled features on the backbone's device."""
         maps = self.maps(pixels)
         return torch.cat([pool(maps, grid) for grid in self.grids], dim=1)
 
@@ -104,7 +152,7 @@ class Backbone:
 
     @torch.inference_mode()
     def maps(self, pixels: NDArray[np.uint8]) -> list[Tensor]:
-        """(N, S, S, 3) uint8 -> one (N, C, H, W) map per layer, on the backbone's device, whatever the network gives.
+        """(N, H, W, 3) uint8 -> one (N, C, H, W) map per layer, on the backbone's device, whatever the network gives.
 
         Class and register tokens are dropped. Values are float32, or bfloat16 where the precision is.
         """
@@ -112,7 +160,7 @@ class Backbone:
         normalised = torch.addcmul(self._shift, images.float(), self._scale)
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.spec.precision == "bfloat16"):
             given = self._network(normalised.contiguous(memory_format=torch.channels_last))
-        # what a network gives beyond its layers is left to _try, which compares the widths
+        # what a network gives beyond its layers is left to _failure, which compares the channels
         reductions = zip(given, self._network.feature_info.reduction(), strict=False)
         return [self._as_map(m, (images.shape[2] // int(r), images.shape[3] // int(r))) for m, r in reductions]
 
@@ -136,13 +184,25 @@ class Backbone:
             return torch.cat([self.features(pixels[:half]), self.features(pixels[half:])])
 
 
+def _size(sides: int | Sequence[int]) -> InputSize:
+    """The shortest way to say it: a number where both sides are equal."""
+    height, width = (sides, sides) if isinstance(sides, int) else (int(side) for side in sides)
+    return height if height == width else (height, width)
+
+
+def _patch(network: Network) -> tuple[int, int]:
+    """(height, width) of the patches that a network cuts images into; (1, 1) where it does not."""
+    embedding = getattr(getattr(network, "model", network), "patch_embed", None)
+    return shape_of(_size(getattr(embedding, "patch_size", 1)))
+
+
 def choose_device(device: str) -> torch.device:
     """`auto` is CUDA where there is one, else the CPU."""
     return torch.device(("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device)
 
 
 def _build(spec: BackboneSpec) -> tuple[Network, tuple[int, ...]]:
-    """The network and the indices of its layers."""
+    """The network with its weights, and the indices of its layers."""
     indices = spec.layers or _default_layers(spec, _create(spec))
     try:
         network = _create(spec, out_indices=indices)
@@ -151,6 +211,8 @@ def _build(spec: BackboneSpec) -> tuple[Network, tuple[int, ...]]:
         raise BackboneError(f"backbone {spec.model!r}: layers {list(indices)} are out of range: {error}") from error
     if found != len(indices):
         raise BackboneError(f"backbone {spec.model!r}: layers {list(indices)} are out of range")
+    if spec.weights not in {"hub", "random"}:
+        _load(network, EMBEDDED if spec.weights == "embedded" else Path(spec.weights))
     return network, tuple(indices)
 
 

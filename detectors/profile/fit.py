@@ -27,7 +27,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from detectors.images.decode import Limits
-from detectors.images.prepare import AnyImage, Preparer
+from detectors.images.prepare import AnyImage
 from detectors.methods.detector import Detector, FitContext, LeaveOneOut, TrainableDetector, scores_of
 from detectors.methods.registry import AUTO, create
 from detectors.profile.backbone import Backbone
@@ -130,7 +130,7 @@ def fit_profile(
         "ordered": options.ordered,
         **reference.facts(fit=len(rows.learned), calibration=len(rows.calibrated)),
     }
-    preparer = Preparer(backbone.input_px, options.limits, backbone.filter, reference.tones)
+    preparer = backbone.preparer(options.limits, reference.tones)
     profile = Profile(backbone, preparer, choice.detector, detector, facts)
     kept = torch.from_numpy(rows.calibrated)
     if rows.apart:

@@ -225,7 +225,7 @@ class Profile:
             )
         limits = Limits(**{**document["limits"], "formats": tuple(document["limits"]["formats"])})
         tones = Tones(**document["tones"]) if document["version"] > 2 else Tones(alpha="drop")
-        preparer = Preparer(backbone.input_px, limits, backbone.filter, tones)
+        preparer = backbone.preparer(limits, tones)
         profile = cls(backbone, preparer, name, detector.restore(under("detector.", tensors)), document)
         if list(profile.signals) != document["signals"]:
             raise ProfileError(f"{folder}: its signals {document['signals']} are not those of this program; fit again")
@@ -261,7 +261,7 @@ class Profile:
         return {**nested("detector.", self.detector.state()), **nested("calibration.", calibration)}
 
     def _fingerprint(self) -> str:
-        beginning = self.backbone.digest + self.preparer.tones.name
+        beginning = self.backbone.digest + self.preparer.name
         return tensor_digest(self._tensors(), n_bytes=8, beginning=beginning)
 
 

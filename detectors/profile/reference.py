@@ -41,7 +41,7 @@ Toned = Iterable[tuple[Iterator[tuple[str, AnyImage]], Tones]]
 class Reference:
     """What is kept of each usable image, and the names of those left out.
 
-    features: (N, D) float32. measured: N rows of properties. keys: N tie-breakers. turnable: row -> (S, S, 3) pixels of
+    features: (N, D) float32. measured: N rows of properties. keys: N tie-breakers. turnable: row -> (H, W, 3) pixels of
     the images that may be turned or get a patch. hash: over all digests, whatever their order. tones: by which the
     images were prepared. notes: images of which a part was not used, by the kind of part.
     """
@@ -76,12 +76,16 @@ class Reference:
         }
 
     def turned(self, rows: NDArray[np.int64], backbone: Backbone) -> Turned | None:
-        """Up to an eighth of `rows`, turned by 90 and by 180 degrees; `Turned.rows` counts within `rows`."""
+        """Up to an eighth of `rows`, turned by 90 and by 180 degrees; `Turned.rows` counts within `rows`.
+
+        By 180 degrees only where a quarter turn would show without a look at the content: it does not fit into an
+        input that is not square, and it takes the bars of a letterbox to the other sides.
+        """
         chosen = [(place, row) for place, row in enumerate(rows) if row in self.turnable][: len(rows) // 8]
         if not chosen:
             return None
-        features = []
-        for quarter_turns in (1, 2):
+        features, (height, width) = [], backbone.shape
+        for quarter_turns in (1, 2) if height == width and backbone.spec.resize != "letterbox" else (2,):
             pixels = [np.rot90(self.turnable[row], quarter_turns) for _, row in chosen]
             batches = (np.stack(pixels[start : start + BATCH]) for start in range(0, len(pixels), BATCH))
             features.append(torch.cat([backbone.features(batch) for batch in batches]))
@@ -120,7 +124,7 @@ def read_reference(
     """
     reference = Reference(torch.empty(0, sum(backbone.layers)))
     toned = by_tones(images, limits, progress) if tones is None else [(iter(images), tones)]
-    usable = _usable(toned, Preparer(backbone.input_px, limits, backbone.filter), reference)
+    usable = _usable(toned, backbone.preparer(limits, tones or Tones()), reference)
     parts = [reference.features]
     while batch := list(islice(usable, BATCH)):
         parts.append(backbone.features(np.stack([image.pixels for image in batch])))
@@ -148,7 +152,7 @@ def _prepared(toned: Toned, preparer: Preparer, reference: Reference) -> Iterato
 def _usable(toned: Toned, preparer: Preparer, reference: Reference) -> Iterator[Prepared]:
     """Prepare images one by one, and fill `reference` with all but their features."""
     seen: set[bytes] = set()
-    kept = max(1, min(TURNED, TURNED_BYTES // (3 * preparer.input_px**2)))
+    kept = max(1, min(TURNED, TURNED_BYTES // (3 * preparer.shape[0] * preparer.shape[1])))
     # A heap of (minus the digest, row, pixels) with the smallest digests: a choice by content, whatever the order.
     sample: list[tuple[int, int, NDArray[np.uint8]]] = []
     for name, image in _prepared(toned, preparer, reference):

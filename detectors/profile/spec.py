@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from detectors.images.prepare import Filter
+from detectors.images.prepare import RESIZES, Filter, InputSize, Resize, shape_of
 
 EMBEDDED = Path(__file__).parent.parent / "weights" / "embedded.safetensors"
 Precision = Literal["float32", "bfloat16"]
@@ -26,10 +26,11 @@ class BackboneSpec:
     weights: embedded, hub (timm's own download or `pretrained_cfg_overlay` in args), random (seeded), or the path of a
     .safetensors or .pth file. layers: indices into timm's `feature_info`, or strides: the layers with these reductions;
     both empty choose all but stride 2 (ViTs: four blocks, evenly spaced). mean, std: per channel, of pixels in [0, 1].
-    input_px: side of the square input. What is None comes from timm's data config. args: for `timm.create_model`.
-    grid: cells a side over which narrow layers are averaged (`detectors.profile.pooling`).
-    precision: of the forward pass, by torch's autocast; features are pooled in float32 either way. bfloat16 is faster
-    on GPUs and on CPUs with matrix units, slower elsewhere.
+    input_px: side of a square input, or (height, width). What is None comes from timm's data config. resize: how images
+    get that size; the bars of a letterbox have the colour `mean`, which is zero to the network, like the padding of its
+    own layers. args: for `timm.create_model`. grid: cells a side over which narrow layers are averaged
+    (`detectors.profile.pooling`). precision: of the forward pass, by torch's autocast; features are pooled in float32
+    either way. bfloat16 is faster on GPUs and on CPUs with matrix units, slower elsewhere.
 
     >>> BackboneSpec("resnet50", weights="hub", strides=(4, 8, 16), input_px=224).precision
     'float32'
@@ -40,12 +41,19 @@ class BackboneSpec:
     layers: tuple[int, ...] = ()
     mean: tuple[float, float, float] | None = None
     std: tuple[float, float, float] | None = None
-    input_px: int | None = None
+    input_px: InputSize | None = None
     filter: Filter | None = None
     args: Mapping[str, Any] = field(default_factory=dict)
     strides: tuple[int, ...] = ()
     precision: Precision = "float32"
     grid: int = 1
+    resize: Resize = "stretch"
+
+    def __post_init__(self) -> None:
+        if self.resize not in RESIZES:
+            raise BackboneError(f"resize {self.resize!r} is none of {', '.join(RESIZES)}")
+        if self.input_px is not None and min(shape_of(self.input_px)) < 1:
+            raise BackboneError(f"an image size of {size_text(self.input_px)} px is impossible")
 
     @classmethod
     def embedded(cls) -> BackboneSpec:
@@ -58,8 +66,18 @@ class BackboneSpec:
     def from_json(cls, facts: Mapping[str, Any]) -> BackboneSpec:
         """The specification that to_json() wrote."""
         lists = {name: tuple(facts[name]) for name in ("layers", "mean", "std", "strides") if name in facts}
-        return cls(**{**facts, **lists})
+        size = facts.get("input_px")
+        return cls(**{**facts, **lists, "input_px": tuple(size) if isinstance(size, list) else size})
 
     def to_json(self) -> dict[str, Any]:
         """As plain values."""
         return asdict(self)
+
+
+def size_text(input_px: InputSize | list[int]) -> str:
+    """An input size as the command line takes it: 224, or HEIGHTxWIDTH.
+
+    >>> size_text((160, 320))
+    '160x320'
+    """
+    return str(input_px) if isinstance(input_px, int) else "x".join(map(str, input_px))

@@ -10,6 +10,7 @@ from typing import Any
 from rich.console import Console
 
 import detectors
+from detectors.images.prepare import RESIZES, InputSize
 from detectors.images.reading import InputError
 from detectors.methods.registry import AUTO, REGISTRY
 from detectors.profile.spec import PRECISIONS, BackboneError, BackboneSpec
@@ -39,7 +40,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--mean", type=_triple, metavar="R,G,B", help="of pixels in [0, 1]")
     parser.add_argument("--std", type=_triple, metavar="R,G,B")
-    parser.add_argument("--image-size", type=parse_count, metavar="PX", help="side of the square input")
+    parser.add_argument(
+        "--image-size", type=_image_size, metavar="PX", help="side of a square input, or HEIGHTxWIDTH, such as 160x320"
+    )
+    parser.add_argument(
+        "--resize",
+        choices=RESIZES,
+        help="stretch (default) the image to that size; letterbox keeps its proportions between bars; "
+        "crop keeps them and the middle alone",
+    )
     parser.add_argument("--precision", choices=PRECISIONS, help="of the backbone, here and wherever the profile scores")
     parser.add_argument("--epochs", type=parse_count, help="passes over the images, for the published scores")
     parser.add_argument("--ordered", action="store_true", help="the images are frames in time order")
@@ -101,6 +110,7 @@ def _backbone(args: argparse.Namespace) -> BackboneSpec | None:
             precision=args.precision or own.precision,
             input_px=args.image_size or own.input_px,
             grid=args.grid or own.grid,
+            resize=args.resize or own.resize,
         )
     model = args.backbone or "efficientnet_b4"
     layers = args.layers or (PAPER_LAYERS.get(model, "") if published else "")
@@ -117,6 +127,7 @@ def _backbone(args: argparse.Namespace) -> BackboneSpec | None:
         args=dict(_argument(text) for text in args.backbone_arg),
         precision=args.precision or "float32",
         grid=args.grid or 1,
+        resize=args.resize or "stretch",
     )
 
 
@@ -128,6 +139,13 @@ def _argument(text: str) -> tuple[str, Any]:
         return key, ast.literal_eval(value)  # numbers, True, None; anything else is taken as text
     except (ValueError, SyntaxError):
         return key, value
+
+
+def _image_size(text: str) -> InputSize:
+    sides = [parse_count(side) for side in text.split("x")]
+    if len(sides) > 2:
+        raise argparse.ArgumentTypeError(f"must be a side, or HEIGHTxWIDTH (got {text!r})")
+    return sides[0] if len(sides) == 1 else (sides[0], sides[1])
 
 
 def _triple(text: str) -> tuple[float, float, float]:

@@ -134,9 +134,10 @@ def _images(work: Work) -> Iterator[tuple[Judged, Record, int]]:
 
 def thumbnail(prepared: Prepared, longest_px: int) -> bytes:
     """A JPEG of the pixels that the model saw, in the proportions of the original: never the sender's own bytes."""
-    scale = longest_px / max(prepared.width, prepared.height)
-    size = max(1, round(prepared.width * scale)), max(1, round(prepared.height * scale))
+    height, width = prepared.proportions
+    scale = longest_px / max(height, width)
+    size = max(1, round(width * scale)), max(1, round(height * scale))
     buffer = io.BytesIO()
-    resized = Image.fromarray(prepared.pixels).resize(size, Image.Resampling.BILINEAR)
+    resized = Image.fromarray(prepared.seen).resize(size, Image.Resampling.BILINEAR)
     resized.save(buffer, "JPEG", quality=THUMBNAIL_QUALITY)
     return buffer.getvalue()

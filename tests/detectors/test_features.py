@@ -38,7 +38,7 @@ def test_any_kind_of_backbone_gives_its_layers_side_by_side(
     model: str, options: dict[str, object], layers: tuple[int, ...]
 ) -> None:
     backbone = Backbone(BackboneSpec(model, "random", **options), "cpu")  # type: ignore[arg-type]
-    pixels = np.random.default_rng(0).integers(0, 256, (2, backbone.input_px, backbone.input_px, 3), dtype=np.uint8)
+    pixels = np.random.default_rng(0).integers(0, 256, (2, *backbone.shape, 3), dtype=np.uint8)
     assert backbone.layers == layers
     assert backbone(pixels).shape == (2, sum(layers))
     assert BackboneSpec.from_json(backbone.spec.to_json()) == backbone.spec
@@ -89,13 +89,28 @@ def test_what_is_not_given_comes_from_timms_data_config() -> None:
         (BackboneSpec("nope", "random"), "Unknown model"),
         (BackboneSpec("resnet18", "random", layers=(9,)), "out of range"),
         (BackboneSpec("resnet18", "random", strides=(3,)), r"its layers have strides \[2, 4, 8, 16, 32\]"),
-        (BackboneSpec("vit_small_patch16_224", "random", input_px=96), "img_size=96"),
+        (
+            BackboneSpec("test_vit", "random", input_px=100),
+            r"give the image size 160, or multiples of 16 px such as 96$",
+        ),
+        (BackboneSpec("test_maxvit", "random", input_px=(96, 100)), r"such as 96$"),
+        (
+            BackboneSpec("test_maxvit", "random", input_px=96, args={"img_size": 64}),
+            r"give the image size 64 or leave out its argument img_size$",
+        ),
         (BackboneSpec("resnet18", "/nowhere/w.safetensors"), "cannot be read"),
     ],
 )
 def test_what_cannot_be_built_is_refused_by_name(spec: BackboneSpec, message: str) -> None:
     with pytest.raises(BackboneError, match=message):
         Backbone(spec, "cpu")
+
+
+def test_sizes_are_named_only_where_the_size_is_what_fails() -> None:
+    for input_px in (64, None):
+        with pytest.raises(BackboneError, match=r"cannot be used: .* 1 channels") as refusal:
+            Backbone(BackboneSpec("test_resnet", "random", input_px=input_px, args={"in_chans": 1}), "cpu")
+        assert "image size" not in str(refusal.value)
 
 
 def test_weights_of_another_model_are_refused(tmp_path: Path) -> None:

@@ -35,7 +35,8 @@ PICTURES = [encoded(image) for _, image in pictures(3, 12)]
 
 def decoder(workers: int = 2, timeout_s: float = 20.0) -> Decoder:
     settings = DecodingSettings(workers=workers, timeout_s=timeout_s, worker_memory_bytes=400_000_000)
-    return Decoder(Preparers(Preparer(64, Limits())), StreamNaming(), settings)
+    preparer = Preparer((48, 96), Limits(), resize="letterbox", fill=(9, 8, 7))  # nothing here is the default
+    return Decoder(Preparers(preparer), StreamNaming(), settings)
 
 
 def records(values: list[bytes]) -> list[Record]:
@@ -64,6 +65,7 @@ def test_processes_give_what_the_decoder_gives(pool: DecoderPool) -> None:
         np.testing.assert_array_equal(image.prepared.properties, expected.prepared.properties)
         assert (image.prepared.digest, image.prepared.key) == (expected.prepared.digest, expected.prepared.key)
         assert (image.prepared.width, image.prepared.mode) == (expected.prepared.width, expected.prepared.mode)
+        assert image.prepared.resize == "letterbox"
 
 
 @pytest.mark.parametrize(

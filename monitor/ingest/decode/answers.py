@@ -6,6 +6,7 @@ can have, builds nothing but flat values, and checks each against what the recor
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import msgpack
@@ -13,7 +14,7 @@ import numpy as np
 
 from detectors.images import properties
 from detectors.images.decode import FURTHER_PICTURES
-from detectors.images.prepare import Prepared
+from detectors.images.prepare import Prepared, Preparer
 from detectors.images.tones import ABOVE_WHITE
 from monitor.core.types import Record
 from monitor.ingest.decode.flat import FlatError, FlatReader
@@ -53,13 +54,8 @@ def pack_refusal(reason: str, text: str, took_s: float) -> bytes:
 
 def most_bytes(decoder: Decoder) -> int:
     """Size of the largest answer that the decoder's limits allow."""
-    side = max(preparer.input_px for preparer in decoder.preparers.all())
-    return (
-        decoder.settings.max_images_per_record * (3 * side * side + BESIDE_PIXELS)
-        + 4 * MAX_TEXT_CHARS
-        + 64
-        + MOST_BYTES
-    )
+    pixels = max(math.prod(preparer.shape) for preparer in decoder.preparers.all())
+    return decoder.settings.max_images_per_record * (3 * pixels + BESIDE_PIXELS) + 4 * MAX_TEXT_CHARS + 64 + MOST_BYTES
 
 
 def read_answer(message: bytes, record: Record, decoder: Decoder) -> tuple[float, list[Decoded] | Refusal]:
@@ -80,8 +76,8 @@ def read_answer(message: bytes, record: Record, decoder: Decoder) -> tuple[float
     count = reader.plain(int)
     _check(1 <= count <= decoder.settings.max_images_per_record, "number of images")
     stream = stream_of(record, decoder.naming)
-    side = decoder.preparers.of(stream).input_px
-    images = [_read_image(reader, stream, side) for _ in range(count)]
+    preparer = decoder.preparers.of(stream)
+    images = [_read_image(reader, stream, preparer) for _ in range(count)]
     reader.end()
     return took_s, images
 
@@ -103,12 +99,12 @@ def read_large(message: bytes) -> bytes | Refusal:
     return picture
 
 
-def _read_image(reader: FlatReader, stream: str, side: int) -> Decoded:
+def _read_image(reader: FlatReader, stream: str, preparer: Preparer) -> Decoded:
     id_, event_time_ms = reader.plain(str), reader.plain(int)
     _check(len(id_) <= MAX_NAME_CHARS, "id")
     _check(MIN_TIME_MS <= event_time_ms <= MAX_TIME_MS, "event time")
     pixels, measured = reader.plain(bytes), reader.plain(bytes)
-    _check(len(pixels) == 3 * side * side, "pixels")
+    _check(len(pixels) == 3 * math.prod(preparer.shape), "pixels")
     _check(len(measured) == 8 * len(properties.NAMES), "properties")
     floats = np.frombuffer(measured, "<f8")
     _check(bool(np.isfinite(floats).all()), "properties")
@@ -119,8 +115,9 @@ def _read_image(reader: FlatReader, stream: str, side: int) -> Decoded:
     _check(0 < width < 2**31 and 0 < height < 2**31 and len(mode) <= 20, "size or mode")
     notes = tuple(note for note in reader.plain(str).split(",") if note)
     _check(NOTES.issuperset(notes), "notes")
-    array = np.frombuffer(pixels, np.uint8).reshape(side, side, 3)
-    return Decoded(id_, stream, event_time_ms, Prepared(array, floats, digest, key, width, height, mode, notes))
+    array = np.frombuffer(pixels, np.uint8).reshape(*preparer.shape, 3)
+    prepared = Prepared(array, floats, digest, key, width, height, mode, notes, preparer.resize)
+    return Decoded(id_, stream, event_time_ms, prepared)
 
 
 def _check(allowed: bool, what: str) -> None:

@@ -5,6 +5,7 @@ It waits for the decoding of each work in turn, so nothing is reordered and only
 
 from __future__ import annotations
 
+import math
 import queue
 import threading
 import time
@@ -50,7 +51,7 @@ class ScoringStage:
         self._scored: deque[Work] = deque()
         self._asked: list[_HeatMaps] = []
         self._failure: BaseException | None = None
-        self.image_bytes = 3 * max(preparer.input_px for preparer in profiles.preparers().all()) ** 2
+        self.image_bytes = 3 * max(math.prod(preparer.shape) for preparer in profiles.preparers().all())
         """Most bytes of one prepared image."""
         self.ready = threading.Event()
         """Set while scored work waits to be taken."""

@@ -12,6 +12,8 @@ from monitor.store.private_server import PrivateRedis
 from tests.faults.rig import Rig, Zygote
 from tests.kafka.broker import Cluster
 
+collect_ignore = ["foreign_records.py"]  # holds no examples, and takes a second and a gigabyte to import
+
 
 @pytest.fixture
 def own_redis() -> Iterator[PrivateRedis]:

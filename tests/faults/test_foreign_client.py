@@ -3,26 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from confluent_kafka import Producer
 
-from tests.faults.foreign_records import MAX_BYTES, MAX_IMAGES, MAX_PIXELS, PNG, RECORDS, TIME_HEADER, Foreign
 from tests.faults.rig import Rig, bounds, wait_for
+
+if TYPE_CHECKING:
+    from tests.faults.foreign_records import Foreign
 
 pytestmark = [pytest.mark.kafka, pytest.mark.faults]
 
 CODECS = ("none", "gzip", "snappy", "lz4", "zstd")
-SETTINGS: dict[str, Any] = {
-    "decoding": {
-        "max_record_bytes": MAX_BYTES,
-        "max_pixels": MAX_PIXELS,
-        "max_images_per_record": MAX_IMAGES,
-        "worker_memory_bytes": 300_000_000,
-    },
-    "stream": {"event_time_header": TIME_HEADER},
-}
 
 
 class Librdkafka:
@@ -38,7 +31,7 @@ class Librdkafka:
         self._produce(producer, records)
         assert producer.flush(30) == 0
 
-    def write_and_abort(self, records: dict[str, Foreign], codec: str) -> None:
+    def write_and_abort(self, records: dict[str, Foreign], codec: str, aborted: bytes) -> None:
         """In a transaction; then another one is aborted, so that the log ends with what nobody may read."""
         producer = self._open(**{"compression.type": codec, "transactional.id": f"{self._rig.name}-{codec}"})
         producer.init_transactions(30)
@@ -46,7 +39,7 @@ class Librdkafka:
         self._produce(producer, records)
         producer.commit_transaction(30)
         producer.begin_transaction()
-        for value in (PNG, b"never seen"):
+        for value in (aborted, b"never seen"):
             producer.produce(self._rig.topic, value, b"aborted", partition=0)
         producer.flush(30)
         producer.abort_transaction(30)
@@ -73,12 +66,31 @@ class Librdkafka:
 
 
 def test_every_record_of_librdkafka_counts_as_what_it_is(make_rig: Callable[..., Rig]) -> None:
-    rig = make_rig(partitions=1, settings=SETTINGS)
+    # its files take a second and a gigabyte to make: not while tests are collected
+    from tests.faults.foreign_records import (  # noqa: PLC0415
+        MAX_BYTES,
+        MAX_IMAGES,
+        MAX_PIXELS,
+        PNG,
+        RECORDS,
+        TIME_HEADER,
+    )
+
+    settings = {
+        "decoding": {
+            "max_record_bytes": MAX_BYTES,
+            "max_pixels": MAX_PIXELS,
+            "max_images_per_record": MAX_IMAGES,
+            "worker_memory_bytes": 300_000_000,
+        },
+        "stream": {"event_time_header": TIME_HEADER},
+    }
+    rig = make_rig(partitions=1, settings=settings)
     daemon = rig.start()
     writer, names = Librdkafka(rig), list(RECORDS)
     for i, codec in enumerate(CODECS):
         writer.write({name: RECORDS[name] for name in names[i :: len(CODECS) + 1]}, **{"compression.type": codec})
-    writer.write_and_abort({name: RECORDS[name] for name in names[len(CODECS) :: len(CODECS) + 1]}, "lz4")
+    writer.write_and_abort({name: RECORDS[name] for name in names[len(CODECS) :: len(CODECS) + 1]}, "lz4", PNG)
     assert sorted(writer.names.values()) == sorted(names)
 
     ((_, end),) = bounds(rig.cluster, rig.partitions).values()

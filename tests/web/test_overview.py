@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -26,13 +27,31 @@ def own_redis() -> Iterator[PrivateRedis]:
         yield server
 
 
-@pytest.fixture
-def own(own_redis: PrivateRedis) -> Iterator[Fleet]:
-    """A fleet of the test's own."""
+@pytest.fixture(scope="module")
+def own_store(own_redis: PrivateRedis) -> Iterator[Store]:
     store = open_store(RedisSettings(url=SecretStr(own_redis.url)), "own")
-    store._connection.client.flushall()
-    yield build(store)
+    yield store
     store.close()
+
+
+@pytest.fixture(scope="module")
+def built(own_store: Store) -> tuple[Fleet, dict[bytes, bytes]]:
+    """A fleet, and its keys as Redis dumps them."""
+    fleet = build(own_store)
+    client = own_store._connection.client
+    return fleet, {key: client.dump(key) for key in client.scan_iter()}
+
+
+@pytest.fixture
+def own(own_store: Store, built: tuple[Fleet, dict[bytes, bytes]]) -> Fleet:
+    """A fleet of the test's own."""
+    fleet, keys = built
+    with own_store._connection.client.pipeline() as pipe:
+        pipe.flushall()
+        for key, value in keys.items():
+            pipe.restore(key, 0, value)
+        pipe.execute()
+    return Fleet(own_store, copy.deepcopy(fleet.rng), dict(fleet.offsets))
 
 
 def followed(store: Store, for_s: float = 60.0) -> History:

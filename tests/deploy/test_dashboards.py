@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,8 @@ from monitor.sources import open_producer
 from monitor.store.child_process import free_port
 from monitor.store.private_server import PrivateRedis
 from monitor.telemetry import metrics
-from tests.e2e.running import RunningDaemon, wait_for
+from tests.e2e.running import config_file, wait_for
+from tests.faults.rig import Daemon, Zygote
 from tests.fleet.prometheus import Prometheus
 from tests.pictures import encoded, pictures
 
@@ -107,11 +109,11 @@ class Phase:
 
 @pytest.fixture(scope="module")
 def story(
-    redis_server: PrivateRedis, profile_folder: Path, tmp_path_factory: pytest.TempPathFactory
+    redis_server: PrivateRedis, profile_folder: Path, zygote: Zygote, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Story]:
     """Half a minute of normal, half of drift and seven of normal images, in event time, with bad and equal ones."""
     folder = tmp_path_factory.mktemp("story")
-    daemon = RunningDaemon(
+    config = config_file(
         folder,
         {
             "monitor": "story",
@@ -126,10 +128,13 @@ def story(
             "receivers": [{"name": "hook", "type": "webhook", "url": f"http://127.0.0.1:{free_port()}/"}],
         },
     )
-    with Prometheus(folder, f"127.0.0.1:{daemon.port}", RULES) as prometheus, daemon:
+    with ExitStack() as ending:
+        daemon = Daemon(zygote, config, folder / "daemon.log")
+        ending.callback(daemon.terminate)
+        prometheus = ending.enter_context(Prometheus(folder, f"127.0.0.1:{daemon.port}", RULES))
         began_s = time.time()
-        wait_for("the evaluator", lambda: daemon.check_alive() or prometheus.now("layerwatch_evaluator_lease == 1"))
-        producer = open_producer(load_config(daemon.config, {}).source_settings())
+        wait_for("the evaluator", lambda: daemon.check() or prometheus.now("layerwatch_evaluator_lease == 1"))
+        producer = open_producer(load_config(config, {}).source_settings())
         share = 'layerwatch_stream_ood_share{stream="cam-1",level="0.05"}'
         firing = 'layerwatch_alert_active{monitor="story",stream="cam-1",phase="firing"}'
         at_ms = 1_760_000_000_000
@@ -144,7 +149,7 @@ def story(
             for value in (encoded(image), encoded(image), b"not an image"):
                 producer.send("story-images", value, b"cam-2", timestamp_ms=at_ms)
             producer.flush()
-            wait_for(phase.name, lambda shown=phase.shown: daemon.check_alive() or prometheus.now(shown))  # type: ignore[misc]
+            wait_for(phase.name, lambda shown=phase.shown: daemon.check() or prometheus.now(shown))  # type: ignore[misc]
         producer.close()
         wait_for("the lag", lambda: prometheus.now("layerwatch_lag_records"))
         yield Story(prometheus, began_s, time.time() + 1)  # the step after the last scrape shows it

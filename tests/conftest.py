@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 import time
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch is loaded; see the Makefile
@@ -18,6 +19,7 @@ from monitor.store.private_server import PrivateRedis
 from tests.certificates import make_certificates
 from tests.faults.rig import Zygote
 from tests.kafka.broker import LOGIN, LOGIN_MODULE, OAUTH_MODULE, Broker, BrokerUnavailableError, Cluster
+from tests.measuring import PROGRAMS, load_untraced
 from tests.pictures import pictures
 from tests.shared import SharedParts, ask, made_once
 
@@ -65,14 +67,20 @@ LONGEST_FIRST = (
 )
 """Files in the order in which they start; a long one that came last would leave one process busy alone."""
 
+LARGE_LIBRARIES = ("torch", "timm", "scipy.stats", "jsonschema", "hypothesis", "kubernetes_validate")
+
 SHARED = pytest.StashKey[SharedParts]()
 FOLDER = "shared_parts"
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Offer the shared parts in the process that begins the run; nothing starts yet."""
+    """Offer the shared parts in the process that begins the run, where nothing starts yet; import what is large."""
+    # jsonschema compiles grammars for the format `iri`, which no schema of ours has: 2 s of CPU time in each worker
+    sys.modules.setdefault("rfc3987_syntax", None)  # type: ignore[arg-type]  # None: its import fails
     if not hasattr(config, "workerinput"):
         config.stash[SHARED] = SharedParts()
+    if sys.gettrace() is not None and not getattr(config.option, "numprocesses", None):  # with workers these do it
+        load_untraced(*LARGE_LIBRARIES)
 
 
 @pytest.hookimpl(optionalhook=True)
@@ -96,6 +104,19 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         for fixture in getattr(item, "fixturenames", ()):
             if mark := MARKS_OF_FIXTURES.get(fixture):
                 item.add_marker(mark)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def coverage_of_programs() -> str:
+    """By default the programs that a test starts are not measured: tests in this process cover the same code."""
+    return os.environ.pop(PROGRAMS, "")
+
+
+@pytest.fixture
+def measured_programs(coverage_of_programs: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Measure the programs that this test starts, and those that they start."""
+    if coverage_of_programs:
+        monkeypatch.setenv(PROGRAMS, coverage_of_programs)
 
 
 @pytest.fixture(scope="session")

@@ -9,7 +9,7 @@ import shutil
 import sys
 import tempfile
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from multiprocessing.connection import Client, Listener
 from pathlib import Path
 
@@ -23,15 +23,15 @@ END = "end"
 class ZygoteProcess(ChildProcess):
     """Forks daemons; see tests/faults/zygote.py."""
 
-    def __init__(self, socket: Path) -> None:
+    def __init__(self, socket: Path, environ: Mapping[str, str]) -> None:
         super().__init__("the zygote", socket.with_suffix(".log"), stop_timeout_s=1.0)
-        self.socket = socket
+        self.socket, self._environ = socket, environ
 
     def start(self) -> None:
         """Start it and wait until requests can be sent; it answers them once it has loaded torch."""
         one_thread = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
         command = [sys.executable, "-m", "tests.faults.zygote", str(self.socket)]
-        self._launch(command, env={**os.environ, **one_thread})
+        self._launch(command, env={**self._environ, **one_thread})
         self._wait_until(self.socket.exists, ZYGOTE_START_TIMEOUT_S)
 
 
@@ -47,6 +47,7 @@ class SharedParts:
         self._listener = Listener(str(_socket(self.folder)), "AF_UNIX", backlog=64)
         self._broker: Broker | None = None
         self._zygote: ZygoteProcess | None = None
+        self._environ = dict(os.environ)  # a test may change it
         self._thread = threading.Thread(target=self._serve, name="shared parts", daemon=True)
         self._thread.start()
 
@@ -71,7 +72,7 @@ class SharedParts:
 
     def _zygote_socket(self) -> str:
         if self._zygote is None:
-            zygote = ZygoteProcess(self.folder / "zygote")
+            zygote = ZygoteProcess(self.folder / "zygote", self._environ)
             zygote.start()
             self._zygote = zygote
         return str(self._zygote.socket)

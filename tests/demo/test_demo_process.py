@@ -51,6 +51,7 @@ def answers(port: int) -> bool:
 
 
 @pytest.mark.timeout(400)  # 75 s on two quiet cores; a crowded machine makes it longer, not wrong
+@pytest.mark.usefixtures("measured_programs")
 def test_the_demo_alerts_on_its_drifts_resolves_and_exits_0(tmp_path: Path) -> None:
     with started(tmp_path) as demo:
         output, _ = demo.communicate(timeout=380)

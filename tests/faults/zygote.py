@@ -19,10 +19,13 @@ import traceback
 from pathlib import Path
 from typing import Any
 
+from tests.measuring import PROGRAMS, load_untraced
+
 
 def load() -> None:
     """Everything that a daemon imports."""
-    import timm  # noqa: F401, PLC0415
+    os.environ.pop(PROGRAMS, None)  # forks are measured, but not the decoder processes that they start
+    load_untraced("torch", "timm")
     import torch  # noqa: PLC0415
 
     import detectors.profile.profile  # noqa: F401, PLC0415

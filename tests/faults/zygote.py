@@ -2,6 +2,7 @@
 
 One JSON line in, one out: {"argv": [...], "env": {...}, "log": path, "output": path or none} -> {"pid": n}, or
 {"wait": pid} -> {"status": n | null}. `log` takes the standard error, and the standard output if `output` is not given.
+Coverage measures it unless `killed` is true: a process that is killed saves nothing.
 What it forks is the real program with the real `main`; only the import of the libraries is shared.
 """
 
@@ -19,12 +20,13 @@ import traceback
 from pathlib import Path
 from typing import Any
 
+from coverage import Coverage
+
 from tests.measuring import PROGRAMS, load_untraced
 
 
 def load() -> None:
     """Everything that a daemon imports."""
-    os.environ.pop(PROGRAMS, None)  # forks are measured, but not the decoder processes that they start
     load_untraced("torch", "timm")
     import torch  # noqa: PLC0415
 
@@ -56,6 +58,9 @@ def become(request: dict[str, Any]) -> None:
     for source, target in ((null, 0), (output, 1), (log, 2)):
         os.dup2(source, target)
     os.environ.update(request["env"])
+    os.environ.pop(PROGRAMS, None)  # the decoder processes that it starts are killed
+    if request.get("killed") and (coverage := Coverage.current()):
+        coverage.stop()
     status = 1
     try:
         from monitor.__main__ import main  # noqa: PLC0415

@@ -9,7 +9,6 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
-import httpx
 import pytest
 from PIL import Image
 from standardwebhooks import Webhook
@@ -18,6 +17,7 @@ from monitor.store.child_process import free_port
 from monitor.store.private_server import PrivateRedis
 from tests.e2e.running import RunningDaemon, layerwatch, wait_for
 from tests.faults.rig import Zygote
+from tests.http import get
 from tests.kafka.broker import Cluster
 from tests.pictures import pictures
 
@@ -120,7 +120,7 @@ def test_a_drift_in_kafka_becomes_a_signed_alert_and_resolves(
         assert hook.refused == 1
 
         pages = {
-            path: httpx.get(f"http://127.0.0.1:{daemon.port}{path}")
+            path: get(f"http://127.0.0.1:{daemon.port}{path}")
             for path in ("/healthz", "/readyz", "/metrics", "/api/v1/streams")
         }
         assert {path: page.status_code for path, page in pages.items()} == dict.fromkeys(pages, 200)

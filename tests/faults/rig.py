@@ -28,6 +28,7 @@ from monitor.store import StoreError, open_store
 from monitor.store.settings import RedisSettings
 from monitor.telemetry.failpoints import VARIABLE
 from tests.faults.recount import Rates, Recount, recount
+from tests.http import get
 from tests.kafka.broker import Cluster
 from tests.pictures import encoded, pictures
 
@@ -119,14 +120,14 @@ class Daemon:
     def metric(self, name: str) -> float:
         """One number of its metrics page; 0 where it, or the page, is not there."""
         try:
-            page = httpx.get(f"http://127.0.0.1:{self.port}/metrics").text
+            page = get(f"http://127.0.0.1:{self.port}/metrics").text
         except httpx.TransportError:
             return 0.0
         return next((float(line.split()[1]) for line in page.splitlines() if line.startswith(f"{name} ")), 0.0)
 
     def ready(self) -> tuple[int, str]:
         """Status and text of its readiness page."""
-        page = httpx.get(f"http://127.0.0.1:{self.port}/readyz")
+        page = get(f"http://127.0.0.1:{self.port}/readyz")
         return page.status_code, page.text
 
     def send(self, number: int) -> None:

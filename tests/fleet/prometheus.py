@@ -11,6 +11,7 @@ import pytest
 import yaml
 
 from monitor.store.child_process import ChildProcess, free_port
+from tests.http import get
 
 
 class Prometheus(ChildProcess):
@@ -42,13 +43,13 @@ class Prometheus(ChildProcess):
 
     def _answers(self) -> bool:
         try:
-            return httpx.get(f"{self._url}/status/buildinfo").status_code == 200
+            return get(f"{self._url}/status/buildinfo").status_code == 200
         except httpx.TransportError:
             return False
 
     def get(self, path: str, **parameters: str | float) -> Any:
         """The data of one API call."""
-        reply = httpx.get(f"{self._url}/{path}", params=parameters, timeout=30)
+        reply = get(f"{self._url}/{path}", params=parameters, timeout=30)
         assert reply.status_code == 200, f"{path} {parameters}: {reply.text}"
         return reply.json()["data"]
 

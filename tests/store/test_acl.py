@@ -9,7 +9,6 @@ from contextlib import ExitStack
 from pathlib import Path
 from urllib.parse import quote
 
-import httpx
 import pytest
 import yaml
 from redis import Redis
@@ -20,6 +19,7 @@ from monitor.store.child_process import free_port
 from monitor.store.private_server import PrivateRedis
 from tests.e2e.running import wait_for
 from tests.faults.rig import Daemon, Hook, Zygote, normal, strange
+from tests.http import get
 
 ROOT = Path(__file__).parents[2]
 PAGE = (ROOT / "docs/how-to/deploy.md").read_text()
@@ -97,7 +97,7 @@ def test_the_product_works_as_that_user_and_asks_for_nothing_else(
         stack.callback(daemon.kill)
         wait_for("the alert and its end", lambda: daemon.check() or len(hook.ids()) >= 4, 40)
         for path in ("/readyz", "/metrics", "/", "/alerts", "/profile", "/health", "/streams/cam-0"):
-            assert httpx.get(f"http://127.0.0.1:{daemon.port}{path}").status_code == 200, path
+            assert get(f"http://127.0.0.1:{daemon.port}{path}").status_code == 200, path
         silence = ("silence", "--stream", "*", "--for", "1h")
         for words in (("alerts",), ("streams",), ("alerts", *silence), ("alerts", "send-test")):
             done = zygote.layerwatch(*words, "-c", str(config))

@@ -11,6 +11,7 @@ from pydantic import SecretStr
 from monitor.fleet.state import read_silences
 from monitor.web.guard import Hosts
 from monitor.web.settings import WebSettings
+from tests.http import NO_AUTHORITIES, get
 from tests.web.fleet import HOSTILE, Fleet, served
 
 TOKEN = "open-sesame"
@@ -40,7 +41,7 @@ def locked(fleet: Fleet) -> Iterator[str]:
 @pytest.fixture
 def inside(locked: str) -> Iterator[httpx.Client]:
     """Somebody who knows the password, at a browser."""
-    with httpx.Client(base_url=locked, auth=("ops", "pass:word")) as client:
+    with httpx.Client(base_url=locked, verify=NO_AUTHORITIES, auth=("ops", "pass:word")) as client:
         yield client
 
 
@@ -54,15 +55,15 @@ def clean(fleet: Fleet) -> Iterator[None]:
 
 def test_everything_but_health_asks_for_the_token(locked: str) -> None:
     for path in PATHS:
-        refused = httpx.get(locked + path)
+        refused = get(locked + path)
         assert refused.status_code == 401, path
         assert refused.headers["www-authenticate"].startswith("Basic")
     for path in PATHS:
         if path != "/events":
-            given = httpx.get(locked + path, headers={"Authorization": f"Bearer {TOKEN}"})
+            given = get(locked + path, headers={"Authorization": f"Bearer {TOKEN}"})
             assert given.status_code == (404 if path == "/nothing" else 200), path
-    assert httpx.get(f"{locked}/healthz").status_code == 200
-    assert httpx.get(f"{locked}/readyz").status_code == 200
+    assert get(f"{locked}/healthz").status_code == 200
+    assert get(f"{locked}/readyz").status_code == 200
 
 
 @pytest.mark.parametrize(
@@ -70,16 +71,16 @@ def test_everything_but_health_asks_for_the_token(locked: str) -> None:
     [("ops", "pass:wor"), ("ops2", "pass:word"), ("", ""), ("ops", ""), ("ops:pass", "word!"), ("é", "漢")],
 )
 def test_a_wrong_password_is_refused(locked: str, auth: tuple[str, str]) -> None:
-    assert httpx.get(locked, auth=httpx.BasicAuth(*auth)).status_code == 401
+    assert get(locked, auth=httpx.BasicAuth(*auth)).status_code == 401
 
 
 @pytest.mark.parametrize("header", ["Basic !!!", "Basic", "Bearer", "Bearer open-sesamf", "Token x", "é"])
 def test_a_broken_header_is_refused(locked: str, header: str) -> None:
-    assert httpx.get(locked, headers={b"Authorization": header.encode()}).status_code == 401
+    assert get(locked, headers={b"Authorization": header.encode()}).status_code == 401
 
 
 def test_a_browser_may_give_the_token_as_a_password(locked: str) -> None:
-    assert httpx.get(locked, auth=("anybody", TOKEN)).status_code == 200
+    assert get(locked, auth=("anybody", TOKEN)).status_code == 200
 
 
 OWN_NAMES = ("127.0.0.1:9464", "[::1]:9464", "localhost", "LocalHost.", "layerwatch:9464", "x.plant-1.svc:9464")
@@ -95,14 +96,14 @@ def test_without_a_token_names_that_no_stranger_owns_are_answered(host: str) -> 
 )
 def test_without_a_token_other_names_are_refused_except_by_the_probes(site: str, host: str) -> None:
     for path in PATHS:
-        assert httpx.get(site + path, headers={"Host": host}).status_code == 421, path
+        assert get(site + path, headers={"Host": host}).status_code == 421, path
     for path in ("/healthz", "/readyz"):
-        assert httpx.get(site + path, headers={"Host": host}).status_code == 200
+        assert get(site + path, headers={"Host": host}).status_code == 200
 
 
 def test_with_a_token_any_name_will_do(locked: str) -> None:
     headers = {"Host": "evil.test", "Authorization": f"Bearer {TOKEN}"}
-    assert httpx.get(f"{locked}/metrics", headers=headers).status_code == 200
+    assert get(f"{locked}/metrics", headers=headers).status_code == 200
 
 
 def test_a_silence_is_made_shown_and_ended_over_the_form(inside: httpx.Client, fleet: Fleet) -> None:
@@ -149,7 +150,7 @@ def test_another_site_s_form_is_refused(inside: httpx.Client, fleet: Fleet) -> N
 
 
 def test_nothing_is_written_without_a_configured_token(site: str, fleet: Fleet) -> None:
-    assert "Nothing can be written here" in httpx.get(f"{site}/alerts").text
+    assert "Nothing can be written here" in get(f"{site}/alerts").text
     form = {"form": "", "stream": "*", "duration_s": "3600"}
     assert httpx.post(f"{site}/alerts/silences", data=form).status_code == 403
     json = {"matchers": {"stream": "*"}, "duration_s": 3600}

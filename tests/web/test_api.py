@@ -18,6 +18,7 @@ from monitor.store.private_server import PrivateRedis
 from monitor.web.api import ENDPOINTS
 from monitor.web.openapi import document
 from monitor.web.settings import WebSettings
+from tests.http import NO_AUTHORITIES
 from tests.web.fleet import HOSTILE, STREAMS, Fleet, firing, served
 
 DOCUMENT = document(ENDPOINTS)
@@ -28,7 +29,7 @@ def api(fleet: Fleet) -> Iterator[httpx.Client]:
     """With the right to write."""
     with served(fleet.store, WebSettings(port=0, token=SecretStr("secret"))) as address:
         base = f"{address}/api/v1"
-        with httpx.Client(base_url=base, headers={"Authorization": "Bearer secret"}) as client:
+        with httpx.Client(base_url=base, verify=NO_AUTHORITIES, headers={"Authorization": "Bearer secret"}) as client:
             yield client
 
 

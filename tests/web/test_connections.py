@@ -14,6 +14,7 @@ import pytest
 
 from monitor.web import connections
 from tests.e2e.running import wait_for
+from tests.http import get
 from tests.web.fleet import Fleet, served
 
 _create_server = socket.create_server
@@ -102,7 +103,7 @@ def test_requests_one_after_the_other_are_answered_on_one_connection(hasty: str)
 def test_silent_connections_do_not_keep_a_probe_out(hasty: str) -> None:
     with ExitStack() as stack:
         silent = [stack.enter_context(connected(hasty)) for _ in range(12)]
-        assert httpx.get(f"{hasty}/healthz").status_code == 200
+        assert get(f"{hasty}/healthz").status_code == 200
         assert all(is_closed(client) for client in silent[:8])
 
 

@@ -19,6 +19,7 @@ from monitor.store import open_store
 from monitor.store.private_server import PrivateRedis
 from monitor.store.settings import RedisSettings
 from monitor.web.settings import WebSettings
+from tests.http import NO_AUTHORITIES, get
 from tests.vectors import fill
 from tests.web.fleet import HOSTILE, LAYOUT, LOGS, STREAMS, Fleet, bucket_ms, firing, served
 
@@ -26,7 +27,7 @@ LINK = re.compile(r'<th scope="row"><a href="([^"]+)">')
 
 
 def test_trouble_comes_first_and_names_are_text(site: str) -> None:
-    page = httpx.get(site)
+    page = get(site)
     assert page.status_code == 200
     assert "1 of 6 streams needs a look" in page.text
     first, *others = LINK.findall(page.text)
@@ -39,25 +40,25 @@ def test_trouble_comes_first_and_names_are_text(site: str) -> None:
 
 
 def test_the_overview_says_since_when_how_bad_what_it_is_and_what_to_do(site: str) -> None:
-    text = unescape(re.sub(r"<[^>]+>", "", httpx.get(site).text))
+    text = unescape(re.sub(r"<[^>]+>", "", get(site).text))
     assert f"{HOSTILE}: drifting since 9 Oct 09:00:00" in text.replace("\n", "")
     assert "(3 min)" in text
     assert "At least 70 % of the images drifted (estimate 80 %)" in text
     assert "Looks like the sensor" in text
     assert "What to do: Look at the camera" in text
-    assert httpx.get(site).text.count('alt="Unusual image') == 4
+    assert get(site).text.count('alt="Unusual image') == 4
 
 
 @pytest.mark.parametrize("stream", STREAMS)
 def test_every_stream_s_own_page_is_found_by_its_link(site: str, stream: str) -> None:
-    with httpx.Client(base_url=site) as client:
+    with httpx.Client(base_url=site, verify=NO_AUTHORITIES) as client:
         pages = [client.get(unescape(link)) for link in LINK.findall(client.get("/").text)]
     assert all(page.status_code == 200 for page in pages)
     assert any(f"<h1><bdi>{_escaped(stream)}</bdi>" in page.text for page in pages)
 
 
 def test_a_stream_s_page_shows_what_moved_and_the_worst_images(site: str) -> None:
-    with httpx.Client(base_url=site) as client:
+    with httpx.Client(base_url=site, verify=NO_AUTHORITIES) as client:
         page = client.get(LINK.findall(client.get("/").text)[0])
     moved = page.text.split('id="moved"')[1].split('id="pictures"')[0]
     named = re.findall(r"<figcaption><b>([^<]+)</b>", moved)
@@ -76,16 +77,16 @@ def test_a_stream_s_page_shows_what_moved_and_the_worst_images(site: str) -> Non
 
 def test_a_resolved_alert_s_page_shows_its_own_time(site: str, fleet: Fleet) -> None:
     alert = next(a for a in (firing("fog", STREAMS[2], 10),))
-    page = httpx.get(f"{site}/streams/site%2Fb%2Fcam%201", params={"alert": alert.id})
+    page = get(f"{site}/streams/site%2Fb%2Fcam%201", params={"alert": alert.id})
     assert "Shown as it was during <b>fog</b>" in page.text
     assert "10&lt;b&gt;" in page.text  # the image of the first bucket of that drift
-    now = httpx.get(f"{site}/streams/site%2Fb%2Fcam%201")
+    now = get(f"{site}/streams/site%2Fb%2Fcam%201")
     assert "Shown as it was" not in now.text
     assert "None kept in this time" in now.text
 
 
 def test_the_time_line_says_in_numbers_what_it_draws(site: str) -> None:
-    page = httpx.get(f"{site}/streams/calm").text
+    page = get(f"{site}/streams/calm").text
     table = page.split('id="numbers"')[1].split("</table>")[0]
     rows = re.findall(r'<th scope="row">([\d:]+)</th><td class="number">(\d+)</td>', table)
     assert len(rows) == page.count('class="hit"') == 60
@@ -95,7 +96,7 @@ def test_the_time_line_says_in_numbers_what_it_draws(site: str) -> None:
 
 def test_unknown_streams_and_pages_are_not_found(site: str) -> None:
     for path in ("/streams/nobody", "/streams/", "/nothing"):
-        page = httpx.get(site + path)
+        page = get(site + path)
         assert page.status_code == 404
         assert "Not found" in page.text
 
@@ -108,7 +109,7 @@ def test_a_picture_that_is_not_there_is_not_found(site: str, query: str) -> None
 
 
 def test_search_and_further_pages_find_every_stream(site: str) -> None:
-    with httpx.Client(base_url=site) as client:
+    with httpx.Client(base_url=site, verify=NO_AUTHORITIES) as client:
         assert LINK.findall(client.get("/", params={"q": "CAM"}).text) == ["/streams/site%2Fb%2Fcam%201"]
         assert "No stream has that in its name" in client.get("/", params={"q": "<b>"}).text
         for page in ("0", "99999999999", "x", "-1"):
@@ -117,7 +118,7 @@ def test_search_and_further_pages_find_every_stream(site: str) -> None:
 
 def test_all_pages_are_whole_html_with_safe_headers(site: str) -> None:
     for path in ("/", "/streams/calm", "/alerts", "/profile", "/health", "/nothing"):
-        page = httpx.get(site + path)
+        page = get(site + path)
         assert page.text.rstrip().endswith("</html>"), path
         assert "default-src 'none'" in page.headers["content-security-policy"]
         assert page.headers["x-content-type-options"] == "nosniff"
@@ -128,25 +129,25 @@ def test_all_pages_are_whole_html_with_safe_headers(site: str) -> None:
 def test_links_stay_below_the_path_of_a_proxy_that_strips_it_or_does_not(fleet: Fleet, stripped: bool) -> None:
     token = {"Authorization": "Bearer secret"}
     settings = WebSettings(port=0, token=SecretStr("secret"), external_url="https://ops.example/layerwatch")
-    with served(fleet.store, settings) as address, httpx.Client(headers=token) as client:
+    with served(fleet.store, settings) as address, httpx.Client(headers=token, verify=NO_AUTHORITIES) as client:
         base = address if stripped else f"{address}/layerwatch"
         for path in ("/", "/streams/calm", "/streams/?name=..", "/alerts", "/profile", "/health", "/nothing"):
             page = client.get(base + path).text
             targets = re.findall(r' (?:href|src|action)="((?!data:)[^"#]*)', page)
             assert all(target.startswith("/layerwatch/") for target in targets if target), path
             assert len(targets) > 7
-        assert httpx.get(f"{base}/healthz").text == "ok\n"
-        assert httpx.get(f"{base}/alerts").status_code == 401
+        assert get(f"{base}/healthz").text == "ok\n"
+        assert get(f"{base}/alerts").status_code == 401
         assert client.get(f"{address}/layerwatchful").status_code == 404
 
 
 def test_health_names_what_is_wrong(fleet: Fleet) -> None:
     with served(fleet.store, unready="no <source>") as address:
-        page = httpx.get(f"{address}/health").text
+        page = get(f"{address}/health").text
         assert "This process is not ready" in page
         assert "no &lt;source&gt;" in page
         assert "images:0" in page
-        ready = httpx.get(f"{address}/readyz")
+        ready = get(f"{address}/readyz")
         assert (ready.status_code, ready.text) == (503, "no <source>\n")
 
 
@@ -155,18 +156,18 @@ def test_the_model_card_of_a_real_profile_is_shown(redis_server: PrivateRedis, p
     store = open_store(RedisSettings(url=SecretStr(redis_server.url)), "cards")
     store.catalog.put_layouts({profile.fingerprint: layout_of(profile)})
     with served(store) as address:
-        assert "has not been published" in httpx.get(f"{address}/profile").text
+        assert "has not been published" in get(f"{address}/profile").text
         store.catalog.put_profiles({profile.fingerprint: json.dumps(profile.manifest)})
-        page = httpx.get(f"{address}/profile").text
+        page = get(f"{address}/profile").text
         assert profile.fingerprint in page
         assert "210 images" in page
         assert "90 held-out images" in page
         assert "none: the reference has no 16-bit images" in page
         deep = profile.manifest | {"tones": {"white_level": 4095, "alpha": "composite"}}
         store.catalog.put_profiles({profile.fingerprint: json.dumps(deep)})
-        assert "4095: the largest value" in httpx.get(f"{address}/profile").text
+        assert "4095: the largest value" in get(f"{address}/profile").text
         assert page.count('<tr><th scope="row">') == len(profile.signals)
-        assert "No images yet" in httpx.get(address).text
+        assert "No images yet" in get(address).text
     store.close()
 
 
@@ -184,9 +185,9 @@ def test_each_profile_names_the_streams_that_it_judges_now(redis_server: Private
     facts = {name: StreamFacts(event_time_ms=bucket_ms(12)) for _, _, name in moved}
     store.partitions.apply([Delta(LOGS[0], "t", 1, 2, bucket_ms(12), moved, facts)])
     with served(store) as address:
-        assert httpx.get(address).text.count("no images for 2 min") == 29
-        parts = re.split(r"<h2 id=", httpx.get(f"{address}/profile").text)[1:]
-        answer = httpx.get(f"{address}/api/v1/profile").json()["profiles"]
+        assert get(address).text.count("no images for 2 min") == 29
+        parts = re.split(r"<h2 id=", get(f"{address}/profile").text)[1:]
+        answer = get(f"{address}/api/v1/profile").json()["profiles"]
     store.close()
     assert [re.findall(r"Judges (\d+) stream", part) for part in parts] == [["29"], ["2"], []]
     assert parts[0].count('<a href="/streams/cam-') == 29
@@ -204,7 +205,7 @@ def test_a_pending_alert_is_named_in_words(site: str, fleet: Fleet) -> None:
     fleet.decide(pending)
     try:
         with served(fleet.store) as address:
-            assert "may be drifting" in httpx.get(f"{address}/streams/calm").text
+            assert "may be drifting" in get(f"{address}/streams/calm").text
     finally:
         fleet.decide(type(pending)("drift", "calm"))
 

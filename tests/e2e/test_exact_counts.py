@@ -17,20 +17,19 @@ from typing import Any
 
 import numpy as np
 import pytest
-from kafka import KafkaConsumer
 from pydantic import SecretStr
 
 from monitor.config.schema import Config
 from monitor.core.buckets import CHANGES, DUPLICATES, IMAGES, LONGEST_RUN
 from monitor.core.event_time import bucket_of
-from monitor.core.types import Alert, Partition, Totals, Vector
+from monitor.core.types import Alert, Partition, Record, Totals, Vector
 from monitor.sources import open_producer
 from monitor.sources.kafka.settings import KafkaSettings
 from monitor.store import Store, open_store
 from monitor.store.private_server import PrivateRedis
 from monitor.store.settings import RedisSettings
 from tests.e2e.running import config_file, wait_for
-from tests.faults.rig import Daemon, Zygote
+from tests.faults.rig import Daemon, Zygote, read_log
 from tests.kafka.broker import Cluster
 from tests.pictures import draw, encoded, pictures
 
@@ -51,7 +50,7 @@ class Topic:
     """A topic that holds the same records for all readers, once `fill` is called."""
 
     def __init__(self, cluster: Cluster) -> None:
-        self.servers = cluster.bootstrap_servers
+        self._cluster, self.servers = cluster, cluster.bootstrap_servers
         for_ever = {"retention.ms": "-1"}  # the images are old, and so are the alerts about them
         self.name = cluster.create_topic("exact", PARTITIONS, for_ever)
         self.dead_letters, self.alerts = (
@@ -65,14 +64,9 @@ class Topic:
         if self._filling.ident is None:
             self._filling.start()
 
-    def written(self, topic: str) -> list[Any]:
+    def written(self, topic: str) -> list[Record]:
         """Every record of another topic."""
-        consumer = KafkaConsumer(
-            topic, bootstrap_servers=self.servers, auto_offset_reset="earliest", consumer_timeout_ms=2000, group_id=None
-        )
-        records = list(consumer)
-        consumer.close()
-        return records
+        return read_log(self._cluster, Partition(topic, 0))
 
 
 @pytest.fixture(scope="module")
@@ -177,7 +171,7 @@ class Outcome:
             },
             buckets={start: {s: v.tobytes() for s, v in streams.items()} for start, streams in buckets.items()},
             alerts=store.evaluation.alerts(),
-            documents=by_id(record.value for record in topic.written(topic.alerts[group])),
+            documents=by_id(record.value or b"" for record in topic.written(topic.alerts[group])),
         )
 
 

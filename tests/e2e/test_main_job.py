@@ -74,7 +74,7 @@ def save(folder: Path, seed: int, count: int, stripes: bool = False) -> Path:
 
 @pytest.mark.kafka
 def test_a_drift_in_kafka_becomes_a_signed_alert_and_resolves(
-    kafka_broker: Cluster, redis_server: PrivateRedis, profile_folder: Path, tmp_path: Path, hook: Hook
+    kafka_broker: Cluster, redis_server: PrivateRedis, zygote: Zygote, profile_folder: Path, tmp_path: Path, hook: Hook
 ) -> None:
     topic = kafka_broker.create_topic("main-job", 2, {"retention.ms": "-1"})  # its images are old
     daemon = RunningDaemon(
@@ -100,7 +100,7 @@ def test_a_drift_in_kafka_becomes_a_signed_alert_and_resolves(
         at_s = 1_760_000_000
         for seed, stripes, seconds in ((21, False, 60), (22, True, 60), (23, False, 120)):
             images = save(tmp_path / f"images-{seed}", seed, seconds * 2, stripes)
-            sent = layerwatch(
+            sent = zygote.layerwatch(
                 "produce", str(images), "--stream", "cam-1", "--start-time", str(at_s * 1000), "--rate", "2",
                 "-c", str(daemon.config),
             )  # fmt: skip
@@ -130,11 +130,10 @@ def test_a_drift_in_kafka_becomes_a_signed_alert_and_resolves(
         assert '"event": "daemon.stopped"' in daemon.log.read_text()
 
 
-def test_a_wrong_configuration_exits_78_with_one_line_per_key(tmp_path: Path) -> None:
+def test_a_wrong_configuration_exits_78_with_one_line_per_key(tmp_path: Path, zygote: Zygote) -> None:
     path = tmp_path / "wrong.yaml"
     path.write_text("buckets: {seconds: -5}\nkafak: {}\n")
-    for command in ("run", "check-config"):
-        done = layerwatch(command, "-c", str(path))
+    for done in (layerwatch("run", "-c", str(path)), zygote.layerwatch("check-config", "-c", str(path))):
         assert done.returncode == 78
         assert done.stderr.splitlines() == [
             f"{path}: buckets.seconds: must be greater than 0 (got -5)",

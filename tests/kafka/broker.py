@@ -33,6 +33,9 @@ JVM_OPTIONS = (
     # two test cores: one collector thread, and the quick compiler only
     "-XX:+UseSerialGC",
     "-XX:TieredStopAtLevel=1",
+    # a fifth of what a start costs; the jars come from Maven, which checks their sums
+    "-XX:+UnlockDiagnosticVMOptions",
+    "-XX:-BytecodeVerificationRemote",
     "-Dorg.slf4j.simpleLogger.defaultLogLevel=warn",
     "-Dorg.slf4j.simpleLogger.showDateTime=true",
 )

@@ -37,8 +37,10 @@ def load() -> None:
     import monitor.evaluate.lease  # noqa: PLC0415
     import monitor.sources.kafka.source  # noqa: PLC0415
     import monitor.sources.redis_streams.source  # noqa: PLC0415
+    from tests.templates import share_templates  # noqa: PLC0415
 
     monitor.__main__.build_parser()  # imports what the commands need
+    share_templates()
     torch.set_num_threads(1)
     monitor.evaluate.lease.LEASE_S = 4.0  # most tests wait for a dead evaluator's successor
     monitor.evaluate.evaluator.SILENCE_LOOK_S = 1.0

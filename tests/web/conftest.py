@@ -13,7 +13,14 @@ from pydantic import SecretStr
 from monitor.store import open_store
 from monitor.store.private_server import PrivateRedis
 from monitor.store.settings import RedisSettings
+from tests.templates import share_templates
 from tests.web.fleet import Fleet, build, served
+
+
+@pytest.fixture(scope="session", autouse=True)
+def shared_templates() -> None:
+    """Servers come and go here."""
+    share_templates()
 
 
 @pytest.fixture(scope="session")

@@ -17,9 +17,9 @@ from monitor.store.child_process import free_port
 from monitor.store.private_server import PrivateRedis
 from tests.e2e.running import RunningDaemon, layerwatch, wait_for
 from tests.faults.rig import Zygote
-from tests.http import get
 from tests.kafka.broker import Cluster
 from tests.pictures import pictures
+from tests.plain_http import get
 
 pytestmark = pytest.mark.slow
 

@@ -28,9 +28,9 @@ from monitor.store import StoreError, open_store
 from monitor.store.settings import RedisSettings
 from monitor.telemetry.failpoints import VARIABLE
 from tests.faults.recount import Rates, Recount, recount
-from tests.http import get
 from tests.kafka.broker import Cluster
 from tests.pictures import encoded, pictures
+from tests.plain_http import get
 
 PATIENCE_S = 90.0
 COMMAND_PATIENCE_S = 200.0

@@ -11,7 +11,7 @@ import pytest
 import yaml
 
 from monitor.store.child_process import ChildProcess, free_port
-from tests.http import get
+from tests.plain_http import get
 
 
 class Prometheus(ChildProcess):

@@ -19,7 +19,7 @@ from monitor.store.child_process import free_port
 from monitor.store.private_server import PrivateRedis
 from tests.e2e.running import wait_for
 from tests.faults.rig import Daemon, Hook, Zygote, normal, strange
-from tests.http import get
+from tests.plain_http import get
 
 ROOT = Path(__file__).parents[2]
 PAGE = (ROOT / "docs/how-to/deploy.md").read_text()

@@ -11,7 +11,7 @@ from pydantic import SecretStr
 from monitor.fleet.state import read_silences
 from monitor.web.guard import Hosts
 from monitor.web.settings import WebSettings
-from tests.http import NO_AUTHORITIES, get
+from tests.plain_http import NO_AUTHORITIES, get
 from tests.web.fleet import HOSTILE, Fleet, served
 
 TOKEN = "open-sesame"

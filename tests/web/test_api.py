@@ -18,7 +18,7 @@ from monitor.store.private_server import PrivateRedis
 from monitor.web.api import ENDPOINTS
 from monitor.web.openapi import document
 from monitor.web.settings import WebSettings
-from tests.http import NO_AUTHORITIES
+from tests.plain_http import NO_AUTHORITIES
 from tests.web.fleet import HOSTILE, STREAMS, Fleet, firing, served
 
 DOCUMENT = document(ENDPOINTS)

@@ -14,7 +14,7 @@ import pytest
 
 from monitor.web import connections
 from tests.e2e.running import wait_for
-from tests.http import get
+from tests.plain_http import get
 from tests.web.fleet import Fleet, served
 
 _create_server = socket.create_server

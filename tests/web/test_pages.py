@@ -19,7 +19,7 @@ from monitor.store import open_store
 from monitor.store.private_server import PrivateRedis
 from monitor.store.settings import RedisSettings
 from monitor.web.settings import WebSettings
-from tests.http import NO_AUTHORITIES, get
+from tests.plain_http import NO_AUTHORITIES, get
 from tests.vectors import fill
 from tests.web.fleet import HOSTILE, LAYOUT, LOGS, STREAMS, Fleet, bucket_ms, firing, served
 

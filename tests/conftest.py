@@ -107,16 +107,9 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 @pytest.fixture(scope="session", autouse=True)
-def coverage_of_programs() -> str:
-    """By default the programs that a test starts are not measured: tests in this process cover the same code."""
-    return os.environ.pop(PROGRAMS, "")
-
-
-@pytest.fixture
-def measured_programs(coverage_of_programs: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Measure the programs that this test starts, and those that they start."""
-    if coverage_of_programs:
-        monkeypatch.setenv(PROGRAMS, coverage_of_programs)
+def programs_unmeasured() -> None:
+    """Programs that tests start are not measured: this process and the forks of the zygote cover the same code."""
+    os.environ.pop(PROGRAMS, None)
 
 
 @pytest.fixture(scope="session")

@@ -24,6 +24,7 @@ from monitor.demo.screens import PlainScreen
 from monitor.demo.story import STREAMS
 from monitor.store.child_process import ChildError
 from monitor.store.private_server import PrivateRedis
+from tests.faults.rig import Zygote
 
 pytestmark = pytest.mark.slow
 
@@ -51,12 +52,11 @@ def answers(port: int) -> bool:
 
 
 @pytest.mark.timeout(400)  # 75 s on two quiet cores; a crowded machine makes it longer, not wrong
-@pytest.mark.usefixtures("measured_programs")
-def test_the_demo_alerts_on_its_drifts_resolves_and_exits_0(tmp_path: Path) -> None:
-    with started(tmp_path) as demo:
-        output, _ = demo.communicate(timeout=380)
+def test_the_demo_alerts_on_its_drifts_resolves_and_exits_0(zygote: Zygote, tmp_path: Path) -> None:
+    demo = zygote.layerwatch("demo", "--headless", environ={"TMPDIR": str(tmp_path)}, patience_s=380)
+    output = demo.stderr + demo.stdout
     assert demo.returncode == 0, output
-    lines = output.splitlines()
+    lines = demo.stdout.splitlines()
     for stream in ("line-2", "line-3"):
         for rule in ("drift", "rate"):
             (fired,) = [i for i, line in enumerate(lines) if f"FIRING {stream} by rule {rule} " in line]

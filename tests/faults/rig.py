@@ -71,12 +71,14 @@ class Zygote:
                 lines.flush()
                 return json.loads(lines.readline())
 
-    def layerwatch(self, *arguments: str) -> subprocess.CompletedProcess[str]:
-        """One command of the command line, run to its end."""
+    def layerwatch(
+        self, *arguments: str, environ: Mapping[str, str] | None = None, patience_s: float = COMMAND_PATIENCE_S
+    ) -> subprocess.CompletedProcess[str]:
+        """One command of the command line, run to its end, with these environment variables besides the usual ones."""
         with tempfile.TemporaryDirectory() as folder:
             output, log = Path(folder, "output"), Path(folder, "log")
-            pid = self.ask(argv=arguments, env={}, output=str(output), log=str(log))["pid"]
-            deadline = time.monotonic() + COMMAND_PATIENCE_S
+            pid = self.ask(argv=arguments, env=dict(environ or {}), output=str(output), log=str(log))["pid"]
+            deadline = time.monotonic() + patience_s
             while (status := self.ask(wait=pid)["status"]) is None:
                 if time.monotonic() > deadline:
                     os.kill(pid, signal.SIGKILL)

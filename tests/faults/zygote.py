@@ -16,6 +16,7 @@ import os
 import signal
 import socket
 import sys
+import tempfile
 import traceback
 from pathlib import Path
 from typing import Any
@@ -60,6 +61,7 @@ def become(request: dict[str, Any]) -> None:
     for source, target in ((null, 0), (output, 1), (log, 2)):
         os.dup2(source, target)
     os.environ.update(request["env"])
+    tempfile.tempdir = None  # TMPDIR may be among them
     os.environ.pop(PROGRAMS, None)  # the decoder processes that it starts are killed
     if request.get("killed") and (coverage := Coverage.current()):
         coverage.stop()

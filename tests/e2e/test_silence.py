@@ -9,7 +9,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import httpx
 import pytest
 import yaml
 from pydantic import SecretStr
@@ -25,6 +24,7 @@ from tests.faults.rig import Daemon, Hook, Zygote
 from tests.kafka.broker import Cluster
 from tests.notify.test_schema import VALIDATOR
 from tests.pictures import encoded, pictures
+from tests.plain_http import get
 
 pytestmark = pytest.mark.kafka
 
@@ -120,7 +120,7 @@ def test_a_stop_of_one_stream_of_all_and_a_flood_of_streams_raise_one_alert_each
         wait_for("the stop of all", lambda: daemon.check() or len(sent("alert.firing")) == 2)
         assert not sent("alert.resolved")
         page = sent("alert.firing")["cam-a"]["data"]["links"]["status"]
-        assert httpx.get(page).is_success, "the address that the daemon has taken"
+        assert get(page).is_success, "the address that the daemon has taken"
 
         cameras.on = ("cam-a", "cam-b")
         wait_for("both to send again", lambda: daemon.check() or len(sent("alert.resolved")) == 2)

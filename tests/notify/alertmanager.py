@@ -11,6 +11,7 @@ import httpx
 import yaml
 
 from monitor.store.child_process import ChildProcess, free_port
+from tests.plain_http import get
 
 BINARY = shutil.which("prometheus-alertmanager") or shutil.which("alertmanager")
 START_TIMEOUT_S = 20.0
@@ -46,7 +47,7 @@ class Alertmanager(ChildProcess):
 
     def get(self, path: str) -> Any:
         """What its API answers."""
-        return httpx.get(f"{self.url}/api/v2/{path}", timeout=5).raise_for_status().json()
+        return get(f"{self.url}/api/v2/{path}", timeout=5).raise_for_status().json()
 
     def active(self) -> list[str]:
         """Streams of the alerts that fire, as it sees it."""
@@ -54,6 +55,6 @@ class Alertmanager(ChildProcess):
 
     def _ready(self) -> bool:
         try:
-            return httpx.get(f"{self.url}/-/ready", timeout=5).is_success
+            return get(f"{self.url}/-/ready", timeout=5).is_success
         except httpx.TransportError:
             return False

@@ -23,7 +23,7 @@ END = "end"
 class ZygoteProcess(ChildProcess):
     """Forks daemons; see tests/faults/zygote.py."""
 
-    def __init__(self, socket: Path, environ: Mapping[str, str]) -> None:
+    def __init__(self, socket: Path, environ: Mapping[str, str] = os.environ) -> None:
         super().__init__("the zygote", socket.with_suffix(".log"), stop_timeout_s=1.0)
         self.socket, self._environ = socket, environ
 

@@ -141,8 +141,10 @@ def fit_profile(
     _calibrate(profile, reference, scores, rows.calibrated, options.ordered)
     profile.keep_reference(features)
     if options.heat_maps:
-        progress("learning places", -1.0)
+        learned = time.monotonic()
+        progress("learning what is normal at each place", -1.0)
         profile.places = Places.learn(backbone, list(reference.turnable.values()))
+        profile.manifest["seconds_heat_maps"] = round(time.monotonic() - learned, 1)
     return profile
 
 

@@ -44,7 +44,7 @@ def run(args: argparse.Namespace) -> int:
         profile = detectors.Profile.load(args.profile, args.device)
         for name, image in read_images(args.images):
             try:
-                found, picture = _explain(profile, name, image)
+                found, picture = explain(profile, name, image)
             except ImageError as error:
                 sys.stderr.write(f"{name}: {error}\n")
                 status = EXIT_FAILED
@@ -57,7 +57,7 @@ def run(args: argparse.Namespace) -> int:
     return status
 
 
-def _explain(profile: detectors.Profile, name: str, image: bytes) -> tuple[dict[str, Any], Image.Image]:
+def explain(profile: detectors.Profile, name: str, image: bytes) -> tuple[dict[str, Any], Image.Image]:
     prepared = profile.prepare(image, name.encode("utf-8", "backslashreplace"))
     p_values = dict(zip(profile.signals, profile.score([prepared]).p_values[0].tolist(), strict=True))
     layers = sorted((p, signal) for signal, p in p_values.items() if signal.startswith("layer") and p <= UNUSUAL_P)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import copy
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast, get_args
@@ -31,6 +31,8 @@ from detectors.profile.spec import EMBEDDED, BackboneError, BackboneSpec, size_t
 
 Network = Any
 """A timm network built with `features_only`: an nn.Module with attributes that timm does not declare."""
+See = Callable[[Sequence[Tensor], tuple[int, int]], None]
+"""Gets the maps of a batch, or of the part of it that fits into memory, and (height, width) of the images."""
 
 
 class Backbone:
@@ -131,9 +133,11 @@ class Backbone:
         return Preparer(self.input_px, limits, self.filter, tones, self.spec.resize, (red, green, blue))
 
     @torch.inference_mode()
-    def __call__(self, pixels: NDArray[np.uint8]) -> Tensor:
-        """(N, H, W, 3) uint8 -> (N, D) float32 pooled features on the backbone's device."""
+    def __call__(self, pixels: NDArray[np.uint8], see: See | None = None) -> Tensor:
+        """(N, H, W, 3) uint8 -> (N, D) float32 pooled features on the backbone's device; `see` gets the maps."""
         maps = self.maps(pixels)
+        if see is not None:
+            see(maps, (pixels.shape[1], pixels.shape[2]))
         return torch.cat([pool(maps, grid) for grid in self.grids], dim=1)
 
     def on_grids(self, *grids: int) -> Backbone:
@@ -173,15 +177,15 @@ class Backbone:
             raise ValueError(f"a layer gives {tuple(given.shape)}, which is no map and no tokens of {grid} patches")
         return given[:, -patches:].transpose(1, 2).reshape(len(given), -1, *grid)
 
-    def features(self, pixels: NDArray[np.uint8]) -> Tensor:
+    def features(self, pixels: NDArray[np.uint8], see: See | None = None) -> Tensor:
         """What the call gives, on the CPU; halves the batch when the device is out of memory."""
         try:
-            return self(pixels).cpu()
+            return self(pixels, see).cpu()
         except torch.OutOfMemoryError:
             if len(pixels) == 1:
                 raise
             half = len(pixels) // 2
-            return torch.cat([self.features(pixels[:half]), self.features(pixels[half:])])
+            return torch.cat([self.features(pixels[:half], see), self.features(pixels[half:], see)])
 
 
 def _size(sides: int | Sequence[int]) -> InputSize:

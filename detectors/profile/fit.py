@@ -32,7 +32,7 @@ from detectors.methods.detector import Detector, FitContext, LeaveOneOut, Traina
 from detectors.methods.registry import AUTO, create
 from detectors.profile.backbone import Backbone
 from detectors.profile.choice import Choice, choose, grids_of
-from detectors.profile.places import Places
+from detectors.profile.places import LocalSample, Places
 from detectors.profile.profile import Profile
 from detectors.profile.reference import Progress, Reference, read_reference
 from detectors.profile.spec import BackboneSpec
@@ -102,7 +102,8 @@ def fit_profile(
     backbone = Backbone(options.backbone or BackboneSpec.embedded(), options.device)
     if options.detector == AUTO:
         backbone = backbone.on_grids(*grids_of(backbone))
-    reference = read_reference(images, backbone, options.limits, progress)
+    local = LocalSample() if options.heat_maps else None
+    reference = read_reference(images, backbone, options.limits, progress, see=local.see if local else None)
     if len(reference) < MIN_IMAGES:
         raise TooFewImagesError(
             f"{len(reference)} usable images are too few: at least {MIN_IMAGES} are needed to learn from and to "
@@ -140,11 +141,9 @@ def fit_profile(
         scores = crossed[kept].numpy()
     _calibrate(profile, reference, scores, rows.calibrated, options.ordered)
     profile.keep_reference(features)
-    if options.heat_maps:
-        learned = time.monotonic()
+    if local:
         progress("learning what is normal at each place", -1.0)
-        profile.places = Places.learn(backbone, list(reference.turnable.values()))
-        profile.manifest["seconds_heat_maps"] = round(time.monotonic() - learned, 1)
+        profile.places = Places.learn(backbone, local, options.ordered)
     return profile
 
 

@@ -30,11 +30,29 @@ WIDEST = 320
 NARROWED = 48
 """Of a layer where all are wide, as in a ViT: four of them make the 192 channels of a usual network."""
 BATCH = 32
-MAX_IMAGES = 400
+MAX_IMAGES, MAX_BYTES = 600, 144 * 2**20
+"""Of the sample to learn from: more images than 600 add nothing that can be measured."""
 
 
 class HeatMapError(ValueError):
     """A profile has no heat maps, or their file cannot be used; the message says which and what to do."""
+
+
+class LocalSample:
+    """Local features of images evenly spread over a run of any length, in bounded memory; `kept` holds them."""
+
+    def __init__(self) -> None:
+        self.kept: list[Tensor] = []
+        self._seen, self._every = 0, 1
+
+    def see(self, maps: Sequence[Tensor], input_px: tuple[int, int]) -> None:
+        """Take from the maps of the next images what belongs into the sample."""
+        rows = [i for i in range(len(maps[0])) if (self._seen + i) % self._every == 0]
+        if rows:
+            self.kept.extend(local_features([m[rows] for m in maps], input_px).half().cpu().unbind())
+        self._seen += len(maps[0])
+        while len(self.kept) > min(MAX_IMAGES, MAX_BYTES // (2 * self.kept[0].numel())):
+            self.kept, self._every = self.kept[::2], 2 * self._every
 
 
 class Places:
@@ -46,11 +64,11 @@ class Places:
         self._learned = learned
 
     @classmethod
-    def learn(cls, backbone: Backbone, images: Sequence[NDArray[np.uint8]]) -> Places:
-        """From (S, S, 3) pixels of ID images, in random order; those beyond MAX_IMAGES are not used."""
-        starts = range(0, min(MAX_IMAGES, len(images)), BATCH)
-        batches = [np.stack(images[start : start + BATCH]) for start in starts]
-        local = torch.cat([_local(backbone, batch).half() for batch in batches])
+    def learn(cls, backbone: Backbone, sample: LocalSample, ordered: bool = False) -> Places:
+        """From local features of ID images. ordered: they are in time order, and the last part sets the unit."""
+        local = torch.stack(sample.kept)
+        if not ordered:
+            local = local[torch.randperm(len(local), generator=torch.Generator().manual_seed(0))]
         return cls(backbone, Locations((local.shape[-1],)).fit(local))
 
     def maps(self, pixels: NDArray[np.uint8]) -> NDArray[np.float32]:

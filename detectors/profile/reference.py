@@ -20,7 +20,7 @@ from detectors.images.decode import ImageError, Limits
 from detectors.images.prepare import AnyImage, Prepared, Preparer
 from detectors.images.tones import Tones
 from detectors.methods.detector import Turned
-from detectors.profile.backbone import Backbone
+from detectors.profile.backbone import Backbone, See
 from detectors.profile.depth import by_tones
 
 BATCH = 64
@@ -116,18 +116,20 @@ def read_reference(
     limits: Limits,
     progress: Progress,
     tones: Tones | None = None,
+    see: See | None = None,
 ) -> Reference:
     """Prepare all images, leave out broken ones and exact duplicates, and extract the features of the others.
 
     Args:
         tones: by which to prepare them; None learns the white level.
+        see: gets the maps of all of them, batch by batch.
     """
     reference = Reference(torch.empty(0, sum(backbone.layers)))
     toned = by_tones(images, limits, progress) if tones is None else [(iter(images), tones)]
     usable = _usable(toned, backbone.preparer(limits, tones or Tones()), reference)
     parts = [reference.features]
     while batch := list(islice(usable, BATCH)):
-        parts.append(backbone.features(np.stack([image.pixels for image in batch])))
+        parts.append(backbone.features(np.stack([image.pixels for image in batch]), see))
         progress(f"features of {len(reference)} images", -1.0)
     reference.features = torch.cat(parts)
     return reference

@@ -6,12 +6,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from numpy.typing import NDArray
 
 import detectors
 from detectors.images.prepare import Prepared
 from detectors.profile.backbone import Backbone
-from detectors.profile.places import PLACES, Places
+from detectors.profile.places import PLACES, LocalSample, Places
 from detectors.profile.spec import BackboneSpec
 from tests.pictures import draw, pictures
 
@@ -85,6 +86,45 @@ def test_a_damaged_file_of_maps_is_named_and_scores_are_as_before(profile: detec
     np.testing.assert_array_equal(damaged.score([image]).values, profile.score([image]).values)
     with pytest.raises(detectors.HeatMapError, match=r"places\.safetensors: cannot be read"):
         damaged.heat_maps([image])
+
+
+@pytest.mark.parametrize("batch", [1, 7, 64])
+def test_the_sample_is_spread_over_all_images_whatever_their_batches(
+    batch: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("detectors.profile.places.MAX_IMAGES", 20)
+    numbers = torch.arange(150.0)[:, None, None, None].expand(150, 2, 4, 4)
+    sample = LocalSample()
+    for part in numbers.split(batch):
+        sample.see([part], (32, 32))
+    assert [float(kept.mean()) for kept in sample.kept] == list(range(0, 150, 8))
+
+
+def test_the_sample_is_bounded_in_bytes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("detectors.profile.places.MAX_BYTES", 10 * 2 * 2 * 4 * 4)
+    sample = LocalSample()
+    sample.see([torch.ones(40, 2, 4, 4)], (32, 32))
+    assert len(sample.kept) == 10
+
+
+@pytest.mark.parametrize(
+    ("model", "args"),
+    [
+        ("vit_tiny_patch16_224", {"img_size": 64}),
+        ("swin_tiny_patch4_window7_224", {"img_size": 64}),
+        ("convnext_atto", {}),
+    ],
+)
+def test_backbones_of_every_kind_give_maps(model: str, args: dict[str, int], tmp_path: Path) -> None:
+    spec = BackboneSpec(model, weights="random", input_px=64, args=args)
+    options = detectors.FitOptions("mahalanobis", backbone=spec, device="cpu")
+    profile = detectors.fit_profile(pictures(0, 200), options)
+    image = spoiled(profile, 34, 34)
+    (heat,) = profile.heat_maps([image])
+    assert min(heat.shape) >= 4
+    assert np.isfinite(heat).all()
+    profile.save(tmp_path)
+    np.testing.assert_array_equal(detectors.load_profile(tmp_path, "cpu").heat_maps([image])[0], heat)
 
 
 def test_maps_of_another_backbone_are_refused(profile: detectors.Profile, tmp_path: Path) -> None:

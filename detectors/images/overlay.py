@@ -14,7 +14,7 @@ from PIL import Image, ImageDraw
 
 from detectors.images.regions import Region
 
-FIRST, LAST = 0.6, 3.0
+FIRST, LAST = 0.5, 3.0
 """Colouring begins below what hardly any normal image reaches (1) and ends where more would say nothing new."""
 MOST_COVER = 0.75
 GREY = 0.6

@@ -8,10 +8,10 @@ Source: Defard et al., "PaDiM: a patch distribution modeling framework for anoma
 mu is the mean at that place, sigma the deviation from it over all places, C the covariance of z at that place. Where
 all C would take too much room, square cells of places share theirs; the mean stays that of the place.
 
-    unusual = (d - m) / (q - m)
+    unusual = d^2 / q
 
-m is the median of d at that place over normal images that were not learned from, and q - m is set so that one in twenty
-of these images reaches 1 anywhere. So 0 is usual, and 1 is as unusual as normal images hardly ever get.
+q is set so that one in twenty normal images that were not learned from reaches 1 anywhere: 1 is as unusual as normal
+images hardly ever get, and the same for every image and every camera.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ _FAR = 30.0
 
 
 class Locations(LearnedTensors):
-    """Distance of each place to what is normal there, between 0 (usual) and 1 (normal images hardly ever) and beyond.
+    """Squared distance of each place to what is normal there, in units of what normal images hardly ever reach.
 
     layers: the channels of the local features.
     """
@@ -49,21 +49,19 @@ class Locations(LearnedTensors):
         self.learned = {"mean": mean, "std": torch.stack(variance).mean(dim=0).sqrt() + 1e-5}
         whiten = [_whiten(_covariance(standard, size)) for standard, size in self._standard(learned)]
         self.learned |= {"whiten": torch.cat(whiten).half()}
-        distance = self._distance(held)
-        usual = distance.median(dim=0).values
-        highest = (distance - usual).flatten(1).amax(dim=1)
-        self.learned |= {"usual": usual, "unit": highest.quantile(QUANTILE).clamp(min=1e-3).reshape(1)}
+        highest = self._distance(held).flatten(1).amax(dim=1)
+        self.learned["unit"] = highest.quantile(QUANTILE).clamp(min=1e-3).reshape(1)
         return self
 
     def unusual(self, local: Tensor) -> Tensor:
-        """(N, h, w, C) -> (N, h, w) float32, not below 0."""
-        return ((self._distance(local) - self.learned["usual"]) / self.learned["unit"]).clamp(min=0.0)
+        """(N, h, w, C) -> (N, h, w) float32, at least 0."""
+        return self._distance(local) / self.learned["unit"]
 
     def _distance(self, local: Tensor) -> Tensor:
         whiten, parts, first = self.learned["whiten"], list[Tensor](), 0
         for standard, size in self._standard(local):
             cells = _cells(standard, size)
-            distance = torch.bmm(cells, whiten[first : first + len(cells)].float()).square().sum(dim=2).sqrt()
+            distance = torch.bmm(cells, whiten[first : first + len(cells)].float()).square().sum(dim=2)
             parts.append(_from_cells(distance, len(local), size)[:, : standard.shape[1], : standard.shape[2]])
             first += len(cells)
         return torch.cat(parts, dim=1)

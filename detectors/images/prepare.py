@@ -64,6 +64,19 @@ class Prepared:
         return self.pixels[rows, columns]
 
     @property
+    def frame(self) -> tuple[float, float, float, float]:
+        """Left, top, right and bottom of the whole image, in fractions of `pixels`; beyond [0, 1] what was cropped."""
+        height, width = self.pixels.shape[:2]
+        if self.resize == "letterbox":
+            rows, columns = _inside((self.height, self.width), (height, width))
+            return columns.start / width, rows.start / height, columns.stop / width, rows.stop / height
+        if self.resize == "crop":
+            scale = min(self.height / height, self.width / width)
+            beyond_x, beyond_y = (self.width / (scale * width) - 1) / 2, (self.height / (scale * height) - 1) / 2
+            return -beyond_x, -beyond_y, 1 + beyond_x, 1 + beyond_y
+        return 0.0, 0.0, 1.0, 1.0
+
+    @property
     def proportions(self) -> tuple[int, int]:
         """(height, width) at which `seen` looks as it was taken, up to a factor."""
         height, width = self.pixels.shape[:2]

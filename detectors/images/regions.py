@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image
 from scipy import ndimage
 
 MOST = 3
@@ -29,6 +30,19 @@ class Region:
     width: float
     height: float
     unusual: float
+
+
+def over_whole_image(heat: NDArray[np.float32], frame: tuple[float, float, float, float]) -> NDArray[np.float32]:
+    """(h, w) of a model's input -> (h, w) over the whole image; 0 where the input shows nothing of it.
+
+    frame: of the image in the input (`Prepared.frame`).
+    """
+    if frame == (0.0, 0.0, 1.0, 1.0):
+        return heat
+    height, width = heat.shape
+    extent = tuple(edge * side for edge, side in zip(frame, (width, height, width, height), strict=True))
+    given = Image.fromarray(np.ascontiguousarray(heat))
+    return np.asarray(given.transform((width, height), Image.Transform.EXTENT, extent, Image.Resampling.BILINEAR))
 
 
 def hottest(heat: NDArray[np.float32], most: int = MOST, threshold: float = 1.0) -> tuple[Region, ...]:

@@ -31,7 +31,7 @@ NARROWED = 48
 """Of a layer where all are wide, as in a ViT: four of them make the 192 channels of a usual network."""
 BATCH = 32
 MAX_IMAGES, MAX_BYTES = 600, 144 * 2**20
-"""Of the sample to learn from: more images than 600 add nothing that can be measured."""
+"""Of the sample to learn from."""
 
 
 class HeatMapError(ValueError):
@@ -72,7 +72,7 @@ class Places:
         return cls(backbone, Locations((local.shape[-1],)).fit(local))
 
     def maps(self, pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
-        """(N, S, S, 3) -> (N, h, w) how unusual each place is.
+        """(N, H, W, 3) -> (N, h, w) how unusual each place is.
 
         Raises:
             HeatMapError: there are no heat maps, or their file cannot be read.

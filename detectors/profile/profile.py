@@ -21,6 +21,7 @@ from torch import Tensor
 from detectors.images import properties
 from detectors.images.decode import ImageError, Limits
 from detectors.images.prepare import AnyImage, Prepared, Preparer
+from detectors.images.regions import over_whole_image
 from detectors.images.tones import Tones
 from detectors.methods.detector import Detector, LayerDetector, nested, scores_of, under
 from detectors.methods.registry import create
@@ -141,14 +142,15 @@ class Profile:
         return Scores(values, self._p_values(values, [image.key for image in prepared]))
 
     def heat_maps(self, images: Sequence[Prepared]) -> NDArray[np.float32]:
-        """(N, h, w) how unusual each place of N >= 1 images is; a map lies over the whole image.
+        """(N, h, w) how unusual each place of N >= 1 images is; a map lies over the whole image, letterbox or crop.
 
         A value of 1 is reached anywhere in one normal image of twenty; see `detectors.hottest` for boxes.
 
         Raises:
             HeatMapError: the profile has no heat maps (`profile.places` is false), or their file cannot be read.
         """
-        return self.places.maps(np.stack([image.pixels for image in images]))
+        maps = self.places.maps(np.stack([image.pixels for image in images]))
+        return np.stack([over_whole_image(heat, image.frame) for heat, image in zip(maps, images, strict=True)])
 
     def beyond(self, values: Floats) -> Floats:
         """(N,) how far (N, S) values lie outside of the calibration: the largest `Calibration.beyond` of a signal."""

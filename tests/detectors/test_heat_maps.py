@@ -10,7 +10,8 @@ import torch
 from numpy.typing import NDArray
 
 import detectors
-from detectors.images.prepare import Prepared
+from detectors.images.prepare import Prepared, Preparer, Resize
+from detectors.images.regions import over_whole_image
 from detectors.profile.backbone import Backbone
 from detectors.profile.places import PLACES, LocalSample, Places
 from detectors.profile.spec import BackboneSpec
@@ -137,6 +138,27 @@ def test_maps_of_another_backbone_are_refused(profile: detectors.Profile, tmp_pa
 def test_a_profile_can_do_without_maps() -> None:
     options = detectors.FitOptions("mahalanobis", device="cpu", heat_maps=False)
     assert not detectors.fit_profile(pictures(0, 200), options).places
+
+
+@pytest.mark.parametrize("how", ["stretch", "letterbox", "crop"])
+@pytest.mark.parametrize("size", [(60, 180), (180, 60), (90, 90)])
+def test_a_map_lies_over_the_original_however_it_was_resized(how: Resize, size: tuple[int, int]) -> None:
+    pixels = np.zeros((*size, 3), np.uint8)
+    rows, columns = slice(size[0] // 2, size[0] // 2 + 12), slice(size[1] // 2, size[1] // 2 + 12)
+    pixels[rows, columns] = 255
+    image = Preparer((96, 128), resize=how, fill=(0, 0, 0))(pixels)
+    over = over_whole_image(image.pixels[:, :, 0].astype(np.float32), image.frame)
+    seen = np.argwhere(over > 128)
+    found = (seen.min(axis=0) / over.shape * size, (seen.max(axis=0) + 1) / over.shape * size)
+    np.testing.assert_allclose(found, [(rows.start, columns.start), (rows.stop, columns.stop)], atol=1.5)
+
+
+def test_what_was_cropped_is_usual() -> None:
+    image = Preparer(96, resize="crop")(np.zeros((50, 100, 3), np.uint8))
+    over = over_whole_image(np.full((12, 12), 5.0, np.float32), image.frame)
+    assert (over[:, :3] == 0).all()
+    assert (over[:, 3:9] == 5).all()
+    assert (over[:, 9:] == 0).all()
 
 
 def heat(height: int = 12, width: int = 16) -> NDArray[np.float32]:

@@ -36,16 +36,21 @@ def main() -> None:
     rng = np.random.default_rng(0)
     images = [rng.integers(0, 256, (32, 32, 3), dtype=np.uint8) for _ in range(300)]
     # Width 512, as from 2,000 images on.
-    options = FitOptions(device="cpu", detector_options={"width": 512})
+    options = FitOptions("dlsr", device="cpu", detector_options={"width": 512}, heat_maps=False)
     profile = fit_profile(((str(i), image) for i, image in enumerate(images)), options)
     batch = [profile.prepare(images[i % 300], str(i).encode()) for i in range(args.batch)]
     pixels = np.stack([prepared.pixels for prepared in batch])
     features = profile.backbone(pixels)
+    wide = profile.backbone.on_grids(4)
+    placed = wide(np.stack([profile.prepare(image).pixels for image in images]))
+    distance = create("mahalanobis-ridge", wide.layers).fit(placed)
     published = create("dlsr-mfsim", profile.backbone.layers, **{**PRESET, "epochs": 0}).fit(features)
     times = measure(
         {
             "backbone": lambda: profile.backbone(pixels),
             "dlsr head": lambda: profile.detector.score(features),
+            "backbone, 4 x 4 cells": lambda: wide(pixels),
+            "mahalanobis-ridge head": lambda: distance.score(placed[: args.batch]),
             "published head": lambda: published.score(features),
             "profile.score": lambda: profile.score(batch),
         },
@@ -56,6 +61,11 @@ def main() -> None:
         "threads": args.threads,
         "milliseconds": {name: round(seconds * 1e3, 2) for name, seconds in times.items()},
         "dlsr head / backbone": round(times["dlsr head"] / times["backbone"], 3),
+        "mahalanobis-ridge on 4 x 4 cells / dlsr, with backbone": round(
+            (times["backbone, 4 x 4 cells"] + times["mahalanobis-ridge head"])
+            / (times["backbone"] + times["dlsr head"]),
+            3,
+        ),
         "published head / backbone": round(times["published head"] / times["backbone"], 3),
         "share": round(times["backbone"] / times["profile.score"], 3),
     }

@@ -7,13 +7,14 @@ mobilenetv2_100.imagenet.safetensors and mobilenetv3_small_100.tiny_imagenet.saf
 the package). Everything is seeded with 0: 16,000 random CIFAR-10 training images to learn from, 600 others to be turned
 (they choose the level), the 5,000 test images as ID. Prints tables and writes results/ood_accuracy.json.
 
-With --crossed each of the nine sets is the ID set in turn, seven tenths of it to learn from, and the other sets and
-CIFAR-10 are OOD: whether the rule that chooses the level carries over to small sets that it was not made on.
+With --normals every set is the ID set in turn: what a fit chooses from normal images, against all candidates
+(benchmarks/normals.py).
 """
 
 from __future__ import annotations
 
 import argparse
+import importlib
 import json
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -136,7 +137,8 @@ def main() -> None:
     arguments.add_argument("--cache", type=Path, help="keep features here between runs")
     arguments.add_argument("--backbones", default="imagenet,embedded")
     arguments.add_argument("--no-ablation", action="store_true")
-    arguments.add_argument("--crossed", action="store_true", help="every set as ID in turn, instead")
+    arguments.add_argument("--normals", action="store_true", help="every set as ID in turn, instead")
+    arguments.add_argument("--tiles-px", type=int, default=224, help="input size for the tiles, with --normals")
     arguments.add_argument("-o", "--output", type=Path, default=Path("results/ood_accuracy.json"))
     args = arguments.parse_args()
     results: dict[str, Any] = {
@@ -147,8 +149,13 @@ def main() -> None:
         "backbones": {},
     }
     for name in args.backbones.split(","):
-        features = Features(name, specs(args.models)[name], args.data, args.cache)
-        results["backbones"][name] = crossed(features) if args.crossed else run(features, not args.no_ablation)
+        spec = specs(args.models)[name]
+        if args.normals:
+            # by name, as scripts are no package: only at run time does its folder lie on the path
+            normals = importlib.import_module("normals").normals
+            results["backbones"][name] = normals(name, spec, args.tiles_px, args.data, args.cache)
+        else:
+            results["backbones"][name] = run(Features(name, spec, args.data, args.cache), not args.no_ablation)
         args.output.parent.mkdir(parents=True, exist_ok=True)
         args.output.write_text(json.dumps(results, indent=1) + "\n")
 
@@ -188,39 +195,6 @@ def run(features: Features, ablation: bool) -> dict[str, Any]:
 def turning(turned: Sequence[Tensor]) -> FitContext:
     """For a fit whose first images are those that were turned."""
     return FitContext(turned=lambda: Turned(torch.arange(len(turned[0])), turned))
-
-
-def crossed(features: Features) -> dict[str, Any]:
-    """Mean AUROC by ID set: the default, its network at every level, and the baselines."""
-    sets = {image_set: features.of(image_set) for image_set in ("cifar10_test", *OOD)}
-    table = Table(title=f"{features.name}: mean AUROC with other ID sets", title_justify="left")
-    found: dict[str, Any] = {}
-    for id_set in OOD:
-        order = np.random.default_rng(SEED).permutation(len(sets[id_set]))
-        cut = len(order) * 7 // 10
-        # as a fit does: an eighth of what is learned from is kept to be turned
-        turned = [features.turned(id_set, order[: cut // 8], turns) for turns in (1, 2)]
-        learned, fresh = (sets[id_set][torch.from_numpy(part)] for part in (order[:cut], order[cut:]))
-        others = [tensor for name, tensor in sets.items() if name != id_set]
-        default = DLSR(features.backbone.layers).train(learned, turning(turned))
-        detectors: dict[str, Detector] = {"dlsr": default}
-        for level in (*dlsr.LEVELS, dlsr.DEFAULT_LEVEL):
-            detectors[f"a = {level}"] = DLSR(features.backbone.layers, level).fit(learned[len(turned[0]) :])
-        for name in ("mahalanobis", "mahalanobis-layers", "knn", "pca"):
-            detectors[name] = create(name, features.backbone.layers).fit(learned)
-        means = {name: _mean_auroc(detector, fresh, others) for name, detector in detectors.items()}
-        found[id_set] = {"level": default.level, "report": default.report, "auroc": means}
-        if not table.columns:
-            for column in ("ID", "level chosen", *means):
-                table.add_column(column)
-        table.add_row(id_set, str(default.level), *(f"{mean:.3f}" for mean in means.values()))
-    Console(width=150).print(table)
-    return found
-
-
-def _mean_auroc(detector: Detector, fresh: Tensor, others: Sequence[Tensor]) -> float:
-    id_scores = detector.score(fresh).double().numpy()
-    return float(np.mean([auroc(id_scores, detector.score(other).double().numpy()) for other in others]))
 
 
 def ablate(default: DLSR, published: Any, sets: Mapping[str, Tensor]) -> dict[str, Any]:

@@ -89,7 +89,7 @@ class Scenario:
         """How its profile is fitted."""
         embedded = self.model == "embedded"
         spec = BackboneSpec.embedded() if embedded else BackboneSpec(self.model, "random")
-        return FitOptions(backbone=replace(spec, input_px=self.input_px), detector_options={"width": WIDE})
+        return FitOptions("dlsr", replace(spec, input_px=self.input_px), detector_options={"width": WIDE})
 
 
 def main() -> int:

@@ -45,6 +45,11 @@ def written(folder: Path) -> set[str]:
     return {name.lower() for name in (found - containers) | subcommands} - NO_COMMANDS
 
 
+@pytest.fixture(autouse=True)
+def only_declared_keys() -> None:
+    """Instead of that of conftest.py: this user may not change users."""
+
+
 @pytest.fixture
 def hook() -> Iterator[Hook]:
     opened = Hook()

@@ -80,7 +80,9 @@ def main() -> None:
         watch = Watch(alertmanager)
         stack.callback(watch.close)
         run(soak, args)
-        told = claims(Seen(rig, watch, soak.begun_ms, planned, soak.samples, soak.renamed, soak.former_receivers))
+        told = claims(
+            Seen(rig, watch, soak.begun_ms, planned, soak.samples, soak.strange, soak.renamed, soak.former_receivers)
+        )
         lines, documents = soak.lines(), rig.hook.accepted
     args.output.parent.mkdir(parents=True, exist_ok=True)
     arguments_given = {key: value for key, value in vars(args).items() if key != "output"}

@@ -47,6 +47,8 @@ class Soak:
         self.renamed: list[Partition] = []
         """The partitions of the former topic."""
         self.former_receivers: list[str] = []
+        self.strange: Counter[tuple[str, int]] = Counter()
+        """(drift, lane) -> seconds of strange images that were written: none while the broker is away."""
         self.faults: Counter[str] = Counter()
         self.samples: list[dict[str, Any]] = []
         self.over = threading.Event()
@@ -70,6 +72,8 @@ class Soak:
                     values.append(b"no picture" if self.bad and n % 50 == 0 else picture)
                     stamps.append(now_ms - (25_000 if self.bad and n % 70 == 0 else self.rng.randint(0, 3000)))
                 self.write(lane, values, stamps)
+                if strange_now:
+                    self.strange.update({(d.name, lane): 1 for d in self.drifts if d.begin_s <= elapsed_s < d.end_s})
 
     def write(self, lane: int, values: list[bytes], stamps: list[int]) -> None:
         """Returns when they are acknowledged, all by the same topic."""

@@ -76,12 +76,6 @@ class Prepared:
             return -beyond_x, -beyond_y, 1 + beyond_x, 1 + beyond_y
         return 0.0, 0.0, 1.0, 1.0
 
-    @property
-    def proportions(self) -> tuple[int, int]:
-        """(height, width) at which `seen` looks as it was taken, up to a factor."""
-        height, width = self.pixels.shape[:2]
-        return (height, width) if self.resize == "crop" else (self.height, self.width)
-
 
 @dataclass(frozen=True)
 class Preparer:

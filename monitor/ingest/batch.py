@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from PIL import Image
 
-from detectors.images.prepare import Prepared
+from detectors.images.prepare import GREY, Prepared
 from monitor.core.aggregate import Aggregation, Judged, aggregate
 from monitor.core.buckets import IMAGES
 from monitor.core.reject_window import RejectWindow
@@ -133,11 +133,18 @@ def _images(work: Work) -> Iterator[tuple[Judged, Record, int]]:
 
 
 def thumbnail(prepared: Prepared, longest_px: int) -> bytes:
-    """A JPEG of the pixels that the model saw, in the proportions of the original: never the sender's own bytes."""
-    height, width = prepared.proportions
-    scale = longest_px / max(height, width)
-    size = max(1, round(width * scale)), max(1, round(height * scale))
+    """A JPEG of the pixels that the model saw, in the proportions of the original: never the sender's own bytes.
+
+    What a crop has left out is grey.
+    """
+    scale = longest_px / max(prepared.width, prepared.height)
+    size = max(1, round(prepared.width * scale)), max(1, round(prepared.height * scale))
+    left, top, right, bottom = prepared.frame
+    # the frame of a letterbox lies inside the pixels, that of a crop beyond them
+    inner = max(1, round(size[0] / max(1.0, right - left))), max(1, round(size[1] / max(1.0, bottom - top)))
+    shown = Image.new("RGB", size, GREY)
+    resized = Image.fromarray(prepared.seen).resize(inner, Image.Resampling.BILINEAR)
+    shown.paste(resized, ((size[0] - inner[0]) // 2, (size[1] - inner[1]) // 2))
     buffer = io.BytesIO()
-    resized = Image.fromarray(prepared.seen).resize(size, Image.Resampling.BILINEAR)
-    resized.save(buffer, "JPEG", quality=THUMBNAIL_QUALITY)
+    shown.save(buffer, "JPEG", quality=THUMBNAIL_QUALITY)
     return buffer.getvalue()

@@ -43,7 +43,7 @@ def main() -> None:
     for i, sheet in enumerate(sheets):
         page.paste(sheet, (0, sum(s.height for s in sheets[:i])))
     page = page.resize((WIDTH_PX, round(page.height * WIDTH_PX / page.width)), Image.Resampling.LANCZOS)
-    page.quantize(128).save(PICTURE, optimize=True)
+    page.quantize(64, dither=Image.Dither.NONE).save(PICTURE, optimize=True)
     print(f"{PICTURE.name}: {PICTURE.stat().st_size // 1024} KiB")
 
 

@@ -19,9 +19,12 @@ from PIL import Image
 from playwright.sync_api import Browser, sync_playwright
 from pydantic import SecretStr
 
+from detectors.images.regions import hottest
 from detectors.profile.fit import FitOptions, fit_profile
 from monitor.config.schema import Config
 from monitor.core.aggregate import Aggregation, Judged, aggregate
+from monitor.core.heat import Heat
+from monitor.core.kept_worst import KeptWorst
 from monitor.core.settings import BucketSettings
 from monitor.core.types import Delta, Partition, StreamFacts
 from monitor.daemon import presentation_of
@@ -30,6 +33,7 @@ from monitor.demo.story import reference
 from monitor.evaluate.closing import Closing
 from monitor.evaluate.evaluator import Evaluator
 from monitor.ingest.batch import thumbnail
+from monitor.ingest.decode.large import large_jpeg
 from monitor.ingest.scoring.profiles import layout_of
 from monitor.notify.self_alerts import SelfAlerts
 from monitor.store import Store, open_store
@@ -91,6 +95,7 @@ def play(store: Store, settings: Config) -> None:
         presentation_of(settings),
     )
     evaluator.load()
+    worst = KeptWorst()
     rng, facts, high_ms = np.random.default_rng(SEED), dict[str, StreamFacts](), 0
     begin_ms = time.time_ns() // 1_000_000 // buckets.length_ms * buckets.length_ms - LENGTH_S * 1000
     for offset, start_s in enumerate(range(0, LENGTH_S, BUCKET_S)):
@@ -101,9 +106,16 @@ def play(store: Store, settings: Config) -> None:
             for (t, stream, _), row, image in zip(taken, profile.score(prepared).p_values, prepared, strict=True)
         ]
         begin = Delta(LOG, "t", offset, offset + 1, high_ms, {})
-        delta = aggregate(judged, begin, facts, time.time_ns() // 1_000_000, how).delta
+        found = aggregate(judged, begin, facts, time.time_ns() // 1_000_000, how, worst.admits)
+        delta = found.delta
         facts, high_ms = {**facts, **delta.facts}, delta.high_ms
         store.partitions.apply([delta])
+        worst.add(delta.exemplars)
+        of_id = {record[0].id: shot[2] for record, shot in zip(judged, taken, strict=True)}
+        for exemplar, image in zip(delta.exemplars, found.unusual, strict=True):
+            (heat,) = profile.heat_maps([image.prepared])
+            large = large_jpeg(profile.preparer.upright(of_id[image.id]), 512)
+            store.pictures.keep(LOG, exemplar, large, Heat.of(heat, hottest(heat)))
         evaluator.look()
 
 

@@ -8,8 +8,9 @@ from rich.console import Console
 
 import detectors
 from detectors.images.reading import InputError
-from monitor.cli.learning import add_stream_options, images_of, print_left_out, progress_bar
+from monitor.cli.learning import add_stream_options, images_of, print_left_out
 from monitor.cli.options import IMAGES_HELP
+from monitor.cli.progress import show_progress
 from monitor.config.errors import as_command_error
 
 
@@ -27,7 +28,7 @@ def run(args: argparse.Namespace) -> int:
     with as_command_error("calibrate", InputError, detectors.ProfileError, detectors.TooFewImagesError):
         profile = detectors.Profile.load(args.profile, args.device)
         before = profile.fingerprint
-        with progress_bar(console) as show:
+        with show_progress(console, "calibrate") as show:
             detectors.recalibrate(profile, images_of(args), args.ordered, show)
     profile.save(args.output)
     print_left_out(console, profile.manifest)

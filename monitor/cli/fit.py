@@ -14,8 +14,9 @@ from detectors.images.prepare import RESIZES, InputSize
 from detectors.images.reading import InputError
 from detectors.methods.registry import AUTO, REGISTRY
 from detectors.profile.spec import PRECISIONS, BackboneError, BackboneSpec
-from monitor.cli.learning import add_stream_options, images_of, print_left_out, progress_bar
+from monitor.cli.learning import add_stream_options, images_of, print_left_out
 from monitor.cli.options import IMAGES_HELP, parse_count
+from monitor.cli.progress import show_progress
 from monitor.config.errors import as_command_error
 
 PAPER_LAYERS = {"efficientnet_b4": "0,1,2,3,4", "resnet50": "1,2,3"}
@@ -72,7 +73,7 @@ def run(args: argparse.Namespace) -> int:
             ordered=args.ordered,
             heat_maps=not args.no_heat_maps,
         )
-        with progress_bar(console) as show:
+        with show_progress(console, "fit") as show:
             profile = detectors.fit_profile(images_of(args), fit, show)
     profile.save(args.output)
     facts = profile.manifest

@@ -1,15 +1,13 @@
-"""What `fit` and `calibrate` share: images from files or from a stream's own past, progress, what was left out."""
+"""What `fit` and `calibrate` share: images from files or from a stream's own past, what was left out."""
 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator
 from itertools import islice
 from typing import Any
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from detectors.images.prepare import AnyImage
 from detectors.images.reading import InputError, read_images
@@ -86,26 +84,6 @@ def collect(settings: Config, stream: str, since_ms: int) -> Iterator[tuple[str,
         raise InputError(str(error)) from error
     if not found:
         raise InputError(f"the source holds no image of stream {stream!r} in that time")
-
-
-@contextmanager
-def progress_bar(console: Console) -> Iterator[Callable[[str, float], None]]:
-    """A bar on the console, and the function that moves it: (step, share done; negative where unknown)."""
-    columns = (
-        SpinnerColumn(),
-        TextColumn("{task.description}"),
-        BarColumn(),
-        TimeElapsedColumn(),
-        TextColumn("left"),
-        TimeRemainingColumn(),
-    )
-    with Progress(*columns, console=console) as bar:
-        task = bar.add_task("reading", total=None)
-
-        def show(step: str, share: float) -> None:
-            bar.update(task, description=step, total=None if share < 0 else 1.0, completed=max(share, 0.0))
-
-        yield show
 
 
 def print_left_out(console: Console, facts: dict[str, Any]) -> None:

@@ -11,14 +11,15 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-import time
 from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import replace
 
 from pydantic import SecretStr
+from rich.console import Console
 
 from monitor.cli.options import TIME_HELP, add_config_option, parse_time
+from monitor.cli.progress import Show, show_progress
 from monitor.config.errors import EXIT_UNAVAILABLE, ConfigError, as_command_error
 from monitor.config.loading import checked_rules, load_config
 from monitor.config.schema import Config
@@ -36,7 +37,6 @@ from monitor.store.child_process import ChildError
 from monitor.store.private_server import PrivateRedis
 from monitor.telemetry import metrics
 
-PROGRESS_S = 5.0
 RECEIVER = "replay"
 FOR_EVER_MS = 2**52
 
@@ -50,16 +50,22 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    settings = load_config(args.config)
+    settings, console = load_config(args.config), Console(stderr=True)
     unavailable = (SourceError, FatalSourceError, StoreError, ChildError)
     try:
         with as_command_error("replay", *unavailable, status=EXIT_UNAVAILABLE), PrivateRedis() as server:
             redis = settings.redis.model_copy(update={"mode": "single", "url": SecretStr(server.url)})
             span = open_span(settings.source_settings(), args.since, args.until)
-            with closing(open_store(redis, settings.monitor, limits_of(settings))) as store:
-                documents = replay_documents(settings, span, store, _Progress(span))
+            with (
+                closing(open_store(redis, settings.monitor, limits_of(settings))) as store,
+                show_progress(console, "replay") as show,
+            ):
+                documents, future = replay_documents(settings, span, store, show)
     except ValueError as error:
         raise ConfigError([f"{args.config or 'defaults'}: {error}"]) from error
+    sys.stderr.write(f"replay: {span.progress[1]} records read\n")
+    if future:
+        sys.stderr.write(f"replay: {future} timestamps were further ahead than buckets.max_future_s allows\n")
     for document in documents:
         facts = json.loads(document)
         data = facts["data"]
@@ -68,27 +74,10 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-class _Progress:
-    """Says on stderr, every few seconds and at the end, how far the span is read; also where that is not a terminal."""
+def replay_documents(settings: Config, span: Span, store: Store, show: Show) -> tuple[list[str], int]:
+    """The alert documents of a span, oldest first, and how many timestamps were further ahead than is allowed.
 
-    def __init__(self, span: Span) -> None:
-        self._span, self._due_s = span, time.monotonic() + PROGRESS_S
-
-    def show(self) -> None:
-        if time.monotonic() >= self._due_s:
-            read, total = self._span.progress
-            sys.stderr.write(f"replay: {read} of {total} records read\n")
-            self._due_s += PROGRESS_S
-
-    def end(self, future: int) -> None:
-        _, total = self._span.progress
-        sys.stderr.write(f"replay: {total} records read\n")
-        if future:
-            sys.stderr.write(f"replay: {future} timestamps were further ahead than buckets.max_future_s allows\n")
-
-
-def replay_documents(settings: Config, span: Span, store: Store, progress: _Progress) -> list[str]:
-    """The alert documents of a span, oldest first; the state goes to `store`, which must be empty. Closes the span.
+    The state goes to `store`, which must be empty. Closes the span.
 
     Raises:
         SourceError, FatalSourceError: the span cannot be read to its end.
@@ -105,11 +94,11 @@ def replay_documents(settings: Config, span: Span, store: Store, progress: _Prog
         while not consumer.is_through(span.partitions()):
             consumer.step()
             evaluator.look()
-            progress.show()
+            read, total = span.progress
+            show(f"{read} of {total} records read", read / total if total else -1.0)
     finally:
         consumer.close()
-    progress.end(round(_future_records() - future))
-    return list(_sent(store))
+    return list(_sent(store)), round(_future_records() - future)
 
 
 def _without_traces(settings: Config) -> Config:

@@ -2,45 +2,62 @@
 
 The profile's detector is used unchanged. The others learn from the same reference features, which a profile keeps in
 `reference.safetensors`; all of them then score the same images. The headline says whether one of them does better
-than the profile's detector.
+than the profile's detector. By default the others are the baselines: they learn in seconds, networks take minutes.
 """
 
 from __future__ import annotations
 
-import io
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import islice
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image
 from torch import Tensor
 
 from detectors.evaluation.metrics import measure
-from detectors.methods.detector import Detector, LayerDetector
+from detectors.images.prepare import Prepared
+from detectors.methods.detector import Detector, FitContext, LayerDetector, TrainableDetector
 from detectors.methods.dlsr_paper import Published
 from detectors.methods.registry import REGISTRY, create
-from detectors.profile.profile import Profile
-from detectors.profile.reference import BATCH, prepared
+from detectors.profile.profile import Profile, Scores
+from detectors.profile.reference import BATCH, Progress, prepared
 
-THUMBNAIL_PX = 64
 ID = "id"
 """Name of the ID set among the sets."""
+ALL, BASELINES = "all", "baselines"
+"""Stand for every detector, and for every one that needs no training."""
 
 Images = Iterable[tuple[str, bytes]]
 
 
+@dataclass(frozen=True)
+class Shown:
+    """An image to be shown in a report, with its score by the profile's detector."""
+
+    name: str
+    score: float
+    image: Prepared
+
+
 @dataclass
 class ImageSet:
-    """Features (N, D), names and JPEG thumbnails of one set; thumbnails only where a report was asked for."""
+    """The usable images of one set, by the profile.
+
+    features: (N, D). scores: (N, S) values and p-values of the profile's signals. broken: what could not be used, and
+    why. unusual, normal: the images with the highest and with the lowest scores, the extreme ones first; empty unless
+    asked for.
+    """
 
     features: Tensor
+    scores: Scores
     names: list[str] = field(default_factory=list)
-    thumbnails: list[bytes] = field(default_factory=list)
     broken: list[str] = field(default_factory=list)
+    unusual: list[Shown] = field(default_factory=list)
+    normal: list[Shown] = field(default_factory=list)
 
 
 @dataclass
@@ -95,64 +112,97 @@ def evaluate(
     profile: Profile,
     id_images: Images,
     ood_images: Mapping[str, Images],
-    names: Sequence[str] = (),
-    thumbnails: bool = False,
-    progress: Callable[[str], None] = lambda _: None,
+    names: Sequence[str] = (BASELINES,),
+    shown: int = 0,
+    progress: Progress = lambda _step, _share: None,
 ) -> Evaluation:
-    """Score ID and OOD images with the profile's detector and with those in `names` ("all" stands for every one).
+    """Score ID and OOD images with the profile's detector and with those in `names`.
+
+    Args:
+        names: of detectors, or ALL, or BASELINES.
+        shown: how many images to keep of each end of each set, for a report.
 
     Raises:
         EvaluationError: an unknown detector, a set without usable images, or no reference to learn the others from.
     """
     default = str(profile.manifest["detector"])
-    wanted = list(REGISTRY) if "all" in names else list(names)
-    if unknown := set(wanted) - set(REGISTRY):
-        raise EvaluationError(f"unknown detectors {sorted(unknown)}; choose from all, {', '.join(REGISTRY)}")
+    if unknown := set(names) - {*REGISTRY, ALL, BASELINES}:
+        known = ", ".join((ALL, BASELINES, *REGISTRY))
+        raise EvaluationError(f"unknown detectors {sorted(unknown)}; choose from {known}")
+    others = {
+        name: detector
+        for name, detector in _unfitted(profile, default, names)
+        if ALL in names or name in names or not isinstance(detector, TrainableDetector)
+    }
     sets = {}
     for name, images in {ID: id_images, **ood_images}.items():
-        progress(f"features of {name}")
-        sets[name] = read_set(profile, images, thumbnails)
+        sets[name] = read_set(profile, images, shown, partial(progress, f"features of {name}"))
         if not sets[name].names:
             raise EvaluationError(f"{name}: no usable images ({len(sets[name].broken)} broken)")
-    others = _others(profile, [name for name in wanted if name != default], progress)
-    found = {default: profile.detector, **others}
-    scores = {name: {k: _score(detector, s.features) for k, s in sets.items()} for name, detector in found.items()}
-    progress("bootstrap")
-    metrics = {name: {k: dict(measure(of[ID], of[k])) for k in sets if k != ID} for name, of in scores.items()}
-    return Evaluation(default, scores, metrics, _layers(profile.detector, sets), sets)
+    scores = {default: {name: s.scores.values[:, 0] for name, s in sets.items()}}
+    for name, detector in _learn(profile, others, progress).items():
+        scores[name] = {k: _score(detector, s.features) for k, s in sets.items()}
+    metrics = {}
+    for i, (name, of) in enumerate(scores.items()):
+        progress(f"measuring {name}", i / len(scores))
+        metrics[name] = {k: dict(measure(of[ID], of[k])) for k in sets if k != ID}
+    return Evaluation(default, scores, metrics, _layers(profile, sets), sets)
 
 
-def read_set(profile: Profile, images: Images, thumbnails: bool) -> ImageSet:
-    """Features of all usable images of one set, a batch in memory at a time."""
-    kept, parts = ImageSet(torch.empty(0)), []
-    usable = prepared(images, profile.preparer, kept.broken)
+def read_set(profile: Profile, images: Images, shown: int, progress: Callable[[float], None]) -> ImageSet:
+    """The usable images of one set, a batch in memory at a time."""
+    broken: list[str] = []
+    read = ImageSet(torch.empty(0), Scores(np.empty(0), np.empty(0)), broken=broken)
+    features, scores = [], []
+    usable = prepared(images, profile.preparer, broken)
     while batch := list(islice(usable, BATCH)):
-        parts.append(profile.features([image for _, image in batch]))
-        kept.names += [name for name, _ in batch]
-        if thumbnails:
-            kept.thumbnails += [_thumbnail(image.seen) for _, image in batch]
-    kept.features = torch.cat(parts) if parts else kept.features
-    return kept
+        batch_images = [image for _, image in batch]
+        features.append(profile.features(batch_images))
+        scores.append(profile.score_features(features[-1], batch_images))
+        read.names += [name for name, _ in batch]
+        if shown:
+            new = [
+                Shown(name, float(values[0]), image)
+                for (name, image), values in zip(batch, scores[-1].values, strict=True)
+            ]
+            read.unusual = sorted(read.unusual + new, key=lambda image: -image.score)[:shown]
+            read.normal = sorted(read.normal + new, key=lambda image: image.score)[:shown]
+        progress(-1.0)
+    if features:
+        read.features = torch.cat(features)
+        read.scores = Scores(
+            *(np.concatenate([getattr(part, name) for part in scores]) for name in ("values", "p_values"))
+        )
+    return read
 
 
-def _others(profile: Profile, names: Sequence[str], progress: Callable[[str], None]) -> dict[str, Detector]:
+def _unfitted(profile: Profile, default: str, names: Sequence[str]) -> Iterator[tuple[str, Detector]]:
+    """Every detector but the default that `names` may mean."""
+    grouped = {ALL, BASELINES} & set(names)
+    for name in REGISTRY:
+        if name != default and (grouped or name in names):
+            yield name, create(name, profile.backbone.layers)
+
+
+def _learn(profile: Profile, detectors: Mapping[str, Detector], progress: Progress) -> Mapping[str, Detector]:
     """Each detector learned from the profile's reference; the published scores share one network."""
-    if not names:
+    if not detectors:
         return {}
     reference = profile.reference()
     if reference is None:
         raise EvaluationError("the profile has no reference.safetensors, from which the other detectors would learn")
-    learned: dict[str, Detector] = {}
-    for name in names:
-        progress(f"learning {name}")
-        detector = create(name, profile.backbone.layers)
-        published = next((other for other in learned.values() if isinstance(other, Published)), None)
+    published: Published | None = None
+    for i, (name, detector) in enumerate(detectors.items(), start=1):
+        step = partial(progress, f"learning {name} ({i} of {len(detectors)})")
+        step(0.0)
         if published and isinstance(detector, Published):
             detector.restore(published.state())
+        elif isinstance(detector, TrainableDetector):
+            detector.train(reference, FitContext(step))
         else:
             detector.fit(reference)
-        learned[name] = detector
-    return learned
+        published = detector if isinstance(detector, Published) else published
+    return detectors
 
 
 def _score(detector: Detector, features: Tensor) -> NDArray[np.float64]:
@@ -160,21 +210,13 @@ def _score(detector: Detector, features: Tensor) -> NDArray[np.float64]:
     return scores
 
 
-def _layers(detector: Detector, sets: Mapping[str, ImageSet]) -> dict[str, list[dict[str, Any]]]:
-    if not isinstance(detector, LayerDetector):
+def _layers(profile: Profile, sets: Mapping[str, ImageSet]) -> dict[str, list[dict[str, Any]]]:
+    """Metrics of each layer of the profile's detector; its signals are those after the first that are learned."""
+    if not isinstance(profile.detector, LayerDetector):
         return {}
-    scores = {name: detector.score_and_layers(s.features)[1].double().numpy() for name, s in sets.items()}
-    count = scores[ID].shape[1]
+    scores = {name: s.scores.values[:, 1 : sum(profile.learned)].T for name, s in sets.items()}
     return {
-        name: [dict(measure(scores[ID][:, i], of[:, i], resamples=0)) for i in range(count)]
+        name: [dict(measure(normal, unusual, resamples=0)) for normal, unusual in zip(scores[ID], of, strict=True)]
         for name, of in scores.items()
         if name != ID
     }
-
-
-def _thumbnail(pixels: NDArray[np.uint8]) -> bytes:
-    buffer = io.BytesIO()
-    small = Image.fromarray(pixels)
-    small.thumbnail((THUMBNAIL_PX, THUMBNAIL_PX))
-    small.save(buffer, "JPEG", quality=80)
-    return buffer.getvalue()

@@ -3,24 +3,29 @@
 from __future__ import annotations
 
 import base64
+import io
+from collections.abc import Sequence
 
 import numpy as np
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from numpy.typing import NDArray
+from PIL import Image
 
-from detectors.evaluation.evaluate import ID, Evaluation
+from detectors.evaluation.evaluate import ID, Evaluation, Shown
 from detectors.evaluation.metrics import roc_curve
+from detectors.evaluation.tables import TextTable
 
 WIDTH, HEIGHT = 320, 160
 BINS = 40
 SHOWN = 12
-"""Thumbnails in a row."""
+"""Pictures in a row."""
+THUMBNAIL_PX = 64
 COLOURS = ("#0b6e99", "#c2410c", "#15803d", "#7e22ce", "#a16207", "#be123c", "#475569", "#0f766e")
 Floats = NDArray[np.float64]
 
 
-def render(evaluation: Evaluation) -> str:
-    """The report as HTML."""
+def render(evaluation: Evaluation, tables: Sequence[TextTable] = ()) -> str:
+    """The report as HTML; `tables` come after those of the evaluation itself."""
     environment = Environment(loader=PackageLoader("detectors.evaluation"), autoescape=True, undefined=StrictUndefined)
     mine = evaluation.scores[evaluation.default]
     low, high = np.quantile(np.concatenate(list(mine.values())), [0.002, 0.998])
@@ -39,14 +44,14 @@ def render(evaluation: Evaluation) -> str:
                 )
                 for i, detector in enumerate(names)
             ],
-            "confusing": _pictures(evaluation, name, most_unusual=False),
-            "worst": _pictures(evaluation, name, most_unusual=True),
+            "confusing": _pictures(evaluation.sets[name].normal),
+            "worst": _pictures(evaluation.sets[name].unusual),
         }
         for name in evaluation.ood_names
     ]
     return environment.get_template("report.html").render(
-        evaluation=evaluation, sets=sets, detectors=names, width=WIDTH, height=HEIGHT,
-        false_alarms=_pictures(evaluation, ID, most_unusual=True),
+        evaluation=evaluation, sets=sets, detectors=names, tables=tables, width=WIDTH, height=HEIGHT,
+        false_alarms=_pictures(evaluation.sets[ID].unusual),
     )  # fmt: skip
 
 
@@ -64,16 +69,14 @@ def _roc(id_scores: Floats, ood_scores: Floats) -> str:
     return " ".join(f"{x * WIDTH:.1f},{HEIGHT - y * HEIGHT:.1f}" for x, y in zip(flagged_id, flagged_ood, strict=True))
 
 
-def _pictures(evaluation: Evaluation, name: str, most_unusual: bool) -> list[dict[str, str | float]]:
-    """The thumbnails at one end of a set, each as a data URI, with the name and score of its image."""
-    image_set, scores = evaluation.sets[name], evaluation.scores[evaluation.default][name]
-    if not image_set.thumbnails:
-        return []
-    return [
-        {
-            "uri": "data:image/jpeg;base64," + base64.b64encode(image_set.thumbnails[i]).decode(),
-            "name": image_set.names[i],
-            "score": float(scores[i]),
-        }
-        for i in np.argsort(-scores if most_unusual else scores, kind="stable")[:SHOWN]
-    ]
+def _pictures(images: Sequence[Shown]) -> list[dict[str, str | float]]:
+    """Each image as a thumbnail in a data URI, with its name and score."""
+    return [{"uri": _data_uri(shown.image.seen), "name": shown.name, "score": shown.score} for shown in images]
+
+
+def _data_uri(pixels: NDArray[np.uint8]) -> str:
+    buffer = io.BytesIO()
+    small = Image.fromarray(pixels)
+    small.thumbnail((THUMBNAIL_PX, THUMBNAIL_PX))
+    small.save(buffer, "JPEG", quality=80)
+    return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode()

@@ -3,14 +3,37 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from rich.table import Table
+from rich.text import Text
 
 from detectors.profile.spec import size_text
 
 if TYPE_CHECKING:
     from detectors.evaluation.evaluate import Evaluation
+
+
+@dataclass(frozen=True)
+class TextTable:
+    """A table for a terminal and for a report: texts alone, and what is said about them above the table."""
+
+    title: str
+    notes: tuple[str, ...]
+    header: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]
+
+    def lines(self) -> Iterator[Text | Table]:
+        """The notes, then the table; a table without columns is left out."""
+        yield from map(Text, self.notes)
+        if self.header:
+            table = Table(title=Text(self.title), title_justify="left")
+            for i, name in enumerate(self.header):
+                table.add_column(Text(name), justify="right" if i else "left")
+            for row in self.rows:
+                table.add_row(*map(Text, row))
+            yield table
 
 
 def evaluation_tables(evaluation: Evaluation) -> Iterator[Table]:

@@ -138,8 +138,12 @@ class Profile:
             empty = np.zeros((0, len(self.signals)))
             return Scores(empty, empty.copy())
         prepared = [image if isinstance(image, Prepared) else self.prepare(image) for image in images]
-        values = self._values(self.features(prepared), np.stack([image.properties for image in prepared]))
-        return Scores(values, self._p_values(values, [image.key for image in prepared]))
+        return self.score_features(self.features(prepared), prepared)
+
+    def score_features(self, features: Tensor, images: Sequence[Prepared]) -> Scores:
+        """As `score`, of images whose (N, D) features are at hand; N >= 1."""
+        values = self._values(features, np.stack([image.properties for image in images]))
+        return Scores(values, self._p_values(values, [image.key for image in images]))
 
     def heat_maps(self, images: Sequence[Prepared]) -> NDArray[np.float32]:
         """(N, h, w) how unusual each place of N >= 1 images is; a map lies over the whole image, letterbox or crop.

@@ -8,6 +8,7 @@ from rich.console import Console
 
 import detectors
 from detectors.images.reading import InputError
+from monitor.cli.image_rules import print_worth
 from monitor.cli.learning import add_stream_options, images_of, print_left_out
 from monitor.cli.options import IMAGES_HELP
 from monitor.cli.progress import show_progress
@@ -33,5 +34,8 @@ def run(args: argparse.Namespace) -> int:
     profile.save(args.output)
     print_left_out(console, profile.manifest)
     count = profile.manifest["images"]["calibration"]
-    console.print(f"{args.output}: profile {profile.fingerprint} (was {before}), calibrated on {count} images")
+    console.print(
+        f"{args.output}: profile {profile.fingerprint} (was {before}), calibrated on {count} images", soft_wrap=True
+    )
+    print_worth(console, profile, args.config)
     return 0

@@ -14,6 +14,7 @@ from detectors.images.prepare import RESIZES, InputSize
 from detectors.images.reading import InputError
 from detectors.methods.registry import AUTO, REGISTRY
 from detectors.profile.spec import PRECISIONS, BackboneError, BackboneSpec
+from monitor.cli.image_rules import print_worth
 from monitor.cli.learning import add_stream_options, images_of, print_left_out
 from monitor.cli.options import IMAGES_HELP, parse_count
 from monitor.cli.progress import show_progress
@@ -80,8 +81,10 @@ def run(args: argparse.Namespace) -> int:
     print_left_out(console, facts)
     console.print(
         f"{args.output}: profile {profile.fingerprint}, {facts['images']['fit']} images learned, "
-        f"{facts['images']['calibration']} to calibrate, {facts['seconds']} s, {facts['peak_memory_mib']} MiB"
+        f"{facts['images']['calibration']} to calibrate, {facts['seconds']} s, {facts['peak_memory_mib']} MiB",
+        soft_wrap=True,
     )
+    print_worth(console, profile, args.config)
     return 0
 
 

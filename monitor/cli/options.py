@@ -51,3 +51,19 @@ def parse_count(text: str) -> int:
     if not text.isascii() or not text.isdecimal() or not int(text):
         raise argparse.ArgumentTypeError(f"must be a whole number greater than 0 (got {text!r})")
     return int(text)
+
+
+def parse_share(text: str) -> float:
+    """A share in (0, 1], written 0.2 or 20%.
+
+    Raises:
+        argparse.ArgumentTypeError: `text` is none.
+    """
+    number, percent, rest = text.partition("%")
+    try:
+        share = float(number) / (100 if percent else 1)
+    except ValueError:
+        share = 0.0
+    if not 0 < share <= 1 or rest:
+        raise argparse.ArgumentTypeError(f"must be a share above 0 and up to 1, such as 0.2 or 20% (got {text!r})")
+    return share

@@ -9,6 +9,8 @@ import sys
 import detectors
 from detectors.evaluation.tables import profile_tables
 from monitor.cli.console import open_console
+from monitor.cli.image_rules import print_worth
+from monitor.cli.options import add_config_option
 from monitor.config.errors import as_command_error
 
 
@@ -16,6 +18,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     show = parser.add_subparsers(required=True).add_parser("show", help="the model card of a profile")
     show.add_argument("profile")
     show.add_argument("--json", action="store_true")
+    add_config_option(show)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -27,4 +30,5 @@ def run(args: argparse.Namespace) -> int:
     console = open_console()
     for table in profile_tables(profile.manifest, profile.calibration_sizes):
         console.print(table)
+    print_worth(console, profile, args.config)
     return 0

@@ -212,7 +212,7 @@ def histogram(layout: Layout, vector: NDArray[np.uint32], signal: str) -> NDArra
 def exceedances(layout: Layout, vector: NDArray[np.uint32], signal: str) -> NDArray[np.int64]:
     """(..., 8) images with p <= LEVELS[l] (nested: never growing with l)."""
     counts = histogram(layout, vector, signal)[..., 1:].astype(np.int64)
-    return np.flip(np.cumsum(np.flip(counts, -1), axis=-1), -1)
+    return counts[..., ::-1].cumsum(axis=-1)[..., ::-1]
 
 
 def cut_index(level: float) -> int:
@@ -225,6 +225,7 @@ def cut_index(level: float) -> int:
 # ------------------------------------------------------------------------------------------------ reference
 
 
+@lru_cache(maxsize=1024)
 def reference_counts(layout: Layout, signal: str) -> NDArray[np.int64]:
     """(8,) k_l: over calibration sets, normal images pass cut l with probability Beta(k_l, n + 1 - k_l).
 
@@ -234,7 +235,9 @@ def reference_counts(layout: Layout, signal: str) -> NDArray[np.int64]:
     i = layout.index(signal)
     n1 = layout.calibration_sizes[i] + 1
     tails = 2 if layout.two_sided[i] else 1
-    return np.array([tails * (n1 // (tails * d)) for d in _DENOMINATORS])
+    counts = np.array([tails * (n1 // (tails * d)) for d in _DENOMINATORS])
+    counts.flags.writeable = False
+    return counts
 
 
 def usable_cuts(layout: Layout, signal: str) -> NDArray[np.intp]:

@@ -29,7 +29,7 @@ from monitor.core.buckets import IMAGES, LEVELS, Layout, cut_index, exceedances,
 from monitor.core.settings import Share
 from monitor.core.types import Vector, Verdict
 from monitor.rules.bounds import change_start, drifted_share, reference_bounds, share_bounds
-from monitor.rules.rule import WindowRule
+from monitor.rules.rule import WindowRule, one_window
 
 
 class RateRule(WindowRule):
@@ -54,6 +54,20 @@ class RateRule(WindowRule):
                 f"rate: {n} calibration images of {self.signal!r} are too few for level {self.level}; "
                 f"calibrate on more, or use one of {usable}"
             )
+
+    @property
+    def promise(self) -> str:
+        """Of one window; how many windows there are is not limited."""
+        return one_window(self.confidence)
+
+    def smallest_fault(self, layout: Layout) -> float:
+        """The share that a window without end must hold: threshold and uncertainty of the calibration together."""
+        self.check(layout)
+        n = layout.calibration_sizes[layout.index(self.signal)]
+        k = int(reference_counts(layout, self.signal)[cut_index(self.level)])
+        nominal = k / (n + 1)
+        _, id_upper = reference_bounds(k, n, (1 - self.confidence) / 2)
+        return drifted_share(self.threshold + id_upper - nominal, nominal)
 
     def judge_window(self, layout: Layout, window: Vector) -> Verdict:
         """Verdict on the summed window; `value` is the observed share, `bound` its lower bound.

@@ -17,6 +17,12 @@ from monitor.rules.stream_health import FrozenRule, RejectedRule, SilenceRule
 KINDS: tuple[type[Rule], ...] = (RateRule, SequentialRule, ShiftRule, RejectedRule, FrozenRule, SilenceRule)
 """Every kind of rule that a configuration may name, in the order of the reference page."""
 
+STANDARD_RULES: tuple[Rule, ...] = (
+    SequentialRule(name="drift", kind="sequential", signals=("*",)),
+    RateRule(name="many-unusual", kind="rate", threshold=0.2, keep_firing_for=60),
+)
+"""The rules about images of the commented default, config.yaml: what is spoken of where no configuration is at hand."""
+
 
 def any_rule(kinds: Iterable[type[Rule]]) -> Any:
     """The type of one entry of the `rules` section, selected by `kind`."""

@@ -70,6 +70,9 @@ class Rule(Section):
     reads_clock: ClassVar[bool] = False
     """Whether `judge_clock` is called, every few seconds, instead of `judge`. A replay leaves such rules out."""
 
+    reads_images: ClassVar[bool] = True
+    """Whether it judges by the images' p-values; False where it judges the stream itself."""
+
     name: Annotated[str, Field(pattern=r"^[a-z][a-z0-9_-]{0,62}$")]
     streams: Glob = "*"
     except_streams: Names = Field(default=(), alias="except")
@@ -104,6 +107,18 @@ class Rule(Section):
         Raises:
             KeyError: the profile has no such signal.
             ValueError: the profile has too few calibration images.
+        """
+
+    @property
+    def promise(self) -> str:
+        """The bound on its false alarms in words, the same for all calibrations; empty where there is none."""
+        return ""
+
+    def smallest_fault(self, layout: Layout) -> float | None:
+        """Smallest share of faulty images that it can tell from normal ones by the calibration alone, however long.
+
+        Faulty images are taken to lie beyond the cut that it judges by; what a stream shows of itself is left out. None
+        where a kind does not say. Errors as `check`.
         """
 
     def judge_window(self, layout: Layout, window: Vector) -> Verdict:
@@ -161,3 +176,8 @@ class WindowRule(Rule):
         """The verdict on a window with fewer than `min_images`: none."""
         summary = f"{images} images are too few to judge (the rule needs {self.min_images})"
         return Verdict(None, value, 0.0, threshold, images, summary)
+
+
+def one_window(confidence: float) -> str:
+    """The promise of a rule that bounds the error of each window."""
+    return f"a window of normal images breaches with a probability of at most {100 * (1 - confidence):.2g} %"

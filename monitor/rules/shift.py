@@ -36,7 +36,7 @@ from monitor.core.buckets import (
 from monitor.core.settings import Names, Share
 from monitor.core.types import Vector, Verdict
 from monitor.rules.bounds import Floats, change_start
-from monitor.rules.rule import WindowRule
+from monitor.rules.rule import WindowRule, one_window
 
 
 class ShiftRule(WindowRule):
@@ -60,6 +60,11 @@ class ShiftRule(WindowRule):
     def check(self, layout: Layout) -> None:
         """Raise KeyError where the profile lacks a signal."""
         layout.select(self.signals)
+
+    @property
+    def promise(self) -> str:
+        """Of one window; how many windows there are is not limited."""
+        return one_window(self.confidence)
 
     def judge_window(self, layout: Layout, window: Vector) -> Verdict:
         """Verdict on the signal with the highest bound; `value` is its estimated distance."""

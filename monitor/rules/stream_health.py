@@ -21,6 +21,8 @@ class RejectedRule(WindowRule):
     The share is judged by its Clopper-Pearson lower bound at `confidence`; `min_images` counts all images sent.
     """
 
+    reads_images: ClassVar[bool] = False
+
     kind: Literal["rejected"]
     threshold: Share = 0.05
     min_images: PositiveInt = 20
@@ -57,6 +59,8 @@ class FrozenRule(Rule):
     unchanged frames or sends synthetic images.
     """
 
+    reads_images: ClassVar[bool] = False
+
     kind: Literal["frozen"]
     run: PositiveInt = 10
     """Identical consecutive images from which a stream counts as frozen."""
@@ -83,6 +87,7 @@ class SilenceRule(Rule):
 
     # event time does not advance while nothing arrives, so this rule alone reads the clock, and a replay omits it
     reads_clock: ClassVar[bool] = True
+    reads_images: ClassVar[bool] = False
 
     kind: Literal["silence"]
     after_s: PositiveFloat = 300.0

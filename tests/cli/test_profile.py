@@ -56,19 +56,60 @@ def test_evaluate_compares_all_detectors_and_writes_a_report(
     assert "http" not in html.replace("http://www.w3.org", "")  # nothing is fetched from elsewhere
     assert html.count("data:image/jpeg;base64,") == 3 * 12
     assert document["headline"] in html
+    assert "Images until the alarm, 20 % faulty" in html
 
+
+def test_evaluate_trains_no_network_unless_asked_to_and_says_what_a_fault_costs(
+    profile_folder: Path, sets: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = tmp_path / "config.yaml"
+    config.write_text("""rules:
+  - {name: drift, kind: sequential, signals: [learned]}
+  - {name: odd, kind: rate, level: 0.01}
+  - {name: frozen, kind: frozen}
+""")
+    common = ("evaluate", profile_folder, "--id", sets["id"], "--ood", f"stripes={sets['ood']}", f"none={sets['id']}")
+    assert run(*common, "--share", "50%", "--json", "-c", config) == 0
+    out, err = capsys.readouterr()
+    document = json.loads(out)
     assert document["default"] == "mahalanobis-ridge"
+    assert set(document["detectors"]) == {"mahalanobis-ridge", "mahalanobis", "mahalanobis-layers", "knn", "pca"}
+    alarms = document["alarms"]
+    assert alarms["share"] == 0.5
+    (left_out,) = alarms["left_out"]
+    assert left_out.startswith("odd cannot judge by this profile: rate: 300 calibration images of 'ood' are too few")
+    assert alarms["faults"]["stripes"]["first"]["median"] < 1000
+    assert alarms["faults"]["stripes"]["rules"] == {"drift": alarms["faults"]["stripes"]["first"]}
+    assert alarms["faults"]["none"]["first"] == {"median": None, "p90": None, "early": 0}
+    assert alarms["normal"]["false_alarms"] == {"drift": 0}
+    assert err.startswith("evaluate: features of id")
+
     assert run(*common, "--detectors", "mahalanobis-ridge") == 0
     printed = capsys.readouterr().out
     assert printed.startswith("mahalanobis-ridge: AUROC")
+    assert "knn" not in printed
+    # the profile was fitted on arrays, and these images are files, of other sizes in bytes
+    assert "20 % none: alarms on normal images already" in printed
     assert "…" not in printed
+
+
+def test_evaluate_refuses_an_unknown_detector_and_a_share_that_is_none(
+    profile_folder: Path, sets: dict[str, Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    common = ("evaluate", profile_folder, "--id", sets["id"], "--ood", f"stripes={sets['ood']}")
+    assert run(*common, "--detectors", "knm") == 1
+    assert "unknown detectors ['knm']; choose from all, baselines, dlsr" in capsys.readouterr().err
+    for share in ("0", "20", "120%", "a%", "20%x"):
+        with pytest.raises(SystemExit):
+            run(*common, "--share", share)
+        assert "must be a share above 0 and up to 1" in capsys.readouterr().err
 
 
 def test_evaluate_says_in_its_first_line_when_a_baseline_does_better() -> None:
     from detectors.evaluation.evaluate import Evaluation, ImageSet  # noqa: PLC0415
 
     metrics = {name: {"s": {"auroc": a, "fpr95": 0.1, "aupr": 0.9}} for name, a in (("dlsr", 0.8), ("knn", 0.9))}
-    sets = {name: ImageSet(None) for name in ("id", "s")}  # type: ignore[arg-type]
+    sets = {name: ImageSet(None, None) for name in ("id", "s")}  # type: ignore[arg-type]
     assert Evaluation("dlsr", {}, metrics, {}, sets).headline.startswith("knn does better than dlsr")
 
 
@@ -103,6 +144,27 @@ def test_show_is_a_model_card(profile_folder: Path, capsys: pytest.CaptureFixtur
     assert document["fingerprint"] in shown
     assert "mobilenetv3_small_100" in shown
     assert "a patch of another image was pasted into 150 images" in shown.replace("\n", " ")
+    assert "calibrated on 300 images: the smallest usable level is 2 % (1 image in 50)" in shown
+    assert "many-unusual: a window of normal images breaches with a probability of at most 1 %" in shown
+
+
+def test_the_worth_of_a_calibration_is_said_for_the_configured_rules(
+    profile_folder: Path, sets: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = tmp_path / "config.yaml"
+    config.write_text("rules: [{name: slow, kind: sequential, false_alarm_days: 90}, {name: still, kind: frozen}]\n")
+    assert run("calibrate", profile_folder, sets["id"], "-o", tmp_path / "new", "-c", config) == 0
+    said = capsys.readouterr().err
+    assert "calibrated on 70 images: the smallest usable level is 10 % (1 image in 10)" in said
+    assert "slow: at most one false alarm in 90 days" in said
+    assert "still" not in said
+
+    # what only the daemon can read is no obstacle
+    config.write_text("receivers: [{name: a, type: webhook, url: {env: NOT_SET_HERE}}]\n")
+    assert run("profile", "show", profile_folder, "-c", config) == 0
+    shown = capsys.readouterr().out
+    assert f"the standard rules stand in for those of {config}" in shown
+    assert "drift: at most one false alarm in 30 days" in shown
 
 
 def test_fit_takes_another_detector_and_backbone_and_names_what_it_left_out(

@@ -60,6 +60,20 @@ class SequentialRule(Rule):
         """Raise as `plan_of`."""
         plan_of(self.statistic(), layout)
 
+    @property
+    def promise(self) -> str:
+        """Over all expected streams together."""
+        days = self.statistic().seconds_per_false_alarm / DAY_S / self.expected_streams
+        risk = f"unless the calibration images are an unlucky sample ({100 * self.delta:.2g} in 100)"
+        return f"at most one false alarm in {days:.3g} days, {risk}"
+
+    def smallest_fault(self, layout: Layout) -> float:
+        """By the first signal's cuts, before the stream's own images have tightened the reference."""
+        plan = plan_of(self.statistic(), layout)
+        first = np.array([signal == plan.cuts[0][0] for signal, _ in plan.cuts])
+        highest = plan.start[1] + (1 - plan.start[1]) * self.benign_share
+        return float(((highest - plan.nominal) / (1 - plan.nominal))[first].min())
+
     def judge(self, bucket: ClosedBucket, rows: Mapping[str, bytes]) -> Judgement:
         """Verdicts of the streams with images, and their rows after the bucket."""
         counted = {stream: vector for stream, vector in bucket.counts.items() if vector is not None}

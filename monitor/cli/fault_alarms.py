@@ -57,7 +57,7 @@ class FaultAlarms:
         words = "; ".join(
             f"{share} {fault}: {self._in_words(Delays.first([*of.values()]))}" for fault, of in found.faults.items()
         )
-        counts = ", ".join(f"{rule} {count}" for rule, count in found.false_alarms.items())
+        counts = ", ".join(f"{rule} {_with_cause(causes)}" for rule, causes in found.false_alarms.items())
         notes = (
             f"{words}.",
             f"Median (90 %) of {self.scenario.streams} streams of one image a second, drawn from the images given; "
@@ -87,7 +87,12 @@ class FaultAlarms:
                 }
                 for fault, of in (found.faults.items() if found else ())
             },
-            "normal": {"images": found.images, "false_alarms": dict(found.false_alarms)} if found else None,
+            "normal": {
+                "images": found.images,
+                "false_alarms": {rule: dict(causes) for rule, causes in found.false_alarms.items()},
+            }
+            if found
+            else None,
             "left_out": list(self.left_out),
         }
 
@@ -107,6 +112,10 @@ class FaultAlarms:
 
 def _numbers(delays: Delays) -> dict[str, int | None]:
     return {"median": delays.quantile(0.5), "p90": delays.quantile(0.9), "early": delays.early}
+
+
+def _with_cause(causes: Mapping[str, int]) -> str:
+    return f"{sum(causes.values())} ({next(iter(causes))})" if causes else "0"
 
 
 def _rounded(images: int) -> int:

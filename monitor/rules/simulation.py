@@ -8,6 +8,7 @@ streams are judged side by side, and each as if it were alone: the size of a fle
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from zlib import crc32
@@ -76,10 +77,11 @@ class Delays:
 
 @dataclass(frozen=True)
 class Simulated:
-    """faults: fault -> rule -> delays. false_alarms: rule -> alarms on all normal streams. images: of these streams."""
+    """faults: fault -> rule -> delays. false_alarms: rule -> cause -> alarms on all normal streams; the most frequent
+    cause first. images: of these streams."""
 
     faults: Mapping[str, Mapping[str, Delays]]
-    false_alarms: Mapping[str, int]
+    false_alarms: Mapping[str, Mapping[str, int]]
     images: int
 
 
@@ -127,7 +129,7 @@ def simulate(
             fault: {watch.rule.name: watch.delays(_names(k, scenario), calm * length_ms) for watch in watches}
             for k, fault in enumerate(faults, start=1)
         },
-        false_alarms={watch.rule.name: sum(len(watch.fired_ms[s]) for s in _names(0, scenario)) for watch in watches},
+        false_alarms={watch.rule.name: dict(watch.false_causes.most_common()) for watch in watches},
         images=scenario.streams * buckets * bucket_s,
     )
 
@@ -163,6 +165,7 @@ class _Watch:
         self.fired_ms: dict[str, list[int]] = {stream: [] for stream in streams}
         self.awaited = set(self.fired_ms)
         """Streams that it still judges: all normal ones, and those whose alarm has not come."""
+        self.false_causes: Counter[str] = Counter()
         self._alerts = {stream: Alert(rule.name, stream) for stream in self.fired_ms}
         self._rows: dict[str, bytes] = {}
         times = (round(1000 * seconds) for seconds in (rule.for_s, rule.keep_firing_for_s))
@@ -176,6 +179,8 @@ class _Watch:
             after = self._alerts[stream] = step(before, verdict, bucket.start_ms, self._policy)
             if self._fires(stream) and before.phase is not AlertPhase.FIRING:
                 self.fired_ms[stream].append(after.fired_ms)
+                if stream in self._normal:
+                    self.false_causes[verdict.cause] += 1
 
     def await_no_more(self) -> None:
         """Judge faulty streams that fire no longer."""

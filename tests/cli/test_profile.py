@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import re
 import tarfile
 from pathlib import Path
 
@@ -64,7 +65,7 @@ def test_evaluate_trains_no_network_unless_asked_to_and_says_what_a_fault_costs(
 ) -> None:
     config = tmp_path / "config.yaml"
     config.write_text("""rules:
-  - {name: drift, kind: sequential, signals: [learned]}
+  - {name: drift, kind: sequential, signals: [ood]}
   - {name: odd, kind: rate, level: 0.01}
   - {name: frozen, kind: frozen}
 """)
@@ -78,10 +79,12 @@ def test_evaluate_trains_no_network_unless_asked_to_and_says_what_a_fault_costs(
     assert alarms["share"] == 0.5
     (left_out,) = alarms["left_out"]
     assert left_out.startswith("odd cannot judge by this profile: rate: 300 calibration images of 'ood' are too few")
-    assert alarms["faults"]["stripes"]["first"]["median"] < 1000
+    assert alarms["faults"]["stripes"]["first"]["median"] <= 100
     assert alarms["faults"]["stripes"]["rules"] == {"drift": alarms["faults"]["stripes"]["first"]}
-    assert alarms["faults"]["none"]["first"] == {"median": None, "p90": None, "early": 0}
-    assert alarms["normal"]["false_alarms"] == {"drift": 0}
+    # seventy images that come again and again may look like a change, but a far smaller one
+    none = alarms["faults"]["none"]["first"]["median"]
+    assert none is None or none > 5 * alarms["faults"]["stripes"]["first"]["median"]
+    assert set(alarms["normal"]["false_alarms"]) == {"drift"}
     assert err.startswith("evaluate: features of id")
 
     assert run(*common, "--detectors", "mahalanobis-ridge") == 0
@@ -90,6 +93,7 @@ def test_evaluate_trains_no_network_unless_asked_to_and_says_what_a_fault_costs(
     assert "knn" not in printed
     # the profile was fitted on arrays, and these images are files, of other sizes in bytes
     assert "20 % none: alarms on normal images already" in printed
+    assert re.search(r"False alarms in 140,000 normal images: drift \d+ \(bytes_per_pixel: ", printed)
     assert "…" not in printed
 
 

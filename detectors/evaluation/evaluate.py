@@ -1,8 +1,9 @@
 """Evaluate a profile, and every other detector on the same features, with the user's own ID and OOD images.
 
 The profile's detector is used unchanged. The others learn from the same reference features, which a profile keeps in
-`reference.safetensors`; all of them then score the same images. The headline says whether one of them does better
-than the profile's detector. By default the others are the baselines: they learn in seconds, networks take minutes.
+`reference.safetensors` (averaged over the whole map where the profile has a grid); all of them then score the same
+images. The headline says whether one of them does better than the profile's detector. By default the others are the
+baselines: they learn in seconds, networks take minutes.
 """
 
 from __future__ import annotations
@@ -141,7 +142,7 @@ def evaluate(
             raise EvaluationError(f"{name}: no usable images ({len(sets[name].broken)} broken)")
     scores = {default: {name: s.scores.values[:, 0] for name, s in sets.items()}}
     for name, detector in _learn(profile, others, progress).items():
-        scores[name] = {k: _score(detector, s.features) for k, s in sets.items()}
+        scores[name] = {k: _score(detector, profile.pooled(s.features)) for k, s in sets.items()}
     metrics = {}
     for i, (name, of) in enumerate(scores.items()):
         progress(f"measuring {name}", i / len(scores))
@@ -181,7 +182,7 @@ def _unfitted(profile: Profile, default: str, names: Sequence[str]) -> Iterator[
     grouped = {ALL, BASELINES} & set(names)
     for name in REGISTRY:
         if name != default and (grouped or name in names):
-            yield name, create(name, profile.backbone.layers)
+            yield name, create(name, profile.backbone.channels)
 
 
 def _learn(profile: Profile, detectors: Mapping[str, Detector], progress: Progress) -> Mapping[str, Detector]:
@@ -191,6 +192,7 @@ def _learn(profile: Profile, detectors: Mapping[str, Detector], progress: Progre
     reference = profile.reference()
     if reference is None:
         raise EvaluationError("the profile has no reference.safetensors, from which the other detectors would learn")
+    reference = profile.pooled(reference)
     published: Published | None = None
     for i, (name, detector) in enumerate(detectors.items(), start=1):
         step = partial(progress, f"learning {name} ({i} of {len(detectors)})")

@@ -28,6 +28,7 @@ from detectors.methods.registry import create
 from detectors.profile.backbone import Backbone, tensor_digest
 from detectors.profile.calibration import Calibration, Floats, dependence, jitter
 from detectors.profile.places import PLACES, Places
+from detectors.profile.pooling import averaged
 from detectors.profile.spec import BackboneSpec
 
 VERSION, READABLE = 3, (2, 3)
@@ -118,6 +119,10 @@ class Profile:
         if isinstance(self._reference, Path):
             self._reference = load_file(self._reference)["features"] if self._reference.exists() else None
         return None if self._reference is None else self._reference.float()
+
+    def pooled(self, features: Tensor) -> Tensor:
+        """(N, D) features of this profile -> (N, sum of channels), averaged over the cells of its grid."""
+        return averaged(features, self.backbone.channels, self.backbone.spec.grid)
 
     def features(self, images: Sequence[Prepared]) -> Tensor:
         """(N, D) float32 features of prepared images, on the CPU."""

@@ -4,8 +4,8 @@ Two kinds of normal need two detectors. Where images are alike (parts on a line)
 never varies, and a Mahalanobis distance with a small ridge sees it best, on a grid if the place matters. Where normal
 is a world of things (natural pictures), almost every direction varies, and the layer-wise reconstruction of `dlsr` is
 better. The images themselves tell which: into each goes a patch of another normal image, and the distance has to tell
-the pasted image from the whole one. The best grid does so in 80 to 96 % of all pairs on plain and factory images, and in
-at most 75 % on natural ones.
+the pasted image from the whole one. The best grid does so in 80 to 96 % of all pairs on plain and factory images,
+and in at most 75 % on natural ones.
 
 Measured with the other sets as outliers, 600 to 2,000 learned (benchmarks/ood_accuracy.py --normals).
 """

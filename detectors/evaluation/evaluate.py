@@ -9,7 +9,7 @@ baselines: they learn in seconds, networks take minutes.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import islice
 from typing import Any
@@ -37,11 +37,12 @@ Images = Iterable[tuple[str, bytes]]
 
 @dataclass(frozen=True)
 class Shown:
-    """An image to be shown in a report, with its score by the profile's detector."""
+    """An image to be shown in a report, with its score by the profile's detector, and its heat map if there is one."""
 
     name: str
     score: float
     image: Prepared
+    heat: NDArray[np.float32] | None = None
 
 
 @dataclass
@@ -140,6 +141,8 @@ def evaluate(
         sets[name] = read_set(profile, images, shown, partial(progress, f"features of {name}"))
         if not sets[name].names:
             raise EvaluationError(f"{name}: no usable images ({len(sets[name].broken)} broken)")
+        sets[name].unusual = _with_heat(profile, sets[name].unusual)
+        sets[name].normal = _with_heat(profile, sets[name].normal)
     scores = {default: {name: s.scores.values[:, 0] for name, s in sets.items()}}
     for name, detector in _learn(profile, others, progress).items():
         scores[name] = {k: _score(detector, profile.pooled(s.features)) for k, s in sets.items()}
@@ -175,6 +178,13 @@ def read_set(profile: Profile, images: Images, shown: int, progress: Callable[[f
             *(np.concatenate([getattr(part, name) for part in scores]) for name in ("values", "p_values"))
         )
     return read
+
+
+def _with_heat(profile: Profile, images: list[Shown]) -> list[Shown]:
+    if not images or not profile.places:
+        return images
+    maps = profile.heat_maps([shown.image for shown in images])
+    return [replace(shown, heat=heat) for shown, heat in zip(images, maps, strict=True)]
 
 
 def _unfitted(profile: Profile, default: str, names: Sequence[str]) -> Iterator[tuple[str, Detector]]:

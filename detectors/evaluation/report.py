@@ -14,6 +14,7 @@ from PIL import Image
 from detectors.evaluation.evaluate import ID, Evaluation, Shown
 from detectors.evaluation.metrics import roc_curve
 from detectors.evaluation.tables import TextTable
+from detectors.images.overlay import overlay
 
 WIDTH, HEIGHT = 320, 160
 BINS = 40
@@ -70,8 +71,16 @@ def _roc(id_scores: Floats, ood_scores: Floats) -> str:
 
 
 def _pictures(images: Sequence[Shown]) -> list[dict[str, str | float]]:
-    """Each image as a thumbnail in a data URI, with its name and score."""
-    return [{"uri": _data_uri(shown.image.seen), "name": shown.name, "score": shown.score} for shown in images]
+    """Each image as a thumbnail in a data URI, with its name and score, and the same with its heat map ("" if none)."""
+    return [
+        {
+            "uri": _data_uri(shown.image.seen),
+            "heat": "" if shown.heat is None else _data_uri(overlay(shown.image.seen, shown.heat)),
+            "name": shown.name,
+            "score": shown.score,
+        }
+        for shown in images
+    ]
 
 
 def _data_uri(pixels: NDArray[np.uint8]) -> str:

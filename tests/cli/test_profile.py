@@ -55,7 +55,7 @@ def test_evaluate_compares_all_detectors_and_writes_a_report(
     assert {"fpr95", "aupr"} <= set(dlsr)
     html = report.read_text()
     assert "http" not in html.replace("http://www.w3.org", "")  # nothing is fetched from elsewhere
-    assert html.count("data:image/jpeg;base64,") == 3 * 12
+    assert html.count("data:image/jpeg;base64,") == 2 * 3 * 12  # each image, and where it is unusual
     assert document["headline"] in html
     assert "Images until the alarm, 20 % faulty" in html
 

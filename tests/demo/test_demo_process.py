@@ -82,7 +82,7 @@ def test_learning_shows_its_progress(tmp_path: Path, monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(command, "REFERENCE_IMAGES", 200)
     out = io.StringIO()
     command._fit(PlainScreen(out), tmp_path)
-    assert len(re.findall(r"learning: \d+ %", out.getvalue())) > 1, out.getvalue()
+    assert len(re.findall(r"choosing the detector: \d+ %", out.getvalue())) > 1, out.getvalue()
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])

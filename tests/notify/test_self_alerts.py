@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from itertools import count
 from pathlib import Path
 
 import jsonschema
@@ -19,12 +20,12 @@ from tests.notify.parts import Clock
 
 SCHEMA = json.loads((Path(__file__).parents[2] / "docs" / "alert.schema.json").read_text())
 NOW_MS = 1_800_000_000_000
+_names = count()
 
 
 @pytest.fixture
 def store(redis_server: PrivateRedis) -> Iterator[Store]:
-    opened = open_store(RedisSettings(url=SecretStr(redis_server.url)), "own-alerts")
-    opened._connection.client.flushall()
+    opened = open_store(RedisSettings(url=SecretStr(redis_server.url)), f"own-alerts-{next(_names)}")
     yield opened
     opened.close()
 

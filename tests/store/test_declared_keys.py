@@ -114,9 +114,10 @@ def test_no_script_touches_another_key(store: Store, server: PrivateRedis, monke
     applied(store, delta(2, BUCKET_MS, "a", "beyond"), delta(3, 5 * BUCKET_MS, "a"), delta(4, 6 * BUCKET_MS, "a"))
     partitions.seal([P], 6 * BUCKET_MS, 4 * BUCKET_MS, {P: 6})
     applied(store, delta(5, 4 * BUCKET_MS, "a"), delta(6, 6 * BUCKET_MS, "a"))
+    (worst,) = store.exemplars.worst([P], "fp", "a", (0, 7 * BUCKET_MS), 1)
+    assert store.pictures.keep(P, worst, b"jpeg")
     partitions.forget(partitions.dead([P], 10**12))
     assert set(store.counts.totals([P])) == {OTHER_STREAM, GONE_STREAM}
-    assert store.exemplars.worst([P], "fp", "a", (0, 7 * BUCKET_MS), 1)
     partitions.claim(P, 2, "a")
     partitions.start(P, 2, "a", 8)
     partitions.keep({P: "a"})

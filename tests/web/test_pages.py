@@ -161,7 +161,7 @@ def test_the_model_card_of_a_real_profile_is_shown(redis_server: PrivateRedis, p
         page = get(f"{address}/profile").text
         assert profile.fingerprint in page
         assert "300 images" in page
-        assert "90 held-out images" in page
+        assert "300 images of the same kind" in page
         assert "none: the reference has no 16-bit images" in page
         deep = profile.manifest | {"tones": {"white_level": 4095, "alpha": "composite"}}
         store.catalog.put_profiles({profile.fingerprint: json.dumps(deep)})

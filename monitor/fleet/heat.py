@@ -13,12 +13,13 @@ from monitor.core.heat import HOTTEST, Heat
 
 STOPS = (
     (0.5, (126, 3, 168), 0.0),
-    (1.0, (204, 71, 120), 0.4),
-    (1.7, (248, 149, 64), 0.6),
-    (2.5, (240, 249, 33), 0.7),
+    (1.0, (204, 71, 120), 0.3),
+    (1.7, (248, 149, 64), 0.4),
+    (2.5, (240, 249, 33), 0.5),
 )
-"""(value of the map, colour, how opaque): from what every normal image has to the hottest. The colours of matplotlib's
-plasma: their lightness grows with the value, so that people who do not see red from green read it too."""
+"""(value of the map, colour, how opaque): from what every normal image has to the hottest. At most half: a smeared lens
+is hot everywhere, and the picture below has to be seen. The colours of matplotlib's plasma: their lightness grows with
+the value, so that people who do not see red from green read it too."""
 
 
 def _palette() -> NDArray[np.uint8]:

@@ -162,6 +162,7 @@ def test_the_model_card_of_a_real_profile_is_shown(redis_server: PrivateRedis, p
         assert profile.fingerprint in page
         assert "300 images" in page
         assert "300 images of the same kind" in page
+        assert "a patch of another image, pasted into 150 images, stood out in" in page
         assert "none: the reference has no 16-bit images" in page
         deep = profile.manifest | {"tones": {"white_level": 4095, "alpha": "composite"}}
         store.catalog.put_profiles({profile.fingerprint: json.dumps(deep)})

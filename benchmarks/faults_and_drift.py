@@ -161,7 +161,8 @@ def cached(path: Path, make: Callable[[], Scored]) -> Scored:
         scored = make()
         path.parent.mkdir(parents=True, exist_ok=True)
         facts = {"signals": scored.signals, "two_sided": scored.two_sided, "learned": scored.learned}
-        np.savez_compressed(path, facts=np.array(json.dumps(facts)), **scored.sets)  # type: ignore[arg-type]  # a set named allow_pickle there is not
+        with path.open("wb") as file:  # by name, numpy would add a suffix to it
+            np.savez_compressed(file, facts=np.array(json.dumps(facts)), **scored.sets)  # type: ignore[arg-type]  # a set named allow_pickle there is not
     with np.load(path) as stored:
         facts = json.loads(str(stored["facts"]))
         sets = {name: stored[name] for name in stored.files if name != "facts"}

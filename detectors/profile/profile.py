@@ -31,8 +31,9 @@ from detectors.profile.places import PLACES, Places
 from detectors.profile.pooling import averaged
 from detectors.profile.spec import BackboneSpec
 
-VERSION, READABLE = 3, (2, 3)
-"""Version 2 has no tones: the high byte of 16-bit images counted, and transparency was ignored."""
+VERSION, READABLE = 4, (2, 3, 4)
+"""Version 2 has no tones: the high byte of 16-bit images counted, and transparency was ignored. Version 3 has neither a
+grid nor a way of resizing: programs that read no other could not make sense of them."""
 MANIFEST, TENSORS, REFERENCE = "profile.json", "profile.safetensors", "reference.safetensors"
 MAX_REFERENCE = 20_000
 """Reference features that a profile keeps (half precision), for `evaluate` to fit other detectors on; serving never
@@ -287,6 +288,6 @@ def _read_manifest(path: Path) -> dict[str, Any]:
     except ValueError as error:
         raise ProfileError(f"{path}: not valid JSON: {error}") from error
     if document.get("version") not in READABLE:
-        known = " and ".join(map(str, READABLE))
+        known = f"{READABLE[0]} to {READABLE[-1]}"
         raise ProfileError(f"{path}: version {document.get('version')!r}; this program reads versions {known}")
     return document

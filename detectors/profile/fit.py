@@ -56,8 +56,7 @@ class FitOptions:
     detector and the grid of the backbone from the images. backbone: None is the embedded one. device: as torch names
     it; auto is CUDA where there is one. limits: for the images of the fit and for those scored later. ordered: the
     images are frames in time order, so that neighbours are alike; calibration then uses the last part instead of all
-    or a random one, and the dependence of the counts is estimated. heat_maps: learn what is
-    normal at each place, too.
+    or a random one, and the dependence of the counts is estimated. heat_maps: learn what is normal at each place, too.
 
     >>> FitOptions(detector="knn", detector_options={"k": 5}).ordered
     False
@@ -89,6 +88,7 @@ def fit_profile(
     Raises:
         TooFewImagesError: fewer than MIN_IMAGES usable ones.
         BackboneError: the backbone cannot be built as asked.
+        ValueError: AUTO together with options or a grid, which it chooses.
 
     >>> import numpy as np
     >>> rng = np.random.default_rng(0)
@@ -99,7 +99,10 @@ def fit_profile(
     True
     """
     started = time.monotonic()
-    backbone = Backbone(options.backbone or BackboneSpec.embedded(), options.device)
+    spec = options.backbone or BackboneSpec.embedded()
+    if options.detector == AUTO and (options.detector_options or spec.grid != 1):
+        raise ValueError("the detector auto chooses its options and the grid itself: name a detector to set them")
+    backbone = Backbone(spec, options.device)
     if options.detector == AUTO:
         backbone = backbone.on_grids(*grids_of(backbone))
     local = LocalSample() if options.heat_maps else None

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -19,6 +21,7 @@ from detectors.profile.spec import BackboneSpec
 from tests.pictures import pictures
 
 LAYERS = (3, 5)
+GRID = replace(BackboneSpec.embedded(), grid=2)
 
 
 def correlated(seed: int, count: int) -> torch.Tensor:
@@ -98,12 +101,19 @@ def uniform() -> Profile:
     return fit_profile(pictures(0, 200), FitOptions(device="cpu"))
 
 
+@pytest.mark.parametrize("options", [{"detector_options": {"level": 0.1}}, {"backbone": GRID}], ids=["level", "grid"])
+def test_what_auto_chooses_cannot_be_given_with_it(options: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match="auto chooses its options and the grid itself"):
+        fit_profile(pictures(0, 2), FitOptions(**options))
+
+
 @pytest.mark.slow
 def test_images_that_are_alike_choose_the_distance_and_scenes_choose_dlsr(uniform: Profile) -> None:
     various = fit_profile(scenes(0, 200), FitOptions(device="cpu"))
     assert uniform.manifest["detector"] == "mahalanobis-ridge"
     assert various.manifest["detector"] == "dlsr"
     assert various.backbone.spec.grid == 1
+    assert various.manifest["learning"]["steps"] >= 50
     for profile in (uniform, various):
         assert set(profile.manifest["choice"]["pasted"]) == {"1", "2", "4"}
         assert profile.manifest["choice"]["images"] == 100

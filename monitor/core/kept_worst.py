@@ -9,6 +9,8 @@ from monitor.core.types import Exemplar
 
 HOUR_MS = 3_600_000
 """Unusual images are kept by the hour of their event time, so that each hour keeps its own."""
+MOST_STREAMS = 10_000
+"""Remembered at a time; beyond, all are forgotten. Names come from senders, and there is no end of them."""
 HOURS = 2
 """Remembered of a stream: its newest ones. Of older ones every image is taken for one of the worst."""
 
@@ -36,7 +38,10 @@ class KeptWorst:
     def add(self, images: Iterable[Exemplar]) -> None:
         """Count images that the store has."""
         for image in images:
-            hours = self._ranks.setdefault((image.fingerprint, image.stream), {})
+            name = image.fingerprint, image.stream
+            if name not in self._ranks and len(self._ranks) >= MOST_STREAMS:
+                self._ranks.clear()
+            hours = self._ranks.setdefault(name, {})
             ranks = hours.setdefault(hour_of(image.event_time_ms), [])
             insort(ranks, image.rank)
             del ranks[self._most :]

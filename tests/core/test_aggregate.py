@@ -11,6 +11,7 @@ import pytest
 from PIL import Image
 
 from detectors.images.prepare import Prepared, Preparer
+from monitor.core import kept_worst
 from monitor.core.aggregate import Aggregation, Judged, aggregate
 from monitor.core.buckets import Layout
 from monitor.core.kept_worst import KeptWorst, hour_of
@@ -109,6 +110,20 @@ def test_what_the_store_would_drop_is_not_made_and_what_it_keeps_is_the_same(pre
     assert kept(made) == kept(all_of)
     assert len(made) < len(all_of) / 5
     assert not any(KeptWorst(0).admits(image) for image in made)
+
+
+def test_names_without_end_are_forgotten_and_what_is_forgotten_is_admitted(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(kept_worst, "MOST_STREAMS", 3)
+    seen = KeptWorst(1)
+    worst = [Exemplar("a", f"cam-{i}", START_MS, START_MS, 0.001, (), b"", "fp") for i in range(4)]
+    seen.add(worst[:3])
+    better = replace(worst[0], p_value=0.04)
+    assert not seen.admits(better)
+    seen.add(worst[:1])  # known: nothing is forgotten
+    assert not seen.admits(better)
+    seen.add(worst[3:])
+    assert seen.admits(better)
+    assert not seen.admits(replace(worst[3], p_value=0.04))
 
 
 def test_the_longer_a_stream_runs_the_longer_until_its_next_typical_image(prepared: Prepared) -> None:

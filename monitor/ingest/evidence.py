@@ -23,6 +23,7 @@ from monitor.ingest.scoring.stage import ScoringStage
 from monitor.ingest.settings import EvidenceSettings
 from monitor.store import Store, StoreError
 from monitor.telemetry import metrics
+from monitor.telemetry.failpoints import failpoint
 
 log = structlog.get_logger(__name__)
 
@@ -112,6 +113,7 @@ class EvidenceStage:
         outcomes = []
         # all maps first: an alert that is about to be raised names where its images are unusual
         for kept, heat in zip(images, self._maps(images), strict=True):
+            failpoint("before_picture")
             is_kept = heat is None or self._store.pictures.keep(kept.partition, kept.exemplar, heat=heat)
             outcomes.append("kept" if is_kept else "overtaken")
         for i, kept in enumerate(images):

@@ -164,6 +164,7 @@ class Broker(Cluster, ChildProcess):
             "listener.security.protocol.map": ",".join(f"{name}:{kind}" for name, kind in protocols.items()),
             "log.dirs": str(self.directory / "data"),
             "auto.create.topics.enable": "false",
+            "log.retention.ms": "-1",  # tests write records of the past, which a week's retention would remove
             "num.partitions": "1",
             "default.replication.factor": "1",
             "offsets.topic.replication.factor": "1",

@@ -107,7 +107,8 @@ def unusual_p(p_values: NDArray[np.float64], layout: Layout) -> float:
     2 min(p of the OOD score, number of properties x smallest p of a property), at most 1 (Bonferroni). The score
     alone hardly responds to most sensor faults, and the worst images of a fogged lens would be chosen at random.
     """
-    properties = p_values[sum(layout.learned) :]  # they come after the learned signals
+    first = sum(layout.learned)  # the properties come after the learned signals, and before those of the mix
+    properties = p_values[first : first + len(layout.properties)]
     content = float(p_values[0])
     return min(1.0, 2.0 * min(content, len(properties) * float(properties.min()))) if len(properties) else content
 

@@ -57,7 +57,8 @@ class Layout:
     `levels` say where the bins are cut. The other tuples have one entry per signal: number of calibration images,
     whether the p-value counts both tails, whether the signal comes from the learned detector (else it is an image
     property), and the variance inflation D of dependent images (1 = independent). `constant` names the signals in which
-    the calibration images are alike: they move clearly or not at all.
+    the calibration images are alike: they move clearly or not at all. `mix` names the coordinates that place an image
+    within the reference: neither end of one is unusual, and what they tell is whether the mix of images is the same.
 
     Raises:
         ValueError: lengths differ, a name occurs twice, no calibration images, or D < 1.
@@ -70,6 +71,7 @@ class Layout:
     dependence: tuple[float, ...]
     levels: tuple[float, ...] = LEVELS
     constant: tuple[str, ...] = ()
+    mix: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         lengths = {len(self.calibration_sizes), len(self.two_sided), len(self.learned), len(self.dependence)}
@@ -87,8 +89,9 @@ class Layout:
         fields = asdict(self)
         if self.levels == _UNNAMED_LEVELS:
             del fields["levels"]
-        if not self.constant:
-            del fields["constant"]
+        for name in ("constant", "mix"):
+            if not fields[name]:
+                del fields[name]
         return json.dumps(fields)
 
     @classmethod
@@ -113,18 +116,24 @@ class Layout:
         except ValueError:
             raise KeyError(f"no signal {signal!r} in this profile; it has {', '.join(self.signals)}") from None
 
+    @property
+    def properties(self) -> tuple[str, ...]:
+        """The signals that are image properties."""
+        return tuple(s for s, learned in zip(self.signals, self.learned, strict=True) if not learned | (s in self.mix))
+
     def select(self, names: Iterable[str]) -> tuple[str, ...]:
-        """The named signals, each once; "*" stands for all, "learned" and "properties" for the two groups of them.
+        """The named signals, each once; "*" stands for all, "learned", "properties" and "mix" for the groups of them.
+
+        A profile without a signal of the group has none to select.
 
         Raises:
             KeyError: no such signal.
         """
         learned = tuple(compress(self.signals, self.learned))
-        properties = tuple(signal for signal in self.signals if signal not in learned)
-        groups = {"*": self.signals, "learned": learned, "properties": properties}
+        groups = {"*": self.signals, "learned": learned, "properties": self.properties, "mix": self.mix}
         chosen: dict[str, None] = {}  # a set that keeps the order
         for name in names:
-            chosen.update(dict.fromkeys(groups.get(name) or (self.signals[self.index(name)],)))
+            chosen.update(dict.fromkeys(groups[name] if name in groups else (self.signals[self.index(name)],)))
         return tuple(chosen)
 
 

@@ -21,9 +21,10 @@ if TYPE_CHECKING:
     from detectors.images.regions import Region, hottest
     from detectors.methods.detector import Detector
     from detectors.methods.registry import create, register
+    from detectors.profile.files import ProfileError
     from detectors.profile.fit import FitOptions, TooFewImagesError, fit_profile, recalibrate
     from detectors.profile.places import HeatMapError
-    from detectors.profile.profile import Profile, ProfileError, Scores, load_profile
+    from detectors.profile.profile import Profile, Scores, load_profile
     from detectors.profile.spec import BackboneSpec
 
 _HOMES = {
@@ -34,7 +35,8 @@ _HOMES = {
     "methods.registry": ("create", "register"),
     "profile.fit": ("FitOptions", "TooFewImagesError", "fit_profile", "recalibrate"),
     "profile.places": ("HeatMapError",),
-    "profile.profile": ("Profile", "ProfileError", "Scores", "load_profile"),
+    "profile.files": ("ProfileError",),
+    "profile.profile": ("Profile", "Scores", "load_profile"),
     "profile.spec": ("BackboneSpec",),
 }
 __all__ = [

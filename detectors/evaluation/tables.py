@@ -86,6 +86,19 @@ def profile_tables(document: Mapping[str, Any], calibration_sizes: Sequence[int]
         quantiles = (f"{summary[signal][q]:.4g}" for q in ("p1", "p50", "p95", "p99"))
         table.add_row(signal, str(size), f"{inflation:.2f}", *quantiles)
     yield table
+    if conditions := document.get("conditions"):
+        yield _conditions(conditions)
+
+
+def _conditions(conditions: Mapping[str, Any]) -> Table:
+    table = Table(title="Conditions, each with a calibration of its own", title_justify="left")
+    for column in ("condition", "fingerprint", "calibrated on", "calibrated", "order", "median ood"):
+        table.add_column(column, justify="right" if column in {"calibrated on", "median ood"} else "left")
+    for name, facts in conditions.items():
+        size, median = facts["images"]["calibration"], facts["calibration_scores"]["ood"]["p50"]
+        order = "frames in order" if facts["ordered"] else "independent"
+        table.add_row(name, facts["fingerprint"], str(size), facts["calibrated_at"], order, f"{median:.4g}")
+    return table
 
 
 def choice_text(document: Mapping[str, Any]) -> str:

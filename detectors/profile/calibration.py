@@ -15,11 +15,13 @@ Without it discrete signals (width, channels) would pile up on a few p-values an
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 Floats = NDArray[np.float64]
 Jitter = NDArray[np.uint64]
@@ -113,6 +115,20 @@ class Calibration:
             smaller = tied & (self.jitters[np.minimum(middle, self.size - 1)] < jitters)
             low, high = np.where(smaller, middle + 1, low), np.where(tied & ~smaller, middle, high)
         return low.astype(np.float64)
+
+
+def to_tensors(calibrations: Sequence[Calibration]) -> dict[str, Tensor]:
+    """The calibrations of all signals on the same n images as tensors (S, n), to be saved."""
+    values = np.stack([c.values for c in calibrations])
+    # safetensors has unsigned 64-bit integers only lately: the bits of the jitters travel as signed ones
+    jitters = np.stack([c.jitters for c in calibrations]).view(np.int64)
+    return {"values": torch.from_numpy(values), "jitters": torch.from_numpy(jitters)}
+
+
+def from_tensors(tensors: Mapping[str, Tensor], two_sided: Sequence[bool]) -> tuple[Calibration, ...]:
+    """Inverse of `to_tensors`; KeyError where one is missing."""
+    values, jitters = tensors["values"].numpy(), tensors["jitters"].numpy().view(np.uint64)
+    return tuple(Calibration(*part) for part in zip(values, jitters, two_sided, strict=True))
 
 
 def dependence(p_values: Floats, level: float = 0.05) -> float:

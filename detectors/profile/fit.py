@@ -32,6 +32,7 @@ from detectors.methods.detector import Detector, FitContext, LeaveOneOut, Traina
 from detectors.methods.registry import AUTO, create
 from detectors.profile.backbone import Backbone
 from detectors.profile.choice import Choice, choose, grids_of
+from detectors.profile.conditions import new_view
 from detectors.profile.places import LocalSample, Places
 from detectors.profile.profile import Profile
 from detectors.profile.reference import Progress, Reference, read_reference
@@ -155,12 +156,18 @@ def recalibrate(
     images: Iterable[tuple[str, AnyImage]],
     ordered: bool = False,
     progress: Progress = lambda _step, _share: None,
+    condition: str = "",
 ) -> None:
     """Calibrate `profile` in place on ID images that it has not learned from; its detector stays as it is.
 
+    Args:
+        condition: of the images: they calibrate `profile.under(condition)` alone, which is new or replaced.
+
     Raises:
         TooFewImagesError: fewer than MIN_CALIBRATION usable ones.
+        ProfileError: no name of a condition.
     """
+    target = new_view(profile, condition) if condition else profile
     preparer = profile.preparer
     reference = read_reference(images, profile.backbone, preparer.limits, progress, preparer.tones)
     if len(reference) < MIN_CALIBRATION:
@@ -169,9 +176,11 @@ def recalibrate(
             f"({reference.left_out})"
         )
     facts = reference.facts(fit=profile.manifest["images"]["fit"], calibration=len(reference))
-    profile.manifest |= {"calibrated_at": _now(), "ordered": ordered, **facts}
-    scores = profile.learned_values(reference.features)
-    _calibrate(profile, reference, scores, np.arange(len(reference)), ordered)
+    target.manifest |= {"calibrated_at": _now(), "ordered": ordered, **facts}
+    scores = target.learned_values(reference.features)
+    _calibrate(target, reference, scores, np.arange(len(reference)), ordered)
+    if condition:
+        profile.conditions[condition] = target
 
 
 def _learn(detector: Detector, features: Tensor, context: FitContext) -> dict[str, object]:

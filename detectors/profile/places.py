@@ -20,6 +20,7 @@ from torch.nn import functional
 
 from detectors.methods.locations import Locations
 from detectors.profile.backbone import Backbone
+from detectors.profile.files import replace_file
 
 PLACES = "places.safetensors"
 VERSION = "1"
@@ -90,7 +91,7 @@ class Places:
         """Write them into the folder of a profile, if there are any."""
         if self:
             facts = {"version": VERSION, "backbone_digest": self._backbone.digest}
-            (folder / PLACES).write_bytes(save(self._loaded().state(), metadata=facts))
+            replace_file(folder / PLACES, save(self._loaded().state(), metadata=facts))
 
     def _loaded(self) -> Locations:
         if self._learned is None or not self:

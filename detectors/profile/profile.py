@@ -26,7 +26,9 @@ from detectors.images.tones import Tones
 from detectors.methods.detector import Detector, LayerDetector, nested, scores_of, under
 from detectors.methods.registry import create
 from detectors.profile.backbone import Backbone, tensor_digest
-from detectors.profile.calibration import Calibration, Floats, dependence, jitter
+from detectors.profile.calibration import Calibration, Floats, dependence, from_tensors, jitter, to_tensors
+from detectors.profile.conditions import manifest_of, restored, tensors_of
+from detectors.profile.files import ProfileError, read_manifest, replace_file
 from detectors.profile.places import PLACES, Places
 from detectors.profile.pooling import averaged
 from detectors.profile.spec import BackboneSpec
@@ -38,10 +40,6 @@ MANIFEST, TENSORS, REFERENCE = "profile.json", "profile.safetensors", "reference
 MAX_REFERENCE = 20_000
 """Reference features that a profile keeps (half precision), for `evaluate` to fit other detectors on; serving never
 reads them, and the file may be deleted."""
-
-
-class ProfileError(ValueError):
-    """A profile cannot be loaded; the message names the file and what is wrong with it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,6 +62,7 @@ class Profile:
     learned: True for ood and layers. two_sided: both tails count. dependence: D >= 1, the variance inflation of counts
     by correlated frames (1.0 unless fitted on ordered frames). manifest: the JSON document that is saved. fingerprint:
     16 hex digits over everything that decides a p-value. places: makes the heat maps; false where there are none.
+    conditions: {name: the profile by the calibration of that condition}; see `under`. condition: the name of its own.
     """
 
     def __init__(
@@ -81,7 +80,8 @@ class Profile:
         self.dependence: tuple[float, ...] = (1.0,) * len(self.signals)
         self.calibrations: tuple[Calibration, ...] = ()
         self.manifest: dict[str, Any] = {"detector": name, **facts}
-        self.fingerprint = ""
+        self.fingerprint = self.condition = ""
+        self.conditions: dict[str, Profile] = {}
         self.places = Places(backbone)
         self._reference: Tensor | Path | None = None
 
@@ -108,8 +108,26 @@ class Profile:
         self.calibrations = tuple(Calibration.of(column, jitters, two_sided) for column, two_sided in columns)
         self.dependence = (1.0,) * len(self.signals)
         if ordered:
-            self.dependence = tuple(round(dependence(column), 3) for column in self._p_values(values, keys).T)
-        self.fingerprint = self._fingerprint()
+            self.dependence = tuple(round(dependence(column), 3) for column in self.p_values(values, keys).T)
+        self.fingerprint = self.own_fingerprint()
+
+    def under(self, condition: str) -> Profile:
+        """This profile by the calibration of a condition: the same scores, other p-values, a fingerprint of its own.
+
+        Raises:
+            ProfileError: it is not calibrated for such a condition.
+        """
+        if condition not in self.conditions:
+            known = ", ".join(sorted(self.conditions)) or "none"
+            raise ProfileError(
+                f"profile {self.fingerprint} has no condition {condition!r} (it has {known}); add it with "
+                f"`layerwatch calibrate PROFILE IMAGES --condition {condition}`"
+            )
+        return self.conditions[condition]
+
+    def quantiles(self) -> dict[str, dict[str, float]]:
+        """{signal: quantiles of its calibration scores}, as the manifest has them."""
+        return {s: calibration.quantiles() for s, calibration in zip(self.signals, self.calibrations, strict=True)}
 
     def keep_reference(self, features: Tensor) -> None:
         """Keep (N, D) features that the detector learned from, thinned evenly to MAX_REFERENCE rows."""
@@ -149,7 +167,7 @@ class Profile:
     def score_features(self, features: Tensor, images: Sequence[Prepared]) -> Scores:
         """As `score`, of images whose (N, D) features are at hand; N >= 1."""
         values = self._values(features, np.stack([image.properties for image in images]))
-        return Scores(values, self._p_values(values, [image.key for image in images]))
+        return Scores(values, self.p_values(values, [image.key for image in images]))
 
     def heat_maps(self, images: Sequence[Prepared]) -> NDArray[np.float32]:
         """(N, h, w) how unusual each place of N >= 1 images is; a map lies over the whole image, letterbox or crop.
@@ -181,11 +199,10 @@ class Profile:
         folder = Path(path)
         folder.mkdir(parents=True, exist_ok=True)
         # Not save_file: it makes files that only their owner may read, and the daemon often runs as another user.
-        (folder / TENSORS).write_bytes(save(self._tensors()))
+        replace_file(folder / TENSORS, save({**self._tensors(), **tensors_of(self.conditions)}))
         if (reference := self.reference()) is not None:
-            (folder / REFERENCE).write_bytes(save({"features": reference.half().contiguous()}))
+            replace_file(folder / REFERENCE, save({"features": reference.half().contiguous()}))
         self.places.save(folder)
-        calibrations = zip(self.signals, self.calibrations, strict=True)
         document = {
             **self.manifest,
             "version": VERSION,
@@ -198,9 +215,10 @@ class Profile:
             "python": platform.python_version(),
             "limits": asdict(self.preparer.limits),
             "tones": asdict(self.preparer.tones),
-            "calibration_scores": {signal: calibration.quantiles() for signal, calibration in calibrations},
+            "calibration_scores": self.quantiles(),
+            **manifest_of(self.conditions),
         }
-        (folder / MANIFEST).write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
+        replace_file(folder / MANIFEST, (json.dumps(document, indent=2) + "\n").encode())
 
     @classmethod
     def load(cls, path: str | Path, device: str = "auto") -> Profile:
@@ -216,10 +234,10 @@ class Profile:
 
         >>> Profile.load("no-such-profile")
         Traceback (most recent call last):
-        detectors.profile.profile.ProfileError: no-such-profile/profile.json: No such file or directory; ...
+        detectors.profile.files.ProfileError: no-such-profile/profile.json: No such file or directory; ...
         """
         folder = Path(path)
-        document = _read_manifest(folder / MANIFEST)
+        document = read_manifest(folder / MANIFEST, READABLE)
         try:
             tensors = load_file(folder / TENSORS)
         except (OSError, SafetensorError) as error:
@@ -242,14 +260,15 @@ class Profile:
         if list(profile.signals) != document["signals"]:
             raise ProfileError(f"{folder}: its signals {document['signals']} are not those of this program; fit again")
         profile.dependence = tuple(document["dependence"])
-        # safetensors has unsigned 64-bit integers only lately: the bits of the jitters travel as signed ones
-        values, jitters = (tensors[f"calibration.{part}"].numpy() for part in ("values", "jitters"))
-        parts = zip(values, jitters.view(np.uint64), profile.two_sided, strict=True)
-        profile.calibrations = tuple(Calibration(*part) for part in parts)
-        profile.fingerprint = profile._fingerprint()
+        profile.calibrations = from_tensors(under("calibration.", tensors), profile.two_sided)
+        profile.fingerprint = profile.own_fingerprint()
         profile._reference, profile.places = folder / REFERENCE, Places(backbone, folder / PLACES)
         if profile.fingerprint != document["fingerprint"]:
             raise ProfileError(f"{folder}: its tensors are not those its manifest was written for")
+        try:
+            profile.conditions = restored(profile, tensors)
+        except (ProfileError, KeyError) as error:
+            raise ProfileError(f"{folder}: {error}") from error
         return profile
 
     def learned_values(self, features: Tensor) -> Floats:
@@ -261,33 +280,20 @@ class Profile:
         """(N, S): OOD score, layer scores, properties."""
         return np.concatenate([self.learned_values(features), measured], axis=1)
 
-    def _p_values(self, values: Floats, keys: Sequence[bytes]) -> Floats:
+    def p_values(self, values: Floats, keys: Sequence[bytes]) -> Floats:
+        """(N, S) p-values of (N, S) values that a score gave, and of the N images' keys."""
         jitters = jitter(keys)
         columns = zip(self.calibrations, values.T, strict=True)
         return np.stack([calibration.p_values(column, jitters) for calibration, column in columns], axis=1)
 
     def _tensors(self) -> dict[str, Tensor]:
-        values = np.stack([c.values for c in self.calibrations])
-        jitters = np.stack([c.jitters for c in self.calibrations]).view(np.int64)
-        calibration = {"values": torch.from_numpy(values), "jitters": torch.from_numpy(jitters)}
+        calibration = to_tensors(self.calibrations)
         return {**nested("detector.", self.detector.state()), **nested("calibration.", calibration)}
 
-    def _fingerprint(self) -> str:
-        beginning = self.backbone.digest + self.preparer.name
+    def own_fingerprint(self) -> str:
+        """As its parts are now; that of a view names its condition, so that no two conditions share counts."""
+        beginning = self.backbone.digest + self.preparer.name + (self.condition and f"/condition/{self.condition}")
         return tensor_digest(self._tensors(), n_bytes=8, beginning=beginning)
 
 
 load_profile = Profile.load
-
-
-def _read_manifest(path: Path) -> dict[str, Any]:
-    try:
-        document: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ProfileError(f"{path}: {error.strerror}; make a profile with `layerwatch fit`") from error
-    except ValueError as error:
-        raise ProfileError(f"{path}: not valid JSON: {error}") from error
-    if document.get("version") not in READABLE:
-        known = f"{READABLE[0]} to {READABLE[-1]}"
-        raise ProfileError(f"{path}: version {document.get('version')!r}; this program reads versions {known}")
-    return document

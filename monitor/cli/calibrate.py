@@ -8,6 +8,7 @@ from rich.console import Console
 
 import detectors
 from detectors.images.reading import InputError
+from detectors.profile.files import check_condition
 from monitor.cli.image_rules import print_worth
 from monitor.cli.learning import add_stream_options, images_of, print_left_out
 from monitor.cli.options import IMAGES_HELP
@@ -18,7 +19,12 @@ from monitor.config.errors import as_command_error
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("profile")
     parser.add_argument("images", nargs="*", help=IMAGES_HELP)
-    parser.add_argument("-o", "--output", required=True, help="folder of the new profile")
+    parser.add_argument("-o", "--output", help="folder of the new profile; with --condition the profile itself")
+    parser.add_argument(
+        "--condition",
+        metavar="NAME",
+        help="the images are of this condition (night): they calibrate what judges images of it, and nothing else",
+    )
     parser.add_argument("--device", default="auto")
     parser.add_argument("--ordered", action="store_true", help="the images are frames in time order")
     add_stream_options(parser)
@@ -27,15 +33,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     console = Console(stderr=True)
     with as_command_error("calibrate", InputError, detectors.ProfileError, detectors.TooFewImagesError):
+        if not args.output and not args.condition:
+            raise InputError("-o names the folder of the new profile; only --condition adds to the profile itself")
+        condition = check_condition(args.condition) if args.condition else ""
         profile = detectors.Profile.load(args.profile, args.device)
-        before = profile.fingerprint
+        before, folder = profile.fingerprint, args.output or args.profile
         with show_progress(console, "calibrate") as show:
-            detectors.recalibrate(profile, images_of(args), args.ordered, show)
-    profile.save(args.output)
-    print_left_out(console, profile.manifest)
-    count = profile.manifest["images"]["calibration"]
-    console.print(
-        f"{args.output}: profile {profile.fingerprint} (was {before}), calibrated on {count} images", soft_wrap=True
-    )
-    print_worth(console, profile, args.config)
+            detectors.recalibrate(profile, images_of(args), args.ordered, show, condition)
+    profile.save(folder)
+    calibrated = profile.under(condition) if condition else profile
+    print_left_out(console, calibrated.manifest)
+    count = calibrated.manifest["images"]["calibration"]
+    what = f", condition {condition} ({calibrated.fingerprint})" if condition else f" (was {before})"
+    console.print(f"{folder}: profile {profile.fingerprint}{what}, calibrated on {count} images", soft_wrap=True)
+    print_worth(console, calibrated, args.config)
     return 0

@@ -16,6 +16,7 @@ from monitor.config.errors import EXIT_FAILED, as_command_error
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("profile")
     parser.add_argument("images", nargs="+", help=IMAGES_HELP)
+    parser.add_argument("--condition", metavar="NAME", help="p-values by the calibration of that condition")
     parser.add_argument("--device", default="auto")
     parser.add_argument("--json", action="store_true", help="one JSON object per line")
 
@@ -25,6 +26,7 @@ def run(args: argparse.Namespace) -> int:
     status = 0
     with as_command_error("score", InputError, detectors.ProfileError):
         profile = detectors.Profile.load(args.profile, args.device)
+        profile = profile.under(args.condition) if args.condition else profile
         for name, image in read_images(args.images):
             try:
                 scores = profile.score([profile.prepare(image, name.encode("utf-8", "backslashreplace"))])

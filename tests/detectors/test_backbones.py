@@ -16,7 +16,8 @@ from safetensors.torch import save_file
 from detectors.images.decode import Limits
 from detectors.images.prepare import Preparer
 from detectors.profile.backbone import Backbone, tensor_digest
-from detectors.profile.profile import Profile, ProfileError
+from detectors.profile.files import ProfileError
+from detectors.profile.profile import Profile
 from detectors.profile.reference import read_reference
 from detectors.profile.spec import BackboneError, BackboneSpec
 from monitor.__main__ import main

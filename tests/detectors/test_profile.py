@@ -14,8 +14,9 @@ import pytest
 
 from detectors.images.tones import Tones
 from detectors.profile.backbone import tensor_digest
+from detectors.profile.files import ProfileError
 from detectors.profile.fit import FitOptions, TooFewImagesError, fit_profile, recalibrate
-from detectors.profile.profile import Profile, ProfileError
+from detectors.profile.profile import Profile
 from tests.files import png16, tiff
 from tests.pictures import draw, encoded, pictures
 

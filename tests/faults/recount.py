@@ -85,7 +85,7 @@ def p_values(folder: Path, value: bytes, key: bytes) -> tuple[NDArray[np.float64
     if (seen := _seen(folder, value)) is None:
         return None
     values, prepared = seen
-    return profile_of(folder)._p_values(values, [key])[0], prepared
+    return profile_of(folder).p_values(values, [key])[0], prepared
 
 
 def recount(partitions: Sequence[Sequence[Record]], folder: Path, rates: Rates) -> Recount:

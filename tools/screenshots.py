@@ -24,7 +24,7 @@ from detectors.profile.fit import FitOptions, fit_profile
 from monitor.config.schema import Config
 from monitor.core.aggregate import Aggregation, Judged, aggregate
 from monitor.core.heat import Heat
-from monitor.core.kept_worst import KeptWorst
+from monitor.core.kept_images import KeptImages
 from monitor.core.settings import BucketSettings
 from monitor.core.types import Delta, Partition, StreamFacts
 from monitor.daemon import presentation_of
@@ -95,7 +95,7 @@ def play(store: Store, settings: Config) -> None:
         presentation_of(settings),
     )
     evaluator.load()
-    worst = KeptWorst()
+    kept = KeptImages()
     rng, facts, high_ms = np.random.default_rng(SEED), dict[str, StreamFacts](), 0
     begin_ms = time.time_ns() // 1_000_000 // buckets.length_ms * buckets.length_ms - LENGTH_S * 1000
     for offset, start_s in enumerate(range(0, LENGTH_S, BUCKET_S)):
@@ -106,11 +106,12 @@ def play(store: Store, settings: Config) -> None:
             for (t, stream, _), row, image in zip(taken, profile.score(prepared).p_values, prepared, strict=True)
         ]
         begin = Delta(LOG, "t", offset, offset + 1, high_ms, {})
-        found = aggregate(judged, begin, facts, time.time_ns() // 1_000_000, how, worst.admits)
+        found = aggregate(judged, begin, facts, time.time_ns() // 1_000_000, how, kept)
         delta = found.delta
         facts, high_ms = {**facts, **delta.facts}, delta.high_ms
         store.partitions.apply([delta])
-        worst.add(delta.exemplars)
+        kept.worst.add(delta.exemplars)
+        kept.sample.add(delta.sample)
         of_id = {record[0].id: shot[2] for record, shot in zip(judged, taken, strict=True)}
         for exemplar, image in zip(delta.exemplars, found.unusual, strict=True):
             (heat,) = profile.heat_maps([image.prepared])

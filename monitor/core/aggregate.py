@@ -1,4 +1,4 @@
-"""Aggregation of one partition's records, in the order of its log: bucket vectors, stream facts, exemplars. Pure."""
+"""Aggregation of one partition's records, in the order of its log: bucket vectors, facts, images to show. Pure."""
 
 from __future__ import annotations
 
@@ -12,8 +12,9 @@ from numpy.typing import NDArray
 from detectors.images.prepare import Prepared
 from monitor.core.buckets import CHANGES, DUPLICATES, LATE, LONGEST_RUN, REJECTED, Layout, fill_groups
 from monitor.core.event_time import PartitionClock, Placed
+from monitor.core.kept_images import SAMPLED, KeptImages, sample_score
 from monitor.core.settings import BucketSettings
-from monitor.core.types import DeadLetter, Delta, Exemplar, StreamFacts, Vector
+from monitor.core.types import DeadLetter, Delta, Exemplar, Sampled, StreamFacts, Vector
 
 EXEMPLAR_P = 0.05
 """Images with a larger `unusual_p` are no exemplars: at most one normal image in twenty has a smaller one."""
@@ -76,7 +77,7 @@ def aggregate(
     facts: Mapping[str, StreamFacts],
     now_ms: int | Sequence[int],
     aggregation: Aggregation,
-    is_kept: Callable[[Exemplar], bool] = lambda _: True,
+    kept: KeptImages | None = None,
 ) -> Aggregated:
     """The delta of records in the order of their log.
 
@@ -85,17 +86,18 @@ def aggregate(
         begin: without counts; its `high_ms` is the highest event time applied so far, 0 before the first record.
         facts: of each stream in this partition, after its last image.
         now_ms: wall clock, against timestamps in the future; of all records, or one per record.
-        is_kept: False for an unusual image that the store would drop at once: no thumbnail is made of it.
+        kept: what the store has, as far as it is known: no thumbnail is made of what it would drop at once.
     """
     nows = [now_ms] * len(outcomes) if isinstance(now_ms, int) else now_ms
-    run = _Run(begin.high_ms or None, facts, aggregation)
+    known = kept or KeptImages()
+    run = _Run(begin.high_ms or None, facts, aggregation, known)
     for outcome, run.now_ms in zip(outcomes, nows, strict=True):
         if isinstance(outcome, DeadLetter):
             run.reject(outcome)
         else:
             for image in outcome:
                 run.accept(image)
-    worst = run.worst(is_kept)
+    worst = run.worst(known.worst.admits)
     return Aggregated(
         run.added_to(begin, [exemplar for exemplar, _ in worst]), run.future, [image for _, image in worst]
     )
@@ -128,16 +130,19 @@ class _Counts:
 class _Run:
     """A delta that is being built."""
 
-    def __init__(self, high_ms: int | None, facts: Mapping[str, StreamFacts], aggregation: Aggregation) -> None:
+    def __init__(
+        self, high_ms: int | None, facts: Mapping[str, StreamFacts], aggregation: Aggregation, kept: KeptImages
+    ) -> None:
         buckets = aggregation.buckets
         self._clock = PartitionClock(high_ms, buckets.length_ms, buckets.lateness_ms)
-        self._before, self._aggregation = facts, aggregation
+        self._before, self._aggregation, self._kept = facts, aggregation, kept
         self.now_ms = 0
         self._retention_ms = 1000 * buckets.retention_s
         self._facts: dict[str, StreamFacts] = {}
         self._counts: dict[VectorKey, _Counts] = {}
         self._unusual: list[tuple[Exemplar, Judged]] = []
         self._typical: list[Exemplar] = []
+        self._sample: dict[tuple[str, str], list[tuple[float, Judged, Exemplar]]] = {}
         self._reasons: Counter[tuple[str, str]] = Counter()
         self.future = 0
 
@@ -178,7 +183,9 @@ class _Run:
         p_value = unusual_p(image.p_values, self._aggregation.layouts[image.fingerprint])
         wait_ms = min(facts.typical * TYPICAL_STEP_MS, TYPICAL_MOST_MS)
         typical = p_value >= TYPICAL_P and placed.event_time_ms - facts.typical_ms >= wait_ms
-        if not (p_value <= EXEMPLAR_P or (typical and self._aggregation.exemplars)):
+        score = sample_score(image.stream, image.id, placed.event_time_ms)
+        sampled = not repeat and self._kept.sample.admits(image.fingerprint, image.stream, score)
+        if not (p_value <= EXEMPLAR_P or ((typical or sampled) and self._aggregation.exemplars)):
             return facts
         exemplar = Exemplar(
             id=image.id,
@@ -191,9 +198,13 @@ class _Run:
             fingerprint=image.fingerprint,
             beyond=image.beyond,
         )
+        if sampled and self._aggregation.exemplars:
+            self._sample.setdefault((image.fingerprint, image.stream), []).append((score, image, exemplar))
         if p_value <= EXEMPLAR_P:
             if not repeat:
                 self._unusual.append((exemplar, image))
+            return facts
+        if not typical:
             return facts
         self._typical.append(replace(exemplar, thumbnail=self._aggregation.thumbnail(image.prepared)))
         return replace(facts, typical=facts.typical + 1, typical_ms=placed.event_time_ms)
@@ -208,6 +219,15 @@ class _Run:
                 kept.append((replace(found, thumbnail=self._aggregation.thumbnail(image.prepared)), image))
         return kept
 
+    def sample(self) -> list[Sampled]:
+        """The images that belong to the random samples of their streams, with thumbnails."""
+        best = (sorted(found, key=lambda each: -each[0])[:SAMPLED] for found in self._sample.values())
+        return [
+            (score, replace(exemplar, thumbnail=self._aggregation.thumbnail(image.prepared)))
+            for found in best
+            for score, image, exemplar in found
+        ]
+
     def added_to(self, begin: Delta, exemplars: Sequence[Exemplar]) -> Delta:
         return replace(
             begin,
@@ -217,6 +237,7 @@ class _Run:
             exemplars=exemplars,
             reasons=self._reasons,
             typical=self._typical,
+            sample=self.sample(),
             worst=self._worst_by_bucket(),
         )
 

@@ -168,6 +168,10 @@ class Exemplar:
         return self.p_value * (1 + 1e-4 * together / (1 + self.beyond))
 
 
+Sampled = tuple[float, Exemplar]
+"""(score, image) of a random sample: it keeps those with the highest scores."""
+
+
 @dataclass(frozen=True, slots=True)
 class Totals:
     """Counts of one stream since the state began."""
@@ -206,6 +210,8 @@ class Delta:
     """(stream, reason code) -> records rejected for it."""
     typical: Sequence[Exemplar] = ()
     """Images that are typical of their streams."""
+    sample: Sequence[Sampled] = ()
+    """Images for the random sample of their streams."""
     recent: bytes = b""
     """Which of the last records were rejected, as `RejectWindow.pack` gives it."""
     worst: Mapping[tuple[str, int, str], Sequence[Exemplar]] = field(default_factory=dict)

@@ -21,7 +21,7 @@ from typing import Literal
 
 import structlog
 
-from monitor.core.kept_worst import KeptWorst
+from monitor.core.kept_images import KeptImages, KeptWorst
 from monitor.core.reject_window import RejectWindow
 from monitor.core.types import Cursor, DeadLetter, Partition, Record
 from monitor.ingest.settings import DeadLetterSettings
@@ -207,8 +207,8 @@ class Assignment:
         cursor = self._after_gap(source, partition, _ours(partition, claim.cursor, token), log_id)
         log.info("partition.taken", partition=str(partition), next_offset=cursor.next_offset, generation=generation)
         facts, rejects = self._store.partitions.facts(partition), self._no_rejects.unpack(cursor.recent)
-        worst = KeptWorst(self._policy.exemplars)
-        return OwnedPartition(partition, token, cursor.next_offset, cursor.high_ms or None, facts, rejects, worst)
+        kept = KeptImages(KeptWorst(self._policy.exemplars))
+        return OwnedPartition(partition, token, cursor.next_offset, cursor.high_ms or None, facts, rejects, kept)
 
     def _first_offset(self, source: Source, partition: Partition) -> tuple[int, int | None]:
         """Without a cursor: (first offset to read, end of the rebuild of what Redis has lost or None)."""

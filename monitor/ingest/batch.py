@@ -45,7 +45,8 @@ class PartitionBatch:
         owner.high_ms = self.delta.high_ms or None
         owner.facts.update(self.delta.facts)
         owner.rejects = self.rejects
-        owner.kept_worst.add(self.delta.exemplars)
+        owner.kept.worst.add(self.delta.exemplars)
+        owner.kept.sample.add(self.delta.sample)
         owner.idle = False
         metrics.FUTURE_RECORDS.inc(self.future)
         metrics.IMAGES_APPLIED.inc(sum(int(vector[IMAGES]) for vector in self.delta.vectors.values()))
@@ -115,7 +116,7 @@ def _part(owner: OwnedPartition, works: Sequence[Work], aggregation: Aggregation
         for work in works
         for time_ms in ([record.read_ms for record in work.records] or [None] * len(work.outcomes))
     ]
-    found = aggregate(outcomes, begin, owner.facts, read_ms, aggregation, owner.kept_worst.admits)
+    found = aggregate(outcomes, begin, owner.facts, read_ms, aggregation, owner.kept)
     places = {id(image): (record, i) for work in works for image, record, i in _images(work)} if found.unusual else {}
     kept = [
         Kept(exemplar, *places[id(image)], image.prepared)

@@ -9,7 +9,7 @@ from concurrent.futures import Future
 from dataclasses import dataclass, field
 
 from monitor.core.aggregate import Outcome
-from monitor.core.kept_worst import KeptWorst
+from monitor.core.kept_images import KeptImages
 from monitor.core.reject_window import RejectWindow
 from monitor.core.types import Partition, Record, StreamFacts
 from monitor.ingest.decode.pool import DecodedRecord
@@ -31,7 +31,7 @@ class OwnedPartition:
     high_ms: int | None
     facts: dict[str, StreamFacts] = field(default_factory=dict)
     rejects: RejectWindow = field(default_factory=RejectWindow)
-    kept_worst: KeptWorst = field(default_factory=KeptWorst)
+    kept: KeptImages = field(default_factory=KeptImages)
     active_s: float = field(default_factory=time.monotonic)
     """Monotonic time of the claim or of the last record."""
     idle: bool = False

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from monitor.core.kept_worst import HOUR_MS, hour_of
+from monitor.core.kept_images import HOUR_MS, hour_of
 from monitor.core.types import Exemplar, Partition, Totals, Vector
 from monitor.store.keyspace import SEPARATOR, Member, PartitionKeys
 from monitor.store.packing import (
@@ -127,7 +127,7 @@ class Counts:
 
 
 class Exemplars:
-    """The images that `Partitions.apply` kept: the most unusual ones and typical ones. Methods may raise StoreError."""
+    """The images that `Partitions.apply` kept: the worst, typical ones, and a sample. Methods may raise StoreError."""
 
     def __init__(self, keys: PartitionKeys) -> None:
         self._keys = keys
@@ -140,6 +140,21 @@ class Exemplars:
         replies = self._keys.connection.read_many([("ZRANGE", key, 0, -1) for key in keys])
         found = [unpacked_exemplar(packed) for reply in replies for packed in reply]
         return sorted(found, key=lambda e: -e.event_time_ms)
+
+    def sample(
+        self, partitions: Iterable[Partition], fingerprint: str, stream: str, span_ms: tuple[int, int]
+    ) -> list[Exemplar]:
+        """A random sample of the stream's last images with since <= event time < until, latest first.
+
+        Args:
+            span_ms: (since, until).
+        """
+        name = packed_name(stream)
+        keys = [self._keys.of(p, f"sample:{fingerprint}:{name}") for p in partitions]
+        replies = self._keys.connection.read_many([("ZRANGE", key, 0, -1) for key in keys])
+        found = [unpacked_exemplar(packed) for reply in replies for packed in reply]
+        inside = [e for e in found if span_ms[0] <= e.event_time_ms < span_ms[1]]
+        return sorted(inside, key=lambda e: -e.event_time_ms)
 
     def unusual(
         self, partitions: Iterable[Partition], fingerprint: str, stream: str, since_ms: int, until_ms: int, limit: int

@@ -10,9 +10,9 @@ from typing import Any
 
 import msgpack
 
-from monitor.core.kept_worst import hour_of
+from monitor.core.kept_images import SAMPLED, hour_of
 from monitor.core.readers import Sign
-from monitor.core.types import Applied, ApplyStatus, Cursor, Delta, Exemplar, Partition, StreamFacts, Vector
+from monitor.core.types import Applied, ApplyStatus, Cursor, Delta, Exemplar, Partition, Sampled, StreamFacts, Vector
 from monitor.store.connection import SCHEMA, SCRIPTS, Call, Value
 from monitor.store.counts import parse_member
 from monitor.store.keyspace import TTL_S, PartitionKeys, bucket_name, worst_name
@@ -163,7 +163,7 @@ class Partitions:
         if delta.vectors and delta.next_offset <= delta.expect:
             raise ValueError(f"{delta.partition}: a delta with counts must move the cursor beyond {delta.expect}")
         prefix = self._keys.prefix(delta.partition)
-        images = [*map(self._unusual, delta.exemplars), *map(self._typical, delta.typical)]
+        images = [*map(self._unusual, delta.exemplars), *map(_typical, delta.typical), *map(_sampled, delta.sample)]
         images = images if self._limits.exemplars_kept else []
         body = {
             "prefix": prefix,
@@ -208,10 +208,6 @@ class Partitions:
     def _unusual(self, e: Exemplar) -> _KeptImage:
         key = f"ex:{e.fingerprint}:{hour_of(e.event_time_ms)}"
         return key, packed_name(e.stream), e.rank, packed_exemplar(e), self._limits.exemplars_kept, -1
-
-    def _typical(self, e: Exemplar) -> _KeptImage:
-        key = f"typical:{e.fingerprint}"
-        return key, packed_name(e.stream), e.event_time_ms, packed_exemplar(e), 0, -1 - TYPICAL_KEPT
 
     def open_buckets(self, partitions: Iterable[Partition]) -> dict[Partition, list[tuple[str, int]]]:
         """(fingerprint, bucket start ms) of every bucket that is not sealed, oldest first."""
@@ -316,3 +312,12 @@ def _cursor(reply: Sequence[bytes | None]) -> Cursor | None:
         return None
     numbers = int(next_offset), int(high or 0)
     return Cursor(*numbers, token, int(epoch or generation or 0), idle == "1", log_id, int(rebuild or 0), recent)
+
+
+def _typical(e: Exemplar) -> _KeptImage:
+    return f"typical:{e.fingerprint}", packed_name(e.stream), e.event_time_ms, packed_exemplar(e), 0, -1 - TYPICAL_KEPT
+
+
+def _sampled(found: Sampled) -> _KeptImage:
+    score, e = found
+    return f"sample:{e.fingerprint}", packed_name(e.stream), score, packed_exemplar(e), 0, -1 - SAMPLED

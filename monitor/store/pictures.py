@@ -11,7 +11,7 @@ import numpy as np
 
 from detectors.images.regions import Region
 from monitor.core.heat import Heat
-from monitor.core.kept_worst import hour_of
+from monitor.core.kept_images import hour_of
 from monitor.core.types import Exemplar, Partition
 from monitor.store.connection import SCRIPTS
 from monitor.store.keyspace import PartitionKeys

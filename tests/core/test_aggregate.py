@@ -11,12 +11,12 @@ import pytest
 from PIL import Image
 
 from detectors.images.prepare import Prepared, Preparer
-from monitor.core import kept_worst
+from monitor.core import kept_images
 from monitor.core.aggregate import Aggregation, Judged, aggregate
 from monitor.core.buckets import Layout
-from monitor.core.kept_worst import KeptWorst, hour_of
+from monitor.core.kept_images import SAMPLED, KeptImages, KeptWorst, hour_of
 from monitor.core.settings import BucketSettings
-from monitor.core.types import Delta, Exemplar, Partition, StreamFacts
+from monitor.core.types import Delta, Exemplar, Partition, Sampled, StreamFacts
 
 LAYOUT = Layout(("ood",), (99,), (False,), (True,), (1.0,))
 START_MS = 1_760_000_000_000
@@ -95,7 +95,7 @@ def test_what_the_store_would_drop_is_not_made_and_what_it_keeps_is_the_same(pre
     for start in range(0, len(images), 10):
         batch = images[start : start + 10]
         begin = Delta(Partition("images", 0), "t", 0, len(batch), START_MS + 7000 * start, {})
-        found = aggregate(batch, begin, {}, START_MS + 10**9, how, seen.admits)
+        found = aggregate(batch, begin, {}, START_MS + 10**9, how, KeptImages(seen))
         assert [image.id for image in found.unusual] == [image.id for image in found.delta.exemplars]
         seen.add(found.delta.exemplars)
         made += found.delta.exemplars
@@ -113,7 +113,7 @@ def test_what_the_store_would_drop_is_not_made_and_what_it_keeps_is_the_same(pre
 
 
 def test_names_without_end_are_forgotten_and_what_is_forgotten_is_admitted(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(kept_worst, "MOST_STREAMS", 3)
+    monkeypatch.setattr(kept_images, "MOST_STREAMS", 3)
     seen = KeptWorst(1)
     worst = [Exemplar("a", f"cam-{i}", START_MS, START_MS, 0.001, (), b"", "fp") for i in range(4)]
     seen.add(worst[:3])
@@ -167,3 +167,32 @@ def test_a_stream_that_was_silent_for_the_retention_begins_anew_whether_it_was_f
     silent = {"cam": replace(before["cam"], seen_ms=now_ms - retention_ms - 1)}
     assert counted([judged(prepared, 1, 0.9)], before).facts["cam"].run == 2
     assert counted([judged(prepared, 1, 0.9)], silent).facts == counted([judged(prepared, 1, 0.9)], {}).facts
+
+
+def test_the_sample_of_a_stream_is_random_and_of_its_last_minutes_whatever_the_batches(prepared: Prepared) -> None:
+    images = [judged(replace(prepared, digest=b"%d" % i), i, 0.4) for i in range(3600)]
+    kept = KeptImages()
+    made = list[Sampled]()
+    for start in range(0, len(images), 50):
+        batch = images[start : start + 50]
+        begin = Delta(Partition("images", 0), "t", 0, len(batch), START_MS + 1000 * start, {})
+        delta = aggregate(batch, begin, {}, START_MS + 10**9, HOW, kept).delta
+        kept.sample.add(delta.sample)
+        made += delta.sample
+    assert len(made) < 300, "thumbnails are made of few"
+    at_once = counted(images, {}).sample
+    assert sorted(made)[-SAMPLED:] == sorted(at_once)
+    ages_s = [3600 - (image.event_time_ms - START_MS) / 1000 for _, image in at_once]
+    assert 300 < sum(ages_s) / len(ages_s) < 1200, "ten minutes on average, give or take two standard errors and more"
+    assert max(ages_s) > 900
+    assert all(image.thumbnail == b"jpeg" for _, image in at_once)
+
+
+def test_a_picture_that_a_camera_repeats_is_in_the_sample_once_a_bucket(prepared: Prepared) -> None:
+    delta = counted([judged(prepared, second, 0.4) for second in range(20)], {})
+    assert {image.id for _, image in delta.sample} == {"cam/0", "cam/10"}
+
+
+def test_no_sample_is_kept_where_no_pictures_are(prepared: Prepared) -> None:
+    how = replace(HOW, exemplars=0)
+    assert counted([judged(prepared, 0, 0.4)], {}, how).sample == []

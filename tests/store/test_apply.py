@@ -85,6 +85,23 @@ def test_what_comes_for_a_sealed_bucket_counts_late_in_the_next_one(store: Store
     assert (int(late[-6]), int(late[-4])) == (36, 36)
 
 
+def test_the_sample_of_a_stream_keeps_the_highest_scores(store: Store) -> None:
+    begin(store)
+    images = [Exemplar(f"images/0/{i}", "cam-1", 1000 * i, 0, 0.5, (0.5,), b"jpeg", "fp") for i in range(30)]
+    scored = [(float(i * 7 % 30), image) for i, image in enumerate(images)]
+    store.partitions.apply([replace(DELTA, sample=scored[:20])])
+    store.partitions.apply([replace(DELTA, expect=20, next_offset=30, sample=scored[20:])])
+    best = [image for _, image in sorted(scored, key=lambda pair: pair[0])[-24:]]
+    all_times = (0, 2**53)
+    found = store.exemplars.sample([P], "fp", "cam-1", all_times)
+    assert found == sorted(best, key=lambda image: -image.event_time_ms)
+    last_ms = images[-1].event_time_ms
+    assert store.exemplars.sample([P], "fp", "cam-1", (last_ms - 4000, last_ms)) == [
+        image for image in found if last_ms - 4000 <= image.event_time_ms < last_ms
+    ]
+    assert store.exemplars.sample([P], "other", "cam-1", all_times) == []
+
+
 def test_the_latest_typical_images_of_a_stream_are_kept_once(store: Store) -> None:
     begin(store)
     kept = [Exemplar(f"images/0/{i}", "cam-1", 1000 * i, 0, 0.5, (0.5,), b"jpeg", "fp") for i in range(30)]

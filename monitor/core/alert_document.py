@@ -140,6 +140,7 @@ def _document(kind: str, about: About, alert: Alert, evidence: Evidence) -> str:
         "bound": _short(verdict.bound),
         "threshold": _short(verdict.threshold),
         "images": verdict.images,
+        **({"condition": alert.condition} if alert.condition else {}),
         "severity": severity,
         "triage": evidence.triage,
         "signals": [

@@ -87,7 +87,9 @@ def withdraw(alert: Alert, at_ms: int) -> Alert:
     if alert.phase is not AlertPhase.FIRING:
         return Alert(alert.rule, alert.stream)
     verdict = alert.verdict and replace(alert.verdict, breached=False, summary="no rule watches this any more")
-    return replace(alert, phase=AlertPhase.RESOLVED, verdict=verdict, resolved_ms=at_ms, suppressed=False)
+    return replace(
+        alert, phase=AlertPhase.RESOLVED, verdict=verdict, resolved_ms=at_ms, suppressed=False, breached_in=()
+    )
 
 
 # ------------------------------------------------------------------------------------------------ storage
@@ -97,6 +99,9 @@ def to_json(alert: Alert) -> str:
     """The alert as one line of JSON with a version; equal alerts give equal text."""
     fields = asdict(alert)
     fields[_SUPPRESSED_KEY] = fields.pop("suppressed")
+    for name in ("condition", "breached_in"):  # alerts without conditions stay readable by versions that know none
+        if not fields[name]:
+            del fields[name]
     return json.dumps({"version": _VERSION, **fields}, sort_keys=True, allow_nan=False)
 
 
@@ -115,4 +120,5 @@ def from_json(text: str | bytes) -> Alert:
         severity = verdict.pop("severity")
         verdict = Verdict(**verdict, severity=None if severity is None else tuple(severity))
     fields["suppressed"] = fields.pop(_SUPPRESSED_KEY, False)
+    fields["breached_in"] = tuple(fields.get("breached_in", ()))
     return Alert(**{**fields, "phase": AlertPhase(fields["phase"]), "verdict": verdict})

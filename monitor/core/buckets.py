@@ -59,6 +59,7 @@ class Layout:
     property), and the variance inflation D of dependent images (1 = independent). `constant` names the signals in which
     the calibration images are alike: they move clearly or not at all. `mix` names the coordinates that place an image
     within the reference: neither end of one is unusual, and what they tell is whether the mix of images is the same.
+    `condition` is that of the images; empty where the profile's own calibration judged them.
 
     Raises:
         ValueError: lengths differ, a name occurs twice, no calibration images, or D < 1.
@@ -72,6 +73,7 @@ class Layout:
     levels: tuple[float, ...] = LEVELS
     constant: tuple[str, ...] = ()
     mix: tuple[str, ...] = ()
+    condition: str = ""
 
     def __post_init__(self) -> None:
         lengths = {len(self.calibration_sizes), len(self.two_sided), len(self.learned), len(self.dependence)}
@@ -89,7 +91,7 @@ class Layout:
         fields = asdict(self)
         if self.levels == _UNNAMED_LEVELS:
             del fields["levels"]
-        for name in ("constant", "mix"):
+        for name in ("constant", "mix", "condition"):
             if not fields[name]:
                 del fields[name]
         return json.dumps(fields)
@@ -98,7 +100,8 @@ class Layout:
     def from_json(cls, text: str) -> Layout:
         """What `to_json` wrote; errors as the constructor."""
         fields = {"levels": _UNNAMED_LEVELS, **json.loads(text)}
-        return cls(**{name: tuple(values) for name, values in fields.items()})
+        tuples: dict[str, Any] = {name: tuple(values) for name, values in fields.items() if name != "condition"}
+        return cls(**tuples, condition=fields.get("condition", ""))
 
     def adds_up_with(self, other: Layout) -> bool:
         """Whether the entries of both layouts' vectors mean the same, so that their counts can be added."""

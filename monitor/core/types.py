@@ -276,3 +276,7 @@ class Alert:
     verdict: Verdict | None = None
     suppressed: bool = False
     """It began to fire while lost counts were rebuilt, and was not published; see `Cursor.rebuild_until`."""
+    condition: str = ""
+    """Of the images that raised it; empty where the profile's own calibration judged them."""
+    breached_in: tuple[str, ...] = ()
+    """Conditions in which it is breached; see `monitor.core.conditions.breached_in`, which knows what none means."""

@@ -15,15 +15,18 @@ from dataclasses import replace
 import structlog
 
 from monitor.core import alert_state as alerts
+from monitor.core import conditions
 from monitor.core.alert_state import Policy
 from monitor.core.buckets import Layout
+from monitor.core.conditions import OVERALL
 from monitor.core.event_time import bucket_of
-from monitor.core.types import Alert, AlertPhase, Partition, Verdict
+from monitor.core.types import Alert, AlertPhase, Partition
 from monitor.evaluate.closing import Closing
+from monitor.evaluate.judging import ConditionsOf, Found, held, verdicts_of
 from monitor.evaluate.lease import Lease, Tenure
 from monitor.evaluate.memory import Change, Decision, Memory, Sealed
 from monitor.evaluate.presentation import Presentation
-from monitor.rules.rule import ClosedBucket, LastSeen, Rule
+from monitor.rules.rule import LastSeen, Rule
 from monitor.store import Kept, Store, StoreError
 from monitor.telemetry import metrics
 from monitor.telemetry.clock import wall_ms
@@ -79,6 +82,9 @@ class Evaluator:
         self._stop = threading.Event()
         self._silence_looked_s = 0.0
         self._forgot_s = 0.0
+        self.conditions_of: ConditionsOf | None = None
+        """The conditions that a stream is configured to have; None: whichever an alert names. An alert waits for calm
+        images of its conditions only while they are configured."""
         self.seen_s = time.monotonic()
         """When it last looked, by the monotonic clock: for the watchdog."""
 
@@ -180,32 +186,27 @@ class Evaluator:
         for rule in self._rules.values():
             if rule.reads_clock:
                 continue
-            for fingerprint, counts in memory.watched(rule, sealed).items():
-                layout = memory.layouts[fingerprint]
-                bucket = ClosedBucket(bucket_ms, self._bucket_ms, fingerprint, layout, counts, memory.windows)
-                judgement = rule.judge(bucket, memory.rows(rule, fingerprint))
-                if judgement.rows:
-                    decision.rows[rule.name, fingerprint] = judgement.rows
-                for stream, verdict in judgement.verdicts.items():
-                    self._step(rule, stream, verdict, fingerprint, bucket_ms, decision)
+            for stream, found in verdicts_of(rule, memory, bucket_ms, sealed, decision).items():
+                self._step(rule, stream, found, bucket_ms, decision)
         return decision
 
-    def _step(
-        self, rule: Rule, stream: str, verdict: Verdict, fingerprint: str, bucket_ms: int, decision: Decision
-    ) -> None:
-        """Advance one stream's alert by one bucket."""
+    def _step(self, rule: Rule, stream: str, found: Mapping[str, Found], bucket_ms: int, decision: Decision) -> None:
+        """Advance one stream's alert by one bucket; `found` is by condition."""
         before = self._memory.alerts.get((rule.name, stream), Alert(rule.name, stream))
-        after = alerts.step(before, verdict, bucket_ms, self._policies[rule.name])
+        waits = held(before, found.keys(), self._memory, self.conditions_of)
+        joint = conditions.joint(before, {c: one.verdict for c, one in found.items()}, waits)
+        after = conditions.step(before, joint, bucket_ms, self._policies[rule.name])
         if after == before:
             return
+        # calm may have been shown earlier than in this bucket
+        by = found.get(joint.condition) or Found(joint.verdict, self._memory.judging(stream, joint.condition))
         changed = after.phase is not before.phase
         if changed and after.phase is AlertPhase.FIRING:
             after = replace(after, suppressed=self._closing.muted)
-            row = decision.rows.get((rule.name, fingerprint), {}).get(stream)
-            change = Change(rule, fingerprint, bucket_ms, after)
-            after = self._memory.with_onset(rule, change, row, alerts.calm_since_ms(before))
+            change = Change(rule, by.fingerprint, bucket_ms, after)
+            after = self._memory.with_onset(rule, change, by.row, alerts.calm_since_ms(before))
         decision.alerts[rule.name, stream] = after
-        if changed and decision.add(Change(rule, fingerprint, bucket_ms, after)):
+        if changed and decision.add(Change(rule, by.fingerprint, bucket_ms, after)):
             summary = after.verdict.summary if after.verdict else ""
             log.info(f"alert.{after.phase}", rule=rule.name, stream=stream, id=after.id, summary=summary)
 
@@ -217,7 +218,7 @@ class Evaluator:
                 continue
             decision.alerts[key] = after = replace(alert, suppressed=False)
             if rule := self._rules.get(alert.rule):
-                fingerprint = self._memory.windows.fingerprint_of(alert.stream) or ""
+                fingerprint = self._memory.judging(alert.stream, alert.condition)
                 decision.published.append(Change(rule, fingerprint, alert.fired_ms - self._bucket_ms, after))
                 log.info("alert.told_after_rebuild", rule=alert.rule, stream=alert.stream, id=alert.id)
         if decision.alerts:
@@ -293,6 +294,6 @@ class Evaluator:
         for rule in rules:
             watched = {stream: seen_ms or None for stream, seen_ms in seen.items() if rule.watches(stream)}
             for stream, verdict in rule.judge_clock(LastSeen(watched, now_ms, running_since_ms)).items():
-                self._step(rule, stream, verdict, "", bucket_ms, decision)
+                self._step(rule, stream, {OVERALL: Found(verdict)}, bucket_ms, decision)
         if decision.alerts:
             self._decide(self._memory.decided_ms, decision)

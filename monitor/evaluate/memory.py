@@ -7,8 +7,9 @@ from dataclasses import dataclass, field, replace
 
 from monitor.core.alert_state import UNDER_WAY
 from monitor.core.buckets import Layout, sum_vectors
+from monitor.core.conditions import breached_in
 from monitor.core.types import Alert, AlertPhase, Partition, Vector
-from monitor.core.windows import Windows
+from monitor.core.windows import EVERY, Windows, merged, tails_added
 from monitor.fleet.evidence import REACH_MS
 from monitor.rules.rule import Rule
 from monitor.store import EvaluatorState, Store
@@ -95,7 +96,7 @@ class Memory:
             (rule.name, fingerprint): store.evaluation.rule_states(rule.name, fingerprint)
             for rule in self._rules
             if rule.keeps_state
-            for fingerprint in self.layouts
+            for fingerprint in (self.layouts if rule.reads_images else (EVERY,))
         }
         if self.state.bucket_ms is None:
             return
@@ -115,19 +116,42 @@ class Memory:
     def watched(self, rule: Rule, sealed: Sealed) -> dict[str, dict[str, Vector | None]]:
         """{fingerprint: {stream: its counts in this bucket}} of the streams the rule judges now.
 
-        These are the streams with counts in the bucket, and those with an active alert: their window moves on too.
+        These are the streams with counts in the bucket, and those with an active alert: their window moves on too, in
+        each condition in which the alert is breached. A rule about the stream itself judges all of its counts together,
+        under EVERY: a record that could not be read has no condition.
         """
         watched: dict[str, dict[str, Vector | None]] = {}
         for fingerprint, streams in sealed.items():
             if fingerprint in self.layouts:
                 watched[fingerprint] = {s: vector for s, vector in streams.items() if rule.watches(s)}
-        present = {stream for streams in watched.values() for stream in streams}
-        for (name, stream), alert in self.alerts.items():
-            if name == rule.name and alert.phase in UNDER_WAY and stream not in present:
-                fingerprint = self.windows.fingerprint_of(stream) or ""
-                if fingerprint in self.layouts:
-                    watched.setdefault(fingerprint, {})[stream] = None
-        return watched
+        active = {
+            key[1]: alert for key, alert in self.alerts.items() if key[0] == rule.name and alert.phase in UNDER_WAY
+        }
+        if rule.reads_images:
+            for stream, alert in active.items():
+                present = {self.layouts[f].condition for f, streams in watched.items() if stream in streams}
+                for condition in (breached_in(alert) or {alert.condition}) - present:
+                    if fingerprint := self.fingerprint_in(stream, condition):
+                        watched.setdefault(fingerprint, {})[stream] = None
+            return watched
+        together: dict[str, Vector | None] = {s: None for s in active if self.windows.fingerprints_of(s)}
+        for stream in {stream for streams in watched.values() for stream in streams}:
+            together[stream] = tails_added([streams[stream] for streams in sealed.values() if stream in streams])
+        return {EVERY: together} if together and self.layouts else {}
+
+    def fingerprint_in(self, stream: str, condition: str) -> str:
+        """The profile that judged the stream last in that condition, within reach; empty where none did."""
+        found = [f for f in self.windows.fingerprints_of(stream) if f in self.layouts]
+        return next((f for f in reversed(found) if self.layouts[f].condition == condition), "")
+
+    def judging(self, stream: str, condition: str) -> str:
+        """As `fingerprint_in`, or, where none judged it in that condition lately, the profile that judged it last."""
+        known = [f for f in self.windows.fingerprints_of(stream) if f in self.layouts]
+        return self.fingerprint_in(stream, condition) or (known[-1] if known else "")
+
+    def layout_of(self, fingerprint: str) -> Layout:
+        """The layout of a profile; of EVERY that of any: the tail is the same in all."""
+        return next(iter(self.layouts.values())) if fingerprint == EVERY else self.layouts[fingerprint]
 
     def held_since_ms(self, until_ms: int) -> int:
         """Start of the oldest bucket that is still held here when the bucket that ends then is judged."""
@@ -146,8 +170,10 @@ class Memory:
         if since_ms >= self.held_since_ms(until_ms):
             held = self.windows.buckets(fingerprint, stream)
             return [(start, vector) for start, vector in held if since_ms <= start < until_ms]
-        partitions = self._store.catalog.partitions()
-        return list(self._store.counts.of_stream(partitions, fingerprint, stream, span_ms, ("closed",)).items())
+        partitions, counts = self._store.catalog.partitions(), self._store.counts
+        wanted = self.layouts if fingerprint == EVERY else (fingerprint,)
+        found = [counts.of_stream(partitions, name, stream, span_ms, ("closed",)).items() for name in wanted]
+        return list(found[0]) if len(found) == 1 else merged(item for items in found for item in items)
 
     def with_onset(self, rule: Rule, change: Change, row: bytes | None, calm_ms: int) -> Alert:
         """The alert that has just begun to fire, with the time when the change began and a verdict on what came since.
@@ -160,12 +186,13 @@ class Memory:
         alert, layout = change.alert, self.layouts.get(change.fingerprint)
         if layout is None or alert.verdict is None:
             return alert
-        held = [item for item in self.windows.buckets(change.fingerprint, alert.stream) if item[0] >= calm_ms]
+        counted = change.fingerprint if rule.reads_images else EVERY
+        held = [item for item in self.windows.buckets(counted, alert.stream) if item[0] >= calm_ms]
         onset_ms = rule.onset_ms(layout, row, held)
         # a sudden change, which many streams may have at once, lies near the end; another may have begun before
         if held and onset_ms is not None and onset_ms <= held[-1][0] - self._reach_ms // 4:
             until_ms = change.bucket_ms + self.bucket_ms
-            held = self.buckets(change.fingerprint, alert.stream, (max(until_ms - REACH_MS, calm_ms), until_ms))
+            held = self.buckets(counted, alert.stream, (max(until_ms - REACH_MS, calm_ms), until_ms))
             onset_ms = rule.onset_ms(layout, row, held)
         if onset_ms is None:
             return alert

@@ -70,8 +70,9 @@ class Notice:
 
     @property
     def title(self) -> str:
-        """One line for a person, without the summary: `[FIRING] drift on cam-1`."""
-        return f"[{self.type.removeprefix('alert.').upper()}] {self.rule} on {self.stream}"
+        """One line for a person, without the summary: `[FIRING] drift on cam-1 (night)`, with the condition if any."""
+        condition = f" ({self.data['condition']})" if self.data.get("condition") else ""
+        return f"[{self.type.removeprefix('alert.').upper()}] {self.rule} on {self.stream}{condition}"
 
     @property
     def share(self) -> str:

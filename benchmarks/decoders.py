@@ -23,9 +23,9 @@ from PIL import Image, ImageFilter
 from detectors.images.decode import Limits
 from detectors.images.prepare import Preparer
 from monitor.core.types import Partition, Record
+from monitor.ingest.by_stream import Preparers
 from monitor.ingest.decode.pool import DecoderPool
 from monitor.ingest.decode.records import Decoder
-from monitor.ingest.scoring.profiles import Preparers
 from monitor.ingest.settings import DecodingSettings, StreamNaming
 
 SIZES = {"64 x 64": (64, 64, 2000), "640 x 480": (640, 480, 300), "1920 x 1080": (1920, 1080, 60)}

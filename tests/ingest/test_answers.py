@@ -12,11 +12,11 @@ import pytest
 
 from detectors.images.prepare import Preparer
 from monitor.core.types import DeadLetter, Partition, Record
+from monitor.ingest.by_stream import Preparers
 from monitor.ingest.decode.answers import most_bytes, pack_images, pack_refusal, read_answer
 from monitor.ingest.decode.flat import FlatError
 from monitor.ingest.decode.pool import DecoderPool
 from monitor.ingest.decode.records import Decoder
-from monitor.ingest.scoring.profiles import Preparers
 from monitor.ingest.settings import DecodingSettings, StreamNaming
 from tests.pictures import encoded, pictures
 

@@ -14,12 +14,12 @@ from pydantic import ValidationError
 
 from detectors.images.prepare import Preparer
 from monitor.core.types import DeadLetter, Partition, Record
+from monitor.ingest.by_stream import Preparers
 from monitor.ingest.decode import pool as pool_module
 from monitor.ingest.decode.pool import DecoderPool
 from monitor.ingest.decode.records import Decoder
 from monitor.ingest.decode.remote import UnavailableError, time_limit
 from monitor.ingest.decode.values import DecodeError
-from monitor.ingest.scoring.profiles import Preparers
 from monitor.ingest.settings import DecodingSettings, StreamNaming
 from monitor.store.child_process import free_port
 from tests.pictures import encoded, pictures

@@ -17,11 +17,11 @@ import pytest
 from detectors.images.decode import Limits
 from detectors.images.prepare import Preparer
 from monitor.core.types import DeadLetter, Partition, Record
+from monitor.ingest.by_stream import Preparers
 from monitor.ingest.decode.confinement import environment
 from monitor.ingest.decode.pool import DecoderPool
 from monitor.ingest.decode.records import Decoded, Decoder
 from monitor.ingest.decode.values import DecodeError
-from monitor.ingest.scoring.profiles import Preparers
 from monitor.ingest.settings import DecodingSettings, StreamNaming
 
 pytestmark = [

@@ -17,11 +17,11 @@ from PIL import Image
 from detectors.images.decode import Limits
 from detectors.images.prepare import Preparer
 from monitor.core.types import DeadLetter, Partition, Record
+from monitor.ingest.by_stream import Preparers
 from monitor.ingest.decode import pool as pool_module
 from monitor.ingest.decode.large import MOST_BYTES, LargePicture
 from monitor.ingest.decode.pool import DecoderError, DecoderPool
 from monitor.ingest.decode.records import Decoder
-from monitor.ingest.scoring.profiles import Preparers
 from monitor.ingest.settings import DecodingSettings, StreamNaming
 from monitor.telemetry import failpoints
 from tests.files import png16, tiff

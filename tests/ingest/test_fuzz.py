@@ -24,9 +24,9 @@ from monitor.config.errors import ConfigError
 from monitor.config.loading import load_config
 from monitor.config.schema import Config
 from monitor.core.types import Partition, Record
+from monitor.ingest.by_stream import Preparers
 from monitor.ingest.decode.records import Decoder
 from monitor.ingest.decode.values import DecodeError
-from monitor.ingest.scoring.profiles import Preparers
 from monitor.ingest.settings import DecodingSettings, StreamNaming
 from tests.pictures import encoded, pictures
 

@@ -17,12 +17,12 @@ from detectors.images.prepare import Preparer
 from detectors.images.tones import Tones
 from monitor.core.alert_document import rfc3339
 from monitor.core.types import Partition, Record
+from monitor.ingest.by_stream import Preparers
 from monitor.ingest.decode.answers import read_answer
 from monitor.ingest.decode.records import Decoder, expand
 from monitor.ingest.decode.values import DecodeError
 from monitor.ingest.decode.worker import answer
 from monitor.ingest.decode.wrapped import ValueReader
-from monitor.ingest.scoring.profiles import Preparers
 from monitor.ingest.settings import LAYOUTS, DecodingSettings, NpyLayout, StreamNaming
 from tests.files import tiff
 

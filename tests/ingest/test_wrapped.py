@@ -30,12 +30,12 @@ from pydantic import ValidationError
 
 from detectors.images.prepare import Preparer
 from monitor.core.types import DeadLetter, Partition, Record
+from monitor.ingest.by_stream import Preparers
 from monitor.ingest.decode.pool import DecoderPool
 from monitor.ingest.decode.records import Decoded, Decoder
 from monitor.ingest.decode.remote import UnavailableError
 from monitor.ingest.decode.values import DecodeError
 from monitor.ingest.decode.wrapped import ValueReader
-from monitor.ingest.scoring.profiles import Preparers
 from monitor.ingest.settings import DecodingSettings, StreamNaming, ValueSettings
 from tests.pictures import encoded, pictures
 from tests.schema_registry import SchemaRegistry

@@ -12,10 +12,10 @@ from detectors.images.decode import ImageError
 from detectors.images.prepare import Prepared
 from monitor.core.time_text import parse_time_ms
 from monitor.core.types import Record, RecordImage
+from monitor.ingest.by_stream import Preparers
 from monitor.ingest.decode.large import LargePicture, large_jpeg
 from monitor.ingest.decode.values import DecodeError
 from monitor.ingest.decode.wrapped import ValueReader
-from monitor.ingest.scoring.profiles import Preparers
 from monitor.ingest.settings import DecodingSettings, StreamNaming, ValueSettings
 
 MAX_NAME_CHARS = 200

@@ -6,20 +6,20 @@ import json
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from fnmatch import fnmatchcase
 from functools import cache, lru_cache
 from itertools import groupby
 from pathlib import Path
-from typing import TYPE_CHECKING, Generic, TypeVar
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
 from detectors.images.decode import Limits
-from detectors.images.prepare import Prepared, Preparer
+from detectors.images.prepare import Prepared
 from detectors.images.regions import hottest
 from monitor.core.buckets import Layout, counted_under
 from monitor.core.heat import Heat
+from monitor.ingest.by_stream import ByStream, Preparers
 from monitor.ingest.settings import DecodingSettings, ScoringSettings
 from monitor.store import Store
 from monitor.telemetry import metrics
@@ -33,24 +33,6 @@ MEMORY_WORDS = ("out of memory", "not enough memory", "allocate memory")
 CACHED_STREAMS = 100_000
 """Bounds the cache: senders choose the names of streams."""
 
-T = TypeVar("T")
-
-
-@dataclass(frozen=True)
-class ByStream(Generic[T]):
-    """One value per stream: that of the first glob in `overrides` that matches its name, else the default."""
-
-    default: T
-    overrides: tuple[tuple[str, T], ...] = ()
-
-    def of(self, stream: str) -> T:
-        """The value of a stream."""
-        return next((value for glob, value in self.overrides if fnmatchcase(stream, glob)), self.default)
-
-    def all(self) -> list[T]:
-        """Every value: the default first."""
-        return [self.default, *(value for _, value in self.overrides)]
-
 
 @dataclass(frozen=True, slots=True)
 class Judgement:
@@ -62,10 +44,6 @@ class Judgement:
     """(S,)"""
     beyond: float
     """How far its scores lie outside of the calibration."""
-
-
-Preparers = ByStream[Preparer]
-"""What decoding needs of the profiles; picklable, loads no torch."""
 
 
 class Profiles:

@@ -222,8 +222,8 @@ def p_value_map(title: str, description: str, expression: str) -> Panel:
 
 
 def effects(title: str, description: str, kind: str) -> Panel:
-    """The signals of one kind that moved most."""
-    expression = f'topk(12, max by (signal) (layerwatch_stream_signal_effect{{{STREAM},kind="{kind}"}}))'
+    """The signals of one kind, or of several (a|b), that moved most."""
+    expression = f'topk(12, max by (signal) (layerwatch_stream_signal_effect{{{STREAM},kind=~"{kind}"}}))'
     return (
         put(bargauge.Panel(), title, description, 8, 9)
         .with_target(query(expression, "{{signal}}"))
@@ -291,8 +291,8 @@ def streams() -> dict[str, Any]:
         ),
         number(
             "Look like the content",
-            "Streams with an alert where what is shown has changed, not how: look at the line first.",
-            f'sum(layerwatch_stream_triage{{{STREAM},triage="content"}}) or vector(0)',
+            "Streams with an alert where what is shown or its mix has changed, not how: look at the line first.",
+            f'sum(layerwatch_stream_triage{{{STREAM},triage=~"content|mix"}}) or vector(0)',
             [(None, GREEN), (1, AMBER)],
         ),
         number("Streams", "Known to the chosen monitors.", f"sum(layerwatch_streams{{{FLEET}}})", [(None, BLUE)]),
@@ -317,10 +317,10 @@ def streams() -> dict[str, Any]:
             f'sum by (le) (increase(layerwatch_p_value_bucket{{{FLEET},signal=~"$signal"}}{RATE}))',
         ),
         effects(
-            "What the network sees: score and layers",
+            "What the network sees: score, layers and mix",
             "Share of images that must have changed to move the signal so far. Early layers see texture, late ones "
-            "objects. The fifty streams with most trouble.",
-            "learned",
+            "objects; where the mix moves alone, single images look normal. The fifty streams with most trouble.",
+            "learned|mix",
         ),
         effects(
             "What the sensor shows: image properties",

@@ -33,9 +33,11 @@ from detectors.methods.registry import AUTO, create
 from detectors.profile.backbone import Backbone
 from detectors.profile.choice import Choice, choose, grids_of
 from detectors.profile.conditions import new_view
+from detectors.profile.mix import Mix
 from detectors.profile.places import LocalSample, Places
+from detectors.profile.pooling import averaged
 from detectors.profile.profile import Profile
-from detectors.profile.reference import Progress, Reference, read_reference
+from detectors.profile.reference import Progress, read_reference
 from detectors.profile.spec import BackboneSpec
 
 MIN_IMAGES = 200
@@ -136,14 +138,16 @@ def fit_profile(
         **reference.facts(fit=len(rows.learned), calibration=len(rows.calibrated)),
     }
     preparer = backbone.preparer(options.limits, reference.tones)
-    profile = Profile(backbone, preparer, choice.detector, detector, facts)
-    kept = torch.from_numpy(rows.calibrated)
+    pooled = averaged(features, backbone.channels, choice.grid)
+    mix = Mix(backbone.channels).fit(pooled)
+    profile = Profile(backbone, preparer, choice.detector, detector, facts, mix)
+    kept, measured = torch.from_numpy(rows.calibrated), np.stack(reference.measured)[rows.calibrated]
     if rows.apart:
-        scores = profile.learned_values(reference.features[kept])
+        values = profile.values(reference.features[kept], measured)
     else:
-        crossed = _left_out(choice, detector, backbone, reference.features, partial(progress, "calibrating"))
-        scores = crossed[kept].numpy()
-    _calibrate(profile, reference, scores, rows.calibrated, options.ordered)
+        crossed = _left_out(choice, detector, backbone, features, partial(progress, "calibrating"))
+        values = np.concatenate([crossed[kept].numpy(), measured, mix.left_out(pooled)[kept].numpy()], axis=1)
+    profile.calibrate(values, [reference.keys[row] for row in rows.calibrated], options.ordered)
     profile.keep_reference(features)
     if local:
         progress("learning what is normal at each place", -1.0)
@@ -177,8 +181,7 @@ def recalibrate(
         )
     facts = reference.facts(fit=profile.manifest["images"]["fit"], calibration=len(reference))
     target.manifest |= {"calibrated_at": _now(), "ordered": ordered, **facts}
-    scores = target.learned_values(reference.features)
-    _calibrate(target, reference, scores, np.arange(len(reference)), ordered)
+    target.calibrate(target.values(reference.features, np.stack(reference.measured)), reference.keys, ordered)
     if condition:
         profile.conditions[condition] = target
 
@@ -207,13 +210,6 @@ def _left_out(
     for fold, part in enumerate(parts):
         found[folds == fold] = part
     return found
-
-
-def _calibrate(
-    profile: Profile, reference: Reference, scores: NDArray[np.float64], rows: NDArray[np.int64], ordered: bool
-) -> None:
-    measured, keys = np.stack([reference.measured[i] for i in rows]), [reference.keys[i] for i in rows]
-    profile.calibrate(scores, measured, keys, ordered)
 
 
 @dataclass(frozen=True)

@@ -29,13 +29,14 @@ from detectors.profile.backbone import Backbone, tensor_digest
 from detectors.profile.calibration import Calibration, Floats, dependence, from_tensors, jitter, to_tensors
 from detectors.profile.conditions import manifest_of, restored, tensors_of
 from detectors.profile.files import ProfileError, read_manifest, replace_file
+from detectors.profile.mix import Mix, names_of
 from detectors.profile.places import PLACES, Places
 from detectors.profile.pooling import averaged
 from detectors.profile.spec import BackboneSpec
 
-VERSION, READABLE = 4, (2, 3, 4)
+VERSION, READABLE = 5, (2, 3, 4, 5)
 """Version 2 has no tones: the high byte of 16-bit images counted, and transparency was ignored. Version 3 has neither a
-grid nor a way of resizing: programs that read no other could not make sense of them."""
+grid nor a way of resizing, version 4 no coordinates of the mix: what newer ones hold, older programs cannot read."""
 MANIFEST, TENSORS, REFERENCE = "profile.json", "profile.safetensors", "reference.safetensors"
 MAX_REFERENCE = 20_000
 """Reference features that a profile keeps (half precision), for `evaluate` to fit other detectors on; serving never
@@ -45,6 +46,8 @@ reads them, and the file may be deleted."""
 @dataclass(frozen=True, slots=True)
 class Scores:
     """values: (N, S) float64, higher = more unusual for learned signals. p_values: (N, S) float64 in (0, 1].
+
+    Those of the mix say where the image lies among normal ones: neither end is unusual.
 
     >>> scores = Scores(values=np.array([[12.5, 90.0]]), p_values=np.array([[0.02, 0.7]]))
     >>> (scores.p_values <= 0.05).tolist()
@@ -58,25 +61,34 @@ class Scores:
 class Profile:
     """Backbone, detector and calibration of one reference set; `fit_profile` and `load_profile` make one.
 
-    signals: ("ood", "layer1", ..., then the property names); every other per-signal tuple follows its order.
-    learned: True for ood and layers. two_sided: both tails count. dependence: D >= 1, the variance inflation of counts
-    by correlated frames (1.0 unless fitted on ordered frames). manifest: the JSON document that is saved. fingerprint:
-    16 hex digits over everything that decides a p-value. places: makes the heat maps; false where there are none.
+    signals: ("ood", "layer1", ..., then the property names, then those of `mix_signals`: "mix1", ...); every other
+    per-signal tuple follows its order. learned: True for ood and layers. two_sided: both tails count. dependence:
+    D >= 1, the variance inflation of counts by correlated frames (1.0 unless fitted on ordered frames). mix: None in
+    a profile of version 4 or before. manifest: the JSON document that is saved. fingerprint: 16 hex digits over
+    everything that decides a p-value. places: makes the heat maps; false where there are none.
     conditions: {name: the profile by the calibration of that condition}; see `under`. condition: the name of its own.
     """
 
     def __init__(
-        self, backbone: Backbone, preparer: Preparer, name: str, detector: Detector, facts: Mapping[str, Any]
+        self,
+        backbone: Backbone,
+        preparer: Preparer,
+        name: str,
+        detector: Detector,
+        facts: Mapping[str, Any],
+        mix: Mix | None = None,
     ) -> None:
-        """An uncalibrated profile of a fitted detector; `facts` go into the manifest."""
+        """An uncalibrated profile of a fitted detector and mix; `facts` go into the manifest."""
         self.backbone = backbone
         self.detector = detector
         self.preparer = preparer
         layers = len(backbone.channels) if isinstance(detector, LayerDetector) else 0
         learned = ("ood", *(f"layer{i + 1}" for i in range(layers)))
-        self.signals: tuple[str, ...] = (*learned, *properties.NAMES)
+        self.mix, self.mix_signals = mix, names_of(mix)
+        self.signals: tuple[str, ...] = (*learned, *properties.NAMES, *self.mix_signals)
         self.learned: tuple[bool, ...] = tuple(signal in learned for signal in self.signals)
-        self.two_sided: tuple[bool, ...] = (*(False for _ in learned), *properties.TWO_SIDED)
+        tails = dict(zip(properties.NAMES, properties.TWO_SIDED, strict=True))
+        self.two_sided: tuple[bool, ...] = tuple(tails.get(signal, False) for signal in self.signals)
         self.dependence: tuple[float, ...] = (1.0,) * len(self.signals)
         self.calibrations: tuple[Calibration, ...] = ()
         self.manifest: dict[str, Any] = {"detector": name, **facts}
@@ -98,12 +110,12 @@ class Profile:
         """
         return self.preparer(image, key)
 
-    def calibrate(self, scores: Floats, measured: Floats, keys: Sequence[bytes], ordered: bool = False) -> None:
-        """Calibrate every signal on ID images: (n, 1 + L) scores that do not know them, (n, P) properties, n keys.
+    def calibrate(self, values: Floats, keys: Sequence[bytes], ordered: bool = False) -> None:
+        """Calibrate every signal on ID images: their (n, S) values, by what has not learned them, and n keys.
 
         ordered: the images are frames in time order, and the dependence of their counts is estimated.
         """
-        values, jitters = np.concatenate([scores, measured], axis=1), jitter(keys)
+        jitters = jitter(keys)
         columns = zip(values.T, self.two_sided, strict=True)
         self.calibrations = tuple(Calibration.of(column, jitters, two_sided) for column, two_sided in columns)
         self.dependence = (1.0,) * len(self.signals)
@@ -166,7 +178,7 @@ class Profile:
 
     def score_features(self, features: Tensor, images: Sequence[Prepared]) -> Scores:
         """As `score`, of images whose (N, D) features are at hand; N >= 1."""
-        values = self._values(features, np.stack([image.properties for image in images]))
+        values = self.values(features, np.stack([image.properties for image in images]))
         return Scores(values, self.p_values(values, [image.key for image in images]))
 
     def heat_maps(self, images: Sequence[Prepared]) -> NDArray[np.float32]:
@@ -181,8 +193,13 @@ class Profile:
         return np.stack([over_whole_image(heat, image.frame) for heat, image in zip(maps, images, strict=True)])
 
     def beyond(self, values: Floats) -> Floats:
-        """(N,) how far (N, S) values lie outside of the calibration: the largest `Calibration.beyond` of a signal."""
-        columns = [calibration.beyond(column) for calibration, column in zip(self.calibrations, values.T, strict=True)]
+        """(N,) how far (N, S) values lie outside of the calibration: the largest `Calibration.beyond` of a signal.
+
+        Those of the mix do not count: no place within the reference is worse than another.
+        """
+        judged = len(self.signals) - len(self.mix_signals)
+        pairs = zip(self.calibrations[:judged], values.T[:judged], strict=True)
+        columns = [calibration.beyond(column) for calibration, column in pairs]
         largest: Floats = np.max(columns, axis=0)
         return largest
 
@@ -256,7 +273,9 @@ class Profile:
         limits = Limits(**{**document["limits"], "formats": tuple(document["limits"]["formats"])})
         tones = Tones(**document["tones"]) if document["version"] > 2 else Tones(alpha="drop")
         preparer = backbone.preparer(limits, tones)
-        profile = cls(backbone, preparer, name, detector.restore(under("detector.", tensors)), document)
+        coordinates = under("mix.", tensors)
+        mix = Mix(backbone.channels).restore(coordinates) if coordinates else None
+        profile = cls(backbone, preparer, name, detector.restore(under("detector.", tensors)), document, mix)
         if list(profile.signals) != document["signals"]:
             raise ProfileError(f"{folder}: its signals {document['signals']} are not those of this program; fit again")
         profile.dependence = tuple(document["dependence"])
@@ -276,9 +295,10 @@ class Profile:
         values: Floats = scores_of(self.detector, features).numpy()
         return values
 
-    def _values(self, features: Tensor, measured: Floats) -> Floats:
-        """(N, S): OOD score, layer scores, properties."""
-        return np.concatenate([self.learned_values(features), measured], axis=1)
+    def values(self, features: Tensor, measured: Floats) -> Floats:
+        """(N, D) features and (N, P) properties -> (N, S): OOD score, layer scores, properties, mix."""
+        mix = () if self.mix is None else (self.mix.coordinates(self.pooled(features)).numpy(),)
+        return np.concatenate([self.learned_values(features), measured, *mix], axis=1)
 
     def p_values(self, values: Floats, keys: Sequence[bytes]) -> Floats:
         """(N, S) p-values of (N, S) values that a score gave, and of the N images' keys."""
@@ -288,7 +308,8 @@ class Profile:
 
     def _tensors(self) -> dict[str, Tensor]:
         calibration = to_tensors(self.calibrations)
-        return {**nested("detector.", self.detector.state()), **nested("calibration.", calibration)}
+        mix = nested("mix.", self.mix.state() if self.mix else {})
+        return {**nested("detector.", self.detector.state()), **mix, **nested("calibration.", calibration)}
 
     def own_fingerprint(self) -> str:
         """As its parts are now; that of a view names its condition, so that no two conditions share counts."""

@@ -18,7 +18,7 @@ from monitor.core.alert_state import alert_id
 from monitor.core.types import Alert, AlertPhase, Exemplar, Verdict
 
 Direction = Literal["low", "high"]
-Triage = Literal["sensor", "content"]
+Triage = Literal["sensor", "content", "mix"]
 
 SCHEMA = "layerwatch.alert/1"
 MAX_SIGNALS = 8
@@ -44,7 +44,8 @@ class MovedSignal:
     effect: estimated share of images that must have changed to give this histogram (`distance_from_uniform`).
     bound: lower confidence bound of the effect; the error is shared out over the signals of the profile. direction:
     "low" where more p-values are small than normal (unusual images), "high" where fewer are (images too alike).
-    histogram: nine counts, p > .5 first, p <= .002 last.
+    histogram: nine counts, p > .5 first, p <= .002 last. mix: it places images within the reference, and neither end
+    of it is unusual.
     """
 
     signal: str
@@ -53,6 +54,7 @@ class MovedSignal:
     bound: float
     direction: Direction
     histogram: tuple[int, ...]
+    mix: bool = False
 
 
 @dataclass(frozen=True)

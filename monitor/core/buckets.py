@@ -120,9 +120,15 @@ class Layout:
             raise KeyError(f"no signal {signal!r} in this profile; it has {', '.join(self.signals)}") from None
 
     @property
+    def kinds(self) -> tuple[str, ...]:
+        """Of each signal: learned, property or mix."""
+        pairs = zip(self.signals, self.learned, strict=True)
+        return tuple("learned" if learned else "mix" if signal in self.mix else "property" for signal, learned in pairs)
+
+    @property
     def properties(self) -> tuple[str, ...]:
         """The signals that are image properties."""
-        return tuple(s for s, learned in zip(self.signals, self.learned, strict=True) if not learned | (s in self.mix))
+        return tuple(signal for signal, kind in zip(self.signals, self.kinds, strict=True) if kind == "property")
 
     def select(self, names: Iterable[str]) -> tuple[str, ...]:
         """The named signals, each once; "*" stands for all, "learned", "properties" and "mix" for the groups of them.

@@ -33,6 +33,7 @@ ACT_STYLES = {Act.CALM: "green", Act.DRIFT: "yellow", Act.RECOVERY: "cyan"}
 LOOKS_LIKE = {
     "sensor": "the sensor: lens, light or focus, for the picture itself has changed",
     "content": "the content: the pictures are fine, what they show is new",
+    "mix": "the mix changed, single pictures look normal: one kind comes more or less often than it did",
     None: "not clear yet: no signal has moved beyond doubt",
 }
 
@@ -220,7 +221,8 @@ def _bars(signals: Sequence[Mapping[str, Any]]) -> Table:
     bars = Table.grid(padding=(0, 1))
     strongest = max(signal["effect"] for signal in signals) or 1.0
     for signal in signals:
-        kind, style = ("learned", "magenta") if signal["learned"] else ("property", "blue")
+        kind = "learned" if signal["learned"] else "mix" if signal["mix"] else "property"
+        style = {"learned": "magenta", "mix": "cyan", "property": "blue"}[kind]
         bar = Text("━" * max(1, round(signal["effect"] / strongest * BAR)), style=style)
         bars.add_row(Text(signal["signal"]), bar, Text(f"{signal['effect']:.2f}"), Text(kind, style="dim"))
     return bars

@@ -133,7 +133,7 @@ class ClosedCounts:
     def movement(self, stream: str) -> tuple[dict[tuple[str, str], float], Triage | None]:
         """How far each signal of a watched stream has moved in the window, and what that looks like.
 
-        Returns: ({(signal, "learned" or "property"): effect}, triage); ({}, None) while there is nothing to judge.
+        Returns: ({(signal, "learned", "property" or "mix"): effect}, triage); ({}, None) while nothing can be judged.
         """
         fingerprint = self._judged_by.get(stream)
         if fingerprint is None:
@@ -143,8 +143,8 @@ class ClosedCounts:
         if images(window) == 0:
             return {}, None
         effects = {
-            (signal, "learned" if learned else "property"): float(distance_from_uniform(layout, window, signal))
-            for signal, learned in zip(layout.signals, layout.learned, strict=True)
+            (signal, kind): float(distance_from_uniform(layout, window, signal))
+            for signal, kind in zip(layout.signals, layout.kinds, strict=True)
         }
         return effects, triage(moved_signals(layout, window))
 

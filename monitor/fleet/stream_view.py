@@ -60,6 +60,8 @@ class SignalJson(Answer):
     """low: more unusual than normal."""
     histogram: Annotated[list[Count], Field(min_length=9, max_length=9)]
     """Images per range of p-values: above .5, then down to .2, .1, .05, .02, .01, .005, .002, and below."""
+    mix: bool
+    """It places images within the reference: neither end is unusual."""
 
 
 class EvidenceJson(Answer):

@@ -1,4 +1,4 @@
-"""The evidence of an alert: which signals moved, by how much, and whether the sensor or the content changed. Pure."""
+"""The evidence of an alert: which signals moved, by how much, and whether sensor, content or mix changed. Pure."""
 
 from __future__ import annotations
 
@@ -40,19 +40,22 @@ def moved_signals(
 
 
 def triage(moved: Sequence[MovedSignal], causes: Collection[str] = ()) -> Triage | None:
-    """Whether the sensor or the content of the images has changed; None where it cannot be said.
+    """Whether the sensor, the content of the images or their mix has changed; None where it cannot be said.
 
     "sensor": image properties (exposure, sharpness, colour, ...) moved as well; "content": the learned signals moved,
-    and the properties no more than they do with other objects.
+    and the properties no more than they do with other objects; "mix": nothing became unusual, but how the images are
+    spread over what is normal.
 
     Args:
         causes: as for `moved_signals`: they count as sure where the window holds too few images for a bound > 0.
     """
     sure = [signal for signal in moved if signal.bound > 0 or signal.signal in causes]
     learned = [signal.effect for signal in sure if signal.learned]
-    measured = [signal.effect for signal in sure if not signal.learned]
+    measured = [signal.effect for signal in sure if not signal.learned and not signal.mix]
+    if not learned and not measured:
+        return "mix" if sure else None
     if not learned or not measured:
-        return "content" if learned else "sensor" if measured else None
+        return "content" if learned else "sensor"
     return "sensor" if max(measured) > SENSOR_RATIO * max(learned) else "content"
 
 
@@ -69,4 +72,5 @@ def _measure(layout: Layout, window: Vector, signal: str, risk: float) -> MovedS
         bound=bound,
         direction="low" if excess[np.argmax(np.abs(excess))] > 0 else "high",
         histogram=tuple(counts.tolist()),
+        mix=signal in layout.mix,
     )

@@ -111,6 +111,8 @@ class LayoutJson(Answer):
     two_sided: list[bool]
     learned: list[bool]
     dependence: list[float]
+    mix: list[str]
+    """Signals that place an image within the reference: neither end is unusual."""
 
 
 class ProfileJson(Answer):

@@ -37,10 +37,13 @@ CAUSES = {"rejected images": "rejected", "identical images": "frozen", "silence"
 TRIAGE = {
     "sensor": "Looks like the sensor: the pictures themselves changed (light, focus, lens, colour).",
     "content": "Looks like the content: the pictures are fine, what they show is new.",
+    "mix": "Looks like the content: the mix changed, single images look normal.",
 }
 ADVICE = {
     "sensor": "Look at the camera: clean the lens, check focus, exposure and light.",
     "content": "Look at what is in front of the camera. If it is here to stay, fit a new profile that knows it.",
+    "mix": "Look at what is in front of the camera: one kind comes more or less often than it did. "
+    "If that is here to stay, calibrate or fit again.",
     "rejected": "Read the dead-letter topic: each record there names its reason. Then check what encodes the images.",
     "frozen": "The same picture arrives again and again: restart the camera or its encoder.",
     "silence": "Nothing arrives: check the camera, its network and the producer.",
@@ -76,6 +79,8 @@ def signal(name: str) -> str:
     """Meaning of a signal: `layer3` is `layer 3 of the network`."""
     if name.startswith("layer") and name[5:].isdigit():
         return f"layer {name[5:]} of the network"
+    if name.startswith("mix") and name[3:].isdigit():
+        return f"mix of images, direction {name[3:]}"
     return SIGNALS.get(name, name)
 
 

@@ -72,8 +72,17 @@ def test_signals_are_selected_by_name_or_by_group_each_once() -> None:
     assert layout.select(["*"]) == ("ood", "layer1", "contrast")
     assert layout.select(["learned"]) == ("ood", "layer1")
     assert layout.select(["contrast", "properties", "ood"]) == ("contrast", "ood")
+    assert layout.select(["ood", "mix"]) == ("ood",)
     with pytest.raises(KeyError, match="no signal 'blur'"):
         layout.select(["ood", "blur"])
+    four = Layout(
+        (*layout.signals, "mix1"), (9,) * 4, (False,) * 4, (True, True, False, False), (1.0,) * 4, mix=("mix1",)
+    )
+    assert four.kinds == ("learned", "learned", "property", "mix")
+    assert four.select(["*"]) == four.signals
+    assert four.select(["learned", "properties"]) == layout.signals
+    assert four.select(["mix"]) == ("mix1",)
+    assert Layout.from_json(four.to_json()) == four
 
 
 @given(st.lists(st.tuples(st.integers(0, 3), st.floats(1e-6, 1), st.floats(1e-6, 1)), max_size=60))

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from safetensors.torch import load, save
 
 from detectors.images.tones import Tones
 from detectors.profile.backbone import tensor_digest
@@ -100,7 +101,7 @@ def test_an_unknown_version_a_cut_file_and_other_weights_are_refused_by_name(pro
     with pytest.raises(ProfileError, match="other weights of mobilenetv3_small_100"):
         Profile.load(tmp_path, "cpu")
     manifest.write_text(json.dumps({**document, "version": 99}))
-    with pytest.raises(ProfileError, match="version 99; this program reads versions 2 to 4"):
+    with pytest.raises(ProfileError, match="version 99; this program reads versions 2 to 5"):
         Profile.load(tmp_path, "cpu")
     manifest.write_text(json.dumps(document))
     tensors = tmp_path / "profile.safetensors"
@@ -135,6 +136,59 @@ def test_a_profile_knows_the_depth_of_its_reference_and_keeps_it(tmp_path: Path)
     recalibrate(loaded, deep(2, 80, gain=2))  # dimmer: 10 bits would hold them
     assert loaded.preparer.tones == Tones(4095)
     assert loaded.fingerprint != before
+
+
+def test_coordinates_of_the_mix_come_last_and_are_ranks_of_one_tail(profile: Profile) -> None:
+    assert profile.mix_signals == tuple(f"mix{i + 1}" for i in range(len(profile.mix_signals)))
+    assert profile.signals[-len(profile.mix_signals) :] == profile.mix_signals
+    assert not any(profile.learned[-len(profile.mix_signals) :])
+    scores = profile.score([profile.prepare(image, name.encode()) for name, image in pictures(1, 200)])
+    mix, p = (part[:, -len(profile.mix_signals) :] for part in (scores.values, scores.p_values))
+    for values, ranks in zip(mix.T, p.T, strict=True):
+        assert (np.diff(ranks[np.argsort(values)]) <= 0).all()  # p near 0 is one end, p near 1 the other
+    # new images of the same kind: the mean rank of 200 is .5 with an error of .02 and .017 of the calibration set
+    assert (np.abs(p.mean(axis=0) - 0.5) < 0.1).all()
+
+
+def test_a_place_within_the_reference_makes_no_image_worse_than_another(profile: Profile) -> None:
+    values = np.array([[calibration.values[0] for calibration in profile.calibrations]])
+    assert profile.beyond(values) == 0
+    values[0, -len(profile.mix_signals) :] = 1e6
+    assert profile.beyond(values) == 0
+    values[0, 0] = 1e6
+    assert profile.beyond(values) > 0
+
+
+def test_a_kind_that_stops_coming_moves_the_mix_while_every_image_is_normal(profile: Profile) -> None:
+    prepared = [profile.prepare(image, name.encode()) for name, image in pictures(1, 400)]
+    p = profile.score(prepared).p_values
+    redness = np.array(
+        [image.properties[profile.signals.index("red_ratio") - sum(profile.learned)] for image in prepared]
+    )
+    fewer = p[redness < np.median(redness)]
+    moved = np.abs(fewer[:, -len(profile.mix_signals) :].mean(axis=0) - 0.5).max()
+    assert moved > 0.12  # with 200 images and as many to calibrate the error is .03
+    assert (fewer[:, 0] <= 0.05).mean() < 0.1
+
+
+def test_a_profile_of_version_4_has_no_coordinates_and_stays_as_it_was(profile: Profile, tmp_path: Path) -> None:
+    profile.save(tmp_path)
+    manifest, tensors = tmp_path / "profile.json", tmp_path / "profile.safetensors"
+    document, held = json.loads(manifest.read_text()), load(tensors.read_bytes())
+    kept = len(profile.signals) - len(profile.mix_signals)
+    held = {name: tensor for name, tensor in held.items() if not name.startswith("mix.")}
+    held |= {name: held[name][:kept].contiguous() for name in ("calibration.values", "calibration.jitters")}
+    tensors.write_bytes(save(held))
+    of_before = tensor_digest(held, n_bytes=8, beginning=profile.backbone.digest + profile.preparer.name)
+    for name in ("signals", "dependence"):
+        document[name] = document[name][:kept]
+    manifest.write_text(json.dumps({**document, "version": 4, "fingerprint": of_before}))
+    loaded = Profile.load(tmp_path, "cpu")
+    assert loaded.signals == profile.signals[:kept]
+    image = draw(np.random.default_rng(3))
+    np.testing.assert_array_equal(loaded.score([image]).p_values, profile.score([image]).p_values[:, :kept])
+    loaded.save(tmp_path)
+    assert Profile.load(tmp_path, "cpu").fingerprint == of_before
 
 
 def test_a_profile_of_version_3_has_no_grid_and_stretches(tmp_path: Path) -> None:

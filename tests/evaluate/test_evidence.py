@@ -141,7 +141,7 @@ def test_a_signal_that_was_always_the_same_is_named_only_where_it_moved(profile_
     profile = load_profile(profile_folder, device="cpu")
     grey = [profile.prepare(image.mean(axis=2).astype(np.uint8)) for _, image in pictures(1, 120)]
     measured, keys = np.stack([image.properties for image in grey]), [image.key for image in grey]
-    profile.calibrate(profile.learned_values(profile.features(grey)), measured, keys)
+    profile.calibrate(profile.values(profile.features(grey), measured), keys)
     layout = Layout.from_json(layout_of(profile).to_json())  # as the pages read it
 
     def evidence(images: Iterable[NDArray[np.uint8]]) -> StreamEvidence:

@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -72,6 +74,15 @@ def test_properties_that_move_a_little_with_new_content_do_not_make_it_the_senso
     found = moved_signals(LAYOUT, window(ood=(0.5, 0.001), contrast=(0.12, 0.001)))
     assert {m.signal for m in found} == {"ood", "contrast"}
     assert triage(found) == "content"
+
+
+def test_signals_of_the_mix_alone_mean_that_the_mix_changed() -> None:
+    mixed = replace(LAYOUT, learned=(True, False, False, False), mix=("layer1",))
+    found = moved_signals(mixed, window(layer1=(0.4, 0.9)))
+    assert [(m.signal, m.mix, m.learned) for m in found] == [("layer1", True, False)]
+    assert triage(found) == "mix"
+    assert triage(moved_signals(mixed, window(layer1=(0.4, 0.9), ood=(0.4, 0.001)))) == "content"
+    assert triage(moved_signals(mixed, window(layer1=(0.4, 0.9), contrast=(0.4, 0.001)))) == "sensor"
 
 
 def test_where_no_signal_is_sure_the_cause_of_the_alarm_decides() -> None:

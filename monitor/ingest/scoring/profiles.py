@@ -142,6 +142,7 @@ def layout_of(profile: Profile) -> Layout:
         learned=profile.learned,
         dependence=profile.dependence,
         constant=tuple(s for s, c in zip(profile.signals, profile.calibrations, strict=True) if c.constant),
+        mix=profile.mix_signals,
     )
 
 

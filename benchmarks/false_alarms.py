@@ -33,7 +33,8 @@ from monitor.core import buckets
 from monitor.core.buckets import BINS, IMAGES, LEVELS, Layout
 from monitor.rules.rate import RateRule
 from monitor.rules.sequential.detector import advance
-from monitor.rules.sequential.plan import Sequential, initial
+from monitor.rules.sequential.plan import Sequential
+from monitor.rules.sequential.rows import initial
 
 Floats = NDArray[np.float64]
 BUCKET = 10

@@ -35,7 +35,8 @@ from monitor.core import buckets
 from monitor.core.buckets import BINS, IMAGES, Layout
 from monitor.rules.evidence import moved_signals, triage
 from monitor.rules.sequential.detector import advance, drift_start
-from monitor.rules.sequential.plan import Sequential, initial
+from monitor.rules.sequential.plan import Sequential
+from monitor.rules.sequential.rows import initial
 
 Pixels = NDArray[np.uint8]
 Values = NDArray[np.float64]

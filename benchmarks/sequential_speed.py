@@ -22,7 +22,8 @@ import numpy as np
 
 from monitor.core.buckets import BINS, IMAGES, LEVELS, Layout
 from monitor.rules.sequential.detector import advance
-from monitor.rules.sequential.plan import Sequential, initial, pack, unpack
+from monitor.rules.sequential.plan import Sequential
+from monitor.rules.sequential.rows import initial, pack, unpack
 
 LIMIT_S = 1.0
 

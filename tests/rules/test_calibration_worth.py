@@ -16,7 +16,7 @@ from monitor.rules.calibration_worth import calibration_worth
 from monitor.rules.rate import RateRule
 from monitor.rules.registry import STANDARD_RULES
 from monitor.rules.sequential.detector import advance
-from monitor.rules.sequential.plan import initial
+from monitor.rules.sequential.rows import initial
 from monitor.rules.sequential.rule import SequentialRule
 
 LAYOUT = Layout(("ood", "blur"), (180, 180), (False, True), (True, False), (1.0, 1.0))

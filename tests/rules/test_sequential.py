@@ -1,26 +1,45 @@
+import json
+import re
+import zlib
+from base64 import b64decode
+from pathlib import Path
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 from scipy.special import betaln
-from scipy.stats import binom
+from scipy.stats import binom, norm
 
 from detectors.profile.calibration import Calibration, jitter
 from monitor.core import buckets
 from monitor.core.buckets import IMAGES, Layout
 from monitor.rules.bounds import anytime_interval
-from monitor.rules.sequential.detector import advance, drift_start, log_ratios
-from monitor.rules.sequential.plan import Sequential, State, fleet_budget_s, initial, pack, plan_of, unpack
+from monitor.rules.sequential.detector import advance, down_ratios, drift_start, up_ratios
+from monitor.rules.sequential.ending import images_left
+from monitor.rules.sequential.plan import Sequential, fleet_budget_s, plan_of
+from monitor.rules.sequential.rows import State, initial, pack, unpack
 from monitor.rules.sequential.rule import SequentialRule
 from tests.vectors import fill
 
 BUCKET_MS = 10_000
 
 
-def layout_of(n: int = 2000, signals: tuple[str, ...] = ("ood",), dependence: float = 1.0) -> Layout:
+def layout_of(
+    n: int = 2000, signals: tuple[str, ...] = ("ood",), dependence: float = 1.0, learned: bool = True
+) -> Layout:
     s = len(signals)
-    return Layout(signals, (n,) * s, (False,) * s, (True,) * s, (dependence,) * s)
+    return Layout(signals, (n,) * s, (False,) * s, (learned,) * s, (dependence,) * s)
+
+
+def every_kind(n: int = 2000, seen: bool = False) -> Layout:
+    """Two learned signals, two properties and two mixes; a `seen` signal where asked for."""
+    signals = ("ood", "layer1", "noise", "luma", *(["seen"] if seen else []), "mix1", "mix2")
+    s = len(signals)
+    learned = tuple(signal in ("ood", "layer1", "mix1", "mix2") for signal in signals)
+    two_sided = tuple(signal in ("noise", "luma") for signal in signals)
+    return Layout(signals, (n,) * s, two_sided, learned, (1.0,) * s, mix=("mix1", "mix2"))
 
 
 def id_masses(rng: np.random.Generator, layout: Layout, streams: int) -> NDArray[np.float64]:
@@ -84,36 +103,57 @@ def test_no_bet_gains_on_average_at_any_rate_within_the_reference(pi_min: float)
     """Step 1 and 2 of the proof, exactly: E[L] <= 1 for every p up to p0 (upward) and down to it (downward)."""
     layout = layout_of(500)
     rule = Sequential(pi_min=pi_min)
-    state, plan, m = initial(rule, layout), plan_of(rule, layout), 12
-    alpha, beta = (x[0] for x in log_ratios(rule, plan, state))
-    for t in range(len(plan.cuts)):
-        upper, lower = state["upper"][0, t], state["lower"][0, t]
+    plan, m = plan_of(rule, layout), 12
+    lower, upper = plan.start
+    ups, downs = (zip(*f(rule, x, plan.dependence), strict=True) for f, x in ((up_ratios, upper), (down_ratios, lower)))
+    for t, ((alpha, beta), (alpha_down, beta_down)) in enumerate(zip(ups, downs, strict=True)):
         for share in (0.2, 0.7, 1.0):
             c = np.arange(m + 1)[:, None]
-            gain = np.exp(c * alpha[t] + (m - c) * beta[t])
-            up = binom.pmf(c, m, share * (upper + (1 - upper) * pi_min))
-            down = binom.pmf(c, m, 1 - share * (1 - lower * (1 - pi_min)))
-            assert ((up * gain)[:, :8].sum(axis=0) <= 1 + 1e-9).all()
-            assert ((down * gain)[:, 8:].sum(axis=0) <= 1 + 1e-9).all()
+            up = binom.pmf(c, m, share * (upper[t] + (1 - upper[t]) * pi_min))
+            down = binom.pmf(c, m, 1 - share * (1 - lower[t] * (1 - pi_min)))
+            assert ((up * np.exp(c * alpha + (m - c) * beta)).sum(axis=0) <= 1 + 1e-9).all()
+            assert ((down * np.exp(c * alpha_down + (m - c) * beta_down)).sum(axis=0) <= 1 + 1e-9).all()
 
 
 def test_no_bet_gains_on_blocks_of_identical_images_when_d_is_their_length() -> None:
-    layout = layout_of(dependence=8.0)
-    rule = Sequential()
-    state, plan = initial(rule, layout), plan_of(rule, layout)
-    alpha, beta = (x[0] for x in log_ratios(rule, plan, state))
-    p = state["upper"][0][:, None]
-    assert (p * np.exp(8 * alpha[:, :8]) + (1 - p) * np.exp(8 * beta[:, :8]) <= 1 + 1e-9).all()
+    rule, plan = Sequential(), plan_of(Sequential(), layout_of(dependence=8.0))
+    upper = plan.start[1]
+    alpha, beta = up_ratios(rule, upper, plan.dependence)
+    p = upper[:, None]
+    assert (p * np.exp(8 * alpha) + (1 - p) * np.exp(8 * beta) <= 1 + 1e-9).all()
 
 
-def test_weights_add_up_to_one_and_half_of_them_bet_on_the_first_signal_and_on_the_users_cut() -> None:
-    names = ("ood", "layer1", "layer2")
-    for signals, first in ((names[:1], 0.5), (names[:2], 0.25), (names, 0.25)):
-        plan = plan_of(Sequential(signals=signals), layout_of(signals=names))
-        weights = np.exp(plan.log_weights)
-        assert weights.sum() == pytest.approx(1)
-        assert weights[plan.cuts.index(("ood", 3)), :8].sum() == pytest.approx(first)
-    assert weights[plan.cuts.index(("layer2", 3)), :8].sum() == pytest.approx(0.125)
+@pytest.mark.parametrize("signals", [("*",), ("ood",), ("learned",), ("properties",), ("mix",), ("noise", "mix")])
+def test_weights_of_all_bets_add_up_to_one(signals: tuple[str, ...]) -> None:
+    up, down = plan_of(Sequential(signals=signals), every_kind()).weights
+    assert up.sum() + down.sum() == pytest.approx(1)
+
+
+def test_half_of_the_weight_is_on_the_first_signal_and_the_kinds_share_the_rest() -> None:
+    plan = plan_of(Sequential(signals=("*",)), every_kind())
+    of_signal = dict.fromkeys(("ood", "layer1", "noise", "luma", "mix1", "mix2"), 0.0)
+    for weights, cuts in zip(plan.weights, ([*range(len(plan.cuts))], plan.falling.tolist()), strict=True):
+        for weight, cut in zip(weights.sum(axis=1), cuts, strict=True):
+            of_signal[plan.cuts[cut][0]] += weight
+    expected = {"ood": 1 / 2, "layer1": 1 / 6, "noise": 1 / 12, "luma": 1 / 12, "mix1": 1 / 12, "mix2": 1 / 12}
+    assert of_signal == pytest.approx(expected)
+    assert plan.weights[0][plan.cuts.index(("ood", 3))].sum() == pytest.approx(1 / 4)
+    even = plan_of(Sequential(signals=("properties",)), every_kind()).weights[0]
+    assert even[:7].sum() == pytest.approx(even[7:].sum())  # seven usable cuts each
+
+
+def test_learned_signals_bet_upward_only_and_mixes_on_the_middle_in_both_directions() -> None:
+    plan = plan_of(Sequential(signals=("*",)), every_kind())
+    falling = [plan.cuts[cut] for cut in plan.falling]
+    assert {signal for signal, _ in falling} == {"noise", "luma", "mix1", "mix2"}
+    mix = [("mix1", 0), ("mix1", 1), ("mix1", 2)]
+    assert [cut for cut in plan.cuts if cut[0] == "mix1"] == [cut for cut in falling if cut[0] == "mix1"] == mix
+
+
+def test_a_group_of_which_the_profile_has_none_is_refused_and_named() -> None:
+    for signals in (("mix",), ("*", "mix")):
+        with pytest.raises(ValueError, match="the profile has no mix signals; fit it again"):
+            plan_of(Sequential(signals=signals), layout_of())
 
 
 def test_a_group_of_signals_is_the_same_as_its_names() -> None:
@@ -136,7 +176,7 @@ def tied_stream(rng: np.random.Generator, distinct: int, jitters: NDArray[np.uin
 
 
 def alarms_on(p_values: NDArray[np.float64]) -> bool:
-    layout = layout_of(500)
+    layout = layout_of(500, learned=False)
     rule = Sequential(seconds_per_false_alarm=1e7)
     state = initial(rule, layout)
     for i, start in enumerate(range(0, len(p_values), 50)):
@@ -202,7 +242,8 @@ def test_drift_is_seen_measured_and_its_end_too() -> None:
     assert alarms.sum() == 0
     past = state["images"].copy()
     alarms, state = run(rule, layout, state, mixed(clean, 0.2), rng, 1500, start_s=3000)
-    assert (alarms == 1).all()
+    assert (alarms >= 1).all()
+    assert alarms.sum() <= streams + 2, "an alert must not come and go while its drift goes on"
     assert (state["images"] < past + 1000).all(), "the baseline must not learn from drifted images"
     _, verdicts = advance(rule, layout, state, 0, np.zeros((streams, layout.size), dtype=np.uint32))
     severities = [v.severity for v in verdicts if v.severity is not None]
@@ -212,9 +253,11 @@ def test_drift_is_seen_measured_and_its_end_too() -> None:
     assert "ood: more images beyond the" in verdicts[0].cause
     assert "at least" in verdicts[0].summary
     assert all((v.value, v.bound) == (s[1], s[0]) for v, s in zip(verdicts, severities, strict=True))
-    assert {v.threshold for v in verdicts} == {0.01}
-    _, state = run(rule, layout, state, clean, rng, 6000, start_s=4500)
-    assert state["firing"].mean() < 0.1
+    # spread evenly over the 5 % tail: beyond that cut or the next, half of 20 % or of 8 %
+    assert all(0.02 < v.threshold < 0.15 for v in verdicts)
+    assert all("; clears after about " in v.summary for v in verdicts)
+    _, state = run(rule, layout, state, clean, rng, 600, start_s=4500)
+    assert not state["firing"].any()
 
 
 def test_the_verdict_at_the_alarm_measures_the_images_since_the_drift_began() -> None:
@@ -250,12 +293,12 @@ def test_the_verdict_that_clears_says_so_with_the_images_it_rests_on() -> None:
         state, verdicts = advance(rule, layout, state, bucket * BUCKET_MS, draw(rng, layout, clean, 10))
         bucket += 1
     assert verdicts[0].images == since + 10
-    assert verdicts[0].summary.startswith("no drift any more: less than 1% of the images drift")
+    assert re.match(r"no drift any more: less than [2-4]\d% of the images drift, by", verdicts[0].summary)
 
 
-def test_images_that_look_too_normal_are_drift_as_well() -> None:
+def test_more_images_than_normal_in_the_middle_of_a_property_are_drift() -> None:
     rng = np.random.default_rng(2)
-    layout = layout_of()
+    layout = layout_of(learned=False)
     rule = Sequential()
     half = np.full((1, buckets.BINS), 0.0)
     half[0, 0] = 1.0
@@ -265,8 +308,93 @@ def test_images_that_look_too_normal_are_drift_as_well() -> None:
     assert "ood: fewer images beyond the" in verdicts[0].cause
     assert verdicts[0].severity is not None
     assert verdicts[0].severity[0] > 0.5
-    _, state = run(rule, layout, state, id_masses(rng, layout, 1), rng, 3000, start_s=500)
+    _, state = run(rule, layout, state, id_masses(rng, layout, 1), rng, 500, start_s=500)
     assert not state["firing"][0]
+
+
+def test_images_that_look_too_normal_to_the_detector_are_no_drift() -> None:
+    layout, rule = layout_of(), Sequential()
+    too_normal = np.zeros((1, buckets.BINS))
+    too_normal[0, 0] = 1.0
+    alarms, _ = run(rule, layout, initial(rule, layout), too_normal, np.random.default_rng(2), 5000)
+    assert alarms.tolist() == [0]
+
+
+@pytest.mark.parametrize("moved", [-0.3, 0.3])
+def test_a_mean_that_moves_either_way_is_seen_by_a_mix(moved: float) -> None:
+    rng, layout = np.random.default_rng(7), every_kind()
+    rule = Sequential(signals=("*",))
+    state = initial(rule, layout, 4)
+    for bucket in range(80):
+        z = rng.standard_normal((4 * 50, 6))
+        z[:, 4] += moved * (bucket >= 40)
+        state, verdicts = advance(
+            rule, layout, state, bucket * BUCKET_MS, buckets.fill_groups(layout, norm.sf(z), np.arange(200) // 50, 4)
+        )
+        assert bucket >= 40 or not state["firing"].any()
+    assert state["firing"].all()
+    side = "more" if moved > 0 else "fewer"
+    assert all(v.cause.startswith(f"mix1: {side} images beyond the") for v in verdicts)
+
+
+def played_again(rng: np.random.Generator, layout: Layout, images: int, again: int) -> NDArray[np.uint32]:
+    """(1, V) one bucket; `again` of the images are of the reference, and everything about them is most unusual."""
+    p = rng.uniform(0.01, 1, (images, len(layout.signals)))
+    p[:again] = 1 / 2001
+    return fill(layout, p)[None]
+
+
+def test_images_of_the_reference_played_again_are_no_evidence_but_drifted_ones_are() -> None:
+    rng, layout = np.random.default_rng(11), every_kind(seen=True)
+    rule = Sequential(signals=("*",))
+    assert "seen" not in {signal for signal, _ in plan_of(rule, layout).cuts}
+    state, _ = advance(rule, layout, initial(rule, layout), 0, played_again(rng, layout, 50, 0))
+    before = state.copy()
+    for bucket in range(1, 20):
+        state, verdicts = advance(rule, layout, state, bucket * BUCKET_MS, played_again(rng, layout, 20, 11))
+        assert "most images are of the reference" in verdicts[0].summary
+    before["bucket_ms"] = state["bucket_ms"]
+    assert (state == before).all()
+    state, verdicts = advance(rule, layout, state, 20 * BUCKET_MS, played_again(rng, layout, 20, 10))
+    assert verdicts[0].breached
+    for bucket in range(21, 60):
+        state, _ = advance(
+            rule, layout, state, bucket * BUCKET_MS, fill(layout, np.tile(0.6, (20, 7)) ** [1, 1, 1, 1, 20, 1, 1])[None]
+        )
+    assert not state["firing"][0], "an alert ends on images of the reference, too"
+
+
+def test_seen_is_bet_on_where_it_is_named() -> None:
+    layout = every_kind(seen=True)
+    rule = Sequential(signals=("seen",))
+    rng, state = np.random.default_rng(12), initial(rule, layout)
+    state, verdicts = advance(rule, layout, state, 0, played_again(rng, layout, 60, 60))
+    assert verdicts[0].cause.startswith("seen: more images")
+
+
+def test_a_drift_that_goes_on_keeps_firing_and_one_that_weakens_fires_or_fires_again() -> None:
+    rng, layout, streams = np.random.default_rng(13), layout_of(), 20
+    rule = Sequential(seconds_per_false_alarm=1e6)
+    clean = id_masses(rng, layout, streams)
+    _, state = run(rule, layout, initial(rule, layout, streams), clean, rng, 2000)
+    alarms, state = run(rule, layout, state, mixed(clean, 0.3), rng, 3000, start_s=2000)
+    assert alarms.sum() <= streams + 1
+    assert state["firing"].all()
+    _, state = run(rule, layout, state, mixed(clean, 0.05), rng, 6000, start_s=5000)
+    assert state["firing"].mean() > 0.8
+
+
+def test_what_a_clear_needs_is_told_and_holds() -> None:
+    rng, layout, streams = np.random.default_rng(14), layout_of(), 40
+    rule = Sequential()
+    clean = id_masses(rng, layout, streams)
+    _, state = run(rule, layout, initial(rule, layout, streams), mixed(clean, 0.3), rng, 1000)
+    told = images_left(rule, plan_of(rule, layout), state)
+    took = np.zeros(streams)
+    for bucket in range(100, 200):
+        took += 10 * state["firing"]
+        state, _ = advance(rule, layout, state, bucket * BUCKET_MS, draw(rng, layout, clean, 10))
+    assert np.median(took) == pytest.approx(np.median(told), rel=0.5)
 
 
 def test_nothing_alarms_before_fifty_images() -> None:
@@ -350,6 +478,41 @@ def test_a_profile_that_cannot_carry_the_rule_is_refused() -> None:
         plan_of(Sequential(signals=("layer9",)), layout_of())
 
 
+OF_1 = json.loads((Path(__file__).parent / "rows_v1.json").read_text())
+"""Rows that version 1 wrote, and what it said of them."""
+
+
+def rows_of_1() -> tuple[Sequential, Layout, dict[str, bytes]]:
+    layout = Layout.from_json(json.dumps(OF_1["layout"]))
+    rows = {name: zlib.decompress(b64decode(row)) for name, row in OF_1["rows"].items()}
+    return Sequential(signals=("*",)), layout, rows
+
+
+def test_rows_of_version_1_go_on_and_what_fires_keeps_firing() -> None:
+    rule, layout, rows = rows_of_1()
+    state = unpack(rule, layout, [None, *rows.values()])
+    assert state["firing"].tolist() == [False, False, True, True, True]
+    assert state["images"].tolist() == [0, 1800, 1550, 1500, 1500]
+    assert unpack(rule, layout, pack(state)).tobytes() == state.tobytes()
+    _, verdicts = advance(rule, layout, state, 0, np.zeros((5, layout.size), dtype=np.uint32))
+    assert verdicts[1].summary.startswith("no alarm; the evidence for drift is ")
+    for verdict, before in zip(verdicts[2:], list(OF_1["summaries"].values())[1:], strict=True):
+        assert verdict.summary.partition("; clears")[0] == before
+    for rule_of_others in (Sequential(signals=("ood",)), Sequential(signals=("*",), delta=0.02)):
+        assert not unpack(rule_of_others, layout, list(rows.values()))["firing"].any()
+
+
+def test_alerts_of_version_1_still_end_when_their_drift_does() -> None:
+    rule, layout, rows = rows_of_1()
+    rng, state = np.random.default_rng(15), unpack(rule, layout, list(rows.values()))
+    for bucket in range(40, 80):
+        p = rng.uniform(1e-6, 1, (200, 2))
+        state, _ = advance(
+            rule, layout, state, bucket * BUCKET_MS, buckets.fill_groups(layout, p, np.arange(200) // 50, 4)
+        )
+    assert not state["firing"].any()
+
+
 # ------------------------------------------------------------------------------------------------ since when
 
 
@@ -367,7 +530,7 @@ def test_the_start_of_the_drift_is_found_from_the_buckets_before_the_alarm(share
             history.append(draw(rng, layout, mixed(masses, share) if drifted else masses, 10))
             state, _ = advance(rule, layout, state, len(history) * BUCKET_MS, history[-1])
         errors.append(drift_start(rule, layout, state, np.concatenate(history)) - 100)
-    assert abs(np.median(errors)) <= (1 if share > 0.1 else 10)
+    assert abs(np.median(errors)) <= (1 if share > 0.1 else 20)
 
 
 def test_empty_buckets_before_the_drift_are_not_part_of_it() -> None:

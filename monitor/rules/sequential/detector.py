@@ -9,8 +9,10 @@ from scipy.special import betaincinv
 from monitor.core.buckets import IMAGES, Layout, exceedances
 from monitor.core.types import Verdict
 from monitor.rules.bounds import Floats
-from monitor.rules.sequential.plan import BETS, CLEAR_BETS, CLEAR_SHARE, DOWN, UP, Plan, Sequential, State, plan_of
-from monitor.rules.sequential.verdicts import blocks, clear_evidence, cleared, log_sum_exp, verdicts
+from monitor.rules.sequential import ending
+from monitor.rules.sequential.plan import BETS, DOWN, SEEN, UP, Plan, Sequential, plan_of
+from monitor.rules.sequential.rows import MOST, State
+from monitor.rules.sequential.verdicts import blocks, cleared, evidence, of_the_reference, verdicts
 
 _FIRST_EPOCH = 1000  # images before the first tightening: with fewer, the calibration set (n >= 500) is more precise
 
@@ -21,7 +23,8 @@ def advance(
     """State and verdicts after one more closed bucket; the state passed in is not changed.
 
     A row that has already advanced to this bucket or beyond stays as it is. An empty bucket changes nothing, so streams
-    without images need not be passed.
+    without images need not be passed. A bucket of which most images are those of the reference, played again, says
+    nothing about a stream that is not firing: its bets stay where they are.
 
     Args:
         state: (K,) rows.
@@ -36,19 +39,30 @@ def advance(
     per_signal = {signal: exceedances(layout, vectors, signal) for signal in {signal for signal, _ in plan.cuts}}
     passed = np.stack([per_signal[signal][:, cut] for signal, cut in plan.cuts], axis=1)
     firing, since = state["firing"].copy(), state["since"].copy()
-    for chosen, move in ((fresh & ~firing, _watch), (fresh & firing, _wait_for_clear)):
+    again = _played_again(plan, layout, vectors) & ~firing
+    watching = fresh & ~firing & ~again
+    for chosen, move in ((watching, _watch), (fresh & firing, ending.wait)):
         for rows in blocks(plan, np.flatnonzero(chosen)):
             state[rows] = move(rule, plan, state[rows], vectors[rows, IMAGES].astype(np.int64), passed[rows])
     if rule.reference == "tightening":
-        learned = fresh & ~firing & ~state["firing"]
+        learned = watching & ~state["firing"]
         due = np.flatnonzero(learned & (state["images"] >= _FIRST_EPOCH * 2.0 ** state["epoch"]))
         if len(due):
             _tighten(rule, plan, state, due)
     state["bucket_ms"] = np.maximum(state["bucket_ms"], bucket_ms)
     found = verdicts(rule, layout, state)
     for row in np.flatnonzero(firing & ~state["firing"]).tolist():
-        found[row] = cleared(rule, images=int(since[row] + vectors[row, IMAGES]))
+        found[row] = cleared(plan, state[row : row + 1], images=int(since[row] + vectors[row, IMAGES]))
+    for row in np.flatnonzero(again).tolist():
+        found[row] = of_the_reference(found[row])
     return state, found
+
+
+def _played_again(plan: Plan, layout: Layout, vectors: NDArray[np.uint32]) -> NDArray[np.bool_]:
+    """(K,) whether most images are as close to an image of the reference as hardly any other is."""
+    if plan.seen is None:
+        return np.zeros(len(vectors), dtype=bool)
+    return np.asarray(2 * exceedances(layout, vectors, SEEN)[:, plan.seen] > vectors[:, IMAGES])
 
 
 def drift_start(rule: Sequential, layout: Layout, state: State, vectors: NDArray[np.uint32]) -> int:
@@ -69,7 +83,11 @@ def drift_start(rule: Sequential, layout: Layout, state: State, vectors: NDArray
         raise ValueError("drift_start needs one firing row and at least one bucket")
     plan = plan_of(rule, layout)
     cut, bet = divmod(int(state["cause"][0]), BETS)
-    alpha, beta = (ratio[0, cut, bet] for ratio in log_ratios(rule, plan, state))
+    d = plan.dependence[cut]
+    if bet < len(UP):
+        alpha, beta = (ratios[..., bet] for ratios in up_ratios(rule, state["upper"][0, cut], d))
+    else:
+        alpha, beta = (ratios[..., bet - len(UP)] for ratios in down_ratios(rule, state["lower"][0, cut], d))
     signal, level = plan.cuts[cut]
     beyond = exceedances(layout, vectors, signal)[:, level]
     gain = beyond * alpha + (vectors[:, IMAGES].astype(np.int64) - beyond) * beta
@@ -78,54 +96,59 @@ def drift_start(rule: Sequential, layout: Layout, state: State, vectors: NDArray
     return int(len(gain) - 1 - np.argmax(to_the_end[::-1]))
 
 
-def log_ratios(rule: Sequential, plan: Plan, state: State) -> tuple[Floats, Floats]:
-    """(R, T, bets) log likelihood ratio of an image beyond the cut, and of one that is not, divided by D."""
-    pi = rule.pi_min
-    p0_up = (state["upper"] + (1 - state["upper"]) * pi)[..., None]
-    p0_down = (state["lower"] * (1 - pi))[..., None]
-    alpha, beta = np.empty((2, *state["upper"].shape, BETS))
-    # up: q = p0 + (1 - p0) share, so (1 - q)/(1 - p0) = 1 - share; down: q = p0 * rest
-    alpha[..., : len(UP)] = np.log1p(UP * (1 / p0_up - 1))
-    beta[..., : len(UP)] = np.log1p(-UP)
-    alpha[..., len(UP) :] = np.log(DOWN)
-    beta[..., len(UP) :] = np.log1p(-p0_down * DOWN) - np.log1p(-p0_down)
-    alpha /= plan.dependence[:, None]
-    beta /= plan.dependence[:, None]
-    return alpha, beta
+def up_ratios(rule: Sequential, upper: Floats, dependence: Floats) -> tuple[Floats, Floats]:
+    """(..., up bets) log likelihood ratio of an image beyond the cut, and of one that is not, divided by D."""
+    p0 = (upper + (1 - upper) * rule.pi_min)[..., None]
+    # q = p0 + (1 - p0) share, so (1 - q)/(1 - p0) = 1 - share
+    return np.log1p(UP * (1 / p0 - 1)) / dependence[..., None], np.log1p(-UP) / dependence[..., None]
+
+
+def down_ratios(rule: Sequential, lower: Floats, dependence: Floats) -> tuple[Floats, Floats]:
+    """(..., down bets) likewise, with q = p0 * rest."""
+    p0 = (lower * (1 - rule.pi_min))[..., None]
+    return np.log(DOWN) / dependence[..., None], (np.log1p(-p0 * DOWN) - np.log1p(-p0)) / dependence[..., None]
 
 
 def _watch(rule: Sequential, plan: Plan, state: State, m: NDArray[np.int64], c: NDArray[np.int64]) -> State:
     """One bucket of streams that are not firing: bet, then raise an alarm or count the images as normal."""
-    alpha, beta = log_ratios(rule, plan, state)
-    beyond, within = c[..., None], (m[:, None] - c)[..., None]
-    alpha *= beyond
-    beta *= within
-    # As logaddexp, in a seventh of the time. Exp overflows at 709; an alarm with evidence of 700 lacks only min_images.
-    lr = np.log(np.exp(np.minimum(state["lr"].astype(np.float64), 700)) + rule.bucket_s) + (alpha + beta)
-    state["lr"] = lr
+    stakes: list[tuple[Floats, Floats]] = []
+    for name, cuts, ratios, bound in (
+        ("up", slice(None), up_ratios, "upper"),
+        ("down", plan.falling, down_ratios, "lower"),
+    ):
+        alpha, beta = ratios(rule, state[bound][:, cuts], plan.dependence[cuts])
+        beyond = c[:, cuts, None]
+        stake = state[name].astype(np.float64) + rule.bucket_s
+        log_ratio = alpha * beyond + beta * (m[:, None, None] - beyond)
+        with np.errstate(over="ignore"):  # then it is MOST
+            state[name] = np.minimum(stake * np.exp(log_ratio), MOST)
+        stakes.append((stake, log_ratio))
     state["since"] += m
-    weighted = (lr + plan.log_weights).reshape(len(state), -1)
-    alarm = (log_sum_exp(weighted) >= np.log(rule.seconds_per_false_alarm)) & (state["since"] >= rule.min_images)
-
+    alarm = (evidence(plan, state) >= rule.seconds_per_false_alarm) & (state["since"] >= rule.min_images)
     learning = ~alarm
     state["images"][learning] += m[learning]
     state["passed"][learning] += c[learning]
     if alarm.any():
-        state[alarm] = _raise_alarm(state[alarm], weighted[alarm])
+        up, down = (np.log(stake[alarm]) + log_ratio[alarm] for stake, log_ratio in stakes)
+        state[alarm] = _raise_alarm(rule, plan, state[alarm], (up, down))
     return state
 
 
-def _raise_alarm(state: State, weighted: Floats) -> State:
+def _raise_alarm(rule: Sequential, plan: Plan, state: State, log_r: tuple[Floats, Floats]) -> State:
+    """`log_r`: (R, T, up bets) and (R, F, down bets) ln R, also where R is beyond MOST."""
+    by_cut = np.full((len(state), len(plan.cuts), BETS), -np.inf)
+    by_cut[:, :, : len(UP)] = log_r[0] + np.log(plan.weights[0])
+    by_cut[:, plan.falling, len(UP) :] = log_r[1] + np.log(plan.weights[1])
+    weighted = by_cut.reshape(len(state), -1)
     state["firing"] = True
     state["cause"] = weighted.argmax(axis=1)
-    share = np.broadcast_to(np.concatenate([UP, 1 - DOWN]), state["lr"].shape).reshape(len(state), -1)
+    trust = np.exp(weighted - weighted.max(axis=1, keepdims=True))
+    share = np.tile(np.concatenate([UP, 1 - DOWN]), len(plan.cuts))
     # the bets' own estimate: each assumes one share, weighted by its evidence
-    trust = np.exp(weighted - log_sum_exp(weighted)[:, None])
-    state["alarm_share"] = (trust * share).sum(axis=1)
-    state["lr"] = -np.inf
-    state["clear_lr"] = -np.inf
-    state["since"] = 0
-    state["since_passed"] = 0
+    state["alarm_share"] = (trust * share).sum(axis=1) / trust.sum(axis=1)
+    ending.begin(rule, plan, state, log_r)
+    state["up"], state["down"] = 0, 0
+    state["since"], state["since_passed"] = 0, 0
     return state
 
 
@@ -140,33 +163,9 @@ def _tighten(rule: Sequential, plan: Plan, state: State, rows: NDArray[np.intp])
         # Streams that began together have similar numbers of images and few different counts: each is inverted once.
         _, once, of = np.unique(images + 1j * passed[t], return_index=True, return_inverse=True)
         m, c, risk = images[once] / plan.dependence[t], passed[t, once] / plan.dependence[t], risks[once]
-        a, b = plan.k[t] + c, plan.n[t] + 1 - plan.k[t] + m - c
+        a, b = plan.reference[0][t] + c, plan.reference[1][t] + m - c
         lower, upper = (betaincinv(a, b, risk) - pi) / (1 - pi), betaincinv(a, b, 1 - risk) / (1 - pi)
         # never beyond nominal: a stream cleaner than the calibration set must not alarm when it becomes like it
         bounds[0, t] = np.minimum(nominal, np.maximum(bounds[0, t], lower[of]))
         bounds[1, t] = np.maximum(nominal, np.minimum(bounds[1, t], upper[of]))
     state["lower"][rows], state["upper"][rows] = bounds[0].T, bounds[1].T
-
-
-def _wait_for_clear(rule: Sequential, plan: Plan, state: State, m: NDArray[np.int64], c: NDArray[np.int64]) -> State:
-    """One bucket of firing streams: the reverse statistic on the cause; the baseline stays as it was."""
-    cut, up = state["cause"] // BETS, state["cause"] % BETS < len(UP)
-    row = np.arange(len(state))
-    beyond, total = c[row, cut], m
-    pi, margin = rule.pi_min, max(rule.pi_min, CLEAR_SHARE)
-    upper, lower = state["upper"][row, cut], state["lower"][row, cut]
-    p0_up = 1 - (1 - upper) * (1 - pi) * (1 - margin)
-    p0_down = lower * (1 - pi) * (1 - margin)
-    p0 = np.where(up, p0_up, p0_down)[:, None]
-    # upward drift is over when fewer images lie beyond the cut than p0; downward drift when more do
-    q = np.where(up[:, None], p0 * CLEAR_BETS, np.minimum(p0 / CLEAR_BETS, (1 + p0) / 2))
-    llr = beyond[:, None] * np.log(q / p0) + (total - beyond)[:, None] * (np.log1p(-q) - np.log1p(-p0))
-    before = np.logaddexp(state["clear_lr"].astype(np.float64), np.log(total)[:, None])
-    state["clear_lr"] = before + llr / plan.dependence[cut][:, None]
-    state["since"] += total
-    state["since_passed"] += beyond
-    clear = clear_evidence(state) >= np.log(rule.clear_images)
-    state["firing"][clear] = False
-    state["clear_lr"][clear] = -np.inf
-    state["since"][clear] = 0
-    return state

@@ -1,15 +1,7 @@
-"""Parameters of the sequential statistic, what follows from them and the profile, and the row stored per stream.
-
-The types of a row are those it is stored in, so it does not matter between which buckets it was stored. lr_j = ln R_j
-is kept in float32: every row travels to Redis and back with every bucket, and with its 104 bets per signal it would be
-nearly twice the size in float64. The rounding (6e-8 of a number near 15) could, if it always went one way, change R by
-6 % over a week of 10 s buckets; the bound has more slack than that. The reference bounds decide what is bet and stay in
-float64.
-"""
+"""Parameters of the sequential statistic, and what follows from them and the profile."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from hashlib import blake2b
@@ -22,19 +14,17 @@ from scipy.special import betaincinv
 from monitor.core.buckets import Layout, cut_index, reference_counts, usable_cuts
 from monitor.rules.bounds import Floats
 
-State = NDArray[np.void]
-"""(K,) rows; make them with `initial` or `unpack`."""
-
-VERSION = 1
-
 # Shares of drifted images that upward bets assume, doubling: for every true share some bet is within a factor of
-# sqrt(2) of it, which costs a few per cent of the growth rate. Downward: the share that is left beyond the cut.
+# sqrt(2) of it, which costs a few per cent of the growth rate. Downward: the share that is left beyond the cut. From
+# a rate of .5 they reach .5025 .505 .51 .52 .54 and .475 .45: a mean that moves by .05 sd or more is close to one.
 UP = np.array([0.005, 0.01, 0.02, 0.04, 0.08, 0.16, 0.32, 0.64])
 DOWN = np.array([0.95, 0.9, 0.8, 0.6, 0.3])
-CLEAR_BETS = np.array([0.9, 0.8, 0.6, 0.4])
 BETS = len(UP) + len(DOWN)
-CLEAR_SHARE = 0.01
-"""An alert clears when a smaller share of drifted images is left."""
+
+MIX_CUTS = (0, 1, 2)
+"""Cuts of a mix signal that are bet on: 50, 20 and 10 %. Neither end of it is unusual, so its tails tell nothing."""
+SEEN = "seen"
+"""A signal of this name says how sure it is that an image is one of the reference: a fact, not a kind of drift."""
 
 DAY_S = 86400.0
 
@@ -53,9 +43,8 @@ class Sequential:
     """Parameters; hashable. Times in seconds of event time.
 
     Attributes:
-        signals: by name or group (`Layout.select`); the bound holds for all of them together. The first has half of
-            the weight, the others share the rest: twenty more signals delay the alarm on the first by one doubling of
-            the evidence.
+        signals: by name or group (`Layout.select`); the bound holds for all of them together. How the weight is shared
+            out: `_signal_weights`. A group or "*" leaves `seen` out.
         bucket_s: length of a bucket.
         seconds_per_false_alarm: A; see `fleet_budget_s`.
         delta: probability, over calibration sets, that the bound does not hold with the one at hand.
@@ -65,7 +54,7 @@ class Sequential:
             (for streams whose normal state changes).
         min_images: images after a start or an alarm before it may alarm.
         dependence: D, how many consecutive images count as one (video); None takes what the profile measured.
-        clear_images: images between false all-clears while at least 1 % of the images still drift.
+        clear_images: images between false all-clears while the drift goes on at half of the strength of its alarm.
 
     Raises:
         ValueError: a number outside its range.
@@ -80,7 +69,7 @@ class Sequential:
     reference: Literal["tightening", "fixed"] = "tightening"
     dependence: float | None = None
     min_images: int = 50
-    clear_images: float = 10_000
+    clear_images: float = 3_000
 
     def __post_init__(self) -> None:
         cut_index(self.level)
@@ -100,15 +89,24 @@ class Plan:
 
     cuts: tuple[tuple[str, int], ...]
     """(signal, index in LEVELS) of each cut."""
+    first: NDArray[np.intp]
+    """(T,) position of the first cut of its signal."""
+    falling: NDArray[np.intp]
+    """(F,) cuts on which bets on fewer images are placed, too: all but those of learned signals."""
     k: Floats
     n: Floats
     dependence: Floats
-    log_weights: Floats
-    """(T, bets)."""
+    weights: tuple[Floats, Floats]
+    """(T, up bets) and (F, down bets); their sum is 1."""
     risk: float
-    """delta_l: per cut and direction; half is spent at the start, half over all tightenings."""
+    """delta_l: per cut and direction that is bet on; half is spent at the start, half over all tightenings."""
+    reference: tuple[Floats, Floats]
+    """(T,) parameters of the Beta law of the ID rates that calibration alone gives: k / D and (n + 1 - k) / D, with the D
+    of the calibration images, which is 1 unless they were frames in order."""
     start: tuple[Floats, Floats]
     """(lower, upper) (T,) bounds of the ID rates that calibration alone gives."""
+    seen: int | None
+    """The smallest level of `seen` that a calibration image lies beyond; None: no such signal, or it is bet on."""
     digest: int
     """Of everything that stored rows depend on; A, D and the weights may change between buckets."""
 
@@ -117,6 +115,11 @@ class Plan:
         """(T,) ID rates of the cuts, on average over calibration sets."""
         return self.k / (self.n + 1)
 
+    @property
+    def bets(self) -> int:
+        """Number of bets of a stream."""
+        return self.weights[0].size + self.weights[1].size
+
 
 @lru_cache(maxsize=256)
 def plan_of(rule: Sequential, layout: Layout) -> Plan:
@@ -124,100 +127,105 @@ def plan_of(rule: Sequential, layout: Layout) -> Plan:
 
     Raises:
         KeyError: the profile has no such signal.
-        ValueError: too few calibration images for any cut of a signal.
+        ValueError: it has none of a group, or too few calibration images for any cut of a signal.
     """
+    signals = watched(rule, layout)
     cuts: list[tuple[str, int]] = []
-    weights: list[Floats] = []
-    signals = layout.select(rule.signals)
-    for signal, share in zip(signals, _signal_weights(len(signals)), strict=True):
-        usable = [int(cut) for cut in usable_cuts(layout, signal)]
+    up: list[Floats] = []
+    down: list[Floats] = []
+    falling: list[int] = []
+    for signal, share in zip(signals, _signal_weights(rule, layout, signals), strict=True):
+        kind = _kind(layout, signal)
+        usable = [int(cut) for cut in usable_cuts(layout, signal) if kind != "mix" or cut in MIX_CUTS]
         if not usable:
             size = layout.calibration_sizes[layout.index(signal)]
             raise ValueError(f"sequential: {size} calibration images of {signal!r} are too few; use 100 or more")
+        by_side = share * _side_weights(usable, cut_index(rule.level), kind)
+        up.append(np.repeat(by_side[:, :1] / len(UP), len(UP), axis=1))
+        if kind != "learned":
+            down.append(np.repeat(by_side[:, 1:] / len(DOWN), len(DOWN), axis=1))
+            falling += range(len(cuts), len(cuts) + len(usable))
         cuts += [(signal, cut) for cut in usable]
-        weights.append(_weights(usable, cut_index(rule.level)) * share)
-    index = [layout.index(signal) for signal, _ in cuts]
+    names = [signal for signal, _ in cuts]
+    index = [layout.index(signal) for signal in names]
     k = np.array([reference_counts(layout, signal)[cut] for signal, cut in cuts], dtype=np.float64)
     n = np.array([layout.calibration_sizes[i] for i in index], dtype=np.float64)
-    risk = rule.delta / (2 * len(cuts))
+    risk = rule.delta / (len(cuts) + len(falling))
+    own = np.array([layout.dependence[i] for i in index])
+    a, b = k / own, (n + 1 - k) / own
     identity = repr((cuts, k.tolist(), n.tolist(), rule.delta, rule.pi_min, rule.reference))
     return Plan(
         cuts=tuple(cuts),
+        first=np.array([names.index(signal) for signal in names], dtype=np.intp),
+        falling=np.array(falling, dtype=np.intp),
         k=k,
         n=n,
         dependence=np.array([rule.dependence or layout.dependence[i] for i in index]),
-        log_weights=np.log(np.concatenate(weights)),
+        weights=(np.concatenate(up), np.concatenate([np.empty((0, len(DOWN))), *down])),
         risk=risk,
-        start=(betaincinv(k, n + 1 - k, risk / 2), betaincinv(k, n + 1 - k, 1 - risk / 2)),
+        reference=(a, b),
+        start=(betaincinv(a, b, risk / 2), betaincinv(a, b, 1 - risk / 2)),
+        seen=_seen_level(layout, signals),
         digest=int.from_bytes(blake2b(identity.encode(), digest_size=8).digest(), "little"),
     )
 
 
-def _signal_weights(count: int) -> list[float]:
-    """Sum 1: half on the first, the rest even over the others."""
-    return [1.0] if count == 1 else [0.5] + [0.5 / (count - 1)] * (count - 1)
+def watched(rule: Sequential, layout: Layout) -> tuple[str, ...]:
+    """The signals that are bet on.
 
-
-def _weights(usable: list[int], user_cut: int) -> Floats:
-    """(cuts, bets), sum 1: half on the user's cut upward, the rest even over the other cuts and directions."""
-    by_side = np.ones((len(usable), 2))
-    if user_cut in usable:
-        by_side[usable.index(user_cut), 0] = by_side.size - 1
-    by_side /= by_side.sum()
-    bets = (len(UP), len(DOWN))
-    return np.repeat(by_side / bets, bets, axis=1)
-
-
-@lru_cache(maxsize=64)
-def row_dtype(cuts: int) -> np.dtype[np.void]:
-    """One stream's row: 598 bytes for one signal with eight cuts."""
-    return np.dtype(
-        [
-            ("version", "<u2"),
-            ("cause", "<u2"),  # cut * bets + bet, of the last alarm
-            ("epoch", "u1"),  # tightenings done
-            ("firing", "?"),
-            ("digest", "<u8"),
-            ("bucket_ms", "<i8"),  # last bucket advanced
-            ("images", "<i8"),  # M: of the clean past
-            ("passed", "<i8", (cuts,)),  # C
-            ("lower", "<f8", (cuts,)),
-            ("upper", "<f8", (cuts,)),
-            ("since", "<i8"),  # images since the last reset or alarm
-            ("since_passed", "<i8"),  # of these, beyond the cut of the cause; counted while firing
-            ("alarm_share", "<f4"),  # estimated share of drifted images at the alarm
-            ("lr", "<f4", (cuts, BETS)),
-            ("clear_lr", "<f4", (len(CLEAR_BETS),)),
-        ]
-    )
-
-
-def initial(rule: Sequential, layout: Layout, streams: int = 1) -> State:
-    """(K,) rows of new streams."""
-    plan = plan_of(rule, layout)
-    state = np.zeros(streams, dtype=row_dtype(len(plan.cuts)))
-    state["version"] = VERSION
-    state["digest"] = plan.digest
-    state["bucket_ms"] = np.iinfo(np.int64).min
-    state["lower"], state["upper"] = plan.start
-    state["lr"] = -np.inf
-    state["clear_lr"] = -np.inf
-    return state
-
-
-def pack(state: State) -> list[bytes]:
-    """One row of bytes per stream (little-endian, fixed length)."""
-    packed, size = state.tobytes(), state.dtype.itemsize
-    return [packed[start : start + size] for start in range(0, len(packed), size)]
-
-
-def unpack(rule: Sequential, layout: Layout, rows: Sequence[bytes | None]) -> State:
-    """Inverse of `pack`. A stream without a row starts with `initial`, and so does one whose row was written by another
-    version, for other signals or for another calibration.
+    Raises:
+        KeyError: the profile has no such signal.
+        ValueError: it has none of a group that is asked for by name.
     """
-    plan, first = plan_of(rule, layout), initial(rule, layout)
-    blank = first.tobytes()
-    known = [row if row is not None and len(row) == len(blank) else blank for row in rows]
-    state: State = np.frombuffer(b"".join(known), dtype=first.dtype).copy()
-    state[(state["version"] != VERSION) | (state["digest"] != plan.digest)] = first
-    return state
+    chosen: dict[str, None] = {}
+    for name in rule.signals:
+        found = layout.select((name,))
+        found = tuple(signal for signal in found if signal == name or signal != SEEN)
+        if not found:
+            raise ValueError(
+                f"sequential: the profile has no {name} signals; fit it again with this version, or take {name!r} "
+                "out of the rule's signals"
+            )
+        chosen.update(dict.fromkeys(found))
+    return tuple(chosen)
+
+
+def _seen_level(layout: Layout, signals: tuple[str, ...]) -> int | None:
+    if SEEN not in layout.signals or SEEN in signals:
+        return None
+    return int(np.flatnonzero(reference_counts(layout, SEEN))[-1])
+
+
+def _kind(layout: Layout, signal: str) -> Literal["learned", "property", "mix"]:
+    if signal in layout.mix:
+        return "mix"
+    return "learned" if layout.learned[layout.index(signal)] else "property"
+
+
+def _signal_weights(rule: Sequential, layout: Layout, signals: tuple[str, ...]) -> list[float]:
+    """Sum 1: half on the first signal, the rest even over the kinds of the others, and even within each kind.
+
+    A kind that has many signals is so not louder than one with few: sixteen properties leave the layers what they
+    would have beside two. Properties and mix have no first among them: a rule that begins with such a group gives
+    none of them the half.
+    """
+    led = rule.signals[0] not in ("properties", "mix")
+    if len(signals) == 1:
+        return [1.0]
+    kinds = [_kind(layout, signal) for signal in signals]
+    rest = kinds[1:] if led else kinds
+    even = [(0.5 if led else 1.0) / (len(set(rest)) * rest.count(kind)) for kind in rest]
+    return [0.5, *even] if led else even
+
+
+def _side_weights(usable: list[int], user_cut: int, kind: str) -> Floats:
+    """(cuts, directions), sum 1: half on the user's cut upward, the rest even over the other cuts and directions.
+
+    Even over all of them for a mix signal: its mean moves either way, and at no cut more than at another. Learned
+    signals have one direction: images that are more normal than normal are not a drift.
+    """
+    by_side = np.ones((len(usable), 1 if kind == "learned" else 2))
+    if user_cut in usable and kind != "mix":
+        by_side[usable.index(user_cut), 0] = by_side.size - 1
+    weights: Floats = by_side / by_side.sum()
+    return weights

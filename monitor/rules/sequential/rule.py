@@ -13,7 +13,8 @@ from monitor.core.settings import Names, Share
 from monitor.core.types import Vector, Verdict
 from monitor.rules.rule import ClosedBucket, Judgement, Rule
 from monitor.rules.sequential.detector import advance, drift_start
-from monitor.rules.sequential.plan import DAY_S, Sequential, fleet_budget_s, pack, plan_of, unpack
+from monitor.rules.sequential.plan import DAY_S, Sequential, fleet_budget_s, plan_of
+from monitor.rules.sequential.rows import pack, unpack
 from monitor.rules.sequential.verdicts import at_the_alarm
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
+from dataclasses import replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -10,7 +12,9 @@ from numpy.typing import NDArray
 from monitor.core.buckets import LEVELS, Layout, exceedances, images
 from monitor.core.types import Vector, Verdict, share_in_words
 from monitor.rules.bounds import Floats, anytime_interval, drifted_share
-from monitor.rules.sequential.plan import BETS, CLEAR_BETS, CLEAR_SHARE, UP, Plan, Sequential, State, plan_of
+from monitor.rules.sequential.ending import images_left, share_left
+from monitor.rules.sequential.plan import BETS, UP, Plan, Sequential, plan_of
+from monitor.rules.sequential.rows import State
 
 SEVERITY_RISK = 0.025
 BLOCK = 2**15
@@ -22,15 +26,14 @@ def verdicts(rule: Sequential, layout: Layout, state: State) -> list[Verdict]:
 
     While watching, `value` and `bound` are the evidence for drift, ln R / ln A, and `threshold` is 1, that of an alarm.
     While firing they are the share of drifted images since the alarm and its lower bound, and `threshold` is the share
-    below which the alert clears. `severity` is that share with an interval that holds at all times together with
-    probability .975.
+    below which the alert clears, half of that at the alarm. `severity` is the share with an interval that holds at all
+    times together with probability .975.
     """
     plan = plan_of(rule, layout)
-    evidence = np.empty(len(state))
-    for rows in blocks(plan, np.arange(len(state))):
-        weighted = state["lr"][rows].astype(np.float64) + plan.log_weights
-        evidence[rows] = log_sum_exp(weighted.reshape(len(rows), -1))
-    watching = np.clip(evidence / np.log(rule.seconds_per_false_alarm), 0, 1)
+    found = np.ones(len(state))
+    for rows in blocks(plan, np.flatnonzero(~state["firing"])):
+        found[rows] = evidence(plan, state[rows])
+    watching = np.clip(np.log(np.maximum(found, 1)) / np.log(rule.seconds_per_false_alarm), 0, 1)
     result: list[Verdict] = [
         Verdict(False, value, value, 1.0, count, f"no alarm; the evidence for drift is {value:.0%} of what raises one")
         for value, count in zip(watching.tolist(), state["since"].tolist(), strict=True)
@@ -43,19 +46,29 @@ def verdicts(rule: Sequential, layout: Layout, state: State) -> list[Verdict]:
 
 
 def _firing_verdicts(rule: Sequential, plan: Plan, state: State) -> list[Verdict]:
+    columns = zip(_severity(plan, state).tolist(), share_left(plan, state), images_left(rule, plan, state), strict=True)
     return [
-        _drifting(rule, plan, row, int(row["since"]), (lower, estimate, upper))
-        for row, (lower, estimate, upper) in zip(state, _severity(plan, state).tolist(), strict=True)
+        _drifting(plan, row, int(row["since"]), (lower, estimate, upper), (share, images))
+        for row, ((lower, estimate, upper), share, images) in zip(state, columns, strict=True)
     ]
 
 
-def _drifting(rule: Sequential, plan: Plan, row: np.void, count: int, severity: tuple[float, float, float]) -> Verdict:
+def _drifting(
+    plan: Plan, row: np.void, count: int, severity: tuple[float, float, float], end: tuple[float, float]
+) -> Verdict:
+    """`end`: the share below which it clears, and the normal images until then."""
     signal, cut = plan.cuts[row["cause"] // BETS]
     side = "more" if row["cause"] % BETS < len(UP) else "fewer"
     cause = f"{signal}: {side} images beyond the {100 * LEVELS[cut]:g} % cut than normal"
-    lower, estimate, _ = severity
-    summary = f"{share_in_words(severity)}; {cause}"
-    return Verdict(True, estimate, lower, _clear_share(rule), count, summary, severity, cause)
+    (lower, estimate, _), (share, images) = severity, end
+    summary = f"{share_in_words(severity)}; {cause}; clears after about {_round_up(images)} more normal images"
+    return Verdict(True, estimate, lower, share, count, summary, severity, cause)
+
+
+def _round_up(images: float) -> int:
+    """To two digits: it is what normal images need on average."""
+    step = 10 ** max(0, math.floor(math.log10(max(images, 1))) - 1)
+    return int(max(1, math.ceil(images / step) * step))
 
 
 def at_the_alarm(rule: Sequential, layout: Layout, row: State, window: Vector) -> Verdict:
@@ -73,18 +86,20 @@ def at_the_alarm(rule: Sequential, layout: Layout, row: State, window: Vector) -
     total, normal = images(window), float(plan.nominal[cut])
     rate = float(exceedances(layout, window, signal)[level]) / max(total, 1)
     share = drifted_share(rate, normal) if up else max(0.0, 1 - rate / normal)
-    return _drifting(rule, plan, row[0], total, (0.0, share, 1.0))
+    end = (float(share_left(plan, row)[0]), float(images_left(rule, plan, row)[0]))
+    return _drifting(plan, row[0], total, (0.0, share, 1.0), end)
 
 
-def cleared(rule: Sequential, images: int) -> Verdict:
-    """The verdict of a row that has just cleared, that many images after its alarm."""
-    share = _clear_share(rule)
+def cleared(plan: Plan, row: State, images: int) -> Verdict:
+    """The verdict of a (1,) row that has just cleared, that many images after its alarm."""
+    share = float(share_left(plan, row)[0])
     summary = f"no drift any more: less than {share:.0%} of the images drift, by {images} images since the alarm"
     return Verdict(False, 0.0, 0.0, share, images, summary)
 
 
-def _clear_share(rule: Sequential) -> float:
-    return max(rule.pi_min, CLEAR_SHARE)
+def of_the_reference(verdict: Verdict) -> Verdict:
+    """The verdict of a row that a bucket of images of the reference has left as it was."""
+    return replace(verdict, summary=f"{verdict.summary}; most images are of the reference and say nothing new")
 
 
 def _severity(plan: Plan, state: State) -> Floats:
@@ -110,21 +125,17 @@ def _share(rate: Floats, reference: Floats) -> Floats:
     return (rate - reference) / (1 - reference)
 
 
-def clear_evidence(state: State) -> Floats:
-    """(R,) ln of the reverse statistic; even weights."""
-    return log_sum_exp(state["clear_lr"].astype(np.float64) - np.log(len(CLEAR_BETS)))
+def evidence(plan: Plan, state: State) -> Floats:
+    """(R,) the weighted sum of R over all bets."""
+    parts = [
+        (state[name].reshape(len(state), -1) * weights.reshape(-1)).sum(axis=1)
+        for name, weights in zip(("up", "down"), plan.weights, strict=True)
+    ]
+    total: Floats = parts[0] + parts[1]
+    return total
 
 
 def blocks(plan: Plan, rows: NDArray[np.intp]) -> Iterator[NDArray[np.intp]]:
     """The rows in blocks of about BLOCK bets."""
-    size = max(1, BLOCK // (len(plan.cuts) * BETS))
+    size = max(1, BLOCK // plan.bets)
     return (rows[start : start + size] for start in range(0, len(rows), size))
-
-
-def log_sum_exp(x: Floats) -> Floats:
-    """Over the last axis; -inf where all are."""
-    top = x.max(axis=-1, keepdims=True)
-    safe = np.where(np.isfinite(top), top, 0.0)
-    with np.errstate(divide="ignore"):
-        total: Floats = np.log(np.exp(x - safe).sum(axis=-1)) + safe[..., 0]
-    return total

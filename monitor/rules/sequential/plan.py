@@ -101,8 +101,8 @@ class Plan:
     risk: float
     """delta_l: per cut and direction that is bet on; half is spent at the start, half over all tightenings."""
     reference: tuple[Floats, Floats]
-    """(T,) parameters of the Beta law of the ID rates that calibration alone gives: k / D and (n + 1 - k) / D, with the D
-    of the calibration images, which is 1 unless they were frames in order."""
+    """(T,) parameters of the Beta law that calibration alone gives for the ID rates: k / D and (n + 1 - k) / D. D is
+    that of the calibration images, 1 unless they were frames in order."""
     start: tuple[Floats, Floats]
     """(lower, upper) (T,) bounds of the ID rates that calibration alone gives."""
     seen: int | None

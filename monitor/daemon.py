@@ -170,6 +170,7 @@ class Daemon:
         closing = Closing(self._store, settings.buckets, alerts)
         presentation = presentation_of(settings, self._web.bind())
         self._evaluator = Evaluator(self._store, rules, profiles.layouts, closing, presentation, self._on_lease)
+        self._evaluator.conditions_of = profiles.conditions_of
         metrics.QUEUE_LIMIT_BYTES.set(settings.pipeline.queue_bytes)
         _export(profiles)
 

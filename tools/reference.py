@@ -145,10 +145,17 @@ def config_page() -> str:
 
 
 def _section(model: str, path: str, said: Mapping[str, str], comments: Mapping[str, str], schema: Schema) -> str:
-    rows, nested = [], ""
+    rows: list[tuple[str, ...]] = []
+    nested = ""
     for key, field in schema["$defs"][model]["properties"].items():
         inner = _reference(field)
-        if inner is None:
+        if "oneOf" in field.get("items", {}):
+            meaning = " ".join(comments.get(f"{path}.{key}", "").split())
+            rows.append((f"`{key}`", "list", "`[]`", f"{meaning}; see `{path}.{key}` below"))
+            for kind in _members(field):
+                nested += f"\n### {path}.{key}, {_kind_of(kind, schema)}\n\n" + _about(kind)
+                nested += _section(kind, f"{path}.{key}", said, comments, schema)
+        elif inner is None:
             rows.append(_row(key, field, model, f"{path}.{key}", said, comments, schema))
         else:
             rows.append((f"`{key}`", "section", "none", f"see `{path}.{key}` below"))
@@ -192,7 +199,7 @@ def _members(field: Schema) -> list[str]:
 
 def _kind_of(model: str, schema: Schema) -> str:
     properties = schema["$defs"][model]["properties"]
-    return next(f"{key}: {properties[key]['const']}" for key in ("kind", "type") if key in properties)
+    return next(f"{key}: {properties[key]['const']}" for key in ("kind", "type", "by") if key in properties)
 
 
 def _type(field: Schema, schema: Schema) -> str:

@@ -10,10 +10,11 @@ import detectors
 from detectors.images.reading import InputError
 from detectors.profile.files import check_condition
 from monitor.cli.image_rules import print_worth
-from monitor.cli.learning import add_stream_options, images_of, print_left_out
+from monitor.cli.learning import Wanted, add_stream_options, images_of, of_condition, print_left_out
 from monitor.cli.options import IMAGES_HELP
 from monitor.cli.progress import show_progress
 from monitor.config.errors import as_command_error
+from monitor.config.schema import Config
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -38,8 +39,13 @@ def run(args: argparse.Namespace) -> int:
         condition = check_condition(args.condition) if args.condition else ""
         profile = detectors.Profile.load(args.profile, args.device)
         before, folder = profile.fingerprint, args.output or args.profile
+
+        def wanted(settings: Config) -> Wanted:
+            return of_condition(settings, args.from_stream, condition, profile)
+
         with show_progress(console, "calibrate") as show:
-            detectors.recalibrate(profile, images_of(args), args.ordered, show, condition)
+            images = images_of(args, wanted) if condition else images_of(args)
+            detectors.recalibrate(profile, images, args.ordered, show, condition)
     profile.save(folder)
     calibrated = profile.under(condition) if condition else profile
     print_left_out(console, calibrated.manifest)

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from fnmatch import fnmatchcase
 from itertools import islice
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
+from detectors.images.decode import ImageError
 from detectors.images.prepare import AnyImage
 from detectors.images.reading import InputError, read_images
 from monitor.cli.options import DURATION_HELP, add_config_option, parse_count, parse_duration
 from monitor.config.loading import load_config
 from monitor.config.schema import Config
+from monitor.core.types import Record, RecordImage
 from monitor.ingest.decode.records import expand, stream_of
 from monitor.ingest.decode.remote import UnavailableError
 from monitor.ingest.decode.values import DecodeError
@@ -22,6 +25,11 @@ from monitor.sources.protocol import FatalSourceError, SourceError
 from monitor.sources.read_back import read_back
 from monitor.telemetry.clock import wall_ms
 
+if TYPE_CHECKING:
+    from detectors import Profile
+
+Wanted = Callable[[Record, RecordImage], bool]
+"""Whether an image of a stream is learned from."""
 SINCE_S = 24 * 3600
 STREAM_IMAGES = 20_000
 """A day and that many images of a stream, unless options say otherwise: its log may hold millions."""
@@ -42,8 +50,13 @@ def add_stream_options(parser: argparse.ArgumentParser) -> None:
     add_config_option(parser)
 
 
-def images_of(args: argparse.Namespace) -> Iterator[tuple[str, AnyImage]]:
+def images_of(
+    args: argparse.Namespace, wanted: Callable[[Config], Wanted] = lambda _: lambda _record, _image: True
+) -> Iterator[tuple[str, AnyImage]]:
     """The images of `fit` and `calibrate`: of the named inputs, or of a stream.
+
+    Args:
+        wanted: which images of a stream, by the configuration.
 
     Raises:
         InputError: both are given, or neither; or an option that concerns streams alone is given with files.
@@ -52,7 +65,8 @@ def images_of(args: argparse.Namespace) -> Iterator[tuple[str, AnyImage]]:
         raise InputError("give either images or --from-stream, not both")
     if args.from_stream:
         since_ms = wall_ms() - round((args.since or SINCE_S) * 1000)
-        found = collect(load_config(args.config), args.from_stream, since_ms)
+        settings = load_config(args.config)
+        found = collect(settings, args.from_stream, since_ms, wanted(settings))
         return islice(found, args.max_images or STREAM_IMAGES)
     if not args.images:
         raise InputError("no images given: name folders, tar files or image files, or --from-stream NAME")
@@ -61,8 +75,35 @@ def images_of(args: argparse.Namespace) -> Iterator[tuple[str, AnyImage]]:
     return islice(read_images(args.images), args.max_images)
 
 
-def collect(settings: Config, stream: str, since_ms: int) -> Iterator[tuple[str, AnyImage]]:
+def of_condition(settings: Config, stream: str, condition: str, profile: Profile) -> Wanted:
+    """The images of a stream that the daemon would judge by that condition.
+
+    Raises:
+        InputError: the configuration names no condition of the stream, or others than this one.
+    """
+    rule = next((rule for rule in settings.scoring.conditions if fnmatchcase(stream, rule.streams)), None)
+    if rule is None or (rule.names and condition not in rule.names):
+        known = ", ".join(rule.names) if rule else "none"
+        raise InputError(f"scoring.conditions: stream {stream!r} has no condition {condition!r} (it has {known})")
+    namer = rule.namer()
+
+    def is_wanted(record: Record, image: RecordImage) -> bool:
+        try:
+            prepared = profile.prepare(image.image)
+        except ImageError:
+            return True  # it is counted as broken where it would be used
+        return namer(record, image.event_time_ms, prepared) == condition
+
+    return is_wanted
+
+
+def collect(
+    settings: Config, stream: str, since_ms: int, wanted: Wanted = lambda _, __: True
+) -> Iterator[tuple[str, AnyImage]]:
     """(id, image) of the stream's images, oldest first within each partition; broken records are left out.
+
+    Args:
+        wanted: False leaves an image out.
 
     Raises:
         InputError: the source does not answer, or holds nothing of that stream.
@@ -78,12 +119,13 @@ def collect(settings: Config, stream: str, since_ms: int) -> Iterator[tuple[str,
             except DecodeError:
                 continue
             for image in images:
-                found = True
-                yield image.id, image.image
+                if wanted(record, image):
+                    found = True
+                    yield image.id, image.image
     except (SourceError, FatalSourceError, UnavailableError) as error:
         raise InputError(str(error)) from error
     if not found:
-        raise InputError(f"the source holds no image of stream {stream!r} in that time")
+        raise InputError(f"the source holds no such image of stream {stream!r} in that time")
 
 
 def print_left_out(console: Console, facts: dict[str, Any]) -> None:

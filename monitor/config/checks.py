@@ -9,6 +9,7 @@ from monitor.config.errors import ConfigError
 from monitor.config.schema import Config
 from monitor.ingest.decode.wrapped import ValueReader
 from monitor.ingest.scoring.profiles import Profiles, load_profiles
+from monitor.ingest.scoring.views import ConditionsError
 from monitor.notify.receivers.protocol import ReceiverConfigError
 from monitor.rules.registry import unsuited_rules, wrong_numbers
 from monitor.sources import SOURCES, open_producer
@@ -38,6 +39,8 @@ def checked_profiles(settings: Config, where: str) -> Profiles:
     """
     try:
         profiles = load_profiles(settings.scoring, settings.decoding)
+    except ConditionsError as error:
+        raise ConfigError([f"{where}: {line}" for line in error.lines]) from error
     except ValueError as error:
         raise ConfigError([f"{where}: scoring.profile: {error}"]) from error
     if wrong := unsuited_rules(settings.rules, profiles.layouts):

@@ -49,16 +49,19 @@ class ImageLog:
 
     def _line(self, image: Judged) -> bytes:
         """Names that are not UTF-8 are escaped."""
-        signals = self._layouts[image.fingerprint].signals
+        layout = self._layouts[image.fingerprint]
         row = {
             "schema": SCHEMA,
             "id": image.id,
             "stream": image.stream,
             "event_time": rfc3339(image.event_time_ms),
             "profile": image.fingerprint,
+            **({"condition": layout.condition} if layout.condition else {}),
             "ood": bool(image.p_values[0] <= OOD_LEVEL),
             # six digits: p-values of ten thousand calibration images differ in the fourth
-            "p_values": {signal: float(f"{p:.6g}") for signal, p in zip(signals, image.p_values.tolist(), strict=True)},
+            "p_values": {
+                signal: float(f"{p:.6g}") for signal, p in zip(layout.signals, image.p_values.tolist(), strict=True)
+            },
         }
         return json.dumps(row, separators=(",", ":")).encode("ascii")
 

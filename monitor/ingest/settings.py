@@ -8,6 +8,7 @@ from typing import Annotated, Literal, get_args
 from pydantic import AfterValidator, ConfigDict, Field, PositiveFloat, PositiveInt, model_validator
 
 from monitor.core.settings import Glob, Names, Secret, Section
+from monitor.ingest.conditions import AnyCondition
 
 
 def _store_prefixes(prefixes: tuple[str, ...]) -> tuple[str, ...]:
@@ -33,6 +34,7 @@ class ProfileOverride(Section):
 class ScoringSettings(Section):
     profile: Path = Path("profile")
     profiles: tuple[ProfileOverride, ...] = ()
+    conditions: tuple[AnyCondition, ...] = ()
     device: str = "auto"
     batch_images: PositiveInt = 64
     batch_age_s: PositiveFloat = 0.05

@@ -54,5 +54,6 @@ def unsuited_rules(rules: Iterable[Rule], layouts: Mapping[str, Layout]) -> list
             try:
                 rule.check(layout)
             except (KeyError, ValueError) as error:
-                wrong.append(f"rules: {rule.name}: {error.args[0]} (profile {fingerprint})")
+                of = f"profile {fingerprint}{layout.condition and f', condition {layout.condition}'}"
+                wrong.append(f"rules: {rule.name}: {error.args[0]} ({of})")
     return wrong

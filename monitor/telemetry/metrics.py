@@ -64,6 +64,12 @@ SCORES = _histogram(
     ("profile", "signal"),
     buckets=SCORE_BUCKETS,
 )
+UNCONDITIONED = _counter(
+    "layerwatch_images_without_condition_total",
+    "Images of streams with conditions that were judged by the profile's own calibration, since what names their "
+    "condition was missing, or names one that the profile has no calibration for (unknown)",
+    ("reason",),
+)
 BATCH_IMAGES = _histogram(
     "layerwatch_batch_images", "Images scored together", buckets=(1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
 )

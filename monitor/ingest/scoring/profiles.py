@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
 from functools import cache, lru_cache
 from itertools import groupby
@@ -19,7 +19,10 @@ from detectors.images.prepare import Prepared
 from detectors.images.regions import hottest
 from monitor.core.buckets import Layout, counted_under
 from monitor.core.heat import Heat
+from monitor.core.types import Record
 from monitor.ingest.by_stream import ByStream, Preparers
+from monitor.ingest.conditions import ConditionRule
+from monitor.ingest.scoring.views import views_in_use
 from monitor.ingest.settings import DecodingSettings, ScoringSettings
 from monitor.store import Store
 from monitor.telemetry import metrics
@@ -30,6 +33,7 @@ if TYPE_CHECKING:  # torch takes seconds to load, and only a process that scores
     from detectors.profile.profile import Scores
 
 MEMORY_WORDS = ("out of memory", "not enough memory", "allocate memory")
+UNCONDITIONAL: ByStream[ConditionRule | None] = ByStream(None)
 CACHED_STREAMS = 100_000
 """Bounds the cache: senders choose the names of streams."""
 
@@ -47,22 +51,53 @@ class Judgement:
 
 
 class Profiles:
-    """The profiles of all streams; `limits` bound the images that decoding accepts."""
+    """The profiles of all streams; `limits` bound the images that decoding accepts.
 
-    def __init__(self, by_stream: ByStream[Profile], limits: Limits) -> None:
-        self._by_stream, self._limits = by_stream, limits
+    Args:
+        conditions: how streams name the condition of an image; None for those that have none.
+
+    Raises:
+        ConditionsError: a profile is not calibrated for one of them.
+    """
+
+    def __init__(
+        self, by_stream: ByStream[Profile], limits: Limits, conditions: ByStream[ConditionRule | None] = UNCONDITIONAL
+    ) -> None:
+        self._by_stream, self._limits, self._conditions = by_stream, limits, conditions
         self.of: Callable[[str], Profile] = lru_cache(CACHED_STREAMS)(by_stream.of)
-        """The profile that judges a stream."""
+        """The profile that judges a stream; images of a condition are judged by a view of it."""
+        namers = {id(rule): rule.namer() for rule in conditions.all() if rule}
+        self._namer_of = lru_cache(CACHED_STREAMS)(lambda stream: namers.get(id(conditions.of(stream))))
+        self._views = views_in_use(by_stream, conditions)
         self.layouts = {counted_under(profile.fingerprint): layout_of(profile) for profile in self.all()}
         """Fingerprint -> layout of the bucket vectors."""
 
     def fingerprint_of(self, stream: str) -> str:
-        """The fingerprint that the counts of a stream carry."""
+        """The fingerprint that the counts of a stream carry where no image names a condition."""
         return counted_under(self.of(stream).fingerprint)
 
+    def conditions_of(self, stream: str) -> Collection[str]:
+        """The conditions that images of the stream may have."""
+        rule = self._conditions.of(stream)
+        return (rule.names or self.of(stream).conditions.keys()) if rule else ()
+
+    def view_of(self, stream: str, record: Record, event_time_ms: int, image: Prepared) -> Profile:
+        """The profile of the stream by the calibration of the image's condition.
+
+        An image without a usable condition is judged by the profile's own calibration, and counted in the metric.
+        """
+        profile, namer = self.of(stream), self._namer_of(stream)
+        if namer is None:
+            return profile
+        condition = namer(record, event_time_ms, image)
+        if (view := profile.conditions.get(condition or "")) is None:
+            metrics.UNCONDITIONED.labels("missing" if condition is None else "unknown").inc()
+        return view or profile
+
     def all(self) -> list[Profile]:
-        """Every profile once."""
-        return list({profile.fingerprint: profile for profile in self._by_stream.all()}.values())
+        """Every profile once, and their views by the conditions in use."""
+        found = [*self._by_stream.all(), *self._views]
+        return list({profile.fingerprint: profile for profile in found}.values())
 
     def device_memory(self) -> dict[tuple[str, str], int]:
         """{(device, "used" or "total"): bytes} of the accelerators in use; empty on a CPU."""
@@ -81,8 +116,14 @@ class Profiles:
         profile = self.of(stream)
         profile.score([profile.prepare(np.zeros((8, 8, 3), np.uint8))])
 
-    def p_values(self, images: Sequence[tuple[str, Prepared]], batch_images: int) -> list[Judgement]:
-        """What the profile of its stream says of each (stream, image), scored in batches of one profile each."""
+    def p_values(
+        self, images: Sequence[tuple[str, Prepared]], batch_images: int, views: Sequence[Profile] = ()
+    ) -> list[Judgement]:
+        """What the profile of its stream says of each (stream, image), scored in batches of one profile each.
+
+        Args:
+            views: one per image, as `view_of` gives it; none: the profiles themselves.
+        """
         groups: dict[Profile, list[int]] = defaultdict(list)
         for i, (stream, _) in enumerate(images):
             groups[self.of(stream)].append(i)
@@ -91,8 +132,16 @@ class Profiles:
             for start in range(0, len(members), batch_images):
                 batch = members[start : start + batch_images]
                 scores = _score_halving(profile, [images[i][1] for i in batch])
-                rows = zip(batch, scores.p_values, profile.beyond(scores.values).tolist(), strict=True)
-                found |= {i: Judgement(counted_under(profile.fingerprint), row, beyond) for i, row, beyond in rows}
+                judges: dict[Profile, list[int]] = defaultdict(list)
+                for row, i in enumerate(batch):
+                    judges[views[i] if views else profile].append(row)
+                for judge, rows in judges.items():  # one pass through the network, whatever the conditions
+                    values, p_values = scores.values[rows], scores.p_values[rows]
+                    if judge is not profile:
+                        p_values = judge.p_values(values, [images[batch[row]][1].key for row in rows])
+                    fingerprint, beyond = counted_under(judge.fingerprint), judge.beyond(values).tolist()
+                    for row, p, far in zip(rows, p_values, beyond, strict=True):
+                        found[batch[row]] = Judgement(fingerprint, p, far)
         return [found[i] for i in range(len(images))]
 
     def heat(self, images: Sequence[tuple[str, Prepared]]) -> list[Heat | None]:
@@ -143,6 +192,7 @@ def layout_of(profile: Profile) -> Layout:
         dependence=profile.dependence,
         constant=tuple(s for s, c in zip(profile.signals, profile.calibrations, strict=True) if c.constant),
         mix=profile.mix_signals,
+        condition=profile.condition,
     )
 
 
@@ -164,6 +214,7 @@ def load_profiles(scoring: ScoringSettings, decoding: DecodingSettings) -> Profi
 
     Raises:
         detectors.ProfileError: one cannot be loaded; the message names the file.
+        ConditionsError: one is not calibrated for a condition that the configuration names.
     """
     from detectors import load_profile  # noqa: PLC0415 - loads torch, see above
 
@@ -173,4 +224,5 @@ def load_profiles(scoring: ScoringSettings, decoding: DecodingSettings) -> Profi
 
     limits = Limits(decoding.max_record_bytes, decoding.max_pixels, tuple(decoding.formats))
     overrides = tuple((override.streams, load(override.path)) for override in scoring.profiles)
-    return Profiles(ByStream(load(scoring.profile), overrides), limits)
+    conditions = ByStream[ConditionRule | None](None, tuple((rule.streams, rule) for rule in scoring.conditions))
+    return Profiles(ByStream(load(scoring.profile), overrides), limits, conditions)

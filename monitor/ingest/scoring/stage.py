@@ -157,7 +157,10 @@ class ScoringStage:
         """
         images = [(image.stream, image.prepared) for _, found in records for image in found]
         try:
-            scores = iter(self._profiles.p_values(images, self._settings.batch_images))
+            views = [
+                self._profiles.view_of(i.stream, r, i.event_time_ms, i.prepared) for r, found in records for i in found
+            ]
+            scores = iter(self._profiles.p_values(images, self._settings.batch_images, views))
         except Exception as error:
             if len(records) > 1:
                 half = len(records) // 2

@@ -1,4 +1,4 @@
-"""Pictures for compose.yaml: the demo's three lines, without end. Two of them drift for some minutes in every round.
+"""Pictures for compose.yaml: the demo's four lines, without end. Three of them drift for some minutes in every round.
 
 python sample.py reference FOLDER        pictures of normal production to learn from
 python sample.py produce CONFIG          one picture a second and line, in the present

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Sequence
 
 import numpy as np
 
@@ -12,7 +11,7 @@ from monitor.demo import story
 from monitor.demo.process import DaemonProcess, StreamJson
 from monitor.demo.receiver import AlertReceiver
 from monitor.demo.screens import DemoStatus, Screen
-from monitor.demo.story import INJECTED, STREAMS, Act, AlertLedger, act_at
+from monitor.demo.story import FAULTS, STREAMS, Act, AlertLedger, act_at
 from monitor.sources import Producer
 from monitor.store.child_process import ChildError
 
@@ -24,9 +23,10 @@ STALL_S = 60.0
 RATE_OVER_POLLS = 8
 
 NARRATION = {
-    Act.CALM: f"three lines run normally; one second here is {story.SPEED:.0f} on the lines",
-    Act.DRIFT: "line-2: grease creeps over the lens. Soon after, wrong parts on line-3. line-1 stays as it is",
-    Act.RECOVERY: "the lens is wiped, the wrong parts are gone: now the alerts have to resolve",
+    Act.CALM: f"four lines run normally; one second here is {story.SPEED:.0f} on the lines",
+    Act.DRIFT: "line-2: grease creeps over the lens; line-4: one of the five parts is no longer made. Soon after, "
+    "wrong parts on line-3. line-1 stays as it is",
+    Act.RECOVERY: "the lens is wiped, the wrong parts are gone, all five are made: now the alerts have to resolve",
 }
 NOT_SEEN = StreamJson(applied=0, rejected=0, late=0, duplicates=0, ood_share=None, alerts=[])
 
@@ -37,7 +37,6 @@ class DemoRun:
     Args:
         producer: writes to the topic that the daemon reads.
         receiver: what the daemon sends its alerts to.
-        rules: names of the rules that must alert on each injected drift.
     """
 
     def __init__(
@@ -46,12 +45,11 @@ class DemoRun:
         receiver: AlertReceiver,
         producer: Producer,
         screen: Screen,
-        rules: Sequence[str],
     ) -> None:
         self._daemon, self._receiver, self._producer, self._screen = daemon, receiver, producer, screen
         # on the edge of a bucket, and so far back that no event time lies in the future
         self._start_ms = int(time.time() - story.LONGEST_S) // story.BUCKET_S * story.BUCKET_S * 1000
-        self._ledger = AlertLedger(tuple(rules), self._start_ms)
+        self._ledger = AlertLedger(self._start_ms)
         self._sent = dict.fromkeys(STREAMS, 0)
         self._reported = dict.fromkeys(STREAMS, NOT_SEEN)
         self._act: Act | None = None
@@ -102,8 +100,8 @@ class DemoRun:
         lines = [f"{total:,} images sent, {self._applied:,} counted, {self._time_s / 60:.0f} minutes of production"]
         for episode in self._ledger.expected():
             stream, rule = episode.stream, episode.rule
-            fired = episode.fired_s - story.BEGINS_S[stream]
-            line = f"{stream} ({INJECTED[stream]}): {rule} fired {fired:.0f} s after it began"
+            fired = episode.fired_s - FAULTS[stream].begins_s
+            line = f"{stream} ({FAULTS[stream].what}): {rule} fired {fired:.0f} s after it began"
             if episode.resolved_s is not None:
                 line += f", resolved {episode.resolved_s - story.DRIFT_ENDS_S:.0f} s after it was over"
             lines.append(line)

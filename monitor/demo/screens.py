@@ -144,7 +144,7 @@ class LiveScreen:
                 Text(sparkline(list(history)[-points:]).rjust(points), style=style),
                 Text(percent(share), style=style),
                 Text(alerts, style="bold red") if alerts else Text("quiet", style="dim"),
-                Text(fault_at(name, status.time_s), style="yellow"),
+                Text(_fault(name, status.time_s), style="yellow"),
             )
         act = act_at(status.time_s)
         style = ACT_STYLES[act]
@@ -204,6 +204,11 @@ def details(document: Mapping[str, Any]) -> list[tuple[str, str]]:
         lines.append(("what moved", ", ".join(f"{s['signal']} {s['effect']:.2f}" for s in signals)))
     lines.append(("looks like", LOOKS_LIKE[facts["triage"]]))
     return lines
+
+
+def _fault(stream: str, time_s: float) -> str:
+    fault = fault_at(stream, time_s)
+    return fault.what if fault else ""
 
 
 def _how_sure(facts: Mapping[str, Any]) -> str:

@@ -21,7 +21,7 @@ from monitor.demo.command import daemon_settings
 from monitor.demo.process import DaemonProcess
 from monitor.demo.receiver import AlertReceiver
 from monitor.demo.screens import PlainScreen
-from monitor.demo.story import STREAMS
+from monitor.demo.story import FAULTS
 from monitor.store.child_process import ChildError
 from monitor.store.private_server import PrivateRedis
 from tests.faults.rig import Zygote
@@ -57,19 +57,20 @@ def test_the_demo_alerts_on_its_drifts_resolves_and_exits_0(zygote: Zygote, tmp_
     output = demo.stderr + demo.stdout
     assert demo.returncode == 0, output
     lines = demo.stdout.splitlines()
-    for stream in ("line-2", "line-3"):
-        for rule in ("drift", "rate"):
+    for stream, fault in FAULTS.items():
+        for rule in fault.rules:
             (fired,) = [i for i, line in enumerate(lines) if f"FIRING {stream} by rule {rule} " in line]
             (resolved,) = [i for i, line in enumerate(lines) if f"RESOLVED {stream} by rule {rule} " in line]
             assert fired < resolved
     assert not [line for line in lines if "FIRING line-1" in line]
-    rate_on = {
-        stream: lines[next(i for i, x in enumerate(lines) if f"FIRING {stream} by rule rate" in x) :]
-        for stream in STREAMS[1:]
+    told = {
+        stream: lines[next(i for i, x in enumerate(lines) if f"FIRING {stream} by rule {fault.rules[-1]}" in x) :]
+        for stream, fault in FAULTS.items()
     }
-    looks = {stream: next(line for line in after if "looks like" in line) for stream, after in rate_on.items()}
+    looks = {stream: next(line for line in after if "looks like" in line) for stream, after in told.items()}
     assert "the sensor" in looks["line-2"]
     assert "the content" in looks["line-3"]
+    assert "the mix changed" in looks["line-4"]
     sent = re.search(r"([\d,]+) images sent, ([\d,]+) counted", output)
     assert sent
     assert sent[1] == sent[2]

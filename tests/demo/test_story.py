@@ -14,6 +14,7 @@ from monitor.demo.story import (
     FOREIGN_SHARE,
     IMAGE_EVERY_S,
     LONGEST_S,
+    MISSING_KIND,
     SMEAR_TOP,
     STREAMS,
     Act,
@@ -55,6 +56,16 @@ def test_about_every_third_part_on_line_3_is_foreign(story: list[Shot]) -> None:
     share = kinds.count(FOREIGN_KIND) / len(kinds)
     # four standard deviations of a share of some 240 pictures
     assert abs(share - FOREIGN_SHARE) < 4 * (FOREIGN_SHARE * (1 - FOREIGN_SHARE) / len(kinds)) ** 0.5
+
+
+def test_one_part_is_missing_on_line_4_while_the_drift_lasts_and_the_others_come_evenly(story: list[Shot]) -> None:
+    kinds = {
+        act: Counter(shot.kind for shot in story if shot.stream == "line-4" and act_at(shot.time_s) is act)
+        for act in Act
+    }
+    assert {act: MISSING_KIND in found for act, found in kinds.items()} == {act: act is not Act.DRIFT for act in Act}
+    # a quarter of 300 pictures each, four standard deviations
+    assert all(abs(count - 75) < 30 for count in kinds[Act.DRIFT].values())
 
 
 def test_the_story_of_a_seed_is_always_the_same(story: list[Shot]) -> None:

@@ -303,7 +303,8 @@ def test_the_sample_producer_sends_all_lines(redis_server: PrivateRedis, tmp_pat
 
         def keys() -> bool:
             assert process.poll() is None
-            return {fields[b"k"] for _, fields in client.xrange("{lwq:sample:0}")} == {b"line-1", b"line-2", b"line-3"}
+            found = {fields[b"k"].decode() for _, fields in client.xrange("{lwq:sample:0}")}
+            return found == {"line-1", "line-2", "line-3", "line-4"}
 
         try:
             wait_for("a picture of every line", keys, 60)

@@ -25,6 +25,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from benchmarks.frames import part_pan, part_scenes
 from benchmarks.other_rules import A, Entry, entries
 from benchmarks.streams import (
     BUCKET,
@@ -37,7 +38,6 @@ from benchmarks.streams import (
     layout_of,
     ood_shares,
 )
-from benchmarks.video import part_pan, part_scenes
 
 Floats = NDArray[np.float64]
 SHARES = (0.02, 0.05, 0.10, 0.30)

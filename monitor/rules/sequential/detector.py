@@ -163,7 +163,7 @@ def _tighten(rule: Sequential, plan: Plan, state: State, rows: NDArray[np.intp])
         # Streams that began together have similar numbers of images and few different counts: each is inverted once.
         _, once, of = np.unique(images + 1j * passed[t], return_index=True, return_inverse=True)
         m, c, risk = images[once] / plan.dependence[t], passed[t, once] / plan.dependence[t], risks[once]
-        a, b = plan.reference[0][t] + c, plan.reference[1][t] + m - c
+        a, b = plan.k[t] + c, plan.n[t] + 1 - plan.k[t] + m - c
         lower, upper = (betaincinv(a, b, risk) - pi) / (1 - pi), betaincinv(a, b, 1 - risk) / (1 - pi)
         # never beyond nominal: a stream cleaner than the calibration set must not alarm when it becomes like it
         bounds[0, t] = np.minimum(nominal, np.maximum(bounds[0, t], lower[of]))

@@ -100,9 +100,6 @@ class Plan:
     """(T, up bets) and (F, down bets); their sum is 1."""
     risk: float
     """delta_l: per cut and direction that is bet on; half is spent at the start, half over all tightenings."""
-    reference: tuple[Floats, Floats]
-    """(T,) parameters of the Beta law that calibration alone gives for the ID rates: k / D and (n + 1 - k) / D. D is
-    that of the calibration images, 1 unless they were frames in order."""
     start: tuple[Floats, Floats]
     """(lower, upper) (T,) bounds of the ID rates that calibration alone gives."""
     seen: int | None
@@ -151,8 +148,6 @@ def plan_of(rule: Sequential, layout: Layout) -> Plan:
     k = np.array([reference_counts(layout, signal)[cut] for signal, cut in cuts], dtype=np.float64)
     n = np.array([layout.calibration_sizes[i] for i in index], dtype=np.float64)
     risk = rule.delta / (len(cuts) + len(falling))
-    own = np.array([layout.dependence[i] for i in index])
-    a, b = k / own, (n + 1 - k) / own
     identity = repr((cuts, k.tolist(), n.tolist(), rule.delta, rule.pi_min, rule.reference))
     return Plan(
         cuts=tuple(cuts),
@@ -163,8 +158,7 @@ def plan_of(rule: Sequential, layout: Layout) -> Plan:
         dependence=np.array([rule.dependence or layout.dependence[i] for i in index]),
         weights=(np.concatenate(up), np.concatenate([np.empty((0, len(DOWN))), *down])),
         risk=risk,
-        reference=(a, b),
-        start=(betaincinv(a, b, risk / 2), betaincinv(a, b, 1 - risk / 2)),
+        start=(betaincinv(k, n + 1 - k, risk / 2), betaincinv(k, n + 1 - k, 1 - risk / 2)),
         seen=_seen_level(layout, signals),
         digest=int.from_bytes(blake2b(identity.encode(), digest_size=8).digest(), "little"),
     )

@@ -150,6 +150,14 @@ def test_learned_signals_bet_upward_only_and_mixes_on_the_middle_in_both_directi
     assert [cut for cut in plan.cuts if cut[0] == "mix1"] == [cut for cut in falling if cut[0] == "mix1"] == mix
 
 
+@pytest.mark.parametrize("rate", [0.55, 0.45])
+def test_some_bet_grows_nearly_as_fast_as_the_best_one_where_a_mean_moves_a_little(rate: float) -> None:
+    half, d = np.array([0.5]), np.array([1.0])
+    alpha, beta = up_ratios(Sequential(), half, d) if rate > 0.5 else down_ratios(Sequential(), half, d)
+    best = rate * np.log(rate / 0.5) + (1 - rate) * np.log((1 - rate) / 0.5)
+    assert (rate * alpha + (1 - rate) * beta).max() > 0.95 * best
+
+
 def test_a_group_of_which_the_profile_has_none_is_refused_and_named() -> None:
     for signals in (("mix",), ("*", "mix")):
         with pytest.raises(ValueError, match="the profile has no mix signals; fit it again"):

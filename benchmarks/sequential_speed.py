@@ -20,9 +20,9 @@ from typing import Any
 
 import numpy as np
 
-from monitor.core.buckets import BINS, IMAGES, LEVELS, Layout
+from monitor.core.buckets import BINS, IMAGES, Layout
 from monitor.rules.sequential.detector import advance
-from monitor.rules.sequential.plan import Sequential
+from monitor.rules.sequential.plan import BETS, Sequential, plan_of
 from monitor.rules.sequential.rows import initial, pack, unpack
 
 LIMIT_S = 1.0
@@ -38,9 +38,16 @@ def main() -> None:
     if hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
     found: dict[str, Any] = {}
-    for signals in (1, 5, 22):
+    for learned, properties, mixes in ((1, 0, 0), (5, 0, 0), (5, 17, 0), (5, 17, 8)):
+        signals = learned + properties + mixes
         names = tuple(f"s{i}" for i in range(signals))
-        layout = Layout(names, (2000,) * signals, (False,) * signals, (True,) * signals, (1.0,) * signals)
+        two_sided, of_detector = (
+            tuple(lower <= i < upper for i in range(signals))
+            for lower, upper in ((learned, learned + properties), (0, learned))
+        )
+        layout = Layout(
+            names, (2000,) * signals, two_sided, of_detector, (1.0,) * signals, mix=names[learned + properties :]
+        )
         found[f"{signals} signals"] = measure(Sequential(signals=names), layout, options)
     if options.json:
         options.json.parent.mkdir(parents=True, exist_ok=True)
@@ -59,9 +66,9 @@ def measure(rule: Sequential, layout: Layout, options: argparse.Namespace) -> di
     learning, firing = first.copy(), first.copy()
     # due to tighten with this bucket; rates differ, so not every stream has the same number of images
     learning["images"] = rng.integers(990, 1000, options.streams)
-    cuts = learning["passed"].shape[1] // len(layout.signals)
-    learning["passed"] = rng.binomial(learning["images"][:, None], np.tile(LEVELS[:cuts], len(layout.signals)))
-    firing["firing"], firing["cause"] = True, 3 * 13
+    learning["passed"] = rng.binomial(learning["images"][:, None], plan_of(rule, layout).nominal)
+    firing["firing"], firing["cause"] = True, 3 * BETS
+    firing["left"][:, 2:5] = 0.1  # judged by three cuts
     found = {}
     for name, state in (("watching", first), ("learning", learning), ("firing", firing)):
         times = np.zeros((2, options.repeats))

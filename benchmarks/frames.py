@@ -9,7 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from benchmarks.streams import BUCKET, Floats, Product, id_shares, layout_of
-from detectors.profile.calibration import Calibration, dependence, jitter
+from detectors.profile.calibration import Calibration, jitter
+from detectors.profile.dependence import of_frames
 from monitor.core.buckets import IMAGES, LEVELS, Layout, fill_groups
 
 SCENE = 8
@@ -44,7 +45,7 @@ def measured_dependence(rng: np.random.Generator) -> float:
     """D as `fit` would measure it on 50,000 ordered frames."""
     bins = scenes(rng, id_shares(rng, 2000, 1), 50_000)[0]
     p_values = np.array([1.0, *LEVELS])[bins]
-    return dependence(p_values, level=0.05)
+    return of_frames(p_values).inflation
 
 
 def part_scenes(options: argparse.Namespace, many: int, rng: np.random.Generator) -> dict[str, float]:
@@ -89,13 +90,15 @@ def of_pan(period: int, memory: int, rng: np.random.Generator) -> dict[str, floa
     known, new = keys[FRAMES - CALIBRATED_ON : FRAMES], keys[FRAMES:]
     calibrations = [Calibration.of(reference[:, s], known, side) for s, side in enumerate(TWO_SIDED)]
     own = [calibration.p_values(reference[:, s], known) for s, calibration in enumerate(calibrations)]
+    worth = [of_frames(column) for column in own]
+    calibrations = [calibration.worth(of.usable) for calibration, of in zip(calibrations, worth, strict=True)]
     p = np.stack([calibration.p_values(stream[:, s], new) for s, calibration in enumerate(calibrations)], axis=1)
-    measured = tuple(dependence(column) for column in own)
+    measured = tuple(of.inflation for of in worth)
     found = {"D": max(measured)}
     for name, d in (("measured", measured), ("none", (1.0,) * len(SIGNALS))):
         layout = Layout(
             SIGNALS,
-            (CALIBRATED_ON,) * len(SIGNALS),
+            tuple(calibration.size for calibration in calibrations),
             TWO_SIDED,
             tuple(signal in ("ood", "layer1") for signal in SIGNALS),
             d,

@@ -21,10 +21,11 @@ if TYPE_CHECKING:
     from detectors.images.regions import Region, hottest
     from detectors.methods.detector import Detector
     from detectors.methods.registry import create, register
+    from detectors.profile.calibration import Scores
     from detectors.profile.files import ProfileError
     from detectors.profile.fit import FitOptions, TooFewImagesError, fit_profile, recalibrate
     from detectors.profile.places import HeatMapError
-    from detectors.profile.profile import Profile, Scores, load_profile
+    from detectors.profile.profile import Profile, load_profile
     from detectors.profile.spec import BackboneSpec
 
 _HOMES = {
@@ -36,7 +37,8 @@ _HOMES = {
     "profile.fit": ("FitOptions", "TooFewImagesError", "fit_profile", "recalibrate"),
     "profile.places": ("HeatMapError",),
     "profile.files": ("ProfileError",),
-    "profile.profile": ("Profile", "Scores", "load_profile"),
+    "profile.calibration": ("Scores",),
+    "profile.profile": ("Profile", "load_profile"),
     "profile.spec": ("BackboneSpec",),
 }
 __all__ = [

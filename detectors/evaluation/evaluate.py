@@ -24,7 +24,8 @@ from detectors.images.prepare import Prepared
 from detectors.methods.detector import Detector, FitContext, LayerDetector, TrainableDetector
 from detectors.methods.dlsr_paper import Published
 from detectors.methods.registry import REGISTRY, create
-from detectors.profile.profile import Profile, Scores
+from detectors.profile.calibration import Scores
+from detectors.profile.profile import Profile
 from detectors.profile.reference import BATCH, Progress, prepared
 
 ID = "id"

@@ -73,6 +73,7 @@ def profile_tables(document: Mapping[str, Any], calibration_sizes: Sequence[int]
         "hash of the images": document.get("images_hash", ""),
         "fitted": f"{document['fitted_at']}, {document['seconds']} s, {document.get('peak_memory_mib', '?')} MiB",
         "calibrated": document.get("calibrated_at", "at fit"),
+        "order": order_text(document),
         "versions": ", ".join(f"{name} {number}" for name, number in document["versions"].items()),
     }
     for name, value in facts.items():
@@ -99,6 +100,13 @@ def _conditions(conditions: Mapping[str, Any]) -> Table:
         order = "frames in order" if facts["ordered"] else "independent"
         table.add_row(name, facts["fingerprint"], str(size), facts["calibrated_at"], order, f"{median:.4g}")
     return table
+
+
+def order_text(document: Mapping[str, Any]) -> str:
+    """What the model card says of the order of the images."""
+    if not document.get("ordered"):
+        return "independent images"
+    return "frames in time order" + "".join(f": {text}" for text in [document.get("frames", {}).get("note")] if text)
 
 
 def choice_text(document: Mapping[str, Any]) -> str:

@@ -27,6 +27,21 @@ Floats = NDArray[np.float64]
 Jitter = NDArray[np.uint64]
 
 
+@dataclass(frozen=True, slots=True)
+class Scores:
+    """values: (N, S) float64, higher = more unusual for learned signals. p_values: (N, S) float64 in (0, 1].
+
+    Those of the mix say where the image lies among normal ones: neither end is unusual.
+
+    >>> scores = Scores(values=np.array([[12.5, 90.0]]), p_values=np.array([[0.02, 0.7]]))
+    >>> (scores.p_values <= 0.05).tolist()
+    [[True, False]]
+    """
+
+    values: Floats
+    p_values: Floats
+
+
 def jitter(keys: Sequence[bytes]) -> Jitter:
     """(N,) tie-breakers, uniform on 64 bits: BLAKE2b of each key. The same key always gives the same one."""
     packed = b"".join(hashlib.blake2b(key, digest_size=8, person=b"lw-tie").digest() for key in keys)
@@ -67,6 +82,18 @@ class Calibration:
     def size(self) -> int:
         """Number of calibration images n."""
         return len(self.values)
+
+    def worth(self, images: int) -> Calibration:
+        """The calibration that frames which count as `images` <= n independent ones give: that many quantiles of them.
+
+        Every k_th of them has k / (images + 1) of the frames beyond it, as among independent images, and lies as
+        surely where it should; to keep every so-many-th frame would waste what the frames between tell.
+
+        >>> Calibration.of(np.arange(8.0), jitter([b""] * 8), two_sided=False).worth(2).values.tolist()
+        [2.0, 5.0]
+        """
+        ranks = np.rint(np.arange(1, images + 1) * (self.size + 1) / (images + 1)).astype(np.intp) - 1
+        return Calibration(self.values[ranks], self.jitters[ranks], self.two_sided)
 
     @property
     def constant(self) -> bool:
@@ -118,45 +145,24 @@ class Calibration:
 
 
 def to_tensors(calibrations: Sequence[Calibration]) -> dict[str, Tensor]:
-    """The calibrations of all signals on the same n images as tensors (S, n), to be saved."""
-    values = np.stack([c.values for c in calibrations])
+    """The calibrations of S signals as tensors, to be saved: (S, n), and (S,) sizes where they differ.
+
+    >>> saved = to_tensors([Calibration.of(np.arange(n), jitter([b""] * n), two_sided=False) for n in (3, 2)])
+    >>> [calibration.values.tolist() for calibration in from_tensors(saved, (False, False))]
+    [[0.0, 1.0, 2.0], [0.0, 1.0]]
+    """
+    sizes = [calibration.size for calibration in calibrations]
+    fill = [(0, max(sizes) - size) for size in sizes]
+    values = np.stack([np.pad(c.values, width) for c, width in zip(calibrations, fill, strict=True)])
     # safetensors has unsigned 64-bit integers only lately: the bits of the jitters travel as signed ones
-    jitters = np.stack([c.jitters for c in calibrations]).view(np.int64)
-    return {"values": torch.from_numpy(values), "jitters": torch.from_numpy(jitters)}
+    jitters = np.stack([np.pad(c.jitters, width) for c, width in zip(calibrations, fill, strict=True)]).view(np.int64)
+    tensors = {"values": torch.from_numpy(values), "jitters": torch.from_numpy(jitters)}
+    return tensors if len(set(sizes)) == 1 else {**tensors, "sizes": torch.tensor(sizes)}
 
 
 def from_tensors(tensors: Mapping[str, Tensor], two_sided: Sequence[bool]) -> tuple[Calibration, ...]:
     """Inverse of `to_tensors`; KeyError where one is missing."""
     values, jitters = tensors["values"].numpy(), tensors["jitters"].numpy().view(np.uint64)
-    return tuple(Calibration(*part) for part in zip(values, jitters, two_sided, strict=True))
-
-
-def dependence(p_values: Floats, level: float = 0.05) -> float:
-    """Variance inflation D >= 1 of exceedance counts for ID images in the order of their frames.
-
-    Counts of p-values <= level in long blocks of B images have variance D B p (1 - p), D = 1 + 2 sum_k rho_k over the
-    autocorrelations of "p <= level": correlated frames spread the counts of a bucket, and every bound that treats
-    them as independent breaks. Where to stop adding up noise: rho_2m + rho_2m+1 is positive and falls for a reversible
-    process, so the sum ends before the first pair that is not positive (the initial positive sequence of Geyer,
-    "Practical Markov chain Monte Carlo", Statistical Science, 1992).
-
-    Mean and sd over 200 simulated videos whose scenes are D equal frames (D = 1: independent images):
-
-        D           1            4            8            20
-        n = 2000    1.06 ± .08   4.2 ± .7     8.3 ± 1.2    20.4 ± 4.4
-        n = 50000   1.01 ± .02   4.04 ± .09   8.1 ± .3     20.2 ± .8
-
-    Correlation that reaches further than some n / 100 images is seen in part only, and D comes out too small.
-
-    Args:
-        p_values: (n,) in time order. level: the cut that is counted.
-    """
-    beyond = (p_values <= level).astype(np.float64)
-    if len(beyond) < 2 or beyond.min() == beyond.max():
-        return 1.0
-    centred = beyond - beyond.mean()
-    spectrum = np.fft.rfft(centred, 2 * len(centred))  # twice the length: the end must not meet the beginning
-    covariance = np.fft.irfft(spectrum * spectrum.conj())[: len(centred) // 2 * 2]
-    pairs = (covariance[::2] + covariance[1::2]) / covariance[0]
-    ended = np.flatnonzero(pairs <= 0)
-    return max(1.0, 2.0 * float(pairs[: ended[0] if len(ended) else None].sum()) - 1.0)
+    sizes = tensors["sizes"].tolist() if "sizes" in tensors else [values.shape[1]] * len(values)
+    rows = zip(values, jitters, sizes, two_sided, strict=True)
+    return tuple(Calibration(row[:size], ties[:size], both) for row, ties, size, both in rows)

@@ -21,7 +21,7 @@ from detectors.profile.files import ProfileError, check_condition
 if TYPE_CHECKING:
     from detectors.profile.profile import Profile
 
-FACTS = ("images", "images_hash", "broken", "duplicates", "calibrated_at", "ordered")
+FACTS = ("images", "images_hash", "broken", "duplicates", "calibrated_at", "ordered", "frames")
 """What the manifest says of each calibration."""
 
 

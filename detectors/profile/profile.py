@@ -6,7 +6,7 @@ import json
 import math
 import platform
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -26,8 +26,9 @@ from detectors.images.tones import Tones
 from detectors.methods.detector import Detector, LayerDetector, nested, scores_of, under
 from detectors.methods.registry import create
 from detectors.profile.backbone import Backbone, tensor_digest
-from detectors.profile.calibration import Calibration, Floats, dependence, from_tensors, jitter, to_tensors
+from detectors.profile.calibration import Calibration, Floats, Scores, from_tensors, jitter, to_tensors
 from detectors.profile.conditions import manifest_of, restored, tensors_of
+from detectors.profile.dependence import facts_of, worth_of
 from detectors.profile.files import ProfileError, read_manifest, replace_file
 from detectors.profile.mix import Mix, names_of
 from detectors.profile.places import PLACES, Places
@@ -36,26 +37,11 @@ from detectors.profile.spec import BackboneSpec
 
 VERSION, READABLE = 5, (2, 3, 4, 5)
 """Version 2 has no tones: the high byte of 16-bit images counted, and transparency was ignored. Version 3 has neither a
-grid nor a way of resizing, version 4 no coordinates of the mix: what newer ones hold, older programs cannot read."""
+grid nor a way of resizing, version 4 no coordinates of the mix and one size of calibration for all signals."""
 MANIFEST, TENSORS, REFERENCE = "profile.json", "profile.safetensors", "reference.safetensors"
 MAX_REFERENCE = 20_000
 """Reference features that a profile keeps (half precision), for `evaluate` to fit other detectors on; serving never
 reads them, and the file may be deleted."""
-
-
-@dataclass(frozen=True, slots=True)
-class Scores:
-    """values: (N, S) float64, higher = more unusual for learned signals. p_values: (N, S) float64 in (0, 1].
-
-    Those of the mix say where the image lies among normal ones: neither end is unusual.
-
-    >>> scores = Scores(values=np.array([[12.5, 90.0]]), p_values=np.array([[0.02, 0.7]]))
-    >>> (scores.p_values <= 0.05).tolist()
-    [[True, False]]
-    """
-
-    values: Floats
-    p_values: Floats
 
 
 class Profile:
@@ -99,7 +85,7 @@ class Profile:
 
     @property
     def calibration_sizes(self) -> tuple[int, ...]:
-        """Calibration images behind each signal."""
+        """Independent calibration images behind each signal."""
         return tuple(calibration.size for calibration in self.calibrations)
 
     def prepare(self, image: AnyImage, key: bytes | None = None) -> Prepared:
@@ -113,14 +99,20 @@ class Profile:
     def calibrate(self, values: Floats, keys: Sequence[bytes], ordered: bool = False) -> None:
         """Calibrate every signal on ID images: their (n, S) values, by what has not learned them, and n keys.
 
-        ordered: the images are frames in time order, and the dependence of their counts is estimated.
+        ordered: the images are frames in time order: the dependence of their counts is measured, and they calibrate as
+        so many independent images as they are worth. The manifest says what that comes to.
         """
         jitters = jitter(keys)
         columns = zip(values.T, self.two_sided, strict=True)
-        self.calibrations = tuple(Calibration.of(column, jitters, two_sided) for column, two_sided in columns)
+        self.calibrations = tuple(Calibration.of(column, jitters, both) for column, both in columns)
         self.dependence = (1.0,) * len(self.signals)
+        self.manifest["frames"] = {}
         if ordered:
-            self.dependence = tuple(round(dependence(column), 3) for column in self.p_values(values, keys).T)
+            worth = worth_of(self.signals, self.p_values(values, keys))
+            self.manifest["frames"] = facts_of(worth)
+            self.dependence = tuple(round(of.inflation, 3) for of in worth.values())
+            kept = zip(self.calibrations, worth.values(), strict=True)
+            self.calibrations = tuple(calibration.worth(of.usable) for calibration, of in kept)
         self.fingerprint = self.own_fingerprint()
 
     def under(self, condition: str) -> Profile:

@@ -10,7 +10,7 @@ import detectors
 from detectors.images.reading import InputError
 from detectors.profile.files import check_condition
 from monitor.cli.image_rules import print_worth
-from monitor.cli.learning import Wanted, add_stream_options, images_of, of_condition, print_left_out
+from monitor.cli.learning import Wanted, add_stream_options, images_of, of_condition, print_frames, print_left_out
 from monitor.cli.options import IMAGES_HELP
 from monitor.cli.progress import show_progress
 from monitor.config.errors import as_command_error
@@ -52,5 +52,6 @@ def run(args: argparse.Namespace) -> int:
     count = calibrated.manifest["images"]["calibration"]
     what = f", condition {condition} ({calibrated.fingerprint})" if condition else f" (was {before})"
     console.print(f"{folder}: profile {profile.fingerprint}{what}, calibrated on {count} images", soft_wrap=True)
+    print_frames(console, calibrated.manifest)
     print_worth(console, calibrated, args.config)
     return 0

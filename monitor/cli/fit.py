@@ -15,7 +15,7 @@ from detectors.images.reading import InputError
 from detectors.methods.registry import AUTO, REGISTRY
 from detectors.profile.spec import PRECISIONS, BackboneError, BackboneSpec
 from monitor.cli.image_rules import print_worth
-from monitor.cli.learning import add_stream_options, images_of, print_left_out
+from monitor.cli.learning import add_stream_options, images_of, print_frames, print_left_out
 from monitor.cli.options import IMAGES_HELP, parse_count
 from monitor.cli.progress import show_progress
 from monitor.config.errors import as_command_error
@@ -84,6 +84,7 @@ def run(args: argparse.Namespace) -> int:
         f"{facts['images']['calibration']} to calibrate, {facts['seconds']} s, {facts['peak_memory_mib']} MiB",
         soft_wrap=True,
     )
+    print_frames(console, profile.manifest)
     print_worth(console, profile, args.config)
     return 0
 

@@ -128,6 +128,12 @@ def collect(
         raise InputError(f"the source holds no such image of stream {stream!r} in that time")
 
 
+def print_frames(console: Console, facts: dict[str, Any]) -> None:
+    """What the calibration frames of a manifest are worth, where they were in order."""
+    if facts["frames"]:
+        console.print(facts["frames"]["note"], markup=False, highlight=False, soft_wrap=True)
+
+
 def print_left_out(console: Console, facts: dict[str, Any]) -> None:
     """How many images of a manifest were not used, with some names."""
     for name in ("broken", "duplicates"):

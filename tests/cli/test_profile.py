@@ -118,13 +118,18 @@ def test_evaluate_says_in_its_first_line_when_a_baseline_does_better() -> None:
 
 
 def test_calibrating_keeps_the_detector_and_changes_the_fingerprint(
-    profile_folder: Path, sets: dict[str, Path], tmp_path: Path
+    profile_folder: Path, sets: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert run("calibrate", profile_folder, sets["id"], "-o", tmp_path / "new", "--ordered", "--max-images", "65") == 0
+    said = capsys.readouterr().err
+    assert "these 65 frames are worth about " in said
+    assert "times as long to use the cut at 5 %" in said
     old, new = Profile.load(profile_folder), Profile.load(tmp_path / "new")
     assert new.fingerprint != old.fingerprint
-    assert new.calibration_sizes == (65,) * len(new.signals)
-    assert all(d >= 1.0 for d in new.dependence)
+    assert new.manifest["frames"]["note"] in said
+    for size, d in zip(new.calibration_sizes, new.dependence, strict=True):
+        assert size == max(11, int(65 / d + 0.001)) < 65
+    assert not old.manifest["frames"]
     prepared = [new.prepare(draw(np.random.default_rng(3)))]
     np.testing.assert_array_equal(new.score(prepared).values, old.score(prepared).values)
 

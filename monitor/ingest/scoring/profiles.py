@@ -30,7 +30,7 @@ from monitor.telemetry.failpoints import failpoint
 
 if TYPE_CHECKING:  # torch takes seconds to load, and only a process that scores needs it
     from detectors import Profile
-    from detectors.profile.profile import Scores
+    from detectors.profile.calibration import Scores
 
 MEMORY_WORDS = ("out of memory", "not enough memory", "allocate memory")
 UNCONDITIONAL: ByStream[ConditionRule | None] = ByStream(None)

@@ -94,7 +94,8 @@ class ClosedCounts:
         """
         if fingerprint in self._layouts and names:
             layout, rows = self._layouts[fingerprint], self.streams.of(names)
-            self._judged_by.update(dict.fromkeys(names, fingerprint))
+            seen = table[:, IMAGES] > 0  # records that could not be read have no condition
+            self._judged_by.update({name: fingerprint for name, some in zip(names, seen, strict=True) if some})
             bins = histogram(layout, table, "ood")
             # kept as running sums: summing thirty buckets of 5,000 streams at each read takes half a second
             counted = np.column_stack([bins, table[:, IMAGES]])
@@ -116,9 +117,11 @@ class ClosedCounts:
         """OOD share of the window at each of SHOWN_LEVELS, of every stream that had images in it."""
         found: dict[str, tuple[Share, ...]] = {}
         names = self.streams.names
-        for fingerprint, sums in self._sums.items():
+        # of all profiles together, as images of several conditions may lie in one bucket; the band is the newest one's
+        sums = sum((grown(one, len(names)) for one in self._sums.values()), np.zeros((len(names), BINS + 1), np.int64))
+        for fingerprint in self._sums:
             layout = self._layouts[fingerprint]
-            mine = [i for i in np.flatnonzero(sums[:, -1]) if self._judged_by[names[i]] == fingerprint]
+            mine = [i for i in np.flatnonzero(sums[:, -1]) if self._judged_by.get(names[i]) == fingerprint]
             counted = sums[mine, -1]
             per_level = []
             for level in SHOWN_LEVELS:

@@ -124,6 +124,16 @@ class History:
             for fingerprint, judged in latest.items()
         }
 
+    def conditions(self) -> dict[str, tuple[str, ...]]:
+        """{stream: conditions of its newest images}, of the streams that have some; several share one bucket."""
+        if not any(layout.condition for layout in self._layouts.values()):
+            return {}
+        found: dict[str, tuple[str, ...]] = {}
+        for fingerprint, streams in self.judged_by().items():
+            if condition := self._layouts[fingerprint].condition:
+                found |= {stream: tuple(sorted({condition, *found.get(stream, ())})) for stream in streams}
+        return found
+
     def _slots(self, since_ms: int, until_ms: float = math.inf) -> list[tuple[int, NDArray[np.uint32]]]:
         """(start, (N, 2) table) of what is sealed and what is open in [since, until], oldest first."""
         held = [*self._sealed.items(), *self._open.items()]
@@ -149,7 +159,8 @@ class History:
             return
         rows, known = self._streams.of(names), len(self._streams)
         judged = grown(self._judged_ms.get(fingerprint, np.zeros(0, dtype=np.int64)), known)
-        judged[rows] = np.maximum(judged[rows], start)
+        with_images = rows[table[:, IMAGES] > 0]  # records that could not be read have no condition
+        judged[with_images] = np.maximum(judged[with_images], start)
         self._judged_ms[fingerprint] = judged
         slot_ms = start // SLOT_MS * SLOT_MS
         passed = exceedances(layout, table, "ood")[:, cut_index(LEVEL)].astype(np.uint32)

@@ -53,6 +53,8 @@ class StreamJson(Answer):
     """Newest event time less the lateness."""
     alerts: tuple[str, ...]
     """Rules that are pending or firing."""
+    conditions: tuple[str, ...]
+    """In force: of the newest images; empty where the stream has none, or the profile's own calibration judged them."""
     partitions: tuple[Partition, ...] = Field(exclude=True)
     """Where its images come from; empty where that is not known ("(other)")."""
 
@@ -193,6 +195,7 @@ class Overview:
             for stream, facts in self._store.partitions.facts(partition).items():
                 last_event[stream] = max(last_event.get(stream, 0), facts.event_time_ms)
                 partitions[stream] = (*partitions.get(stream, ()), partition)
+        conditions = self._history.conditions()
         shares, reasons = self._history.shares(state.high_ms), self._store.counts.rejected_reasons(state.partitions)
         active: dict[str, list[str]] = {}
         for alert in state.active:
@@ -211,6 +214,7 @@ class Overview:
                 last_event=last_ms or None,
                 watermark=watermark_ms(last_ms, self._lateness_ms) if last_ms else None,
                 alerts=tuple(sorted(active.get(stream, ()))),
+                conditions=conditions.get(stream, ()),
                 partitions=partitions.get(stream, ()),
             )
         return found

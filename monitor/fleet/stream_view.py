@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from base64 import b64encode
+from collections import Counter
 from collections.abc import Mapping, Sequence, Set
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import pairwise
 from types import MappingProxyType
 from typing import Annotated
@@ -20,7 +21,7 @@ from monitor.core.heat import Heat
 from monitor.core.types import Alert, Exemplar, Vector
 from monitor.fleet.answers import Answer, Count, Rounded, Time
 from monitor.fleet.counts import bands
-from monitor.fleet.evidence import evidence_span, stream_evidence
+from monitor.fleet.evidence import REACH_MS, evidence_span, stream_evidence
 from monitor.fleet.heat import overlay
 from monitor.fleet.history import LEVEL
 from monitor.fleet.overview import Snapshot
@@ -115,6 +116,8 @@ class StreamView:
     """What this stream usually shows, the latest first; from before the alert began, where such are kept."""
     points: Sequence[PointJson]
     step_ms: int
+    by_condition: Mapping[str, int] = field(default_factory=dict)
+    """Images of the time line by their condition, "" without one; empty where the stream has no conditions."""
 
 
 def view_stream(store: Store, snapshot: Snapshot, name: str, alert_id: str = "", in_short: bool = False) -> StreamView:
@@ -139,16 +142,22 @@ def view_stream(store: Store, snapshot: Snapshot, name: str, alert_id: str = "",
     first_ms = min(line_since, since_ms)
     buckets = {f: store.counts.of_stream(partitions, f, name, (first_ms, line_until)) for f in layouts}
     points, step_ms = _points(layouts, buckets, line_since)
+    by_condition = _by_condition(layouts, buckets, line_since)
     inside = {
         f: {start: vector for start, vector in held.items() if since_ms <= start < until_ms}
         for f, held in buckets.items()
     }
-    judged = {fingerprint: max(held) for fingerprint, held in inside.items() if held}
+    own = [f for f, layout in layouts.items() if focus and focus.condition and layout.condition == focus.condition]
+    if own and focus and not any(inside[f] for f in own):  # its condition is not in force: how it began
+        since_ms, until_ms = focus.since_ms, min(focus.since_ms + REACH_MS, until_ms)
+        inside |= {f: dict(store.counts.of_stream(partitions, f, name, (since_ms, until_ms))) for f in own}
+    judged = {f: max(held) for f, held in inside.items() if held and (f in own or not own)}
+    judged = {f: last for f, last in judged.items() if any(v[IMAGES] for v in inside[f].values())} or judged
     if not judged:
         evidence = EvidenceJson(
             since=since_ms, until=until_ms, images=0, triage=None, signals=[], causes=[], layout=None
         )
-        return StreamView(focus, evidence, (), (), points, step_ms)
+        return StreamView(focus, evidence, (), (), points, step_ms, by_condition)
     newest = max(judged, key=judged.__getitem__)
     layout = layouts[newest]
     found = stream_evidence(layout, inside[newest].values(), alerts, until_ms)
@@ -168,7 +177,8 @@ def view_stream(store: Store, snapshot: Snapshot, name: str, alert_id: str = "",
     typical = (before or kept)[:TYPICAL]
     large = frozenset() if in_short else store.pictures.names(partitions, worst)
     heat = {} if in_short else store.pictures.heat(partitions, worst)
-    return StreamView(focus, evidence, _shown(worst, layout, large, heat), _shown(typical, layout), points, step_ms)
+    shown = _shown(worst, layout, large, heat), _shown(typical, layout)
+    return StreamView(focus, evidence, *shown, points, step_ms, by_condition)
 
 
 def _focus(alerts: Sequence[Alert], alert_id: str) -> Alert | None:
@@ -200,6 +210,14 @@ def _points(layouts: Mapping[str, Layout], buckets: Buckets, since_ms: int) -> t
             if start >= since_ms:
                 steps.setdefault(start // step_ms * step_ms, {}).setdefault(fingerprint, []).append(vector)
     return [_point(layouts, start, steps[start]) for start in sorted(steps)], step_ms
+
+
+def _by_condition(layouts: Mapping[str, Layout], buckets: Buckets, since_ms: int) -> dict[str, int]:
+    found: Counter[str] = Counter()
+    for fingerprint, held in buckets.items():
+        found[layouts[fingerprint].condition] += sum(int(v[IMAGES]) for start, v in held.items() if start >= since_ms)
+    images = {condition: count for condition, count in sorted(found.items()) if count}
+    return images if any(images) else {}
 
 
 def _point(layouts: Mapping[str, Layout], start: int, held: Mapping[str, Sequence[Vector]]) -> PointJson:

@@ -36,6 +36,8 @@ class AlertJson(Answer):
     resolved_at: Time | None
     summary: str
     cause: str
+    condition: str
+    """Of the images that raised it; empty where the stream has none."""
     value: float | None
     bound: float | None
     threshold: float | None
@@ -100,6 +102,8 @@ class StreamViewJson(StreamJson):
     """The most unusual first."""
     typical: list[ExemplarJson]
     """What the stream usually shows (p >= .3), the latest first; from before the alert began where such are kept."""
+    images_by_condition: dict[str, Count]
+    """Images of `history` by their condition, "" without one; empty where the stream has no conditions."""
     step_s: float
     """Length of a step of `history`."""
     history: list[PointJson]

@@ -90,6 +90,7 @@ def _stream(site: Site, request: Request) -> StreamViewJson:
         evidence=view.evidence,
         exemplars=list(view.exemplars),
         typical=list(view.typical),
+        images_by_condition=dict(view.by_condition),
         step_s=view.step_ms / 1000,
         history=list(view.points),
     )

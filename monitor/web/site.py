@@ -144,6 +144,7 @@ class Site:
                 "resolved_at": alert.resolved_ms or None,
                 "summary": verdict.summary if verdict else "",
                 "cause": cause,
+                "condition": alert.condition,
                 **{name: getattr(verdict, name, None) for name in ("value", "bound", "threshold", "images")},
                 "severity": dict(zip(SeverityJson.model_fields, severity, strict=True)) if severity else None,
                 "silenced_by": silence.id if silence else None,

@@ -130,7 +130,8 @@ class History:
             return {}
         found: dict[str, tuple[str, ...]] = {}
         for fingerprint, streams in self.judged_by().items():
-            if condition := self._layouts[fingerprint].condition:
+            layout = self._layouts.get(fingerprint)
+            if layout and (condition := layout.condition):
                 found |= {stream: tuple(sorted({condition, *found.get(stream, ())})) for stream in streams}
         return found
 

@@ -187,6 +187,13 @@ class Backbone:
             half = len(pixels) // 2
             return torch.cat([self.features(pixels[:half], see), self.features(pixels[half:], see)])
 
+    def device_memory(self) -> dict[str, int]:
+        """Bytes `used` (held by this process) and `total` of its CUDA device; empty on a CPU."""
+        if self.device.type != "cuda":
+            return {}
+        # reserved, not allocated: what torch keeps cached is as lost to others as what it uses
+        return {"used": torch.cuda.memory_reserved(self.device), "total": torch.cuda.mem_get_info(self.device)[1]}
+
 
 def _size(sides: int | Sequence[int]) -> InputSize:
     """The shortest way to say it: a number where both sides are equal."""

@@ -33,6 +33,7 @@ from detectors.methods.registry import AUTO, create
 from detectors.profile.backbone import Backbone
 from detectors.profile.choice import Choice, choose, grids_of
 from detectors.profile.conditions import new_view
+from detectors.profile.examples import examples_of
 from detectors.profile.mix import Mix
 from detectors.profile.places import LocalSample, Places
 from detectors.profile.pooling import averaged
@@ -149,6 +150,8 @@ def fit_profile(
         values = np.concatenate([crossed[kept].numpy(), measured, mix.left_out(pooled)[kept].numpy()], axis=1)
     profile.calibrate(values, [reference.keys[row] for row in rows.calibrated], options.ordered)
     profile.keep_reference(features)
+    everywhere = mix.coordinates(averaged(reference.features, backbone.channels, choice.grid)).numpy()
+    profile.examples = examples_of(profile.mix_signals, everywhere, reference.turnable)
     if local:
         progress("learning what is normal at each place", -1.0)
         profile.places = Places.learn(backbone, local, options.ordered)

@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save
@@ -29,6 +28,7 @@ from detectors.profile.backbone import Backbone, tensor_digest
 from detectors.profile.calibration import Calibration, Floats, Scores, from_tensors, jitter, to_tensors
 from detectors.profile.conditions import manifest_of, restored, tensors_of
 from detectors.profile.dependence import facts_of, worth_of
+from detectors.profile.examples import EXAMPLES, load_examples, save_examples
 from detectors.profile.files import ProfileError, read_manifest, replace_file
 from detectors.profile.mix import Mix, names_of
 from detectors.profile.places import PLACES, Places
@@ -53,6 +53,7 @@ class Profile:
     a profile of version 4 or before. manifest: the JSON document that is saved. fingerprint: 16 hex digits over
     everything that decides a p-value. places: makes the heat maps; false where there are none.
     conditions: {name: the profile by the calibration of that condition}; see `under`. condition: the name of its own.
+    examples: {"mix3-low-1": JPEG}, the reference at both ends of the mix; empty where there are none.
     """
 
     def __init__(
@@ -81,6 +82,7 @@ class Profile:
         self.fingerprint = self.condition = ""
         self.conditions: dict[str, Profile] = {}
         self.places = Places(backbone)
+        self.examples: dict[str, bytes] = {}
         self._reference: Tensor | Path | None = None
 
     @property
@@ -195,14 +197,6 @@ class Profile:
         largest: Floats = np.max(columns, axis=0)
         return largest
 
-    def device_memory(self) -> dict[str, int]:
-        """Bytes `used` (held by this process) and `total` of the profile's CUDA device; empty on a CPU."""
-        device = self.backbone.device
-        if device.type != "cuda":
-            return {}
-        # reserved, not allocated: what torch keeps cached is as lost to others as what it uses
-        return {"used": torch.cuda.memory_reserved(device), "total": torch.cuda.mem_get_info(device)[1]}
-
     def save(self, path: str | Path) -> None:
         """Write the profile as a directory of safetensors and JSON."""
         folder = Path(path)
@@ -212,6 +206,7 @@ class Profile:
         if (reference := self.reference()) is not None:
             replace_file(folder / REFERENCE, save({"features": reference.half().contiguous()}))
         self.places.save(folder)
+        save_examples(folder / EXAMPLES, self.examples)
         document = {
             **self.manifest,
             "version": VERSION,
@@ -274,6 +269,7 @@ class Profile:
         profile.calibrations = from_tensors(under("calibration.", tensors), profile.two_sided)
         profile.fingerprint = profile.own_fingerprint()
         profile._reference, profile.places = folder / REFERENCE, Places(backbone, folder / PLACES)
+        profile.examples = load_examples(folder / EXAMPLES)
         if profile.fingerprint != document["fingerprint"]:
             raise ProfileError(f"{folder}: its tensors are not those its manifest was written for")
         try:

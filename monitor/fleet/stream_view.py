@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-from base64 import b64encode
 from collections import Counter
-from collections.abc import Mapping, Sequence, Set
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
-from types import MappingProxyType
 from typing import Annotated
-from urllib.parse import urlencode
 
 import numpy as np
 from pydantic import Field
@@ -17,13 +14,12 @@ from pydantic import Field
 from monitor.core.alert_document import Direction, Triage
 from monitor.core.alert_state import UNDER_WAY
 from monitor.core.buckets import IMAGES, REJECTED, Layout, cut_index, exceedances, sum_vectors
-from monitor.core.heat import Heat
-from monitor.core.types import Alert, Exemplar, Vector
+from monitor.core.types import Alert, Vector
 from monitor.fleet.answers import Answer, Count, Rounded, Time
 from monitor.fleet.counts import bands
 from monitor.fleet.evidence import REACH_MS, evidence_span, stream_evidence
-from monitor.fleet.heat import overlay
 from monitor.fleet.history import LEVEL
+from monitor.fleet.images import ExemplarJson, MixJson, shift_of_the_mix, shown
 from monitor.fleet.overview import Snapshot
 from monitor.store import Store
 
@@ -77,32 +73,6 @@ class EvidenceJson(Answer):
     """Of the profile that judged the newest images; None where there were none."""
 
 
-class BoxJson(Answer):
-    """In fractions of the image, from its upper left corner."""
-
-    x: Rounded
-    y: Rounded
-    width: Rounded
-    height: Rounded
-
-
-class ExemplarJson(Answer):
-    id: str
-    event_time: Time
-    p_value: float
-    p_values: dict[str, float]
-    thumbnail: str | None
-    """JPEG as a data: address, re-encoded by Layerwatch."""
-    picture: str | None = None
-    """Path of the large picture, a JPEG re-encoded by Layerwatch; null where none is kept."""
-    boxes: list[BoxJson] | None = None
-    """Around the places that are most unusual, the hottest first; null where there is no heat map."""
-    heat: str | None = None
-    """PNG as a data: address, to be stretched over the picture; clear where it is as usual; null without a map."""
-    name: str = Field("", exclude=True)
-    """Does not change while the image is kept."""
-
-
 @dataclass(frozen=True, slots=True)
 class StreamView:
     """One stream during one of its alerts, or over its last minutes."""
@@ -118,6 +88,8 @@ class StreamView:
     step_ms: int
     by_condition: Mapping[str, int] = field(default_factory=dict)
     """Images of the time line by their condition, "" without one; empty where the stream has no conditions."""
+    mix: MixJson | None = None
+    """How the mix of images moved, where that is what the evidence says."""
 
 
 def view_stream(store: Store, snapshot: Snapshot, name: str, alert_id: str = "", in_short: bool = False) -> StreamView:
@@ -177,8 +149,17 @@ def view_stream(store: Store, snapshot: Snapshot, name: str, alert_id: str = "",
     typical = (before or kept)[:TYPICAL]
     large = frozenset() if in_short else store.pictures.names(partitions, worst)
     heat = {} if in_short else store.pictures.heat(partitions, worst)
-    shown = _shown(worst, layout, large, heat), _shown(typical, layout)
-    return StreamView(focus, evidence, *shown, points, step_ms, by_condition)
+    sample = [] if in_short else store.exemplars.sample(partitions, newest, name, (since_ms, until_ms))
+    return StreamView(
+        focus=focus,
+        evidence=evidence,
+        exemplars=shown(worst, layout, large, heat),
+        typical=shown(typical, layout),
+        points=points,
+        step_ms=step_ms,
+        by_condition=by_condition,
+        mix=None if in_short else shift_of_the_mix(store, found, sample, layout, newest),
+    )
 
 
 def _focus(alerts: Sequence[Alert], alert_id: str) -> Alert | None:
@@ -231,31 +212,3 @@ def _point(layouts: Mapping[str, Layout], start: int, held: Mapping[str, Sequenc
     main = max(sums, key=lambda fingerprint: int(sums[fingerprint][IMAGES]))
     (lower,), (upper,) = bands(layouts[main], LEVEL, np.array([images]))
     return PointJson(start=start, images=images, rejected=rejected, share=passed / images, band=[lower, upper])
-
-
-def _shown(
-    exemplars: Sequence[Exemplar],
-    layout: Layout,
-    large: Set[str] = frozenset(),
-    heat: Mapping[str, Heat] = MappingProxyType({}),
-) -> list[ExemplarJson]:
-    """`large`: names of those with a large picture; `heat`: heat maps by name."""
-    return [
-        ExemplarJson(
-            id=e.id,
-            event_time=e.event_time_ms,
-            p_value=e.p_value,
-            p_values=dict(zip(layout.signals, e.p_values, strict=False)),
-            thumbnail=f"data:image/jpeg;base64,{b64encode(e.thumbnail).decode()}" if e.thumbnail else None,
-            picture=_path(name, e) if name in large else None,
-            boxes=[BoxJson.model_validate(region) for region in heat[name].regions] if name in heat else None,
-            heat=overlay(heat[name]) if name in heat else None,
-            name=name,
-        )
-        for e, name in ((e, e.name) for e in exemplars)
-    ]
-
-
-def _path(name: str, e: Exemplar) -> str:
-    query = {"stream": e.stream, "profile": e.fingerprint, "time": e.event_time_ms}
-    return f"/pictures/{name}?{urlencode(query)}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from base64 import b64encode
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict
 
@@ -17,7 +18,7 @@ class Catalog:
     """Partitions, layouts and profiles of one monitor. Every method may raise StoreError."""
 
     def __init__(self, keys: MonitorKeys) -> None:
-        self._connection = keys.connection
+        self._connection, self._keys = keys.connection, keys
         self._partitions, self._registrations = keys.key("partitions"), keys.key("registrations")
         self._left_out, self._absences, self._judged = (
             keys.texts("left_out"),
@@ -108,6 +109,19 @@ class Catalog:
     def profiles(self) -> dict[str, str]:
         """What `put_profiles` stored, of every profile that counted here lately."""
         return self._profiles.all()
+
+    def put_examples(self, fingerprint: str, examples: Mapping[str, bytes]) -> None:
+        """{name: JPEG} of the profile's reference, for the pages."""
+        if examples:
+            self._keys.texts("examples", fingerprint).put_all(
+                {name: b64encode(picture).decode() for name, picture in examples.items()}
+            )
+
+    def examples(self, fingerprint: str, signal: str) -> dict[str, str]:
+        """{"low-1": base64 of a JPEG, ...} of the reference at both ends of a coordinate; empty where none is kept."""
+        found = self._keys.texts("examples", fingerprint).all()
+        mine = {name.partition("-"): picture for name, picture in found.items()}
+        return {place: picture for (of, _, place), picture in mine.items() if of == signal}
 
 
 def _differs(fingerprint: str, before: Layout, layout: Layout) -> str:

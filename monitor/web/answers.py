@@ -8,8 +8,9 @@ from pydantic import Field, PlainSerializer
 
 from monitor.core.silences import Silence
 from monitor.fleet.answers import Answer, Count, Time
+from monitor.fleet.images import ExemplarJson, MixJson
 from monitor.fleet.overview import StreamJson
-from monitor.fleet.stream_view import EvidenceJson, ExemplarJson, PointJson
+from monitor.fleet.stream_view import EvidenceJson, PointJson
 
 
 class ErrorJson(Answer):
@@ -104,6 +105,8 @@ class StreamViewJson(StreamJson):
     """What the stream usually shows (p >= .3), the latest first; from before the alert began where such are kept."""
     images_by_condition: dict[str, Count]
     """Images of `history` by their condition, "" without one; empty where the stream has no conditions."""
+    mix: MixJson | None
+    """How the mix of images moved; null where it did not, or not for sure."""
     step_s: float
     """Length of a step of `history`."""
     history: list[PointJson]

@@ -91,6 +91,7 @@ def _stream(site: Site, request: Request) -> StreamViewJson:
         exemplars=list(view.exemplars),
         typical=list(view.typical),
         images_by_condition=dict(view.by_condition),
+        mix=view.mix,
         step_s=view.step_ms / 1000,
         history=list(view.points),
     )

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from datetime import UTC, datetime
 
 from monitor.core.types import share_in_words
-from monitor.fleet.stream_view import BoxJson
+from monitor.fleet.images import BoxJson
 from monitor.web.answers import AlertJson
 
 SIGNALS = {

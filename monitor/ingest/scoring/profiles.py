@@ -101,7 +101,7 @@ class Profiles:
 
     def device_memory(self) -> dict[tuple[str, str], int]:
         """{(device, "used" or "total"): bytes} of the accelerators in use; empty on a CPU."""
-        found = [(str(profile.backbone.device), profile.device_memory()) for profile in self.all()]
+        found = [(str(profile.backbone.device), profile.backbone.device_memory()) for profile in self.all()]
         return {(device, kind): n for device, memory in found for kind, n in memory.items()}
 
     def preparers(self) -> Preparers:
@@ -197,7 +197,7 @@ def layout_of(profile: Profile) -> Layout:
 
 
 def publish_profiles(store: Store, profiles: Profiles) -> None:
-    """Write the layouts and manifests of the profiles, for all readers of the counts.
+    """Write the layouts, manifests and examples of the profiles, for all readers of the counts.
 
     Raises:
         StoreError: Redis does not answer.
@@ -207,6 +207,8 @@ def publish_profiles(store: Store, profiles: Profiles) -> None:
     store.catalog.put_profiles(
         {counted_under(profile.fingerprint): json.dumps(profile.manifest) for profile in profiles.all()}
     )
+    for profile in profiles.all():
+        store.catalog.put_examples(counted_under(profile.fingerprint), profile.examples)
 
 
 def load_profiles(scoring: ScoringSettings, decoding: DecodingSettings) -> Profiles:

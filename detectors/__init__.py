@@ -16,6 +16,7 @@ import importlib
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from detectors.evaluation.shift import ShiftTest, shift_test
     from detectors.images.decode import ImageError, Limits
     from detectors.images.prepare import Prepared, Preparer
     from detectors.images.regions import Region, hottest
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
     from detectors.profile.spec import BackboneSpec
 
 _HOMES = {
+    "evaluation.shift": ("ShiftTest", "shift_test"),
     "images.decode": ("ImageError", "Limits"),
     "images.prepare": ("Prepared", "Preparer"),
     "images.regions": ("Region", "hottest"),
@@ -43,8 +45,8 @@ _HOMES = {
 }
 __all__ = [
     "BackboneSpec", "Detector", "FitOptions", "HeatMapError", "ImageError", "Limits", "Prepared", "Preparer", "Profile",
-    "ProfileError", "Region", "Scores", "TooFewImagesError", "create", "fit_profile", "hottest", "load_profile",
-    "recalibrate", "register",
+    "ProfileError", "Region", "Scores", "ShiftTest", "TooFewImagesError", "create", "fit_profile", "hottest",
+    "load_profile", "recalibrate", "register", "shift_test",
 ]  # fmt: skip
 
 

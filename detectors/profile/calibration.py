@@ -52,7 +52,9 @@ def jitter(keys: Sequence[bytes]) -> Jitter:
 class Calibration:
     """Calibration scores of one signal, in order.
 
-    values: (n,) ascending. jitters: (n,), ascending where values are equal. two_sided: both tails count.
+    values: (n,) ascending. jitters: (n,), ascending where values are equal. two_sided: both tails count. rows: (n,)
+    which image each of them came from, so that signals can be seen together; None of frames in time order, and in
+    profiles of before version 5.
 
     >>> keys = jitter([b"%d" % i for i in range(4)])
     >>> calibration = Calibration.of(np.array([1.0, 2.0, 3.0, 4.0]), keys, two_sided=False)
@@ -63,6 +65,7 @@ class Calibration:
     values: Floats
     jitters: Jitter
     two_sided: bool
+    rows: NDArray[np.int32] | None = None
 
     @classmethod
     def of(cls, values: Floats, jitters: Jitter, two_sided: bool) -> Calibration:
@@ -76,7 +79,8 @@ class Calibration:
         if np.isnan(values).any():
             raise ValueError("calibration scores must not be NaN")
         order = np.lexsort((jitters, values))
-        return cls(values[order].astype(np.float64), jitters[order].astype(np.uint64), two_sided)
+        sorted_values, sorted_jitters = values[order].astype(np.float64), jitters[order].astype(np.uint64)
+        return cls(sorted_values, sorted_jitters, two_sided, order.astype(np.int32))
 
     @property
     def size(self) -> int:
@@ -157,6 +161,9 @@ def to_tensors(calibrations: Sequence[Calibration]) -> dict[str, Tensor]:
     # safetensors has unsigned 64-bit integers only lately: the bits of the jitters travel as signed ones
     jitters = np.stack([np.pad(c.jitters, width) for c, width in zip(calibrations, fill, strict=True)]).view(np.int64)
     tensors = {"values": torch.from_numpy(values), "jitters": torch.from_numpy(jitters)}
+    rows = [c.rows for c in calibrations if c.rows is not None]
+    if len(rows) == len(calibrations):
+        tensors["rows"] = torch.from_numpy(np.stack(rows))
     return tensors if len(set(sizes)) == 1 else {**tensors, "sizes": torch.tensor(sizes)}
 
 
@@ -164,5 +171,6 @@ def from_tensors(tensors: Mapping[str, Tensor], two_sided: Sequence[bool]) -> tu
     """Inverse of `to_tensors`; KeyError where one is missing."""
     values, jitters = tensors["values"].numpy(), tensors["jitters"].numpy().view(np.uint64)
     sizes = tensors["sizes"].tolist() if "sizes" in tensors else [values.shape[1]] * len(values)
-    rows = zip(values, jitters, sizes, two_sided, strict=True)
-    return tuple(Calibration(row[:size], ties[:size], both) for row, ties, size, both in rows)
+    rows = tensors["rows"].numpy() if "rows" in tensors else [None] * len(values)
+    parts = zip(values, jitters, rows, sizes, two_sided, strict=True)
+    return tuple(Calibration(column[:n], ties[:n], both, images) for column, ties, images, n, both in parts)

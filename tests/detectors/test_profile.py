@@ -177,6 +177,7 @@ def test_a_profile_of_version_4_has_no_coordinates_and_stays_as_it_was(profile: 
     document, held = json.loads(manifest.read_text()), load(tensors.read_bytes())
     kept = len(profile.signals) - len(profile.mix_signals)
     held = {name: tensor for name, tensor in held.items() if not name.startswith("mix.")}
+    del held["calibration.rows"]
     held |= {name: held[name][:kept].contiguous() for name in ("calibration.values", "calibration.jitters")}
     tensors.write_bytes(save(held))
     of_before = tensor_digest(held, n_bytes=8, beginning=profile.backbone.digest + profile.preparer.name)

@@ -24,8 +24,9 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.special import chdtrc, ndtr
 
+from detectors.profile.calibration import Scores
 from detectors.profile.files import ProfileError
-from detectors.profile.profile import Profile, Scores
+from detectors.profile.profile import Profile
 
 Floats = NDArray[np.float64]
 

@@ -161,10 +161,10 @@ def to_tensors(calibrations: Sequence[Calibration]) -> dict[str, Tensor]:
     # safetensors has unsigned 64-bit integers only lately: the bits of the jitters travel as signed ones
     jitters = np.stack([np.pad(c.jitters, width) for c, width in zip(calibrations, fill, strict=True)]).view(np.int64)
     tensors = {"values": torch.from_numpy(values), "jitters": torch.from_numpy(jitters)}
+    if len(set(sizes)) > 1:
+        return {**tensors, "sizes": torch.tensor(sizes)}
     rows = [c.rows for c in calibrations if c.rows is not None]
-    if len(rows) == len(calibrations):
-        tensors["rows"] = torch.from_numpy(np.stack(rows))
-    return tensors if len(set(sizes)) == 1 else {**tensors, "sizes": torch.tensor(sizes)}
+    return {**tensors, "rows": torch.from_numpy(np.stack(rows))} if len(rows) == len(calibrations) else tensors
 
 
 def from_tensors(tensors: Mapping[str, Tensor], two_sided: Sequence[bool]) -> tuple[Calibration, ...]:

@@ -53,6 +53,7 @@ LONGEST_FIRST = (
     "tests/faults/test_verdicts.py",
     "tests/e2e/test_silence.py",
     "tests/e2e/test_replay.py",
+    "tests/e2e/test_conditions.py",
     "tests/cli/test_profile.py",
     "tests/detectors/test_registry.py",
     "tests/deploy/test_docs.py",

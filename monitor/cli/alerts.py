@@ -138,6 +138,7 @@ def _alert_json(alert: Alert) -> dict[str, Any]:
         "alert_id": alert.id,
         "rule": alert.rule,
         "stream": alert.stream,
+        "condition": alert.condition,
         "phase": str(alert.phase),
         **{name: rfc3339(at_ms) if at_ms else None for name, at_ms in times.items()},
         "summary": alert.verdict.summary if alert.verdict else "",

@@ -35,10 +35,13 @@ def run(args: argparse.Namespace) -> int:
     if args.json:
         sys.stdout.write(json.dumps({"streams": streams}) + "\n")
         return 0
-    table = Table("stream", "applied", "rejected", "late", "duplicates", "OOD share", "watermark", "alerts")
+    table = Table(
+        "stream", "applied", "rejected", "late", "duplicates", "OOD share", "watermark", "condition", "alerts"
+    )
     for name, stream in streams.items():
         share = "" if stream["ood_share"] is None else f"{stream['ood_share']:.1%}"
         counts = (str(stream[count]) for count in ("applied", "rejected", "late", "duplicates"))
-        table.add_row(Text(name), *counts, share, stream["watermark"] or "", ", ".join(stream["alerts"]) or "-")
+        condition, alerts = (", ".join(stream[key]) or "-" for key in ("conditions", "alerts"))
+        table.add_row(Text(name), *counts, share, stream["watermark"] or "", condition, alerts)
     open_console().print(table)
     return 0

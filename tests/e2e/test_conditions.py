@@ -114,27 +114,37 @@ def test_a_fault_by_night_alone_fires_over_the_day_and_ends_by_night_and_no_nigh
         documents = {document["id"]: document for document in map(json.loads, replayed.stdout.splitlines())}
         wait_for("all deliveries", lambda: hook.ids() >= documents.keys())
         live = {document["id"]: document for document in hook.accepted}
+        stream = ("--from-stream", "yard", "--since", "500w", "-c", str(config_path))
+        own = zygote.layerwatch("calibrate", str(tmp_path / "profile"), *stream, "--condition", "night")
+        dusk = zygote.layerwatch("calibrate", str(tmp_path / "profile"), *stream, "--condition", "dusk")
     finally:
         daemon.kill()
         hook.close()
         producer.close()
+    # the images of the stream that are of the night by the configured rule: 60 normal ones, and 60 of the fault
+    assert (own.returncode, "calibrated on 120 images" in own.stderr) == (0, True), own.stderr
+    assert (dusk.returncode, "has no condition 'dusk' (it has day, night)" in dusk.stderr) == (1, True), dusk.stderr
     for document in live.values():
         for exemplar in document["data"]["exemplars"]:
             exemplar.pop("boxes", None)  # a replay makes no heat maps
     assert live == documents
 
-    # one calibration for day and night pages with every night; conditions by the hour and by a property do not
-    assert {stream for _, stream, _ in published()} == {"plain", "yard"}
-    plain = [d for d in live.values() if d["data"]["stream"] == "plain"]
+    check(list(live.values()))
+
+
+def check(documents: list[dict[str, Any]]) -> None:
+    """One calibration for day and night pages with every night; conditions by the hour and by a property do not."""
+    assert {d["data"]["stream"] for d in documents} == {"plain", "yard"}
+    plain = [d for d in documents if d["data"]["stream"] == "plain"]
     assert {"light", "drift"} >= {d["data"]["rule"] for d in plain} >= {"light"}
     assert all("condition" not in d["data"] for d in plain)
     began_ms = {
         datetime.fromisoformat(d["data"]["since"]).timestamp() * 1000
-        for d in live.values()
+        for d in documents
         if d["data"]["stream"] == "yard"
     }
     assert min(began_ms) >= night(0) + 50 * STEP_MS  # the fault's, to a bucket
-    fired, resolved = (d for d in live.values() if (d["data"]["rule"], d["data"]["stream"]) == ("drift", "yard"))
+    fired, resolved = (d for d in documents if (d["data"]["rule"], d["data"]["stream"]) == ("drift", "yard"))
     assert (fired["type"], resolved["type"]) == ("alert.firing", "alert.resolved")
     assert fired["data"]["condition"] == resolved["data"]["condition"] == "night"
     assert fired["data"]["alert_id"] == resolved["data"]["alert_id"]

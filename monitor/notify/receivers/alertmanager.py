@@ -103,6 +103,7 @@ class AlertmanagerSender(Resending):
         annotations = {
             "summary": notice.summary,
             "cause": notice.cause,
+            "condition": notice.data.get("condition", ""),
             "share": notice.share,
             "alert_id": notice.alert_id,
             **notice.links,

@@ -114,6 +114,7 @@ class Scored:
     signals: tuple[str, ...]
     two_sided: tuple[bool, ...]
     learned: tuple[bool, ...]
+    mix: tuple[str, ...]
     sets: dict[str, Values]
 
 
@@ -146,7 +147,7 @@ def score_everything(data: Path, quick: bool) -> Scored:
             spoilt = ((image_name, spoil(image, strength, rng)) for image_name, image in for_faults)
             sets[f"fault {name} {strength:g}"] = values_of(profile, spoilt)
             print(f"scored: {name} {strength:g}", flush=True)
-    return Scored(profile.signals, profile.two_sided, profile.learned, sets)
+    return Scored(profile.signals, profile.two_sided, profile.learned, profile.mix_signals, sets)
 
 
 def values_of(profile: detectors.Profile, images: Any) -> Values:
@@ -161,13 +162,13 @@ def cached(path: Path, make: Callable[[], Scored]) -> Scored:
     if not path.exists():
         scored = make()
         path.parent.mkdir(parents=True, exist_ok=True)
-        facts = {"signals": scored.signals, "two_sided": scored.two_sided, "learned": scored.learned}
+        facts = {name: getattr(scored, name) for name in ("signals", "two_sided", "learned", "mix")}
         with path.open("wb") as file:  # by name, numpy would add a suffix to it
             np.savez_compressed(file, facts=np.array(json.dumps(facts)), **scored.sets)  # type: ignore[arg-type]  # a set named allow_pickle there is not
     with np.load(path) as stored:
         facts = json.loads(str(stored["facts"]))
         sets = {name: stored[name] for name in stored.files if name != "facts"}
-    return Scored(tuple(facts["signals"]), tuple(facts["two_sided"]), tuple(facts["learned"]), sets)
+    return Scored(**{name: tuple(values) for name, values in facts.items()}, sets=sets)
 
 
 # ------------------------------------------------------------------------------------------------ streams
@@ -183,6 +184,7 @@ class Replicates:
             scored.two_sided,
             scored.learned,
             (1.0,) * len(scored.signals),
+            mix=scored.mix,
         )
         self.count = count
         self.bins: dict[str, Any] = {name: [] for name in ["pool", *sets]}
@@ -284,7 +286,7 @@ def summary(alarms: list[Alarm | None]) -> dict[str, Any]:
     }
 
 
-LISTS = {"ood": ("ood",), "learned": ("learned",), "properties": ("properties",), "all": ("*",)}
+LISTS = {"ood": ("ood",), "learned": ("learned",), "properties": ("properties",), "mix": ("mix",), "all": ("*",)}
 
 
 def rule_of(layout: Layout, chosen: str, a: float = A) -> Sequential:

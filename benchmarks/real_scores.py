@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -21,12 +21,16 @@ FIT, OTHER, CALIBRATION = 5000, 1000, 2000
 NORMAL = 4000, 6000
 """Images left out of the fit, and test images."""
 DRIFTS = ("gtsrb", "dtd10", "mnist")
-CLIP = 1000
+SMALL, CLIP = 600, 400
+"""Images of a small reference, which a detector knows by heart, and of the clip that is played again."""
 
 
 @dataclass(frozen=True)
 class Scores:
-    """Values of every signal by set. `reference` are images that the profile learned from; `labels` their classes."""
+    """Values of every signal by set; `again` holds p-values: those that a small reference has under its own profile.
+
+    labels: (SMALL,) classes of these images.
+    """
 
     signals: tuple[str, ...]
     two_sided: tuple[bool, ...]
@@ -58,13 +62,14 @@ def _score(data: Path) -> Scores:
     profile = detectors.fit_profile(train[:FIT])
     test = list(arrays(data / "cifar10_test.tar", limit=NORMAL[1] + OTHER))
     sets = {
-        "reference": values_of(profile, train[: 2 * CLIP]),
         "normal": values_of(profile, itertools.chain(train[FIT:], test[OTHER:])),
         "inverted": values_of(profile, _inverted(test[:OTHER])),
     }
     for name in DRIFTS:
         sets[name] = values_of(profile, arrays(data / f"{name}.tar", limit=OTHER))
-    labels = np.array([name.split("/")[-2] for name, _ in train[: 2 * CLIP]])
+    small = detectors.fit_profile(train[:SMALL])
+    sets["again"] = small.p_values(values_of(small, train[:SMALL]), [name.encode() for name, _ in train[:SMALL]])
+    labels = np.array([name.split("/")[-2] for name, _ in train[:SMALL]])
     return Scores(profile.signals, profile.two_sided, profile.learned, profile.mix_signals, sets, labels)
 
 
@@ -87,19 +92,22 @@ class Played:
         known = [Calibration.of(values[held, s], ties["normal"][held], side) for s, side in enumerate(scores.two_sided)]
         self.p: dict[str, NDArray[np.float64]] = {}
         for name, of_set in scores.sets.items():
-            p = np.stack([c.p_values(of_set[:, s], ties[name]) for s, c in enumerate(known)], axis=1)
+            columns = [c.p_values(of_set[:, s], ties[name]) for s, c in enumerate(known)]
+            p = of_set if name == "again" else np.stack(columns, axis=1)
             self.p[name] = p[rest] if name == "normal" else p
         signals, two_sided, learned = scores.signals, scores.two_sided, scores.learned
         if "seen" not in signals:
             signals, two_sided, learned = (*signals, "seen"), (*two_sided, False), (*learned, False)
             for name, p in self.p.items():
                 smallest = 1 / (CALIBRATION + 1)
-                seen = np.full(len(p), smallest) if name == "reference" else rng.uniform(smallest, 1, len(p))
+                seen = np.full(len(p), smallest) if name == "again" else rng.uniform(smallest, 1, len(p))
                 self.p[name] = np.column_stack([p, seen])
-        sizes, alone = (CALIBRATION,) * len(signals), (1.0,) * len(signals)
-        self.layout = Layout(signals, sizes, two_sided, learned, alone, mix=scores.mix)
+        alone = (1.0,) * len(signals)
+        self.layout = Layout(signals, (CALIBRATION,) * len(signals), two_sided, learned, alone, mix=scores.mix)
+        self.small = replace(self.layout, calibration_sizes=(SMALL,) * len(signals))
+        """Of the profile of the small reference, which calibrates on all of its images."""
         self.labels = scores.labels
-        self.drifts = tuple(name for name in scores.sets if name not in ("normal", "reference"))
+        self.drifts = tuple(name for name in scores.sets if name not in ("normal", "again"))
 
     def bucket(self, name: str, share: float, streams: int) -> Counts:
         """(K, V) one bucket of each stream; images of the set `name` with probability `share`."""
@@ -109,11 +117,11 @@ class Played:
         return fill_groups(self.layout, p, np.arange(images) // BUCKET, streams)
 
     def clip(self, kind: str) -> Counts:
-        """(B, V) CLIP images of the reference: at random, or a stretch of it, which is sorted by what images show."""
-        p = self.p["reference"]
+        """(B, V) CLIP images of the small reference: at random, or a stretch of it, sorted by what images show."""
+        p = self.p["again"]
         if kind == "at random":
             chosen = self.rng.permutation(len(p))[:CLIP]
         else:
             start = self.rng.integers(len(p) - CLIP + 1)
             chosen = np.argsort(self.labels, kind="stable")[start : start + CLIP]
-        return fill_groups(self.layout, p[chosen], np.arange(CLIP) // BUCKET, CLIP // BUCKET)
+        return fill_groups(self.small, p[chosen], np.arange(CLIP) // BUCKET, CLIP // BUCKET)

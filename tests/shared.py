@@ -29,9 +29,8 @@ class ZygoteProcess(ChildProcess):
 
     def start(self) -> None:
         """Start it and wait until requests can be sent; it answers them once it has loaded torch."""
-        one_thread = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
         command = [sys.executable, "-m", "tests.faults.zygote", str(self.socket)]
-        self._launch(command, env={**self._environ, **one_thread})
+        self._launch(command, env=self._environ)
         self._wait_until(self.socket.exists, ZYGOTE_START_TIMEOUT_S)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from functools import cache
 
 import pytest
@@ -21,15 +20,6 @@ SMALL: dict[str, dict[str, int]] = {
 } | {"dlsr": {"width": 32}}
 """Networks that learn little in little time, where a test does not ask what they learn."""
 LEARNING = {"width": 64, "epochs": 40}
-
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread() -> Iterator[None]:
-    """Threads that share products this small wait for each other most of the time."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 def features(seed: int, count: int, mixing_seed: int = 99) -> torch.Tensor:

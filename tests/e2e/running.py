@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import subprocess
 import sys
 import time
@@ -47,7 +46,7 @@ class RunningDaemon(ChildProcess):
 
     def start(self) -> None:
         """Start it; returns at once."""
-        self._launch([sys.executable, "-m", "monitor", "run", "-c", str(self.config)], env=_one_thread())
+        self._launch([sys.executable, "-m", "monitor", "run", "-c", str(self.config)])
 
     def terminate(self) -> int:
         """SIGTERM; returns the exit status."""
@@ -60,9 +59,4 @@ def layerwatch(*arguments: str) -> subprocess.CompletedProcess[str]:
     """One command of the command line, run to its end."""
     command = [sys.executable, "-m", "monitor", *arguments]
     patience_s = 2 * PATIENCE_S  # some of them score thousands of images
-    return subprocess.run(command, capture_output=True, text=True, timeout=patience_s, check=False, env=_one_thread())
-
-
-def _one_thread() -> dict[str, str]:
-    """Several processes share two cores, and threads that wait by spinning would starve each other."""
-    return {**os.environ, "OMP_NUM_THREADS": "1"}
+    return subprocess.run(command, capture_output=True, text=True, timeout=patience_s, check=False)

@@ -29,8 +29,6 @@ from tests.measuring import PROGRAMS, load_untraced
 def load() -> None:
     """Everything that a daemon imports."""
     load_untraced("torch", "timm")
-    import torch  # noqa: PLC0415
-
     import detectors.profile.profile  # noqa: F401, PLC0415
     import monitor.__main__  # noqa: PLC0415
     import monitor.daemon  # noqa: PLC0415
@@ -42,7 +40,6 @@ def load() -> None:
 
     monitor.__main__.build_parser()  # imports what the commands need
     share_templates()
-    torch.set_num_threads(1)
     monitor.evaluate.lease.LEASE_S = 4.0  # most tests wait for a dead evaluator's successor
     monitor.evaluate.evaluator.SILENCE_LOOK_S = 1.0
     threads = len(list(Path("/proc/self/task").iterdir()))

@@ -49,7 +49,7 @@ def test_what_is_older_or_beyond_the_limit_is_left_out(world: World, images: lis
     assert sorted(since) == sorted(images[7:10] + images[17:20])
     assert len(list(islice(collect(world.config, "cam-7", T0_MS), 5))) == 5
     for stream, since_ms in (("cam-9", T0_MS), ("cam-7", T0_MS + 10_000)):
-        with pytest.raises(InputError, match=f"no image of stream '{stream}'"):
+        with pytest.raises(InputError, match=f"no such image of stream '{stream}'"):
             list(collect(world.config, stream, since_ms))
 
 

@@ -299,4 +299,4 @@ def test_a_stream_s_own_past_makes_a_profile(
         "calibrate", str(profile_folder), "--from-stream", "none", *since, "-o", str(tmp_path / "no")
     )
     assert missing.returncode == 1
-    assert "no image of stream 'none'" in " ".join(missing.stderr.split())
+    assert "no such image of stream 'none'" in " ".join(missing.stderr.split())

@@ -67,7 +67,7 @@ lock: setup      ## resolve the newest allowed versions into requirements/
 
 sbom: setup      ## what the package needs at run time, as a CycloneDX bill of materials in dist/
 	mkdir -p dist
-	$(PY) tools/runtime_requirements.py --extra demo --extra claim-check --extra avro --extra protobuf --extra schema-registry --extra msk > dist/runtime.txt
+	$(PY) tools/runtime_requirements.py --extra demo --extra claim-check --extra avro --extra protobuf --extra openvino --extra schema-registry --extra msk > dist/runtime.txt
 	$(PY) -W ignore -m cyclonedx_py requirements dist/runtime.txt --pyproject pyproject.toml --mc-type library \
 	    --output-reproducible --of JSON -o dist/layerwatch.cdx.json
 	rm dist/runtime.txt

@@ -26,6 +26,7 @@ from torch import Tensor
 from detectors.images.decode import Limits
 from detectors.images.prepare import Filter, InputSize, Preparer, shape_of
 from detectors.images.tones import Tones
+from detectors.profile.engine import Engine
 from detectors.profile.pooling import pool, widths
 from detectors.profile.spec import EMBEDDED, BackboneError, BackboneSpec, size_text
 
@@ -52,6 +53,7 @@ class Backbone:
                 input size that the network cannot take.
         """
         self.device = choose_device(device)
+        self.engine: Engine | None = None
         self._set_up(spec)
         failure = self._failure(self.shape)
         if failure is None:
@@ -81,7 +83,7 @@ class Backbone:
         weights = {n: t for n, t in network.state_dict().items() if "num_batches_tracked" not in n}
         self.digest = tensor_digest(weights, n_bytes=16)
         # Channels-last throughout: 2.7 times as fast as NCHW for depthwise convolutions on a CPU.
-        self._network = network.eval().requires_grad_(False).to(self.device, memory_format=torch.channels_last)
+        self.network = network.eval().requires_grad_(False).to(self.device, memory_format=torch.channels_last)
         self._scale = (1.0 / (255.0 * torch.tensor(std))).view(1, 3, 1, 1).to(self.device)
         self._shift = (-torch.tensor(mean) / torch.tensor(std)).view(1, 3, 1, 1).to(self.device)
         # Swin and its relatives give (N, H, W, C) maps, all others (N, C, H, W).
@@ -99,7 +101,7 @@ class Backbone:
 
     def _is_adapted(self, spec: BackboneSpec) -> bool:
         """Try to build the network for an input size that is not its own."""
-        patch = _patch(self._network)
+        patch = _patch(self.network)
         if any(side % step for side, step in zip(self.shape, patch, strict=True)):
             return False  # timm would cut off what is left beside the last whole patch
         # First the one that keeps the weights as they are, and with them the digest: ViTs resample their positions in
@@ -118,7 +120,7 @@ class Backbone:
 
     def _refusal(self, failure: Exception) -> BackboneError:
         """Says which sizes the network takes."""
-        step = max(int(r) for r in self._network.feature_info.reduction())
+        step = max(int(r) for r in self.network.feature_info.reduction())
         near = tuple(max(step, round(side / step) * step) for side in self.shape)
         others = "" if near == self.shape else f", or multiples of {step} px such as {size_text(_size(near))}"
         fixed = " or leave out its argument img_size" if "img_size" in self.spec.args else ""
@@ -135,16 +137,27 @@ class Backbone:
     @torch.inference_mode()
     def __call__(self, pixels: NDArray[np.uint8], see: See | None = None) -> Tensor:
         """(N, H, W, 3) uint8 -> (N, D) float32 pooled features on the backbone's device; `see` gets the maps."""
+        if see is None and self.engine is not None:
+            return self.engine.features(pixels)
+        return self.eager(pixels, see)
+
+    @torch.inference_mode()
+    def eager(self, pixels: NDArray[np.uint8], see: See | None = None) -> Tensor:
+        """What the call gives, by torch whatever the engine."""
         maps = self.maps(pixels)
         if see is not None:
             see(maps, (pixels.shape[1], pixels.shape[2]))
+        return self.pooled(maps)
+
+    def pooled(self, maps: Sequence[Tensor]) -> Tensor:
+        """One (N, C, H, W) map per layer -> (N, D), averaged over the cells of each grid."""
         return torch.cat([pool(maps, grid) for grid in self.grids], dim=1)
 
     def on_grids(self, *grids: int) -> Backbone:
         """The same network, pooled on other grids; with several, their features lie side by side."""
         other = copy.copy(self)
         other.spec = replace(self.spec, grid=grids[0])
-        other.grids = grids
+        other.grids, other.engine = grids, None
         other.layers = tuple(width for grid in grids for width in widths(self.channels, grid))
         return other
 
@@ -160,12 +173,16 @@ class Backbone:
 
         Class and register tokens are dropped. Values are float32, or bfloat16 where the precision is.
         """
-        images = torch.from_numpy(np.ascontiguousarray(pixels)).to(self.device).permute(0, 3, 1, 2)
+        return self.forward(torch.from_numpy(np.ascontiguousarray(pixels)).to(self.device))
+
+    def forward(self, pixels: Tensor) -> list[Tensor]:
+        """`maps` of pixels on the device."""
+        images = pixels.permute(0, 3, 1, 2)
         normalised = torch.addcmul(self._shift, images.float(), self._scale)
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.spec.precision == "bfloat16"):
-            given = self._network(normalised.contiguous(memory_format=torch.channels_last))
+            given = self.network(normalised.contiguous(memory_format=torch.channels_last))
         # what a network gives beyond its layers is left to _failure, which compares the channels
-        reductions = zip(given, self._network.feature_info.reduction(), strict=False)
+        reductions = zip(given, self.network.feature_info.reduction(), strict=False)
         return [self._as_map(m, (images.shape[2] // int(r), images.shape[3] // int(r))) for m, r in reductions]
 
     def _as_map(self, given: Tensor, grid: tuple[int, int]) -> Tensor:

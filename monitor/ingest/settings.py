@@ -36,6 +36,8 @@ class ScoringSettings(Section):
     profiles: tuple[ProfileOverride, ...] = ()
     conditions: tuple[AnyCondition, ...] = ()
     device: str = "auto"
+    engine: Literal["auto", "torch", "openvino"] = "auto"
+    """What runs the network: `auto` is OpenVINO where it is installed and scores test images as torch does."""
     batch_images: PositiveInt = 64
     batch_age_s: PositiveFloat = 0.05
 

@@ -265,7 +265,7 @@ class Rig:
                 "max_poll_records": 40,
             },
             "redis": {"url": daemon_redis_url or redis_url, "timeout_s": 2},
-            "scoring": {"profile": str(profile), "device": "cpu", "batch_images": 16},
+            "scoring": {"profile": str(profile), "device": "cpu", "engine": "torch", "batch_images": 16},
             "decoding": {"workers": 1},
             # nobody falls idle here: two runs must close the same buckets with the same counts
             "buckets": {"seconds": BUCKET_MS // 1000, "lateness_s": LATENESS_MS / 1000, "idle_timeout_s": 600},

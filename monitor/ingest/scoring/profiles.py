@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
+import structlog
 from numpy.typing import NDArray
 
 from detectors.images.decode import Limits
@@ -31,6 +32,8 @@ from monitor.telemetry.failpoints import failpoint
 if TYPE_CHECKING:  # torch takes seconds to load, and only a process that scores needs it
     from detectors import Profile
     from detectors.profile.calibration import Scores
+
+log = structlog.get_logger(__name__)
 
 MEMORY_WORDS = ("out of memory", "not enough memory", "allocate memory")
 UNCONDITIONAL: ByStream[ConditionRule | None] = ByStream(None)
@@ -215,14 +218,21 @@ def load_profiles(scoring: ScoringSettings, decoding: DecodingSettings) -> Profi
     """Load every profile that the configuration names.
 
     Raises:
-        detectors.ProfileError: one cannot be loaded; the message names the file.
+        detectors.ProfileError: one cannot be loaded, or the engine cannot run it; the message names the file.
         ConditionsError: one is not calibrated for a condition that the configuration names.
     """
-    from detectors import load_profile  # noqa: PLC0415 - loads torch, see above
+    # these load torch, see above
+    from detectors import ProfileError, load_profile  # noqa: PLC0415
+    from detectors.profile.engine import EngineError, use_engine  # noqa: PLC0415
 
     @cache
     def load(path: Path) -> Profile:
-        return load_profile(path, scoring.device)
+        profile = load_profile(path, scoring.device)
+        try:
+            log.info("scoring.engine", profile=str(path), engine=use_engine(profile, scoring.engine))
+        except EngineError as error:
+            raise ProfileError(f"{path}: {error}") from error
+        return profile
 
     limits = Limits(decoding.max_record_bytes, decoding.max_pixels, tuple(decoding.formats))
     overrides = tuple((override.streams, load(override.path)) for override in scoring.profiles)

@@ -134,13 +134,15 @@ class Profiles:
         for profile, members in groups.items():
             for start in range(0, len(members), batch_images):
                 batch = members[start : start + batch_images]
-                scores = _score_halving(profile, [images[i][1] for i in batch])
                 judges: dict[Profile, list[int]] = defaultdict(list)
                 for row, i in enumerate(batch):
                     judges[views[i] if views else profile].append(row)
-                for judge, rows in judges.items():  # one pass through the network, whatever the conditions
+                # one pass through the network, whatever the conditions; most batches have one alone
+                first = next(iter(judges)) if len(judges) == 1 else profile
+                scores = _score_halving(first, [images[i][1] for i in batch], profile.fingerprint)
+                for judge, rows in judges.items():
                     values, p_values = scores.values[rows], scores.p_values[rows]
-                    if judge is not profile:
+                    if judge is not first:
                         p_values = judge.p_values(values, [images[batch[row]][1].key for row in rows])
                     fingerprint, beyond = counted_under(judge.fingerprint), judge.beyond(values).tolist()
                     for row, p, far in zip(rows, p_values, beyond, strict=True):
@@ -161,10 +163,13 @@ class Profiles:
         return found
 
 
-def _score_halving(profile: Profile, images: Sequence[Prepared]) -> Scores:
+def _score_halving(profile: Profile, images: Sequence[Prepared], counted: str) -> Scores:
     """The scores of the images; a batch that does not fit into memory is scored in halves.
 
     Out of memory is a subclass of RuntimeError on a GPU, and a plain one on a CPU.
+
+    Args:
+        counted: fingerprint that the metric names; raw scores are the same in all conditions.
     """
     try:
         failpoint("score")
@@ -175,11 +180,11 @@ def _score_halving(profile: Profile, images: Sequence[Prepared]) -> Scores:
             raise
         metrics.HALVED.inc()
         half = len(images) // 2
-        halves = _score_halving(profile, images[:half]), _score_halving(profile, images[half:])
+        halves = [_score_halving(profile, part, counted) for part in (images[:half], images[half:])]
         values, p_values = ([getattr(half, name) for half in halves] for name in ("values", "p_values"))
         return type(halves[0])(np.concatenate(values), np.concatenate(p_values))
     for i in np.flatnonzero(profile.learned):
-        histogram = metrics.SCORES.labels(profile.fingerprint, profile.signals[i])
+        histogram = metrics.SCORES.labels(counted, profile.signals[i])
         for value in scores.values[:, i].tolist():
             histogram.observe(value)
     return scores

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from jsonschema import Draft202012Validator
 
 from monitor.core.alert_document import test_document as a_test_document
+from monitor.notify.receivers.notice import Notice
 from monitor.notify.self_alerts import delivery_alert, delivery_alert_end
-from tests.notify.parts import T0_MS, firing, resolved
+from tests.notify.parts import T0_MS, alert_of, document_of, firing, resolved
 
 SCHEMA = json.loads((Path(__file__).parents[2] / "docs" / "alert.schema.json").read_text())
 VALIDATOR = Draft202012Validator(SCHEMA)
@@ -26,6 +28,15 @@ DOCUMENTS = {
 
 def test_the_schema_is_one_itself() -> None:
     Draft202012Validator.check_schema(SCHEMA)
+
+
+def test_a_document_and_its_title_name_the_condition_where_there_is_one() -> None:
+    document = document_of(replace(alert_of("cam-1", "drift"), condition="night"))
+    VALIDATOR.validate(tree := json.loads(document))
+    assert tree["data"]["condition"] == "night"
+    assert Notice.parse(document).title == "[FIRING] drift on cam-1 (night)"
+    assert "condition" not in json.loads(firing())["data"]
+    assert Notice.parse(firing()).title == "[FIRING] drift on cam-1"
 
 
 @pytest.mark.parametrize("name", DOCUMENTS)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from dataclasses import replace
+from pathlib import Path
 
 import httpx
 import numpy as np
@@ -93,6 +95,20 @@ def test_the_pages_show_it(address: str) -> None:
     assert "firing by images of night" in page
     assert "are of night." in page
     assert "In force" not in httpx.get(f"{address}/streams/line").text
+
+
+def test_the_profile_page_shows_the_conditions_and_their_sizes(
+    store: Store, address: str, profile_folder: Path
+) -> None:
+    card = json.loads((profile_folder / "profile.json").read_text())
+    sizes = {"day": 1200, "night": 340}
+    conditions = {"conditions": {name: {"images": {"calibration": n}} for name, n in sizes.items()}}
+    store.catalog.put_profiles(
+        {"fp": json.dumps(card | conditions), "fp-night": json.dumps(card | {"condition": "night"})}
+    )
+    page = httpx.get(f"{address}/profile").text
+    assert "day (calibrated on 1200 images), night (calibrated on 340 images)" in page
+    assert "<code>fp-night</code>, images of night" in page
 
 
 def test_evidence_of_a_night_that_is_long_over_is_that_of_its_beginning(store: Store, address: str) -> None:

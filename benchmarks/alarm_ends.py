@@ -240,7 +240,7 @@ def real(played: Played, streams: int) -> dict[str, Any]:
 
 def weakens(source: Streams, start: State) -> dict[str, float]:
     """30 % of another set for 1,000 images, then 5 %: the share of streams that fire 3,000 images later."""
-    source.state, name, resolved = start, source.played.drifts[1], np.zeros(source.streams, dtype=bool)
+    source.state, name, resolved = start, "dtd10", np.zeros(source.streams, dtype=bool)
     for _ in range(100):
         source.feed(name, 0.3)
     for _ in range(300):
@@ -288,7 +288,9 @@ def without_seen(layout: Layout) -> Layout:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, help="folder of tar files of images")
-    parser.add_argument("--cache", type=Path, default=Path("results/alarm_ends.npz"), help="scores, made where missing")
+    parser.add_argument(
+        "--cache", type=Path, default=Path("results/real_scores.npz"), help="scores, made where missing"
+    )
     parser.add_argument("--streams", type=int, default=100)
     parser.add_argument("-o", "--output", type=Path, default=Path("results/alarm_ends.json"))
     options = parser.parse_args()

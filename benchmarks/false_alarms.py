@@ -1,6 +1,7 @@
 """False alarms and delays of the product's rules, beside what others do, on simulated streams of p-values.
 
-    PYTHONPATH=. python benchmarks/false_alarms.py [--quick] [--parts false_alarms delays scenes pan full] [-o FILE]
+    PYTHONPATH=. python benchmarks/false_alarms.py [--quick] [--parts false_alarms delays scenes pan full real]
+        [--data FOLDER] [--cache FILE] [-o FILE]
 
 Every replicate is a stream with a calibration set of its own (`streams.py`), and A = 10^6 s reads as "one false alarm
 per 10^6 images". The product's rules run as they are in the daemon, on bucket vectors; the others get the same images.
@@ -8,8 +9,9 @@ per 10^6 images". The product's rules run as they are in the daemon, on bucket v
 A drifted image lies beyond the 5 % cut with probability .9. How far beyond decides the delay, so there are two kinds:
 `spread` (even over the 5 % tail: the hardest) and `shift` (normal scores moved by 2.9 sd, as of a real far-OOD set).
 
-`full` has all signals of a profile, thirty, and compares the weights with those of before there were mixes. When its
-drifts end: `alarm_ends.py`.
+`full` has all signals of a profile, thirty, and compares the weights with those of before there were mixes. `real` does
+so with the scores that a profile gives real images (--data as for `faults_and_drift.py`). When drifts end:
+`alarm_ends.py`.
 """
 
 from __future__ import annotations
@@ -19,6 +21,7 @@ import json
 import math
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -27,8 +30,10 @@ from numpy.typing import NDArray
 
 from benchmarks.frames import part_pan, part_scenes
 from benchmarks.other_rules import A, Entry, entries
+from benchmarks.real_scores import ONE_CLASS, Played, scored
 from benchmarks.streams import (
     BUCKET,
+    Counts,
     EvenWeights,
     FullStreams,
     Product,
@@ -38,6 +43,7 @@ from benchmarks.streams import (
     layout_of,
     ood_shares,
 )
+from monitor.rules.sequential.rows import State
 
 Floats = NDArray[np.float64]
 SHARES = (0.02, 0.05, 0.10, 0.30)
@@ -83,7 +89,7 @@ FULL_A = 1e5
 def full_false_alarms(n: int, streams: int, images: int, rng: np.random.Generator) -> dict[str, float]:
     """Per 10^6 images with all signals, bound 10."""
     source = FullStreams(rng, n, streams)
-    rules = _both(source, FULL_A)
+    rules = _both(source, streams, FULL_A)
     count = dict.fromkeys(rules, 0)
     for _ in range(images // BUCKET):
         vectors = source.bucket()
@@ -92,15 +98,15 @@ def full_false_alarms(n: int, streams: int, images: int, rng: np.random.Generato
     return {name: alarms * 1e6 / (streams * images) for name, alarms in count.items()}
 
 
-def _both(source: FullStreams, a: float) -> dict[str, Product]:
-    arguments = source.layout, source.streams, a
+def _both(source: FullStreams | Played, streams: int, a: float) -> dict[str, Product]:
+    arguments = source.layout, streams, a
     return {"new": Product(*arguments, signals=("*",)), "old": EvenWeights(*arguments, signals=("*",))}
 
 
 def full_delays(streams: int, clean: int, limit: int, rng: np.random.Generator) -> dict[str, dict[str, float]]:
     """Median images from the start of a drift to the alarm with all signals; n = 2000."""
     source = FullStreams(rng, 2000, streams)
-    rules = _both(source, A)
+    rules = _both(source, streams, A)
     for _ in range(clean // BUCKET):
         vectors = source.bucket()
         for rule in rules.values():
@@ -112,20 +118,31 @@ def full_delays(streams: int, clean: int, limit: int, rng: np.random.Generator) 
     drifts |= {f"mean of a property {by} sd": (0.0, {"p1": by * either_way}) for by in (0.5, 1.0, 2.0)}
     found: dict[str, dict[str, float]] = {}
     for drift, (share, moved) in drifts.items():
-        delay = {name: np.full(streams, np.inf) for name in rules}
-        for name, rule in rules.items():
-            rule.state = before[name]
-        for i in range(limit // BUCKET):
-            vectors = source.bucket(share, moved)
-            for name, rule in rules.items():
-                delay[name][rule.feed(vectors) & np.isinf(delay[name])] = (i + 1) * BUCKET
-            if all(np.isfinite(times).mean() > 0.55 for times in delay.values()):
-                break
-        found[drift] = {name: float(np.sort(times)[streams // 2]) for name, times in delay.items()}
+        found[drift] = _delays(rules, before, limit, partial(source.bucket, share, moved))
         print(
             f"  {drift:26}" + "".join(f"{name:>8} {median:6.0f}" for name, median in found[drift].items()), flush=True
         )
     return found
+
+
+def _show(drift: str, medians: dict[str, float]) -> None:
+    print(f"  {drift:26}" + "".join(f"{name:>8} {median:6.0f}" for name, median in medians.items()), flush=True)
+
+
+def _delays(
+    rules: dict[str, Product], before: dict[str, State], limit: int, draw_bucket: Callable[[], Counts]
+) -> dict[str, float]:
+    """Median images until each rule alarms, from the state `before`; inf where half of the streams do not in time."""
+    delay = {name: np.full(len(before[name]), np.inf) for name in rules}
+    for name, rule in rules.items():
+        rule.state = before[name]
+    for i in range(limit // BUCKET):
+        vectors = draw_bucket()
+        for name, rule in rules.items():
+            delay[name][rule.feed(vectors) & np.isinf(delay[name])] = (i + 1) * BUCKET
+        if all(np.isfinite(times).mean() > 0.55 for times in delay.values()):
+            break
+    return {name: float(np.sort(times)[len(times) // 2]) for name, times in delay.items()}
 
 
 def part_false_alarms(options: argparse.Namespace, many: int, rng: np.random.Generator) -> dict[str, Any]:
@@ -173,12 +190,37 @@ def part_full(options: argparse.Namespace, many: int, rng: np.random.Generator) 
     return {"false_alarms": alarms, "delays": full_delays(min(many, 80), clean, limit, rng)}
 
 
+def part_real(options: argparse.Namespace, many: int, rng: np.random.Generator) -> dict[str, Any]:
+    """Delays with a profile's own scores of real images, by the weights by kind, as they were, and without mixes."""
+    if not options.data and not options.cache.exists():
+        print("\nReal scores: left out, since there is neither --data nor --cache")
+        return {}
+    played, streams = Played(scored(options.cache, options.data), rng), min(many, 30)
+    rules = _both(played, streams, A) | {
+        "no mix": Product(played.layout, streams, A, signals=("learned", "properties"))
+    }
+    for _ in range(4000 // BUCKET):
+        vectors = played.bucket("normal", 1, streams)
+        for rule in rules.values():
+            rule.feed(vectors)
+    before, found = {name: rule.state for name, rule in rules.items()}, dict[str, Any]()
+    shares = {"inverted": (0.3, 1.0), ONE_CLASS: (0.1, 0.2, 0.4)}
+    print(f"\nReal scores, {len(played.layout.signals)} signals: median images to the alarm [{streams} streams]")
+    for drift in played.drifts:
+        for share in shares.get(drift, SHARES):
+            name = f"{drift} {share:.0%}"
+            found[name] = _delays(rules, before, 6000, partial(played.bucket, drift, share, streams))
+            _show(name, found[name])
+    return found
+
+
 PARTS: dict[str, Callable[[argparse.Namespace, int, np.random.Generator], Any]] = {
     "false_alarms": part_false_alarms,
     "delays": part_delays,
     "scenes": part_scenes,
     "pan": part_pan,
     "full": part_full,
+    "real": part_real,
 }
 
 
@@ -189,6 +231,10 @@ def main() -> None:
     parser.add_argument("--rules", default="", help="only rules whose name holds this text")
     parser.add_argument("--replicates", type=int, help="streams (calibration sets) per false-alarm figure")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--data", type=Path, help="folder of tar files of images, for the part `real`")
+    parser.add_argument(
+        "--cache", type=Path, default=Path("results/real_scores.npz"), help="scores, made where missing"
+    )
     parser.add_argument("-o", "--output", type=Path, default=Path("results/false_alarms.json"))
     options = parser.parse_args()
     many = options.replicates or (100 if options.quick else 200)

@@ -67,7 +67,8 @@ TWO_SIDED = (False, False, True, True, False, False)
 FRAMES = 20_000
 CALIBRATED_ON = 6000
 """The last three tenths of the reference, as an ordered fit does."""
-PAN_A = 1e4
+PAN_A = 1e5
+"""Five times as long as is watched: where frames tell next to nothing, R still grows by one a second."""
 
 
 def pan(rng: np.random.Generator, frames: int, period: int, memory: int) -> Floats:

@@ -20,7 +20,11 @@ EVIDENCE_MS = 300_000
 
 @dataclass(frozen=True, slots=True)
 class ClosedBucket:
-    """A bucket whose counts no longer change: those of the streams that one rule watches under one profile."""
+    """A bucket whose counts no longer change: those of the streams that one rule watches under one calibration.
+
+    Each condition of a stream has one of its own. A rule about the stream itself (`Rule.reads_images` is False) gets
+    the counts of all of them together: `fingerprint` is `windows.EVERY`, `layout` any, and only the tail counts.
+    """
 
     start_ms: int
     length_ms: int

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 import pytest
 from hypothesis import given
@@ -10,6 +11,7 @@ from hypothesis import strategies as st
 
 from monitor.core import alert_state, conditions
 from monitor.core.alert_state import Policy
+from monitor.core.buckets import Layout
 from monitor.core.types import Alert, AlertPhase, Verdict
 
 BUCKET = 10_000
@@ -98,6 +100,14 @@ def test_alerts_without_conditions_are_stored_as_before() -> None:
     both = play([{"": True, "night": True}, {"night": False}], restart=False)
     assert [a.breached_in for a in both] == [("", "night"), ()]
     assert conditions.breached_in(both[1]) == {""}
+
+
+def test_a_layout_names_its_condition_and_is_stored_as_before_without_one() -> None:
+    plain = Layout(("ood",), (99,), (False,), (True,), (1.0,))
+    night = replace(plain, condition="night")
+    assert Layout.from_json(night.to_json()) == night != plain
+    assert night.adds_up_with(plain)
+    assert "condition" not in plain.to_json()
 
 
 @given(st.lists(st.sampled_from([True, False, None]), max_size=30), st.sampled_from([0, 20]), st.sampled_from([0, 20]))

@@ -143,7 +143,7 @@ class DecoderPool:
         process: _Process | None = None
         waiting: deque[_Job] = deque()
         try:
-            process = self._start()  # before the first record: a start takes most of a second
+            process = self._start()  # before the first record: a start takes a third of a second
             while (task := self._tasks.get()) is not None:
                 waiting.extend(task)
                 while waiting and not self._closed.is_set():

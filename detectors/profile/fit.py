@@ -27,6 +27,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from detectors.images.decode import Limits
+from detectors.images.likeness import Learned
 from detectors.images.prepare import AnyImage
 from detectors.methods.detector import Detector, FitContext, LeaveOneOut, TrainableDetector, scores_of
 from detectors.methods.registry import AUTO, create
@@ -127,6 +128,7 @@ def fit_profile(
     features = reference.features[torch.from_numpy(rows.learned)]
     context = FitContext(partial(progress, "learning"), lambda: reference.turned(rows.learned, backbone))
     facts = {
+        "detector": choice.detector,
         "detector_options": dict(choice.options),
         "choice": dict(choice.table),
         "learning": _learn(detector, features, context),
@@ -141,8 +143,10 @@ def fit_profile(
     preparer = backbone.preparer(options.limits, reference.tones)
     pooled = averaged(features, backbone.channels, choice.grid)
     mix = Mix(backbone.channels).fit(pooled)
-    profile = Profile(backbone, preparer, choice.detector, detector, facts, mix)
+    seen = Learned.of(reference.hashes[rows.learned])
+    profile = Profile(backbone, preparer, detector, facts, mix, seen)
     kept, measured = torch.from_numpy(rows.calibrated), np.stack(reference.measured)[rows.calibrated]
+    measured = seen.beside(measured, reference.hashes[rows.calibrated], among=not rows.apart)
     if rows.apart:
         values = profile.values(reference.features[kept], measured)
     else:
@@ -184,7 +188,9 @@ def recalibrate(
         )
     facts = reference.facts(fit=profile.manifest["images"]["fit"], calibration=len(reference))
     target.manifest |= {"calibrated_at": _now(), "ordered": ordered, **facts}
-    target.calibrate(target.values(reference.features, np.stack(reference.measured)), reference.keys, ordered)
+    measured = np.stack(reference.measured)
+    measured = target.seen.beside(measured, reference.hashes) if target.seen else measured
+    target.calibrate(target.values(reference.features, measured), reference.keys, ordered)
     if condition:
         profile.conditions[condition] = target
 

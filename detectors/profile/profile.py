@@ -15,10 +15,11 @@ import numpy as np
 from numpy.typing import NDArray
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save
-from torch import Tensor
+from torch import Tensor, from_numpy
 
-from detectors.images import properties
+from detectors.images import likeness, properties
 from detectors.images.decode import ImageError, Limits
+from detectors.images.likeness import Learned
 from detectors.images.prepare import AnyImage, Prepared, Preparer
 from detectors.images.regions import over_whole_image
 from detectors.images.tones import Tones
@@ -47,10 +48,10 @@ reads them, and the file may be deleted."""
 class Profile:
     """Backbone, detector and calibration of one reference set; `fit_profile` and `load_profile` make one.
 
-    signals: ("ood", "layer1", ..., then the property names, then those of `mix_signals`: "mix1", ...); every other
-    per-signal tuple follows its order. learned: True for ood and layers. two_sided: both tails count. dependence:
-    D >= 1, the variance inflation of counts by correlated frames (1.0 unless fitted on ordered frames). mix: None in
-    a profile of version 4 or before. manifest: the JSON document that is saved. fingerprint: 16 hex digits over
+    signals: ("ood", "layer1", ..., then the property names, "seen", then those of `mix_signals`: "mix1", ...); every
+    other per-signal tuple follows its order. learned: True for ood and layers. two_sided: both tails count. dependence:
+    D >= 1, the variance inflation of counts by correlated frames (1.0 unless fitted on ordered frames). mix, seen: None
+    in profiles of before. manifest: the JSON document that is saved. fingerprint: 16 hex digits over
     everything that decides a p-value. places: makes the heat maps; false where there are none.
     conditions: {name: the profile by the calibration of that condition}; see `under`. condition: the name of its own.
     examples: {"mix3-low-1": JPEG}, the reference at both ends of the mix; empty where there are none.
@@ -60,25 +61,26 @@ class Profile:
         self,
         backbone: Backbone,
         preparer: Preparer,
-        name: str,
         detector: Detector,
         facts: Mapping[str, Any],
         mix: Mix | None = None,
+        seen: Learned | None = None,
     ) -> None:
-        """An uncalibrated profile of a fitted detector and mix; `facts` go into the manifest."""
+        """An uncalibrated profile of a fitted detector and mix; `facts`, its name among them, go into the manifest."""
         self.backbone = backbone
         self.detector = detector
         self.preparer = preparer
         layers = len(backbone.channels) if isinstance(detector, LayerDetector) else 0
         learned = ("ood", *(f"layer{i + 1}" for i in range(layers)))
-        self.mix, self.mix_signals = mix, names_of(mix)
-        self.signals: tuple[str, ...] = (*learned, *properties.NAMES, *self.mix_signals)
+        self.seen, self.mix, self.mix_signals = seen, mix, names_of(mix)
+        measured = (*properties.NAMES, likeness.NAME) if seen else properties.NAMES
+        self.signals: tuple[str, ...] = (*learned, *measured, *self.mix_signals)
         self.learned: tuple[bool, ...] = tuple(signal in learned for signal in self.signals)
         tails = dict(zip(properties.NAMES, properties.TWO_SIDED, strict=True))
         self.two_sided: tuple[bool, ...] = tuple(tails.get(signal, False) for signal in self.signals)
         self.dependence: tuple[float, ...] = (1.0,) * len(self.signals)
         self.calibrations: tuple[Calibration, ...] = ()
-        self.manifest: dict[str, Any] = {"detector": name, **facts}
+        self.manifest: dict[str, Any] = dict(facts)
         self.fingerprint = self.condition = ""
         self.conditions: dict[str, Profile] = {}
         self.places = Places(backbone)
@@ -172,8 +174,13 @@ class Profile:
 
     def score_features(self, features: Tensor, images: Sequence[Prepared]) -> Scores:
         """As `score`, of images whose (N, D) features are at hand; N >= 1."""
-        values = self.values(features, np.stack([image.properties for image in images]))
+        values = self.values(features, self.measured(images))
         return Scores(values, self.p_values(values, [image.key for image in images]))
+
+    def measured(self, images: Sequence[Prepared]) -> Floats:
+        """(N, P) properties of N >= 1 images, the last of them `seen` where the profile has it."""
+        found = np.stack([image.properties for image in images])
+        return self.seen.beside(found, likeness.hashes_of([image.pixels for image in images])) if self.seen else found
 
     def heat_maps(self, images: Sequence[Prepared]) -> NDArray[np.float32]:
         """(N, h, w) how unusual each place of N >= 1 images is; a map lies over the whole image, letterbox or crop.
@@ -194,8 +201,7 @@ class Profile:
         judged = len(self.signals) - len(self.mix_signals)
         pairs = zip(self.calibrations[:judged], values.T[:judged], strict=True)
         columns = [calibration.beyond(column) for calibration, column in pairs]
-        largest: Floats = np.max(columns, axis=0)
-        return largest
+        return np.asarray(np.max(columns, axis=0))
 
     def save(self, path: str | Path) -> None:
         """Write the profile as a directory of safetensors and JSON."""
@@ -262,7 +268,8 @@ class Profile:
         preparer = backbone.preparer(limits, tones)
         coordinates = under("mix.", tensors)
         mix = Mix(backbone.channels).restore(coordinates) if coordinates else None
-        profile = cls(backbone, preparer, name, detector.restore(under("detector.", tensors)), document, mix)
+        seen = Learned(tensors["seen"].numpy().view(np.uint64)) if "seen" in tensors else None
+        profile = cls(backbone, preparer, detector.restore(under("detector.", tensors)), document, mix, seen)
         if list(profile.signals) != document["signals"]:
             raise ProfileError(f"{folder}: its signals {document['signals']} are not those of this program; fit again")
         profile.dependence = tuple(document["dependence"])
@@ -280,11 +287,10 @@ class Profile:
 
     def learned_values(self, features: Tensor) -> Floats:
         """(N, D) -> (N, 1 + L) OOD score and layer scores."""
-        values: Floats = scores_of(self.detector, features).numpy()
-        return values
+        return np.asarray(scores_of(self.detector, features).numpy())
 
     def values(self, features: Tensor, measured: Floats) -> Floats:
-        """(N, D) features and (N, P) properties -> (N, S): OOD score, layer scores, properties, mix."""
+        """(N, D) features and what `measured` gives -> (N, S): OOD score, layer scores, properties, mix."""
         mix = () if self.mix is None else (self.mix.coordinates(self.pooled(features)).numpy(),)
         return np.concatenate([self.learned_values(features), measured, *mix], axis=1)
 
@@ -297,7 +303,8 @@ class Profile:
     def _tensors(self) -> dict[str, Tensor]:
         calibration = to_tensors(self.calibrations)
         mix = nested("mix.", self.mix.state() if self.mix else {})
-        return {**nested("detector.", self.detector.state()), **mix, **nested("calibration.", calibration)}
+        seen = {"seen": from_numpy(self.seen.hashes.view(np.int64))} if self.seen else {}
+        return {**nested("detector.", self.detector.state()), **mix, **seen, **nested("calibration.", calibration)}
 
     def own_fingerprint(self) -> str:
         """As its parts are now; that of a view names its condition, so that no two conditions share counts."""

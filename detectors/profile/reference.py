@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from detectors.images.decode import ImageError, Limits
+from detectors.images.likeness import Hashes, hashes_of
 from detectors.images.prepare import AnyImage, Prepared, Preparer
 from detectors.images.tones import Tones
 from detectors.methods.detector import Turned
@@ -42,12 +43,14 @@ Toned = Iterable[tuple[Iterator[tuple[str, AnyImage]], Tones]]
 class Reference:
     """What is kept of each usable image, and the names of those left out.
 
-    features: (N, D) float32. measured: N rows of properties. keys: N tie-breakers. turnable: row -> (H, W, 3) pixels of
-    the images that may be turned or get a patch. hash: over all digests, whatever their order. tones: by which the
-    images were prepared. notes: images of which a part was not used, by the kind of part.
+    features: (N, D) float32. hashes: (N, 4), see `detectors.images.likeness`. measured: N rows of properties. keys: N
+    tie-breakers. turnable: row -> (H, W, 3) pixels of the images that may be turned or get a patch. hash: over all
+    digests, whatever their order. tones: by which the images were prepared. notes: images of which a part was not used,
+    by the kind of part.
     """
 
     features: Tensor
+    hashes: Hashes = field(default_factory=lambda: np.empty((0, 4), np.uint64))
     measured: list[NDArray[np.float64]] = field(default_factory=list)
     keys: list[bytes] = field(default_factory=list)
     broken: list[str] = field(default_factory=list)
@@ -129,11 +132,12 @@ def read_reference(
     reference = Reference(torch.empty(0, sum(backbone.layers)))
     toned = by_tones(images, limits, progress) if tones is None else [(iter(images), tones)]
     usable = _usable(toned, backbone.preparer(limits, tones or Tones()), reference)
-    parts = [reference.features]
+    parts, hashes = [reference.features], [reference.hashes]
     while batch := list(islice(usable, BATCH)):
+        hashes.append(hashes_of([image.pixels for image in batch]))
         parts.append(backbone.features(np.stack([image.pixels for image in batch]), see))
         progress(f"features of {len(reference)} images", -1.0)
-    reference.features = torch.cat(parts)
+    reference.features, reference.hashes = torch.cat(parts), np.concatenate(hashes)
     return reference
 
 

@@ -18,7 +18,7 @@ from monitor.core.alert_state import alert_id
 from monitor.core.types import Alert, AlertPhase, Exemplar, Verdict
 
 Direction = Literal["low", "high"]
-Triage = Literal["sensor", "content", "mix"]
+Triage = Literal["sensor", "content", "mix", "replay"]
 
 SCHEMA = "layerwatch.alert/1"
 MAX_SIGNALS = 8

@@ -34,6 +34,7 @@ LOOKS_LIKE = {
     "sensor": "the sensor: lens, light or focus, for the picture itself has changed",
     "content": "the content: the pictures are fine, what they show is new",
     "mix": "the mix changed, single pictures look normal: one kind comes more or less often than it did",
+    "replay": "a recording: the pictures are ones that were learned from",
     None: "not clear yet: no signal has moved beyond doubt",
 }
 

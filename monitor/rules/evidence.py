@@ -1,4 +1,4 @@
-"""The evidence of an alert: which signals moved, by how much, and whether sensor, content or mix changed. Pure."""
+"""The evidence of an alert: which signals moved, by how much, and what has changed (sensor, content, mix). Pure."""
 
 from __future__ import annotations
 
@@ -14,6 +14,11 @@ from monitor.rules.shift import distance_bound
 # Measured on CIFAR-10: the strongest property moved 0 times as much as the strongest learned signal in
 # 164 of 167 alarms on coloured pictures of other things, and .55 times and more in all 720 on 24 sensor faults.
 SENSOR_RATIO = 0.5
+
+SEEN = "seen"
+"""How much an image resembles one that the profile has learned from: it says nothing of sensor or content."""
+REPLAYED = 0.5
+"""Share of the images that must be seen ones to call them a recording."""
 
 
 def moved_signals(
@@ -40,20 +45,25 @@ def moved_signals(
 
 
 def triage(moved: Sequence[MovedSignal], causes: Collection[str] = ()) -> Triage | None:
-    """Whether the sensor, the content of the images or their mix has changed; None where it cannot be said.
+    """Whether the sensor, the content of the images or their mix has changed, or a recording is played; None: unknown.
 
     "sensor": image properties (exposure, sharpness, colour, ...) moved as well; "content": the learned signals moved,
     and the properties no more than they do with other objects; "mix": nothing became unusual, but how the images are
-    spread over what is normal.
+    spread over what is normal; "replay": most images are ones that the profile has learned from, which explains the
+    rest.
 
     Args:
         causes: as for `moved_signals`: they count as sure where the window holds too few images for a bound > 0.
     """
     sure = [signal for signal in moved if signal.bound > 0 or signal.signal in causes]
+    seen = [signal for signal in sure if signal.signal == SEEN]
+    if any(SEEN in causes or (signal.direction == "low" and signal.effect > REPLAYED) for signal in seen):
+        return "replay"
     learned = [signal.effect for signal in sure if signal.learned]
-    measured = [signal.effect for signal in sure if not signal.learned and not signal.mix]
+    mix = [signal.effect for signal in sure if signal.mix]
+    measured = [signal.effect for signal in sure if not signal.learned and not signal.mix and signal.signal != SEEN]
     if not learned and not measured:
-        return "mix" if sure else None
+        return "mix" if mix else None
     if not learned or not measured:
         return "content" if learned else "sensor"
     return "sensor" if max(measured) > SENSOR_RATIO * max(learned) else "content"

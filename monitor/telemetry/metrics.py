@@ -207,7 +207,8 @@ STREAM_EFFECT = _fleet(
 )
 STREAM_TRIAGE = _fleet(
     "layerwatch_stream_triage",
-    "1 on streams with an alert: whether it looks like the `sensor`, the `content`, the `mix` or is `unknown` yet",
+    "1 on streams with an alert: whether it looks like the `sensor`, the `content`, the `mix`, a `replay` of images "
+    "learned from, or is `unknown` yet",
     ("stream", "triage"),
 )
 ALERTS = _fleet("layerwatch_alerts", "Alerts by rule and phase, over all streams", ("rule", "phase"))

@@ -29,6 +29,7 @@ SIGNALS = {
     "height": "height",
     "aspect_ratio": "shape of the frame",
     "bytes_per_pixel": "file size per pixel",
+    "seen": "how much it resembles a learned image",
 }
 DRIFT = ("sequential", "rate", "shift")
 STATES = {"rejected": "undecodable images", "frozen": "picture is frozen", "silence": "no images"}
@@ -38,12 +39,14 @@ TRIAGE = {
     "sensor": "Looks like the sensor: the pictures themselves changed (light, focus, lens, colour).",
     "content": "Looks like the content: the pictures are fine, what they show is new.",
     "mix": "Looks like the content: the mix changed, single images look normal.",
+    "replay": "Looks like a recording played again: these are images that the profile was fitted on.",
 }
 ADVICE = {
     "sensor": "Look at the camera: clean the lens, check focus, exposure and light.",
     "content": "Look at what is in front of the camera. If it is here to stay, fit a new profile that knows it.",
     "mix": "Look at what is in front of the camera: one kind comes more or less often than it did. "
     "If that is here to stay, calibrate or fit again.",
+    "replay": "Check what feeds this stream: a recording is played where the camera's own pictures should arrive.",
     "rejected": "Read the dead-letter topic: each record there names its reason. Then check what encodes the images.",
     "frozen": "The same picture arrives again and again: restart the camera or its encoder.",
     "silence": "Nothing arrives: check the camera, its network and the producer.",

@@ -14,7 +14,7 @@ from pydantic import SecretStr
 
 from detectors import load_profile
 from monitor.core.buckets import Layout
-from monitor.core.types import Delta, Partition, StreamFacts
+from monitor.core.types import Delta, Partition, StreamFacts, Vector
 from monitor.evaluate.evaluator import Evaluator
 from monitor.evaluate.presentation import Presentation
 from monitor.fleet.evidence import StreamEvidence, stream_evidence
@@ -28,7 +28,7 @@ from monitor.store import Store, open_store
 from monitor.store.private_server import PrivateRedis
 from monitor.store.settings import RedisSettings
 from tests.evaluate.parts import closing_of
-from tests.pictures import pictures
+from tests.pictures import encoded, pictures
 from tests.vectors import fill
 
 LAYOUT = Layout(("ood", "noise"), (1999,) * 2, (False, True), (True, False), (1.0,) * 2)
@@ -42,10 +42,10 @@ RATE = RateRule(name="rate", kind="rate", window_s=60, threshold=0.3)
 class Story:
     """Buckets of one stream, each judged as soon as it is over."""
 
-    def __init__(self, redis_url: str, monitor: str, *rules: Rule) -> None:
+    def __init__(self, redis_url: str, monitor: str, *rules: Rule, layout: Layout = LAYOUT) -> None:
         self.store: Store = open_store(RedisSettings(url=SecretStr(redis_url)), monitor)
         self.store.catalog.register_partitions([LOG])
-        self.store.catalog.put_layouts({"fp": LAYOUT})
+        self.store.catalog.put_layouts({"fp": layout})
         self.store.partitions.start(LOG, 1, "t", 0)
         closing = closing_of(self.store, lateness_s=0)
         self._evaluator = Evaluator(self.store, rules, {}, closing, Presentation(monitor, "http://page"))
@@ -58,11 +58,16 @@ class Story:
             p = self._rng.uniform(1e-3, 1, (PER_BUCKET, 2))
             for signal, share in drifting.items():
                 p[: round(share * PER_BUCKET), LAYOUT.signals.index(signal)] = p_value
+            self.count(fill(LAYOUT, p))
+
+    def count(self, *vectors: Vector) -> None:
+        """Buckets with these counts."""
+        for vector in vectors:
             start_ms = T0_MS + self.buckets * BUCKET_MS
             facts = {"cam": StreamFacts(event_time_ms=start_ms + 1, seen_ms=start_ms)}
-            vectors = {("fp", start_ms, "cam"): fill(LAYOUT, p)}
+            counts = {("fp", start_ms, "cam"): vector}
             high_ms = start_ms + BUCKET_MS
-            self.store.partitions.apply([Delta(LOG, "t", self.buckets, self.buckets + 1, high_ms, vectors, facts)])
+            self.store.partitions.apply([Delta(LOG, "t", self.buckets, self.buckets + 1, high_ms, counts, facts)])
             self.buckets += 1
             self._evaluator.look()
 
@@ -140,8 +145,7 @@ def test_a_signal_that_was_always_the_same_is_named_only_where_it_moved(profile_
     """Grey pictures of one size: chance alone orders their colours and sizes, so these cannot move a little."""
     profile = load_profile(profile_folder, device="cpu")
     grey = [profile.prepare(image.mean(axis=2).astype(np.uint8)) for _, image in pictures(1, 120)]
-    measured, keys = np.stack([image.properties for image in grey]), [image.key for image in grey]
-    profile.calibrate(profile.values(profile.features(grey), measured), keys)
+    profile.calibrate(profile.values(profile.features(grey), profile.measured(grey)), [image.key for image in grey])
     layout = Layout.from_json(layout_of(profile).to_json())  # as the pages read it
 
     def evidence(images: Iterable[NDArray[np.uint8]]) -> StreamEvidence:
@@ -158,3 +162,27 @@ def test_a_signal_that_was_always_the_same_is_named_only_where_it_moved(profile_
     sure = {signal.signal for signal in coloured.moved if signal.bound > 0}
     assert "saturation" in sure
     assert "width" not in sure
+
+
+def test_a_recording_of_the_reference_played_again_is_called_that(
+    redis_server: PrivateRedis, profile_folder: Path
+) -> None:
+    """The rule that the documentation recommends, on real scores: new images do not raise it, learned ones do."""
+    profile = load_profile(profile_folder, device="cpu")
+    layout = layout_of(profile)
+    replayed = RateRule(name="replayed", kind="rate", signal="seen", threshold=0.5, window_s=60)
+
+    def buckets(images: Iterable[tuple[str, NDArray[np.uint8]]]) -> list[Vector]:
+        p = profile.score([encoded(image, "JPEG") for _, image in images]).p_values
+        return [fill(layout, p[start : start + PER_BUCKET]) for start in range(0, len(p), PER_BUCKET)]
+
+    story = Story(redis_server.url, "replayed", replayed, layout=layout)
+    story.count(*buckets(pictures(80, 160)))
+    assert not story.documents()
+    story.count(*buckets(pictures(0, 160)))
+    data = story.documents()["replayed", "firing"]
+    assert data["triage"] == "replay"
+    assert next(signal["effect"] for signal in data["signals"] if signal["signal"] == "seen") > 0.5
+    view = view_stream(story.store, Overview(story.store, 0).snapshot(), "cam", data["alert_id"])
+    assert view.evidence.triage == "replay"
+    story.store.close()

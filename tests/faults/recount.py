@@ -77,7 +77,7 @@ def _seen(folder: Path, value: bytes) -> tuple[NDArray[np.float64], Prepared] | 
         prepared = profile.prepare(value, b"")
     except ImageError:
         return None
-    return profile.values(profile.features([prepared]), prepared.properties[None]), prepared
+    return profile.values(profile.features([prepared]), profile.measured([prepared])), prepared
 
 
 def p_values(folder: Path, value: bytes, key: bytes) -> tuple[NDArray[np.float64], Prepared] | None:

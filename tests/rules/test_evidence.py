@@ -85,6 +85,23 @@ def test_signals_of_the_mix_alone_mean_that_the_mix_changed() -> None:
     assert triage(moved_signals(mixed, window(layer1=(0.4, 0.9), contrast=(0.4, 0.001)))) == "sensor"
 
 
+def test_images_that_were_learned_from_explain_whatever_else_moved() -> None:
+    signals = ("ood", "layer1", "contrast", "seen")
+    layout = replace(LAYOUT, signals=signals, two_sided=(False, False, True, False))
+
+    def found(*causes: str, **changed: tuple[float, float]) -> str | None:
+        names = dict(zip(signals, SIGNALS, strict=True))
+        counts = window(0, 1000, **{names[signal]: change for signal, change in changed.items()})
+        return triage(moved_signals(layout, counts, causes), causes)
+
+    assert found(seen=(0.9, 0.001)) == "replay"
+    assert found(seen=(0.9, 0.001), layer1=(0.5, 0.9), contrast=(0.5, 0.001)) == "replay"
+    assert found(seen=(0.3, 0.001)) is None  # some are: neither sensor nor content
+    assert found("seen", seen=(0.3, 0.001)) == "replay"
+    assert found(seen=(0.3, 0.001), layer1=(0.5, 0.001)) == "content"
+    assert found(seen=(0.9, 0.9), contrast=(0.5, 0.001)) == "sensor"  # fewer of them than normal
+
+
 def test_where_no_signal_is_sure_the_cause_of_the_alarm_decides() -> None:
     found = moved_signals(LAYOUT, window(images=12, ood=(0.2, 0.001)))
     assert all(m.bound == 0 for m in found)

@@ -20,7 +20,12 @@ FIELD_CHARS = 200
 LINK_CHARS = 1000
 """A longer link is left out: a cut one would not work."""
 SIGNS = {FIRING: "🔴", RESOLVED: "🟢"}
-TRIAGE = {"sensor": "the sensor", "content": "what it shows", "mix": "the mix of what it shows"}
+TRIAGE = {
+    "sensor": "the sensor",
+    "content": "what it shows",
+    "mix": "the mix of what it shows",
+    "replay": "a recording played again: most of these images are ones the profile was fitted on",
+}
 URL_ESCAPES = str.maketrans({"<": "%3C", ">": "%3E", "|": "%7C", "&": "&amp;"})
 
 

@@ -21,6 +21,7 @@ from monitor.fleet.evidence import REACH_MS, evidence_span, stream_evidence
 from monitor.fleet.history import LEVEL
 from monitor.fleet.images import ExemplarJson, MixJson, shift_of_the_mix, shown
 from monitor.fleet.overview import Snapshot
+from monitor.fleet.spread import Spread, widest
 from monitor.store import Store
 
 EVIDENCE_MS = 300_000
@@ -88,6 +89,8 @@ class StreamView:
     step_ms: int
     by_condition: Mapping[str, int] = field(default_factory=dict)
     """Images of the time line by their condition, "" without one; empty where the stream has no conditions."""
+    spread: Spread | None = None
+    """The signal whose counts vary most for what the profile assumes, in the calm part of the time line."""
     mix: MixJson | None = None
     """How the mix of images moved, where that is what the evidence says."""
 
@@ -158,6 +161,7 @@ def view_stream(store: Store, snapshot: Snapshot, name: str, alert_id: str = "",
         points=points,
         step_ms=step_ms,
         by_condition=by_condition,
+        spread=None if in_short or focus else widest(layout, _calm(buckets[newest], line_since, alerts)),
         mix=None if in_short else shift_of_the_mix(store, found, sample, layout, newest),
     )
 
@@ -191,6 +195,13 @@ def _points(layouts: Mapping[str, Layout], buckets: Buckets, since_ms: int) -> t
             if start >= since_ms:
                 steps.setdefault(start // step_ms * step_ms, {}).setdefault(fingerprint, []).append(vector)
     return [_point(layouts, start, steps[start]) for start in sorted(steps)], step_ms
+
+
+def _calm(held: Mapping[int, Vector], since_ms: int, alerts: Sequence[Alert]) -> dict[int, Vector]:
+    """Buckets of the time line in which no alert was under way: the begin and the end of one vary the counts, too."""
+    over = [(alert.since_ms, alert.resolved_ms) for alert in alerts if alert.resolved_ms]
+    calm = (start for start in held if start >= since_ms and not any(a <= start < b for a, b in over))
+    return {start: held[start] for start in calm}
 
 
 def _by_condition(layouts: Mapping[str, Layout], buckets: Buckets, since_ms: int) -> dict[str, int]:

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, PlainSerializer
 
 from monitor.core.silences import Silence
-from monitor.fleet.answers import Answer, Count, Time
+from monitor.fleet.answers import Answer, Count, Rounded, Time
 from monitor.fleet.images import ExemplarJson, MixJson
 from monitor.fleet.overview import StreamJson
 from monitor.fleet.stream_view import EvidenceJson, PointJson
@@ -95,6 +95,20 @@ class StreamsJson(Answer):
     streams: dict[str, StreamJson]
 
 
+class DependenceJson(Answer):
+    """How much the counts of a signal vary, in units of what those of independent images do."""
+
+    signal: str
+    """Of all signals the one that varies most for what the profile assumes."""
+    observed: Rounded
+    at_least: Rounded
+    """Lower bound of `observed`."""
+    assumed: Rounded
+    """By the profile that judges the stream."""
+    clear: bool
+    """Whether the profile assumes clearly too little: calibrate on frames in order, or set `dependence` in rules."""
+
+
 class StreamViewJson(StreamJson):
     stream: str
     known_alerts: list[AlertJson]
@@ -105,6 +119,8 @@ class StreamViewJson(StreamJson):
     """What the stream usually shows (p >= .3), the latest first; from before the alert began where such are kept."""
     images_by_condition: dict[str, Count]
     """Images of `history` by their condition, "" without one; empty where the stream has no conditions."""
+    dependence: DependenceJson | None
+    """Of the images of `history` outside of alerts; null during one, and where too few buckets have images."""
     mix: MixJson | None
     """How the mix of images moved; null where it did not, or not for sure."""
     step_s: float

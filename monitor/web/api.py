@@ -21,6 +21,7 @@ from monitor.fleet.stream_view import view_stream
 from monitor.web import silencing
 from monitor.web.answers import (
     AlertsJson,
+    DependenceJson,
     HealthJson,
     ProfilesJson,
     SilenceJson,
@@ -91,6 +92,7 @@ def _stream(site: Site, request: Request) -> StreamViewJson:
         exemplars=list(view.exemplars),
         typical=list(view.typical),
         images_by_condition=dict(view.by_condition),
+        dependence=DependenceJson.model_validate(view.spread) if view.spread else None,
         mix=view.mix,
         step_s=view.step_ms / 1000,
         history=list(view.points),

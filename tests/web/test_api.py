@@ -70,6 +70,8 @@ def test_one_stream_has_its_line_its_signals_and_its_worst_images(api: httpx.Cli
     body = check(api.get(path), "/streams/{name}")
     assert body["stream"] == stream
     assert sum(point["images"] for point in body["history"]) == body["applied"] == 1800
+    # independent images: also where an alert that is over changed their counts, and no word about it during one
+    assert body["dependence"] is None if stream == HOSTILE else not body["dependence"]["clear"]
     if stream == HOSTILE:
         assert body["evidence"]["triage"] == "sensor"
         assert len(body["exemplars"]) == 12

@@ -200,6 +200,30 @@ def test_each_profile_names_the_streams_that_it_judges_now(redis_server: Private
     assert answer["unused"]["streams"] == []
 
 
+def test_a_stream_whose_frames_depend_on_each_other_is_told_so(redis_server: PrivateRedis) -> None:
+    """Sixty buckets of five scenes of six frames each, by a profile that takes images to be independent."""
+    store = open_store(RedisSettings(url=SecretStr(redis_server.url)), "dependent")
+    store.catalog.register_partitions([LOGS[0]])
+    store.catalog.put_layouts({"fp": LAYOUT})
+    store.partitions.start(LOGS[0], 1, "t", 0)
+    rng = np.random.default_rng(1)
+    for b in range(60):
+        vector = fill(LAYOUT, np.repeat(rng.uniform(0.002, 1.0, (5, 5)), 6, axis=0))
+        facts = {"cam": StreamFacts(event_time_ms=bucket_ms(b))}
+        store.partitions.apply(
+            [Delta(LOGS[0], "t", b, b + 1, bucket_ms(b), {("fp", bucket_ms(b), "cam"): vector}, facts)]
+        )
+        store.partitions.seal([LOGS[0]], bucket_ms(b))
+    with served(store) as address:
+        page = get(f"{address}/streams/cam").text
+        answer = get(f"{address}/api/v1/streams/cam").json()["dependence"]
+    store.close()
+    assert answer["clear"]
+    assert 1.5 < answer["at_least"] < 6 < 1.5 * answer["observed"] < 18
+    assert answer["assumed"] == 1
+    assert f"vary {answer['observed']:.2g} times as much as those of independent images; the profile assumes 1." in page
+
+
 def test_a_pending_alert_is_named_in_words(site: str, fleet: Fleet) -> None:
     pending = firing("drift", "calm", 58)
     pending = type(pending)("drift", "calm", AlertPhase.PENDING, pending.id, pending.since_ms, verdict=pending.verdict)

@@ -247,15 +247,17 @@ class Verdict:
     """What caused the breach, for example `layer3 above the 2 % cut`."""
 
 
-def share_in_words(severity: tuple[float, float, float]) -> str:
+def share_in_words(severity: tuple[float, float, float], cause: str = "") -> str:
     """A share of drifted images in words: `at least 6 % of the images drifted (estimate 9 %)`, or `about 9 % ...`.
 
-    The upper bound is left out: it holds only for images that the score tells from normal ones.
+    Where the cause is a mix of images (`mix2: fewer images ...`) they "are others": none need be unusual. The upper
+    bound is left out: it holds only for images that the score tells from normal ones.
     """
+    what = "are others" if cause.startswith("mix") else "drifted"
     lower, estimate, _ = (f"{100 * share:.0f} %" for share in severity)
     if lower in {"0 %", estimate}:
-        return f"about {estimate} of the images drifted"
-    return f"at least {lower} of the images drifted (estimate {estimate})"
+        return f"about {estimate} of the images {what}"
+    return f"at least {lower} of the images {what} (estimate {estimate})"
 
 
 @dataclass(frozen=True, slots=True)

@@ -75,7 +75,7 @@ def severity(alert: AlertJson) -> str:
     """The share of drifted images in words; empty where the rule has none."""
     if alert.severity is None or alert.kind not in DRIFT:
         return ""
-    return share_in_words((alert.severity.lower, alert.severity.estimate, alert.severity.upper))
+    return share_in_words((alert.severity.lower, alert.severity.estimate, alert.severity.upper), alert.cause)
 
 
 def signal(name: str) -> str:

@@ -343,6 +343,10 @@ def test_a_mean_that_moves_either_way_is_seen_by_a_mix(moved: float) -> None:
     assert state["firing"].all()
     side = "more" if moved > 0 else "fewer"
     assert all(v.cause.startswith(f"mix1: {side} images beyond the") for v in verdicts)
+    # the mean of a normal distribution that moves by .3 sd: 12 % of it lies elsewhere
+    assert all(v.severity and v.severity[0] <= 0.12 <= v.severity[2] for v in verdicts)
+    assert 0.06 < np.mean([v.severity[1] for v in verdicts if v.severity]) < 0.15
+    assert all("of the images are others" in v.summary for v in verdicts)
 
 
 def played_again(rng: np.random.Generator, layout: Layout, images: int, again: int) -> NDArray[np.uint32]:

@@ -81,7 +81,7 @@ class Notice:
         if not severity or self.data["kind"] in NO_DRIFT:
             return ""
         lower, estimate, upper = (float(severity[name]) for name in ("lower", "estimate", "upper"))
-        return share_in_words((lower, estimate, upper))
+        return share_in_words((lower, estimate, upper), self.cause)
 
 
 def time_ms(text: str) -> int:

@@ -93,6 +93,8 @@ class Plan:
     """(T,) position of the first cut of its signal."""
     falling: NDArray[np.intp]
     """(F,) cuts on which bets on fewer images are placed, too: all but those of learned signals."""
+    mix: NDArray[np.bool_]
+    """(T,) whether it is a cut of a mix signal."""
     k: Floats
     n: Floats
     dependence: Floats
@@ -153,6 +155,7 @@ def plan_of(rule: Sequential, layout: Layout) -> Plan:
         cuts=tuple(cuts),
         first=np.array([names.index(signal) for signal in names], dtype=np.intp),
         falling=np.array(falling, dtype=np.intp),
+        mix=np.array([signal in layout.mix for signal in names]),
         k=k,
         n=n,
         dependence=np.array([rule.dependence or layout.dependence[i] for i in index]),

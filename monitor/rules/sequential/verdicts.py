@@ -61,7 +61,7 @@ def _drifting(
     side = "more" if row["cause"] % BETS < len(UP) else "fewer"
     cause = f"{signal}: {side} images beyond the {100 * LEVELS[cut]:g} % cut than normal"
     (lower, estimate, _), (share, images) = severity, end
-    summary = f"{share_in_words(severity)}; {cause}; clears after about {_round_up(images)} more normal images"
+    summary = f"{share_in_words(severity, cause)}; {cause}; clears after about {_round_up(images)} more normal images"
     return Verdict(True, estimate, lower, share, count, summary, severity, cause)
 
 
@@ -86,6 +86,8 @@ def at_the_alarm(rule: Sequential, layout: Layout, row: State, window: Vector) -
     total, normal = images(window), float(plan.nominal[cut])
     rate = float(exceedances(layout, window, signal)[level]) / max(total, 1)
     share = drifted_share(rate, normal) if up else max(0.0, 1 - rate / normal)
+    if plan.mix[cut]:
+        share = abs(rate - normal)
     end = (float(share_left(plan, row)[0]), float(images_left(rule, plan, row)[0]))
     return _drifting(plan, row[0], total, (0.0, share, 1.0), end)
 
@@ -105,8 +107,10 @@ def of_the_reference(verdict: Verdict) -> Verdict:
 def _severity(plan: Plan, state: State) -> Floats:
     """(R, 3) share of drifted images since the alarm: lower bound, estimate, upper bound.
 
-    Only images beyond the cut of the cause count: drifted images on its normal side are not seen. Before the first
-    image after the alarm the estimate is that of the bets, and the interval is [0, 1].
+    Only images beyond the cut of the cause count: drifted images on its normal side are not seen. Of a mix it is the
+    smallest share that must have changed places, the difference of the rates: where a kind of image has gone, all that
+    are left are as they were. Before the first image after the alarm the estimate is that of the bets, and the interval
+    is [0, 1].
     """
     row = np.arange(len(state))
     cut, up = state["cause"] // BETS, state["cause"] % BETS < len(UP)
@@ -116,8 +120,12 @@ def _severity(plan: Plan, state: State) -> Floats:
     rate = passed / np.maximum(total, 1e-9)
     rises = np.stack([_share(low, ref_high), _share(rate, nominal), _share(high, ref_low)], axis=1)
     falls = np.stack([1 - high / ref_low, 1 - rate / nominal, 1 - low / ref_high], axis=1)
-    shares: Floats = np.clip(np.where(up[:, None], rises, falls), 0, 1)
-    shares[:, 1] = np.where(total > 0, shares[:, 1], state["alarm_share"])
+    shares: Floats = np.where(up[:, None], rises, falls)
+    moved = np.stack([low - ref_high, rate - nominal, high - ref_low], axis=1)
+    moved = np.where(up[:, None], moved, -moved[:, ::-1])
+    shares = np.clip(np.where(plan.mix[cut][:, None], moved, shares), 0, 1)
+    before = np.where(plan.mix[cut], state["alarm_share"] * np.where(up, 1 - nominal, nominal), state["alarm_share"])
+    shares[:, 1] = np.where(total > 0, shares[:, 1], before)
     return shares
 
 

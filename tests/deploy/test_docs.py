@@ -124,14 +124,15 @@ def test_every_link_between_files_leads_to_a_file_of_the_checkout() -> None:
 def test_the_library_page_runs_as_it_stands(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    for folder, made in (("normal", pictures(0, 240)), ("new", pictures(1, 1, stripes=True))):
+    for folder, made in (("normal", pictures(0, 240)), ("new", pictures(1, 3, stripes=True))):
         target = tmp_path / "images" / folder
         target.mkdir(parents=True)
         for name, image in made:
             Image.fromarray(image).save(target / f"{name}.png")
     monkeypatch.chdir(tmp_path)
-    (block,) = re.findall(r"```python\n(.*?)```", (DOCS / "how-to/library.md").read_text(), re.DOTALL)
-    exec(compile(block, "library.md", "exec"), {})
-    name, p_values = capsys.readouterr().out.split(" ", 1)
+    names: dict[str, object] = {}
+    for block in re.findall(r"```python\n(.*?)```", (DOCS / "how-to/library.md").read_text(), re.DOTALL):
+        exec(compile(block, "library.md", "exec"), names)
+    name, p_values = capsys.readouterr().out.splitlines()[0].split(" ", 1)
     assert name == "1-0.png"
     assert ast.literal_eval(p_values)["ood"] < 0.05

@@ -191,7 +191,7 @@ def _version(package: str) -> str:
 def _test(profile: Profile, engine: Engine) -> float:
     """The largest difference of a signal, in units of its range; EngineError where it is too large."""
     images = [profile.prepare(image) for image in (list(profile.examples.values()) or _test_images())]
-    pixels, measured = np.stack([i.pixels for i in images]), np.stack([i.properties for i in images])
+    pixels, measured = np.stack([image.pixels for image in images]), profile.measured(images)
     keys = [image.key for image in images]
     mine, other = (
         profile.values(features, measured) for features in (profile.backbone.eager(pixels), engine.features(pixels))

@@ -21,6 +21,6 @@ def run(args: argparse.Namespace) -> int:
     if missing := [str(folder) for folder in folders if not folder.exists()]:
         warnings.append(f"{where}: scoring: not here, so not checked with the rules: {', '.join(missing)}")
     else:
-        checked_profiles(settings, where)
+        warnings += [f"{where}: {line}" for line in checked_profiles(settings, where).oddities]
     sys.stderr.write("".join(f"warning: {line}\n" for line in warnings))
     return 0

@@ -28,6 +28,8 @@ def run(args: argparse.Namespace) -> int:
     for line in check(settings, where):
         log.warning("config.odd", advice=line)
     profiles = checked_profiles(settings, where)
+    for line in profiles.oddities:
+        log.warning("config.odd", advice=f"{where}: {line}")
     try:
         with as_command_error("run", StoreError, WebServerError, status=EXIT_UNAVAILABLE):
             Daemon(settings, profiles, settings.rules).run()

@@ -183,6 +183,22 @@ def test_an_image_without_a_usable_condition_is_judged_by_all_images_and_counted
     assert [b - a for a, b in zip(before, after, strict=True)] == [1, 2]
 
 
+def test_calibration_images_outside_the_range_are_warned_of(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "c.yaml"
+    said = []
+    for edge in (40, 70):  # normal images by day lie at 60, more or less
+        light = {**LIGHT, "ranges": {"night": [None, edge], "day": [edge, None]}}
+        path.write_text(yaml.safe_dump({"scoring": {"profile": str(folder), "conditions": [light]}}))
+        assert main(["check-config", "-c", str(path)]) == 0
+        said.append([line for line in capsys.readouterr().err.splitlines() if "scoring" in line])
+    assert said[0] == []
+    (line,) = said[1]
+    assert line.startswith(f"warning: {path}: scoring.conditions.0.ranges: day of profile ")
+    assert "was calibrated on images outside its range, with luma_p50 from 5" in line
+
+
 def test_a_profile_without_the_condition_is_refused_where_it_is_named(
     folder: Path, profile_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

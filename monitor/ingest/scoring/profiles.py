@@ -23,7 +23,7 @@ from monitor.core.heat import Heat
 from monitor.core.types import Record
 from monitor.ingest.by_stream import ByStream, Preparers
 from monitor.ingest.conditions import ConditionRule
-from monitor.ingest.scoring.views import views_in_use
+from monitor.ingest.scoring.views import misfits, views_in_use
 from monitor.ingest.settings import DecodingSettings, ScoringSettings
 from monitor.store import Store
 from monitor.telemetry import metrics
@@ -72,6 +72,8 @@ class Profiles:
         namers = {id(rule): rule.namer() for rule in conditions.all() if rule}
         self._namer_of = lru_cache(CACHED_STREAMS)(lambda stream: namers.get(id(conditions.of(stream))))
         self._views = views_in_use(by_stream, conditions)
+        self.oddities = tuple(misfits(by_stream, conditions))
+        """What runs, and is hardly meant; each line begins with its key."""
         self.layouts = {counted_under(profile.fingerprint): layout_of(profile) for profile in self.all()}
         """Fingerprint -> layout of the bucket vectors."""
 

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING
 
 from monitor.ingest.by_stream import ByStream
-from monitor.ingest.conditions import ConditionRule
+from monitor.ingest.conditions import ConditionRule, PropertyCondition
 
 if TYPE_CHECKING:  # loads torch
     from detectors import Profile
@@ -31,24 +31,49 @@ def views_in_use(by_stream: ByStream[Profile], conditions: ByStream[ConditionRul
         ConditionsError: a profile has no such condition.
     """
     found, wrong = [], []
+    for i, rule, profile in _judging(by_stream, conditions):
+        names = rule.names or tuple(profile.conditions)
+        known = ", ".join(sorted(profile.conditions)) or "none"
+        lacking = [f"condition {name!r} (it has {known})" for name in names if name not in profile.conditions]
+        wrong += [
+            f"scoring.conditions.{i}.{rule.key}: profile {profile.fingerprint} has no {what}; "
+            "`layerwatch calibrate --condition` adds one"
+            for what in (lacking if names else ["conditions"])
+        ]
+        found += [profile.conditions[name] for name in names if name in profile.conditions]
+    if wrong:
+        raise ConditionsError(wrong)
+    return found
+
+
+def misfits(by_stream: ByStream[Profile], conditions: ByStream[ConditionRule | None]) -> Iterator[str]:
+    """One line per condition by a property that was calibrated on images which the daemon would give to another one.
+
+    Its p-values are those of other images than it judges. Of a hundred calibration images one may lie outside.
+    """
+    for i, rule, profile in _judging(by_stream, conditions):
+        if not isinstance(rule, PropertyCondition):
+            continue
+        for name, (low, high) in rule.ranges.items():
+            found = profile.conditions[name].quantiles()[rule.name]
+            if (low is not None and found["p1"] < low) or (high is not None and found["p99"] >= high):
+                yield (
+                    f"scoring.conditions.{i}.ranges: {name} of profile {profile.fingerprint} was calibrated on images "
+                    f"outside its range, with {rule.name} from {found['p1']:g} to {found['p99']:g}"
+                )
+
+
+def _judging(
+    by_stream: ByStream[Profile], conditions: ByStream[ConditionRule | None]
+) -> Iterator[tuple[int, ConditionRule, Profile]]:
+    """(number of the entry, entry, profile) of each profile that may judge streams of the entry."""
     for i, (streams, rule) in enumerate(conditions.overrides):
         for glob, profile in (*by_stream.overrides, ("*", by_stream.default)):
             if rule is None or not may_overlap(streams, glob):
                 continue
-            names = rule.names or tuple(profile.conditions)
-            known = ", ".join(sorted(profile.conditions)) or "none"
-            lacking = [f"condition {name!r} (it has {known})" for name in names if name not in profile.conditions]
-            wrong += [
-                f"scoring.conditions.{i}.{rule.key}: profile {profile.fingerprint} has no {what}; "
-                "`layerwatch calibrate --condition` adds one"
-                for what in (lacking if names else ["conditions"])
-            ]
-            found += [profile.conditions[name] for name in names if name in profile.conditions]
+            yield i, rule, profile
             if fnmatchcase(streams, glob):  # all streams of the entry are judged by this profile
                 break
-    if wrong:
-        raise ConditionsError(wrong)
-    return found
 
 
 def may_overlap(a: str, b: str) -> bool:

@@ -272,7 +272,7 @@ class Profile:
         profile = cls(backbone, preparer, detector.restore(under("detector.", tensors)), document, mix, seen)
         if list(profile.signals) != document["signals"]:
             raise ProfileError(f"{folder}: its signals {document['signals']} are not those of this program; fit again")
-        profile.dependence = tuple(document["dependence"])
+        profile.dependence, profile.condition = tuple(document["dependence"]), document.get("condition", "")
         profile.calibrations = from_tensors(under("calibration.", tensors), profile.two_sided)
         profile.fingerprint = profile.own_fingerprint()
         profile._reference, profile.places = folder / REFERENCE, Places(backbone, folder / PLACES)

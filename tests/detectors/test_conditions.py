@@ -61,6 +61,15 @@ def test_conditions_are_loaded_as_they_were_saved_and_can_be_replaced_in_place(f
     assert Profile.load(tmp_path, "cpu").under("day").fingerprint == loaded.under("day").fingerprint
 
 
+def test_a_view_that_is_saved_alone_is_loaded_as_it_was(folder: Path, tmp_path: Path) -> None:
+    night = Profile.load(folder, "cpu").under("night")
+    night.save(tmp_path)
+    loaded = Profile.load(tmp_path, "cpu")
+    assert (loaded.fingerprint, loaded.condition, loaded.conditions) == (night.fingerprint, "night", {})
+    image = next(at_night(pictures(68, 1)))[1]
+    np.testing.assert_array_equal(loaded.score([image]).p_values, night.score([image]).p_values)
+
+
 def test_two_conditions_calibrated_on_the_same_images_have_different_fingerprints(profile_folder: Path) -> None:
     profile = Profile.load(profile_folder, "cpu")
     for name in ("early", "late"):

@@ -24,7 +24,9 @@ BETS = len(UP) + len(DOWN)
 MIX_CUTS = (0, 1, 2)
 """Cuts of a mix signal that are bet on: 50, 20 and 10 %. Neither end of it is unusual, so its tails tell nothing."""
 SEEN = "seen"
-"""A signal of this name says how sure it is that an image is one of the reference: a fact, not a kind of drift."""
+"""The signal that says how much an image resembles one of the reference: a fact, not a kind of drift."""
+_SEEN_LEVEL = 0.01
+"""Of textures of the reference, encoded anew as JPEG of quality 75, 83 % lie beyond it, but 6 % beyond the .2 % cut."""
 
 DAY_S = 86400.0
 
@@ -105,7 +107,7 @@ class Plan:
     start: tuple[Floats, Floats]
     """(lower, upper) (T,) bounds of the ID rates that calibration alone gives."""
     seen: int | None
-    """The smallest level of `seen` that a calibration image lies beyond; None: no such signal, or it is bet on."""
+    """The cut of `seen` beyond which images count as the reference's own; None: no such signal, or it is bet on."""
     digest: int
     """Of everything that stored rows depend on; A, D and the weights may change between buckets."""
 
@@ -162,7 +164,7 @@ def plan_of(rule: Sequential, layout: Layout) -> Plan:
         weights=(np.concatenate(up), np.concatenate([np.empty((0, len(DOWN))), *down])),
         risk=risk,
         start=(betaincinv(k, n + 1 - k, risk / 2), betaincinv(k, n + 1 - k, 1 - risk / 2)),
-        seen=_seen_level(layout, signals),
+        seen=_seen_cut(layout, signals),
         digest=int.from_bytes(blake2b(identity.encode(), digest_size=8).digest(), "little"),
     )
 
@@ -187,10 +189,11 @@ def watched(rule: Sequential, layout: Layout) -> tuple[str, ...]:
     return tuple(chosen)
 
 
-def _seen_level(layout: Layout, signals: tuple[str, ...]) -> int | None:
+def _seen_cut(layout: Layout, signals: tuple[str, ...]) -> int | None:
     if SEEN not in layout.signals or SEEN in signals:
         return None
-    return int(np.flatnonzero(reference_counts(layout, SEEN))[-1])
+    smallest = int(np.flatnonzero(reference_counts(layout, SEEN))[-1])  # that a calibration image lies beyond
+    return min(cut_index(_SEEN_LEVEL), smallest)
 
 
 def _kind(layout: Layout, signal: str) -> Literal["learned", "property", "mix"]:

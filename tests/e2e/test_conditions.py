@@ -22,7 +22,7 @@ from tests.e2e.running import config_file, wait_for
 from tests.faults.rig import Daemon, Hook, Zygote
 from tests.pictures import at_night, encoded, pictures
 
-TOPIC = "nights"
+TOPIC = "days-and-nights"
 STEP_MS = 500
 HOURS = {"by": "hour", "timezone": "Europe/Berlin", "hours": {"day": "06:00-20:00", "night": "20:00-06:00"}}
 LIGHT = {"by": "property", "name": "luma_p50", "ranges": {"night": [None, 40], "day": [40, None]}}

@@ -83,7 +83,7 @@ class Camera:
 
 
 def test_a_fault_by_night_fires_over_the_day_through_restarts_and_ends_by_night(redis_server: PrivateRedis) -> None:
-    camera = Camera(redis_server.url, "nights", DRIFT, RATE)
+    camera = Camera(redis_server.url, "conditions-nights", DRIFT, RATE)
     camera.send(20, day=0.0)
     camera.send(10, night=0.0)
     camera.send(10, night=0.6)
@@ -106,7 +106,7 @@ def test_a_fault_by_night_fires_over_the_day_through_restarts_and_ends_by_night(
 
 
 def test_the_rows_of_each_condition_tighten_apart(redis_server: PrivateRedis) -> None:
-    camera = Camera(redis_server.url, "rows", DRIFT)
+    camera = Camera(redis_server.url, "conditions-rows", DRIFT)
     camera.send(3, day=0.0, night=0.0)
     camera.send(2, day=0.0)
     rows = {name: camera.store.evaluation.rule_states("drift", name) for name in LAYOUTS}
@@ -116,7 +116,7 @@ def test_the_rows_of_each_condition_tighten_apart(redis_server: PrivateRedis) ->
 
 
 def test_both_conditions_in_every_bucket_fire_as_long_as_one_is_breached(redis_server: PrivateRedis) -> None:
-    camera = Camera(redis_server.url, "both", DRIFT)
+    camera = Camera(redis_server.url, "conditions-both", DRIFT)
     camera.send(20, day=0.0, night=0.0)
     camera.send(10, day=0.0, night=0.6)
     assert camera.alert("drift").phase is AlertPhase.FIRING
@@ -126,7 +126,7 @@ def test_both_conditions_in_every_bucket_fire_as_long_as_one_is_breached(redis_s
 
 
 def test_an_alert_of_a_condition_that_is_taken_out_ends_by_the_next_calm_images(redis_server: PrivateRedis) -> None:
-    camera = Camera(redis_server.url, "taken-out", DRIFT)
+    camera = Camera(redis_server.url, "conditions-taken-out", DRIFT)
     camera.send(10, night=0.6)
     camera.send(5, day=0.0)
     assert camera.alert("drift").phase is AlertPhase.FIRING
@@ -137,7 +137,7 @@ def test_an_alert_of_a_condition_that_is_taken_out_ends_by_the_next_calm_images(
 
 
 def test_an_alert_of_before_there_were_conditions_ends_by_any_of_them(redis_server: PrivateRedis) -> None:
-    camera = Camera(redis_server.url, "before", DRIFT)
+    camera = Camera(redis_server.url, "conditions-before", DRIFT)
     camera.send(10, plain=0.6)
     assert (camera.alert("drift").phase, camera.alert("drift").condition) == (AlertPhase.FIRING, "")
     camera.send(1, day=0.0)
@@ -149,7 +149,7 @@ def test_an_alert_of_before_there_were_conditions_ends_by_any_of_them(redis_serv
 
 def test_rejected_records_are_judged_against_the_images_of_all_conditions(redis_server: PrivateRedis) -> None:
     rejected = RejectedRule(name="bad", kind="rejected", window_s=60, threshold=0.3)
-    camera = Camera(redis_server.url, "rejected", rejected)
+    camera = Camera(redis_server.url, "conditions-rejected", rejected)
     camera.send(10, rejected=5, day=0.0, night=0.0)  # 5 of 45
     assert camera.store.evaluation.alerts() == {}
     camera.send(10, rejected=60, day=0.0)

@@ -82,11 +82,7 @@ def _inverted(images: Iterable[tuple[str, Pixels]]) -> Iterator[tuple[str, Pixel
 
 
 class Played:
-    """p-values under one calibration on CALIBRATION held-out images, and buckets drawn from them.
-
-    A profile that does not have the signal `seen` gets one here: as small as it can be for images of the reference,
-    uniform for others.
-    """
+    """p-values under one calibration on CALIBRATION held-out images, and buckets drawn from them."""
 
     def __init__(self, scores: Scores, rng: np.random.Generator) -> None:
         self.rng, values = rng, scores.sets["normal"]
@@ -99,16 +95,10 @@ class Played:
             columns = [c.p_values(of_set[:, s], ties[name]) for s, c in enumerate(known)]
             p = of_set if name == "again" else np.stack(columns, axis=1)
             self.p[name] = p[rest] if name == "normal" else p
-        signals, two_sided, learned = scores.signals, scores.two_sided, scores.learned
-        if "seen" not in signals:
-            signals, two_sided, learned = (*signals, "seen"), (*two_sided, False), (*learned, False)
-            for name, p in self.p.items():
-                smallest = 1 / (CALIBRATION + 1)
-                seen = np.full(len(p), smallest) if name == "again" else rng.uniform(smallest, 1, len(p))
-                self.p[name] = np.column_stack([p, seen])
-        alone = (1.0,) * len(signals)
-        self.layout = Layout(signals, (CALIBRATION,) * len(signals), two_sided, learned, alone, mix=scores.mix)
-        self.small = replace(self.layout, calibration_sizes=(SMALL,) * len(signals))
+        count = len(scores.signals)
+        fixed = scores.two_sided, scores.learned, (1.0,) * count
+        self.layout = Layout(scores.signals, (CALIBRATION,) * count, *fixed, mix=scores.mix)
+        self.small = replace(self.layout, calibration_sizes=(SMALL,) * count)
         """Of the profile of the small reference, which calibrates on all of its images."""
         self.labels = scores.labels
         self.drifts = tuple(name for name in scores.sets if name not in ("normal", "again"))

@@ -104,9 +104,8 @@ def _conditions(conditions: Mapping[str, Any]) -> Table:
 
 def order_text(document: Mapping[str, Any]) -> str:
     """What the model card says of the order of the images."""
-    if not document.get("ordered"):
-        return "independent images"
-    return "frames in time order" + "".join(f": {text}" for text in [document.get("frames", {}).get("note")] if text)
+    order = "frames in time order" if document.get("ordered") else "independent images"
+    return order + "".join(f": {text}" for text in [document.get("frames", {}).get("note")] if text)
 
 
 def choice_text(document: Mapping[str, Any]) -> str:

@@ -34,6 +34,7 @@ from detectors.methods.registry import AUTO, create
 from detectors.profile.backbone import Backbone
 from detectors.profile.choice import Choice, choose, grids_of
 from detectors.profile.conditions import new_view
+from detectors.profile.dependence import alike
 from detectors.profile.examples import examples_of
 from detectors.profile.mix import Mix
 from detectors.profile.places import LocalSample, Places
@@ -152,7 +153,10 @@ def fit_profile(
     else:
         crossed = _left_out(choice, detector, backbone, features, partial(progress, "calibrating"))
         values = np.concatenate([crossed[kept].numpy(), measured, mix.left_out(pooled)[kept].numpy()], axis=1)
-    profile.calibrate(values, [reference.keys[row] for row in rows.calibrated], options.ordered)
+    keys = [reference.keys[row] for row in rows.calibrated]
+    profile.calibrate(values, keys, options.ordered)
+    if not options.ordered:
+        profile.manifest["frames"] = alike(profile.p_values(values, keys)[np.argsort(rows.calibrated), 0])
     profile.keep_reference(features)
     everywhere = mix.coordinates(averaged(reference.features, backbone.channels, choice.grid)).numpy()
     profile.examples = examples_of(profile.mix_signals, everywhere, reference.turnable)
@@ -190,7 +194,10 @@ def recalibrate(
     target.manifest |= {"calibrated_at": _now(), "ordered": ordered, **facts}
     measured = np.stack(reference.measured)
     measured = target.seen.beside(measured, reference.hashes) if target.seen else measured
-    target.calibrate(target.values(reference.features, measured), reference.keys, ordered)
+    values = target.values(reference.features, measured)
+    target.calibrate(values, reference.keys, ordered)
+    if not ordered:
+        target.manifest["frames"] = alike(target.p_values(values, reference.keys)[:, 0])
     if condition:
         profile.conditions[condition] = target
 

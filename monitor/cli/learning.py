@@ -129,7 +129,7 @@ def collect(
 
 
 def print_frames(console: Console, facts: dict[str, Any]) -> None:
-    """What the calibration frames of a manifest are worth, where they were in order."""
+    """What the calibration frames of a manifest are worth, or that images look like frames."""
     if facts["frames"]:
         console.print(facts["frames"]["note"], markup=False, highlight=False, soft_wrap=True)
 

@@ -116,3 +116,14 @@ def test_the_command_adds_a_condition_in_place_and_the_model_card_shows_it(
         assert main(["score", str(folder), one, "--json", "--device", "cpu", *option]) == 0
         found[option] = json.loads(capsys.readouterr().out)["signals"]["luma_p50"]["p"]
     assert found[()] < 0.01 < found["--condition", "night"]
+
+
+def test_a_calibration_on_frames_without_the_word_for_it_says_so(profile_folder: Path) -> None:
+    profile = Profile.load(profile_folder, "cpu")
+    rng = np.random.default_rng(3)
+    shots = [image for _, image in pictures(63, 12)]
+    frames = [
+        np.clip(shot + rng.normal(0, 0.6, shot.shape), 0, 255).astype(np.uint8) for shot in shots for _ in range(8)
+    ]
+    recalibrate(profile, [(f"{i}.png", frame) for i, frame in enumerate(frames)])
+    assert "neighbours are alike" in profile.manifest["frames"]["note"]

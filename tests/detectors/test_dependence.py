@@ -6,7 +6,7 @@ from numpy.typing import NDArray
 from scipy.signal import lfilter
 
 from detectors.profile.calibration import Calibration, jitter
-from detectors.profile.dependence import ENOUGH, FEWEST, Dependence, estimate, note, of_frames
+from detectors.profile.dependence import ENOUGH, FEWEST, Dependence, alike, estimate, note, of_frames
 
 Floats = NDArray[np.float64]
 
@@ -108,3 +108,10 @@ def test_the_note_says_what_frames_are_worth_and_how_long_to_record() -> None:
     )
     assert note({"ood": Dependence(ENOUGH, 1.0, 0)}).endswith("for ood")
     assert "in a, b, c and 2 more: there" in note({name: Dependence(60, 60.0, 60) for name in "abcde"})
+
+
+def test_frames_that_were_not_said_to_be_in_order_are_noticed_and_independent_images_are_not() -> None:
+    rng = np.random.default_rng(9)
+    assert all(not alike(rng.random(images)) for images in [300] * 50 + [2000] * 20)
+    found = [alike(scenes(rng, 8, 300)) for _ in range(20)]
+    assert all("if they are frames in time order, say so with --ordered" in facts["note"] for facts in found)

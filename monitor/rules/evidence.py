@@ -20,6 +20,11 @@ SEEN = "seen"
 REPLAYED = 0.5
 """Share of the images that must be seen ones to call them a recording."""
 
+# Measured on CIFAR-10: with a class missing or too many of one class, the strongest signal of the mix moved 1.06 times
+# as much as the strongest other one and more, twice as much in the median (and often nothing else moved); with noise,
+# turned or cropped images and six sets of other things at most 1.04 times from 1,000 images on, but for one window.
+MIX_RATIO = 1.2
+
 
 def moved_signals(
     layout: Layout, window: Vector, causes: Collection[str] = (), risk: float = 0.01, limit: int = 8
@@ -48,9 +53,9 @@ def triage(moved: Sequence[MovedSignal], causes: Collection[str] = ()) -> Triage
     """Whether the sensor, the content of the images or their mix has changed, or a recording is played; None: unknown.
 
     "sensor": image properties (exposure, sharpness, colour, ...) moved as well; "content": the learned signals moved,
-    and the properties no more than they do with other objects; "mix": nothing became unusual, but how the images are
-    spread over what is normal; "replay": most images are ones that the profile has learned from, which explains the
-    rest.
+    and the properties no more than they do with other objects; "mix": what moved most is how the images are spread over
+    what is normal, and single images look as normal as before; "replay": most images are ones that the profile has
+    learned from, which explains the rest.
 
     Args:
         causes: as for `moved_signals`: they count as sure where the window holds too few images for a bound > 0.
@@ -62,10 +67,10 @@ def triage(moved: Sequence[MovedSignal], causes: Collection[str] = ()) -> Triage
     learned = [signal.effect for signal in sure if signal.learned]
     mix = [signal.effect for signal in sure if signal.mix]
     measured = [signal.effect for signal in sure if not signal.learned and not signal.mix and signal.signal != SEEN]
-    if not learned and not measured:
-        return "mix" if mix else None
+    if mix and (not learned + measured or max(mix) > MIX_RATIO * max(learned + measured)):
+        return "mix"
     if not learned or not measured:
-        return "content" if learned else "sensor"
+        return "content" if learned else "sensor" if measured else None
     return "sensor" if max(measured) > SENSOR_RATIO * max(learned) else "content"
 
 

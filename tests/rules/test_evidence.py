@@ -83,6 +83,8 @@ def test_signals_of_the_mix_alone_mean_that_the_mix_changed() -> None:
     assert triage(found) == "mix"
     assert triage(moved_signals(mixed, window(layer1=(0.4, 0.9), ood=(0.4, 0.001)))) == "content"
     assert triage(moved_signals(mixed, window(layer1=(0.4, 0.9), contrast=(0.4, 0.001)))) == "sensor"
+    assert triage(moved_signals(mixed, window(layer1=(0.8, 0.9), contrast=(0.2, 0.001)))) == "mix"
+    assert triage(moved_signals(mixed, buckets.empty(mixed), ["layer1"]), ["layer1"]) == "mix"
 
 
 def test_images_that_were_learned_from_explain_whatever_else_moved() -> None:

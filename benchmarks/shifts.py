@@ -1,6 +1,6 @@
 """Which tests see that a sample of images is no longer from the reference: by sample size, over many kinds of shift.
 
-    python benchmarks/shifts.py --data DIR [--sets gtsrb,fashion_mnist] [--draws 5] [--json] [-o FILE] [--cache DIR]
+    python benchmarks/shifts.py --data DIR [--sets gtsrb,fashion_mnist] [--draws 2] [--json] [-o FILE] [--cache DIR]
 
 CIFAR-10 on the embedded backbone under the shifts of "Failing Loudly" (shifted_images.py). Columns, at a level of .05:
 
@@ -25,7 +25,7 @@ import json
 import sys
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -48,15 +48,17 @@ Column = Callable[["Trial"], float]
 
 @dataclass(frozen=True)
 class Trial:
-    """A sample and what it is compared with. components: of the reference and of the sample; standard: features, each
-    divided by its deviation."""
+    """A sample and what it is compared with; features are standardised, and begin with their principal components."""
 
     profile: Profile
     reference: Scored
     sample: Scored
-    components: tuple[NDArray[np.float64], NDArray[np.float64]]
-    standard: tuple[NDArray[np.float32], NDArray[np.float32]]
     rng: np.random.Generator
+
+    @property
+    def components(self) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        """Of the reference and of the sample."""
+        return self.reference.features[:, :COMPONENTS], self.sample.features[:, :COMPONENTS]
 
 
 def ours(trial: Trial) -> float:
@@ -83,11 +85,11 @@ def components(trial: Trial) -> float:
 
 def mmd(trial: Trial) -> float:
     """Gretton et al., "A kernel two-sample test", JMLR 13 (2012)."""
-    reference, sample = trial.standard
-    both = np.concatenate([sample, reference[:KERNEL_IMAGES]])
+    sample, reference = trial.sample.features, trial.reference.features[:KERNEL_IMAGES]
+    both = np.concatenate([sample[:, COMPONENTS:], reference[:, COMPONENTS:]])
     squares = np.square(both).sum(axis=1)
     distances = np.maximum(squares[:, None] + squares - 2 * both @ both.T, 0)
-    kernel = np.exp(-distances / np.median(distances[: len(sample)]))
+    kernel = np.exp(-distances / np.median(distances[:100]))
     m, total = len(sample), len(both)
     sides = np.full((1 + PERMUTATIONS, total), -1 / (total - m), dtype=np.float32)
     sides[0, :m] = 1 / m
@@ -123,7 +125,7 @@ def columns() -> dict[str, Column]:
         return COLUMNS
 
     def dataeval(trial: Trial) -> float:
-        reference, sample = (part.astype(np.float32) for part in trial.components)
+        reference, sample = trial.components
         return 0.0 if drift_univariate(method="ks").fit(reference).predict(sample).drifted else 1.0
 
     return {**COLUMNS, "dataeval": dataeval}
@@ -134,28 +136,33 @@ def measure(
 ) -> list[dict[str, Any]]:
     """One row per draw: the shift, the sample size and which columns call it shifted."""
     rng, rows = np.random.default_rng(0), []
-    learned = world.profile.reference()
-    assert learned is not None
-    axes = _axes(world.profile.pooled(learned).numpy())
+    world = _standardised(world)
     for size in sizes:
-        # as many samples without a shift as with one: the share of false alarms needs them
-        for shift in (*shifts, *(NONE,) * len(shifts)) * draws:
+        # half as many samples without a shift as with one: the share of false alarms needs them
+        for shift in (*shifts, *(NONE,) * (len(shifts) // 2)) * draws:
             calibrating, pool = world.divide(rng)
-            reference, sample = world.images[calibrating], world.draw(shift, size, pool, rng)
-            standard = tuple((part.features - axes[0]) / axes[1] for part in (reference, sample))
-            parts = tuple(part @ axes[2] for part in standard)
-            trial = Trial(world.profile, reference, sample, parts, standard, rng)
+            trial = Trial(world.profile, world.images[calibrating], world.draw(shift, size, pool, rng), rng)
             hits = {name: column(trial) <= LEVEL for name, column in named.items()}
             rows.append({"shift": shift, "images": size, **hits})
     return rows
 
 
-def _axes(features: NDArray[np.float32]) -> tuple[NDArray[Any], NDArray[Any], NDArray[Any]]:
-    """Mean and deviation of each feature, and the leading components of the standardised ones."""
-    mean, scale = features.mean(axis=0), features.std(axis=0) + 1e-5
-    standard = ((features - mean) / scale).astype(np.float64)
-    _, vectors = np.linalg.eigh(standard.T @ standard / len(standard))
-    return mean, scale, vectors[:, -COMPONENTS:]
+def _standardised(world: World) -> World:
+    """Each feature by its mean and deviation over the images that the profile learned from; before them the principal
+    components of these."""
+    learned = world.profile.reference()
+    assert learned is not None
+    known = world.profile.pooled(learned).numpy()
+    mean, scale = known.mean(axis=0), known.std(axis=0) + 1e-5
+    standard = ((known - mean) / scale).astype(np.float64)
+    axes = np.linalg.eigh(standard.T @ standard / len(standard))[1][:, -COMPONENTS:].astype(np.float32)
+
+    def of(scored: Scored) -> Scored:
+        features = (scored.features - mean) / scale
+        return replace(scored, features=np.concatenate([features @ axes, features], axis=1))
+
+    shifted = {kind: (of(copies), origins) for kind, (copies, origins) in world.shifted.items()}
+    return replace(world, images=of(world.images), shifted=shifted)
 
 
 def shares(rows: Sequence[dict[str, Any]], name: str, sizes: Sequence[int]) -> dict[str, float]:
@@ -206,7 +213,7 @@ def main() -> None:
     arguments.add_argument("--models", type=Path, help="not needed: the backbone is embedded")
     arguments.add_argument("--cache", type=Path, help="keep the profile and the scores here between runs")
     arguments.add_argument("--sets", default="", help="other normal sets instead, by the names of their files")
-    arguments.add_argument("--draws", type=int, default=5, help="samples of each shift and size")
+    arguments.add_argument("--draws", type=int, default=2, help="samples of each shift and size")
     arguments.add_argument("--json", action="store_true", help="print the result as JSON, and nothing else")
     arguments.add_argument("-o", "--output", type=Path, help="write the whole result here")
     options = arguments.parse_args()

@@ -135,8 +135,10 @@ def _statistic(means: Sequence[NDArray[np.float32]], m: int, total: int) -> Floa
     """(P, Q) means of m of `total` whitened rows, per block -> (P,) Cauchy combination of the blocks' p-values."""
     scale = m * (total - 1) / (total - m)  # the variance of a mean of m drawn without replacement is its inverse
     # near one the combination would let one calm block outweigh a moved one
-    p_values = [np.clip(chdtrc(mean.shape[1], scale * np.square(mean).sum(axis=1)), 1e-300, 0.95) for mean in means]
-    joined: Floats = np.mean([np.tan((0.5 - p) * np.pi) for p in p_values], axis=0)
+    sums = [scale * np.square(mean.astype(np.float64)).sum(axis=1) for mean in means]
+    p_values = [np.clip(chdtrc(mean.shape[1], of), 1e-300, 0.95) for mean, of in zip(means, sums, strict=True)]
+    # the cotangent is tan((1/2 - p) pi) without the difference, which would lose the smallest p-values
+    joined: Floats = np.mean([1 / np.tan(p * np.pi) for p in p_values], axis=0)
     return joined
 
 

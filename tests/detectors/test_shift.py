@@ -54,6 +54,13 @@ def test_a_few_strange_images_among_normal_ones_are_found(profile: Profile, fres
     assert shift_test(profile, mixed).p_value <= 0.01
 
 
+def test_the_more_a_sample_is_shifted_the_surer_it_is_found(profile: Profile, fresh: Scores) -> None:
+    strange = profile.score([draw(np.random.default_rng(i), stripes=True) for i in range(80)])
+    assert shift_test(profile, strange).p_value == pytest.approx(0.001)
+    first = fresh.values[:, profile.signals.index("mix1")]
+    assert shift_test(profile, some(fresh, np.argsort(first)[:120])).p_value == pytest.approx(0.001)
+
+
 def test_the_same_sample_gives_the_same_answer(profile: Profile, fresh: Scores) -> None:
     sample = some(fresh, slice(0, 40))
     assert shift_test(profile, sample) == shift_test(profile, sample)

@@ -176,7 +176,7 @@ def test_a_recording_of_the_reference_played_again_is_called_that(
         p = profile.score([encoded(image, "JPEG") for _, image in images]).p_values
         return [fill(layout, p[start : start + PER_BUCKET]) for start in range(0, len(p), PER_BUCKET)]
 
-    story = Story(redis_server.url, "replayed", replayed, layout=layout)
+    story = Story(redis_server.url, "recording", replayed, layout=layout)
     story.count(*buckets(pictures(80, 160)))
     assert not story.documents()
     story.count(*buckets(pictures(0, 160)))

@@ -12,7 +12,7 @@ import msgpack
 
 from monitor.core.kept_images import SAMPLED, hour_of
 from monitor.core.readers import Sign
-from monitor.core.types import Applied, ApplyStatus, Cursor, Delta, Exemplar, Partition, Sampled, StreamFacts, Vector
+from monitor.core.types import Applied, ApplyStatus, Cursor, Delta, Exemplar, Partition, StreamFacts, Vector
 from monitor.store.connection import SCHEMA, SCRIPTS, Call, Value
 from monitor.store.counts import parse_member
 from monitor.store.keyspace import TTL_S, PartitionKeys, bucket_name, worst_name
@@ -163,7 +163,9 @@ class Partitions:
         if delta.vectors and delta.next_offset <= delta.expect:
             raise ValueError(f"{delta.partition}: a delta with counts must move the cursor beyond {delta.expect}")
         prefix = self._keys.prefix(delta.partition)
-        images = [*map(self._unusual, delta.exemplars), *map(_typical, delta.typical), *map(_sampled, delta.sample)]
+        images = list(map(self._unusual, delta.exemplars))
+        images += [_latest("typical", e.event_time_ms, e, TYPICAL_KEPT) for e in delta.typical]
+        images += [_latest("sample", score, e, SAMPLED) for score, e in delta.sample]
         images = images if self._limits.exemplars_kept else []
         body = {
             "prefix": prefix,
@@ -314,10 +316,6 @@ def _cursor(reply: Sequence[bytes | None]) -> Cursor | None:
     return Cursor(*numbers, token, int(epoch or generation or 0), idle == "1", log_id, int(rebuild or 0), recent)
 
 
-def _typical(e: Exemplar) -> _KeptImage:
-    return f"typical:{e.fingerprint}", packed_name(e.stream), e.event_time_ms, packed_exemplar(e), 0, -1 - TYPICAL_KEPT
-
-
-def _sampled(found: Sampled) -> _KeptImage:
-    score, e = found
-    return f"sample:{e.fingerprint}", packed_name(e.stream), score, packed_exemplar(e), 0, -1 - SAMPLED
+def _latest(kind: str, score: float, e: Exemplar, most: int) -> _KeptImage:
+    """One that is kept while fewer than `most` of its stream have a higher score."""
+    return f"{kind}:{e.fingerprint}", packed_name(e.stream), score, packed_exemplar(e), 0, -1 - most

@@ -163,7 +163,7 @@ class Partitions:
         if delta.vectors and delta.next_offset <= delta.expect:
             raise ValueError(f"{delta.partition}: a delta with counts must move the cursor beyond {delta.expect}")
         prefix = self._keys.prefix(delta.partition)
-        images = list(map(self._unusual, delta.exemplars))
+        images = [self._unusual(e) for e in delta.exemplars]
         images += [_latest("typical", e.event_time_ms, e, TYPICAL_KEPT) for e in delta.typical]
         images += [_latest("sample", score, e, SAMPLED) for score, e in delta.sample]
         images = images if self._limits.exemplars_kept else []
@@ -316,6 +316,5 @@ def _cursor(reply: Sequence[bytes | None]) -> Cursor | None:
     return Cursor(*numbers, token, int(epoch or generation or 0), idle == "1", log_id, int(rebuild or 0), recent)
 
 
-def _latest(kind: str, score: float, e: Exemplar, most: int) -> _KeptImage:
-    """One that is kept while fewer than `most` of its stream have a higher score."""
+def _latest(kind: str, score: float, e: Exemplar, most: int) -> _KeptImage:  # while fewer than `most` score higher
     return f"{kind}:{e.fingerprint}", packed_name(e.stream), score, packed_exemplar(e), 0, -1 - most

@@ -147,7 +147,11 @@ class Evaluator:
             self._memory.load()
         self._withdraw_unwatched()
         partitions = self._store.catalog.partitions()
-        for bucket_ms in self._closing.due(partitions, self._memory):
+        due = self._closing.due(partitions, self._memory)
+        # before anything is judged: what resolves now must have been told to fire
+        if not self._closing.muted and not self._publish_suppressed():
+            return
+        for bucket_ms in due:
             if self._stop.is_set() or not self._lease.renew():
                 return
             started = time.perf_counter()
@@ -159,8 +163,6 @@ class Evaluator:
                 return
             metrics.BUCKETS_CLOSED.inc()
             metrics.EVALUATION_SECONDS.observe(time.perf_counter() - started)
-        if not self._closing.muted:
-            self._publish_suppressed()
         if time.monotonic() - self._silence_looked_s > SILENCE_LOOK_S:
             self._silence_looked_s = time.monotonic()
             self._judge_clock(partitions)
@@ -210,8 +212,11 @@ class Evaluator:
             summary = after.verdict.summary if after.verdict else ""
             log.info(f"alert.{after.phase}", rule=rule.name, stream=stream, id=after.id, summary=summary)
 
-    def _publish_suppressed(self) -> None:
-        """After a rebuild: publish the alerts that began during it and still fire. A repeated document keeps its id."""
+    def _publish_suppressed(self) -> bool:
+        """After a rebuild: publish the alerts that began during it and still fire; False as `_decide`.
+
+        A document that was published before the rebuild keeps its id.
+        """
         decision = Decision()
         for key, alert in self._memory.alerts.items():
             if not alert.suppressed or alert.phase is not AlertPhase.FIRING:
@@ -221,8 +226,7 @@ class Evaluator:
                 fingerprint = self._memory.judging(alert.stream, alert.condition)
                 decision.published.append(Change(rule, fingerprint, alert.fired_ms - self._bucket_ms, after))
                 log.info("alert.told_after_rebuild", rule=alert.rule, stream=alert.stream, id=alert.id)
-        if decision.alerts:
-            self._decide(self._memory.decided_ms, decision)
+        return not decision.alerts or self._decide(self._memory.decided_ms, decision)
 
     def _decide(self, bucket_ms: int, decision: Decision) -> bool:
         """Commit the decision; False if the lease is lost, or the state in Redis has changed, which is then loaded."""

@@ -99,6 +99,19 @@ def test_two_rules_on_one_drift_agree_on_its_begin_on_the_sensor_and_on_the_imag
     story.store.close()
 
 
+def test_an_alert_of_a_rebuild_that_resolves_right_after_it_is_told_from_its_begin(redis_server: PrivateRedis) -> None:
+    """Receivers may know it as firing from before Redis lost its state: its end must reach them."""
+    story = Story(redis_server.url, "rebuilt", RATE)
+    story.store.partitions.start(LOG, 1, "t", 0, "", 49)
+    story.send(40)
+    story.send(8, ood=0.6)
+    assert story.documents() == {}, "what is counted again is judged in silence"
+    calm = np.random.default_rng(8).uniform(1e-3, 1, (5000, 2))
+    story.count(fill(LAYOUT, calm))  # beyond the rebuild, and calm enough to end it at once
+    assert set(story.documents()) == {("rate", "firing"), ("rate", "resolved")}
+    story.store.close()
+
+
 def test_a_drift_that_was_noticed_late_begins_where_it_began(redis_server: PrivateRedis) -> None:
     """The windows in memory reach back five minutes only."""
     story = Story(redis_server.url, "late", SLOW)

@@ -111,11 +111,18 @@ class Catalog:
         return self._profiles.all()
 
     def put_examples(self, fingerprint: str, examples: Mapping[str, bytes]) -> None:
-        """{name: JPEG} of the profile's reference, for the pages."""
-        if examples:
-            self._keys.texts("examples", fingerprint).put_all(
-                {name: b64encode(picture).decode() for name, picture in examples.items()}
-            )
+        """{name: JPEG} of the profile's reference, for the pages.
+
+        Called every few seconds, as Redis may have lost them: what is there is not written again.
+        """
+        kept = self._keys.texts("examples", fingerprint)
+        if (names := kept.names()) != examples.keys():
+            for name in names - examples.keys():  # the folder was deleted, so that nobody should see them
+                kept.remove(name)
+            if examples:
+                kept.put_all({name: b64encode(picture).decode() for name, picture in examples.items()})
+        elif examples:
+            kept.renew()
 
     def examples(self, fingerprint: str, signal: str) -> dict[str, str]:
         """{"low-1": base64 of a JPEG, ...} of the reference at both ends of a coordinate; empty where none is kept."""

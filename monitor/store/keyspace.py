@@ -84,6 +84,14 @@ class TextHash:
         commands = [("HSET", self._key, *item) for item in texts.items()]
         self._connection.read_many([*commands, expiry(self._key)])
 
+    def renew(self) -> None:
+        """Keep what there is for another `TTL_S`."""
+        self._connection.read_many([expiry(self._key)])
+
+    def names(self) -> set[str]:
+        """The names of all texts."""
+        return {name.decode() for name in self._connection.read("HKEYS", self._key)}
+
     def all(self) -> dict[str, str]:
         """Every text by its name; empty where there is none."""
         found = self._connection.read("HGETALL", self._key)

@@ -100,6 +100,21 @@ def test_nothing_is_said_where_the_mix_is_not_what_changed(
     assert shift_of_the_mix(store, seen, [], layout_of(profile), "fp") is None
 
 
+def test_examples_are_written_once_again_where_redis_lost_some_and_removed_with_their_folder(store: Store) -> None:
+    examples = {f"mix1-low-{i}": b"%d" % i for i in range(3)}
+    kept = store._monitor_keys.texts("examples", "fp")
+    store.catalog.put_examples("fp", examples)
+    before = kept.all()
+    kept.put("mix1-low-0", "as it is")
+    store.catalog.put_examples("fp", examples)
+    assert kept.all() == before | {"mix1-low-0": "as it is"}, "they are offered every few seconds"
+    kept.remove("mix1-low-1")
+    store.catalog.put_examples("fp", examples)
+    assert kept.all() == before
+    store.catalog.put_examples("fp", {})
+    assert kept.all() == {}
+
+
 def test_examples_lie_at_the_ends_of_their_coordinate(profile: Profile, profile_folder: Path) -> None:
     assert profile.examples == load_examples(profile_folder / "examples")
     assert len(profile.examples) == 2 * AT_EACH_END * len(profile.mix_signals)

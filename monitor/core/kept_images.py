@@ -65,8 +65,13 @@ def sample_score(stream: str, id_: str, event_time_ms: int) -> float:
     the order, the batches and the partitions it came in (Efraimidis and Spirakis, "Weighted random sampling with a
     reservoir", Information Processing Letters 97, 2006).
     """
-    uniform = (xxhash.xxh3_64_intdigest(f"{stream}\0{id_}".encode("utf-8", "backslashreplace")) + 0.5) / 2.0**64
-    return event_time_ms / SAMPLE_MS - math.log(-math.log(uniform))
+    digest = xxhash.xxh3_64_intdigest(f"{stream}\0{id_}".encode("utf-8", "backslashreplace"))
+    return event_time_ms / SAMPLE_MS - math.log(-math.log(uniform(digest)))
+
+
+def uniform(digest: int) -> float:
+    """64 bits as a number in (0, 1), by 52 of them: with more, the highest would be rounded to 1, which has no score."""
+    return ((digest >> 12) + 0.5) / 2.0**52
 
 
 class RecentSample:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import math
 from collections.abc import Mapping
 from dataclasses import replace
 
@@ -196,3 +197,9 @@ def test_a_picture_that_a_camera_repeats_is_in_the_sample_once_a_bucket(prepared
 def test_no_sample_is_kept_where_no_pictures_are(prepared: Prepared) -> None:
     how = replace(HOW, exemplars=0)
     assert counted([judged(prepared, 0, 0.4)], {}, how).sample == []
+
+
+@pytest.mark.parametrize("digest", [0, 2**64 - 1])
+def test_no_id_that_a_sender_may_choose_has_a_score_that_cannot_be_computed(digest: int) -> None:
+    assert 0 < kept_images.uniform(digest) < 1
+    assert math.isfinite(math.log(-math.log(kept_images.uniform(digest))))

@@ -23,21 +23,23 @@ from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from types import ModuleType
-from typing import TYPE_CHECKING, Any, Literal, Protocol, cast, get_args
+from typing import TYPE_CHECKING, Any, Protocol, cast
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from detectors.images.decode import ImageError
+from detectors.images.prepare import Prepared
+from detectors.profile.spec import EngineName
+
 if TYPE_CHECKING:
     from detectors.profile.backbone import Backbone
     from detectors.profile.profile import Profile
 
-EngineName = Literal["auto", "torch", "openvino"]
-ENGINES: tuple[EngineName, ...] = get_args(EngineName)
 MOST_DIFFERENT = 1e-4
-"""Of the range of a signal's calibration scores: a hundredth of what separates two of 10,000 of them."""
+"""Of the range of a signal's calibration scores: about as much as separates two neighbours of 10,000."""
 SAME_P_VALUES = 0.999
 """Of the test images, or all but one: a score next to a calibration score may change places with it."""
 GRAPH_VERSION = 1
@@ -71,7 +73,11 @@ def use_engine(profile: Profile, name: EngineName) -> str:
         return "torch"
     try:
         engine = OpenVinoEngine(profile.backbone)
-        difference = _test(profile, engine)
+        try:
+            difference = _test(profile, engine)
+        except EngineError:
+            engine.forget()  # the kept graph may be at fault: the next start makes it again
+            raise
     except EngineError as error:
         profile.backbone.engine = None
         if name != "auto":
@@ -96,7 +102,7 @@ class OpenVinoEngine:
             raise EngineError(f"openvino is used on the CPU only, and the backbone is on {backbone.device}")
         if backbone.spec.precision != "float32":
             raise EngineError("openvino is used in float32 only, and the profile says bfloat16")
-        self._ov = _openvino()
+        self._ov, self._kept = _openvino(), _kept(backbone)
         try:
             self._request = self._compiled(backbone)
         except RuntimeError as error:  # all that OpenVINO raises
@@ -107,16 +113,22 @@ class OpenVinoEngine:
         outputs = self._request.infer({0: np.ascontiguousarray(pixels)})  # a copy: the next call may come at once
         return torch.from_numpy(outputs[0])
 
+    def forget(self) -> None:
+        """Remove the graph that is kept."""
+        with suppress(OSError):
+            if self._kept is not None:
+                self._kept.unlink()
+
     def _compiled(self, backbone: Backbone) -> Any:
-        core, kept = self._ov.Core(), _kept(backbone)
+        core, kept = self._ov.Core(), self._kept
         settings: Mapping[str, Any] = {
             "PERFORMANCE_HINT": "LATENCY",
             "INFERENCE_PRECISION_HINT": "f32",
             # as many as torch has: whoever limits those means the process
             "INFERENCE_NUM_THREADS": torch.get_num_threads(),
         }
-        if kept is not None and kept.exists():
-            with suppress(RuntimeError):  # damaged: made again
+        with suppress(OSError, RuntimeError):  # a folder that this user may not read, or a damaged file: made again
+            if kept is not None and kept.exists():
                 return core.compile_model(core.read_model(kept), "CPU", settings).create_infer_request()
         model = self._converted(backbone)
         if kept is not None:
@@ -191,7 +203,7 @@ def _version(package: str) -> str:
 
 def _test(profile: Profile, engine: Engine) -> float:
     """The largest difference of a signal, in units of its range; EngineError where it is too large."""
-    images = [profile.prepare(image) for image in (list(profile.examples.values()) or _test_images())]
+    images = _examples(profile) or [profile.prepare(image) for image in _test_images()]
     pixels, measured = np.stack([image.pixels for image in images]), profile.measured(images)
     keys = [image.key for image in images]
     mine, other = (
@@ -206,6 +218,15 @@ def _test(profile: Profile, engine: Engine) -> float:
             f"{changed} of {mine.size} p-values"
         )
     return difference
+
+
+def _examples(profile: Profile) -> list[Prepared]:
+    """The profile's examples; those are left out that somebody has damaged, or that its limits do not allow."""
+    found = []
+    for picture in profile.examples.values():
+        with suppress(ImageError):
+            found.append(profile.prepare(picture))
+    return found
 
 
 def _test_images() -> list[NDArray[np.uint8]]:

@@ -14,6 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from detectors.profile.files import replace_file
+
 EXAMPLES = "examples"
 FILES = "mix*-*-*.jpg"
 ENDS = ("low", "high")
@@ -48,12 +50,13 @@ def examples_of(
 
 def save_examples(folder: Path, examples: Mapping[str, bytes]) -> None:
     """Write them as files in the place of those that are there."""
-    for old in folder.glob(FILES):
-        old.unlink()
     if examples:
         folder.mkdir(exist_ok=True)
     for name, picture in examples.items():
-        (folder / f"{name}.jpg").write_bytes(picture)
+        replace_file(folder / f"{name}.jpg", picture)
+    for old in folder.glob(FILES):
+        if old.stem not in examples:
+            old.unlink()
 
 
 def load_examples(folder: Path) -> dict[str, bytes]:

@@ -7,6 +7,7 @@ from typing import Annotated, Literal, get_args
 
 from pydantic import AfterValidator, ConfigDict, Field, PositiveFloat, PositiveInt, model_validator
 
+from detectors.profile.spec import EngineName
 from monitor.core.settings import Glob, Names, Secret, Section
 from monitor.ingest.conditions import AnyCondition
 
@@ -36,7 +37,7 @@ class ScoringSettings(Section):
     profiles: tuple[ProfileOverride, ...] = ()
     conditions: tuple[AnyCondition, ...] = ()
     device: str = "auto"
-    engine: Literal["auto", "torch", "openvino"] = "auto"
+    engine: EngineName = "auto"
     """What runs the network: `auto` is OpenVINO where it is installed and scores test images as torch does."""
     batch_images: PositiveInt = 64
     batch_age_s: PositiveFloat = 0.05

@@ -67,11 +67,28 @@ def test_a_graph_is_kept_and_made_again_where_it_is_damaged(profile: Profile, ca
     assert kept.stat().st_size > 1000
 
 
-def test_nothing_is_kept_where_nothing_can_be_written(
-    profile: Profile, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_weights_that_are_damaged_are_found_out_and_made_again_at_the_next_start(profile: Profile, cache: Path) -> None:
+    use_engine(profile, "openvino")
+    (weights,) = cache.glob("*.bin")
+    numbers = np.frombuffer(weights.read_bytes()[: weights.stat().st_size // 4 * 4], "<f4").copy()
+    numbers[len(numbers) // 2 : len(numbers) * 9 // 10] *= 1.5
+    weights.write_bytes(numbers.tobytes())
+    said = use_engine(profile, "auto")
+    assert "scores otherwise than torch" in said
+    assert use_engine(profile, "auto").startswith("openvino (")
+
+
+@pytest.mark.parametrize("place", ["a-file", "x" * 300])
+def test_nothing_is_kept_where_nothing_can_be_read_or_written(
+    profile: Profile, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place: str
 ) -> None:
-    (tmp_path / "file").write_text("")
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
+    (tmp_path / "a-file").write_text("")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / place))
+    assert use_engine(profile, "openvino").startswith("openvino (")
+
+
+def test_examples_that_somebody_has_damaged_are_left_out_of_the_test(profile: Profile) -> None:
+    profile.examples = {**dict.fromkeys(profile.examples, b""), "mix1-low-1": b"no picture"}
     assert use_engine(profile, "openvino").startswith("openvino (")
 
 

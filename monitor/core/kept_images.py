@@ -70,7 +70,7 @@ def sample_score(stream: str, id_: str, event_time_ms: int) -> float:
 
 
 def uniform(digest: int) -> float:
-    """64 bits as a number in (0, 1), by 52 of them: with more, the highest would be rounded to 1, which has no score."""
+    """64 bits as a number in (0, 1), by 52 of them: with more, the highest would be rounded to 1: that has no score."""
     return ((digest >> 12) + 0.5) / 2.0**52
 
 

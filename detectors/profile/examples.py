@@ -23,7 +23,7 @@ AT_EACH_END = 3
 OUTERMOST = 0.1
 """Share of the reference that an end is; its pictures lie evenly in it, so that they are no freaks."""
 MOST_PX, QUALITY = 128, 85
-"""About 4 KB a picture, 200 KB a profile."""
+"""2 KB a picture and 100 KB a profile, for parts on a belt at 96 px."""
 
 
 def examples_of(

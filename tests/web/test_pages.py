@@ -14,14 +14,17 @@ from pydantic import SecretStr
 
 import detectors
 from monitor.core.types import AlertPhase, Delta, StreamFacts
+from monitor.fleet.images import ExemplarJson
 from monitor.ingest.scoring.profiles import layout_of
 from monitor.store import open_store
 from monitor.store.private_server import PrivateRedis
 from monitor.store.settings import RedisSettings
+from monitor.web.answers import AlertJson
+from monitor.web.pages import _environment
 from monitor.web.settings import WebSettings
 from tests.plain_http import NO_AUTHORITIES, get
 from tests.vectors import fill
-from tests.web.fleet import HOSTILE, LAYOUT, LOGS, STREAMS, Fleet, bucket_ms, firing, served
+from tests.web.fleet import HOSTILE, LAYOUT, LOGS, NOW_MS, STREAMS, Fleet, bucket_ms, firing, served
 
 LINK = re.compile(r'<th scope="row"><a href="([^"]+)">')
 
@@ -238,3 +241,17 @@ def test_a_pending_alert_is_named_in_words(site: str, fleet: Fleet) -> None:
 def _escaped(text: str) -> str:
     shown = text if len(text) <= 300 else f"{text[:150]} … {text[-150:]}"
     return shown.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;").replace('"', "&#34;")
+
+
+@pytest.mark.parametrize(("triage", "shown"), [("content", True), ("mix", False)])
+def test_a_card_about_a_mix_shows_no_single_images_since_none_is_unusual(triage: str, shown: bool) -> None:
+    alert = AlertJson(
+        alert_id="a", rule="drift", kind="sequential", stream="cam", phase="firing", since=NOW_MS, fired_at=NOW_MS,
+        resolved_at=None, summary="", cause="mix2: fewer images", condition="", value=None, bound=None, threshold=None,
+        images=None, severity=None, silenced_by=None, silence=None, duration_ms=1000,
+    )  # fmt: skip
+    image = ExemplarJson(id="images/0/1", event_time=NOW_MS, p_value=0.01, p_values={}, thumbnail="data:,", name="")
+    page = _environment("").from_string(
+        '{% import "parts.html" as parts with context %}{{ parts.card([alert], triage, exemplars=[image]) }}'
+    )
+    assert ("images/0/1" in page.render(alert=alert, triage=triage, image=image)) == shown

@@ -26,6 +26,7 @@ from monitor.config.errors import EXIT_CONFIG, EXIT_SOFTWARE, EXIT_UNAVAILABLE, 
 from monitor.config.schema import Config
 from monitor.core.aggregate import Aggregation
 from monitor.core.buckets import counted_under
+from monitor.core.steps import steps_of
 from monitor.evaluate.closing import Closing
 from monitor.evaluate.evaluator import Evaluator
 from monitor.evaluate.lease import Tenure
@@ -132,6 +133,11 @@ def limits_of(settings: Config) -> Limits:
         max_streams=settings.stream.max_streams,
         exemplars_kept=settings.evidence.exemplars,
         exemplar_retention_s=settings.evidence.retention_s,
+        steps=steps_of(
+            settings.buckets.length_ms,
+            (rule.evidence_ms for rule in settings.rules),
+            1000 * settings.buckets.history_s,
+        ),
     )
 
 

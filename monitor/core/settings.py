@@ -71,6 +71,7 @@ class BucketSettings(Section):
     idle_timeout_s: PositiveFloat = 30.0
     max_future_s: PositiveFloat = 60.0
     retention_s: PositiveInt = 7 * 86_400
+    history_s: PositiveInt = 90 * 86_400
 
     @property
     def length_ms(self) -> int:

@@ -21,6 +21,7 @@ from monitor.core.buckets import Layout
 from monitor.core.conditions import OVERALL
 from monitor.core.event_time import bucket_of
 from monitor.core.types import Alert, AlertPhase, Partition
+from monitor.evaluate.aging import Aging
 from monitor.evaluate.closing import Closing
 from monitor.evaluate.judging import ConditionsOf, Found, held, verdicts_of
 from monitor.evaluate.lease import Lease, Tenure
@@ -76,7 +77,7 @@ class Evaluator:
             for rule in rules
         }
         self._memory = Memory(store, rules, layouts, self._bucket_ms)
-        self._presentation = presentation
+        self._presentation, self._aging = presentation, Aging(store)
         self._lease = Lease(store.evaluation)
         self._tenure: Tenure | None = None
         self._stop = threading.Event()
@@ -141,7 +142,7 @@ class Evaluator:
     # ---------------------------------------------------------------- buckets
 
     def look(self) -> None:
-        """Close and decide every bucket that is due, oldest first; then look for silent streams."""
+        """Close and decide every bucket that is due, oldest first; look for silent streams; roll history up."""
         if self._store.evaluation.state() != self._memory.state:
             log.warning("evaluator.state_moved", had=self._memory.state.version)  # lost or set back: Redis is right
             self._memory.load()
@@ -166,6 +167,7 @@ class Evaluator:
         if time.monotonic() - self._silence_looked_s > SILENCE_LOOK_S:
             self._silence_looked_s = time.monotonic()
             self._judge_clock(partitions)
+        self._aging.turn(partitions, self._memory.decided_ms)
 
     def _withdraw_unwatched(self) -> None:
         """Resolve the alerts that no configured rule judges any more: they would fire for ever."""

@@ -15,9 +15,11 @@ from monitor.store.connection import Connection, StoreConfigError, StoreError
 from monitor.store.counts import Counts, Exemplars
 from monitor.store.evaluation import Evaluation, EvaluatorState, Kept
 from monitor.store.keyspace import MonitorKeys, PartitionKeys
+from monitor.store.limits import Limits
 from monitor.store.outbox import Outbox
-from monitor.store.partitions import GONE_STREAM, OTHER_STREAM, Claim, ClaimStatus, Limits, Partitions
+from monitor.store.partitions import GONE_STREAM, OTHER_STREAM, Claim, ClaimStatus, Partitions
 from monitor.store.pictures import Pictures
+from monitor.store.rollup import Rollup
 from monitor.store.settings import RedisSettings
 
 
@@ -25,8 +27,8 @@ class Store:
     """All state of one monitor, by who uses it. Safe to share between threads; built by `open_store`.
 
     Consumers write through `partitions`; everybody reads `counts`, `exemplars` and `pictures`. The evaluator decides
-    through `evaluation`, which fills the `outbox` that the dispatcher empties. `catalog` and `silences` (JSON by id)
-    are small and shared.
+    through `evaluation`, which fills the `outbox` that the dispatcher empties, and shortens the history by `rollup`.
+    `catalog` and `silences` (JSON by id) are small and shared.
     """
 
     def __init__(self, connection: Connection, monitor: str, limits: Limits, wait_aof_ms: int = 0) -> None:
@@ -34,8 +36,9 @@ class Store:
         self._wait_aof_ms = wait_aof_ms
         partition_keys = PartitionKeys(connection, monitor)
         self.partitions = Partitions(partition_keys, limits)
-        self.counts = Counts(partition_keys)
-        self.exemplars = Exemplars(partition_keys)
+        self.counts = Counts(partition_keys, limits.steps)
+        self.exemplars = Exemplars(partition_keys, limits.steps)
+        self.rollup = Rollup(partition_keys, limits.steps, limits.exemplars_kept)
         self.pictures = Pictures(partition_keys, limits.exemplars_kept, limits.exemplar_retention_s)
         self._monitor_keys = MonitorKeys(connection, monitor)
         self.catalog = Catalog(self._monitor_keys)

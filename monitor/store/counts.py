@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from monitor.core.kept_images import HOUR_MS, hour_of
+from monitor.core.steps import Step
 from monitor.core.types import Exemplar, Partition, Totals, Vector
-from monitor.store.keyspace import SEPARATOR, Member, PartitionKeys
+from monitor.store.keyspace import SEPARATOR, Member, PartitionKeys, index_name
 from monitor.store.packing import (
+    lengthened,
     packed_name,
     summed,
     unpacked_exemplar,
@@ -22,12 +24,23 @@ from monitor.store.packing import (
 SEALED_AND_OPEN = ("closed", "open")
 
 
-class Counts:
-    """Reads what `Partitions.apply` and `Partitions.seal` wrote. Every method may raise StoreError."""
+class _Place(NamedTuple):
+    """A bucket, and its step in the history."""
 
-    def __init__(self, keys: PartitionKeys) -> None:
+    member: Member
+    level: int = 0
+
+
+class Counts:
+    """Reads what `Partitions.apply`, `Partitions.seal` and `Rollup` wrote. Every method may raise StoreError.
+
+    Spans reach as far back as the history does. What is old comes in longer buckets, and the one that holds the begin
+    of a span is given whole. A bucket is given once: it leaves the history of one step as it enters that of the next.
+    """
+
+    def __init__(self, keys: PartitionKeys, steps: Sequence[Step]) -> None:
         self._connection = keys.connection
-        self._keys = keys
+        self._keys, self._steps = keys, steps
 
     # ---------------------------------------------------------------- buckets
 
@@ -38,7 +51,7 @@ class Counts:
         which: Sequence[str] = ("closed",),
         until_ms: int | None = None,
     ) -> list[Member]:
-        """The sealed (closed) or open buckets with since <= start < until."""
+        """The sealed (closed) or open buckets with since <= start < until that are not rolled up yet."""
         until = "+inf" if until_ms is None else f"({until_ms}"
         wanted = [(p, self._keys.of(p, name)) for p in partitions for name in which]
         replies = self._connection.read_many([("ZRANGEBYSCORE", key, since_ms, until) for _, key in wanted])
@@ -54,8 +67,11 @@ class Counts:
     ) -> dict[int, dict[str, Vector]]:
         """{bucket start ms: {stream: vector}} for since <= start < until, oldest first; sealed (closed) and open."""
         found = self.of_profile(partitions, fingerprint, since_ms, until_ms, which)
-        replies = self._connection.read_many([("HGETALL", self._keys.bucket(member)) for member in found])
-        return summed((start, reply) for (_, _, start), reply in zip(found, replies, strict=True))
+        replies = self._connection.read_many([("HGETALL", self._keys.bucket(*place)) for place in found])
+        return summed(
+            (place.member[2], lengthened(reply) if place.level else reply)
+            for place, reply in zip(found, replies, strict=True)
+        )
 
     def of_stream(
         self,
@@ -72,10 +88,9 @@ class Counts:
         """
         found = self.of_profile(partitions, fingerprint, *span_ms, which)
         name = packed_name(stream)
-        replies = self._connection.read_many([("HGET", self._keys.bucket(member), name) for member in found])
-        tables = (
-            (start, {name.encode(): packed}) for (_, _, start), packed in zip(found, replies, strict=True) if packed
-        )
+        replies = self._connection.read_many([("HGET", self._keys.bucket(*place), name) for place in found])
+        rows = ((place, {name.encode(): packed}) for place, packed in zip(found, replies, strict=True) if packed)
+        tables = ((place.member[2], lengthened(row) if place.level else row) for place, row in rows)
         return {start: streams[name] for start, streams in summed(tables).items()}
 
     def table(self, member: Member) -> tuple[list[str], Vector]:
@@ -86,11 +101,19 @@ class Counts:
 
     def of_profile(
         self, partitions: Iterable[Partition], fingerprint: str, since_ms: int, until_ms: int, which: Sequence[str]
-    ) -> list[Member]:
-        """As `members`, of one profile, oldest first."""
+    ) -> list[_Place]:
+        """As `members`, of one profile, oldest first, and what they were rolled up into where `which` asks for them."""
+        wanted = tuple(partitions)
+        # finest first: what is rolled up between the looks is found twice, and taken out below, but never missed
+        found = [_Place(m) for m in self.members(wanted, since_ms, which, until_ms) if m[1] == fingerprint]
+        if "closed" in which:
+            for level, step in enumerate(self._steps[1:], 1):
+                longer = self.members(wanted, since_ms - step.length_ms + 1, (index_name(level),), until_ms)
+                taken = {m for m in longer if m[1] == fingerprint}
+                found = [place for place in found if _within(place.member, step.length_ms) not in taken]
+                found += [_Place(member, level) for member in taken]
         # a bucket may be sealed between the reads of the two indexes: the set holds it once
-        found = {m for m in self.members(partitions, since_ms, which, until_ms) if m[1] == fingerprint}
-        return sorted(found, key=lambda member: (member[2], member[0]))
+        return sorted(set(found), key=lambda place: (place.member[2], place.member[0]))
 
     # ---------------------------------------------------------------- since the state began
 
@@ -129,9 +152,9 @@ class Counts:
 class Exemplars:
     """The images that `Partitions.apply` kept: the worst, typical ones, and a sample. Methods may raise StoreError."""
 
-    def __init__(self, keys: PartitionKeys) -> None:
+    def __init__(self, keys: PartitionKeys, steps: Sequence[Step]) -> None:
         self._keys = keys
-        self._counts = Counts(keys)
+        self._counts = Counts(keys, steps)
 
     def typical(self, partitions: Iterable[Partition], fingerprint: str, stream: str) -> list[Exemplar]:
         """Typical images of a stream, latest first."""
@@ -186,10 +209,10 @@ class Exemplars:
         """
         found = sorted(self._counts.of_profile(partitions, fingerprint, *span_ms, ("closed",)))
         name = packed_name(stream)
-        replies = self._keys.connection.read_many([("HGET", self._keys.worst(member), name) for member in found])
+        replies = self._keys.connection.read_many([("HGET", self._keys.worst(*place), name) for place in found])
         rows = [
-            (rank, event_time_ms, id_, p_value, member[2])
-            for member, packed in zip(found, replies, strict=True)
+            (rank, event_time_ms, id_, p_value, place.member[2])
+            for place, packed in zip(found, replies, strict=True)
             if packed
             for rank, event_time_ms, id_, p_value in unpacked_worst(packed)
         ]
@@ -204,6 +227,12 @@ def _pairs(reply: Sequence[Any]) -> Iterable[tuple[bytes, Any]]:
     if reply and not isinstance(reply[0], list):
         return zip(reply[::2], reply[1::2], strict=True)
     return [(member, score) for member, score in reply]
+
+
+def _within(member: Member, length_ms: int) -> Member:
+    """The bucket of that length which holds a shorter one."""
+    partition, fingerprint, start = member
+    return partition, fingerprint, start // length_ms * length_ms
 
 
 def parse_member(member: bytes) -> tuple[str, int]:

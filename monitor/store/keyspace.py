@@ -33,23 +33,28 @@ class PartitionKeys:
         """The key of that name."""
         return f"{self.prefix(partition)}:{name}"
 
-    def bucket(self, member: Member) -> str:
-        """The hash {stream: vector} of one bucket."""
-        return self.of(member[0], bucket_name(member[1:]))
+    def bucket(self, member: Member, level: int = 0) -> str:
+        """The hash {stream: vector} of one bucket; `level` counts the steps of the history, from 0."""
+        return self.of(member[0], bucket_name(member[1:], level))
 
-    def worst(self, member: Member) -> str:
+    def worst(self, member: Member, level: int = 0) -> str:
         """The hash {stream: its most unusual images} of one bucket."""
-        return self.of(member[0], worst_name(member[1:]))
+        return self.of(member[0], worst_name(member[1:], level))
 
 
-def bucket_name(bucket: tuple[str, int]) -> str:
-    """What follows the prefix in `PartitionKeys.bucket`; apply.lua and seal.lua make the same name."""
-    return f"b:{bucket[0]}:{bucket[1]}"
+def bucket_name(bucket: tuple[str, int], level: int = 0) -> str:
+    """What follows the prefix in `PartitionKeys.bucket`; apply.lua and seal.lua make the same name for level 0."""
+    return f"b{level or ''}:{bucket[0]}:{bucket[1]}"
 
 
-def worst_name(bucket: tuple[str, int]) -> str:
+def worst_name(bucket: tuple[str, int], level: int = 0) -> str:
     """Likewise for `PartitionKeys.worst`."""
-    return f"w:{bucket[0]}:{bucket[1]}"
+    return f"w{level or ''}:{bucket[0]}:{bucket[1]}"
+
+
+def index_name(level: int) -> str:
+    """What follows the prefix in the key of the index of closed buckets."""
+    return f"closed{level or ''}"
 
 
 class MonitorKeys:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import struct
+import zlib
 from collections.abc import Iterable, Mapping
 from dataclasses import astuple, replace
 from typing import TypeVar
@@ -30,6 +31,16 @@ def unpacked_name(name: bytes) -> str:
 def packed_vector(vector: Vector) -> bytes:
     """Little-endian u32, as the scripts read it."""
     return np.ascontiguousarray(vector, dtype="<u4").tobytes()
+
+
+def shortened(packed: bytes) -> bytes:
+    """A packed vector as the history keeps it: most of its numbers are small, and it is a third as long."""
+    return zlib.compress(packed, 6)
+
+
+def lengthened(table: Mapping[bytes, bytes]) -> dict[bytes, bytes]:
+    """{stream: packed vector} of what was `shortened`."""
+    return {name: zlib.decompress(kept) for name, kept in table.items()}
 
 
 def summed(tables: Iterable[tuple[K, Mapping[bytes, bytes]]]) -> dict[K, dict[str, Vector]]:

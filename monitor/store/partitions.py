@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from enum import StrEnum
 from types import MappingProxyType
 from typing import Any
@@ -16,6 +16,7 @@ from monitor.core.types import Applied, ApplyStatus, Cursor, Delta, Exemplar, Pa
 from monitor.store.connection import SCHEMA, SCRIPTS, Call, Value
 from monitor.store.counts import parse_member
 from monitor.store.keyspace import TTL_S, PartitionKeys, bucket_name, worst_name
+from monitor.store.limits import Limits
 from monitor.store.packing import (
     packed_exemplar,
     packed_facts,
@@ -46,19 +47,6 @@ _KeptImage = tuple[str, str, float, bytes, int, int]
 """What apply.lua needs to keep an image: (key before the stream, stream, score, image, first, last rank to remove)."""
 
 
-@dataclass(frozen=True, slots=True)
-class Limits:
-    """What bounds the state in time and space; from the configuration."""
-
-    bucket_ms: int = 10_000
-    retention_s: int = 7 * 86_400
-    max_streams: int = 10_000
-    """Per partition: one script sees one partition only. Streams that `Partitions.forget` removed do not count."""
-    exemplars_kept: int = 12
-    """Per stream and hour."""
-    exemplar_retention_s: int = 7 * 86_400
-
-
 NOTHING_JUDGED: Mapping[Partition, int] = MappingProxyType({})
 
 
@@ -86,7 +74,7 @@ class Partitions:
     def __init__(self, keys: PartitionKeys, limits: Limits) -> None:
         self._connection = keys.connection
         self._keys = keys
-        self._limits, self._limits_by_name = limits, asdict(limits)
+        self._limits, self._limits_by_name = limits, limits.for_scripts()
         # as of the last apply: only for the keys to declare, so an old value costs a second call and nothing else
         self._sealed_ms: dict[Partition, int] = {}
 
@@ -243,7 +231,7 @@ class Partitions:
     def _seal_call(self, partition: Partition, bucket_ms: int, decided_ms: int, judged_until: int | None) -> Call:
         prefix = self._keys.prefix(partition)
         keys = [f"{prefix}:{name}" for name in ("cursor", "open", "closed", "totals")]
-        bounds = (bucket_ms, self._limits.retention_s, TTL_S)
+        bounds = (bucket_ms, self._limits.kept_s, TTL_S)
         repair = (decided_ms, "" if judged_until is None else judged_until)
         return Call(SCRIPTS["seal"], keys, (prefix, *bounds, SCHEMA, *repair, self._limits.exemplars_kept))
 

@@ -122,6 +122,8 @@ def test_no_script_touches_another_key(store: Store, server: PrivateRedis, monke
     partitions.start(P, 2, "a", 8)
     partitions.keep({P: "a"})
     assert partitions.set_idle(P, "a", True)
+    assert store.rollup.run(P, 10**9, 10**9, 1.0)
+    assert store.counts.members([P], 0) == []
     # what is kept once
     store.catalog.register_partitions([P])
     assert evaluation.lease("a", 1.0)

@@ -76,12 +76,12 @@ if undeclared and undeclared[2] then return undeclared end
 
 for key, bucket in pairs(buckets) do
   for name, vector in pairs(bucket.streams) do redis.call("HSET", key, name, vector) end
-  redis.call("EXPIRE", key, delta.retention_s)
+  redis.call("EXPIRE", key, delta.kept_s)
   redis.call("ZADD", bucket.index, bucket.start, bucket.member)
   if next(bucket.worst) then
     local images_key = delta.prefix .. ":w:" .. bucket.member
     for name, packed in pairs(bucket.worst) do redis.call("HSET", images_key, name, packed) end
-    redis.call("EXPIRE", images_key, delta.retention_s)
+    redis.call("EXPIRE", images_key, delta.kept_s)
   end
 end
 for name, packed in pairs(sums) do redis.call("HSET", totals, name, packed) end

@@ -1,11 +1,11 @@
 -- Make a bucket immutable in one partition. KEYS: cursor, open, closed, totals, then those of buckets to be folded. ARGV:
--- prefix, bucket start ms, retention s, ttl s, schema, last bucket decided, offset up to which the images in it and before
--- are judged ("" for none), images kept. Returns the fingerprints that have counts in it, or the keys that it needs
+-- prefix, bucket start ms, seconds to keep, ttl s, schema, last bucket decided, offset up to which the images in it and
+-- before are judged ("" for none), images kept. Returns the fingerprints that have counts in it, or the keys that it needs
 -- besides. Sealing again changes nothing.
 -- Older buckets that are still open here (an idle partition woke up between the evaluator's look and this call) are
 -- folded into this one, as late: none is lost.
 local cursor, open, closed, totals = unpack(KEYS, 1, 4)
-local prefix, start, retention_s, ttl_s, schema, decided, judged, kept = unpack(ARGV)
+local prefix, start, kept_s, ttl_s, schema, decided, judged, kept = unpack(ARGV)
 local held = redis.call("HMGET", cursor, "next", "sealed", "schema")
 if not held[1] then return {} end
 local refused = refusal(held[3], schema)
@@ -36,13 +36,13 @@ local function fold(member)
   for i = 1, #images, 2 do
     local packed = worst_of(redis.call("HGET", into_images, images[i]), cmsgpack.unpack(images[i + 1]), tonumber(kept))
     redis.call("HSET", into_images, images[i], packed)
-    redis.call("EXPIRE", into_images, retention_s)
+    redis.call("EXPIRE", into_images, kept_s)
   end
   redis.call("DEL", from, from_images)
   redis.call("ZREM", open, member)
   if #flat > 0 then
     redis.call("ZADD", open, start, target_of(member))
-    redis.call("EXPIRE", into, retention_s)
+    redis.call("EXPIRE", into, kept_s)
   end
 end
 
@@ -75,7 +75,7 @@ if sealed < tonumber(start) then
   for _, member in ipairs(older) do fold(member) end
   redis.call("HSET", cursor, "sealed", start, "sealed_next", held[1])
   close(start, start)
-  redis.call("ZREMRANGEBYSCORE", closed, "-inf", string.format("(%.0f", start - retention_s * 1000))
+  redis.call("ZREMRANGEBYSCORE", closed, "-inf", string.format("(%.0f", start - kept_s * 1000))
   redis.call("EXPIRE", closed, ttl_s)
 end
 local fingerprints = {}

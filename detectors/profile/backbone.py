@@ -15,18 +15,17 @@ from pathlib import Path
 from typing import Any, cast, get_args
 
 import numpy as np
-import timm
 import torch
 from numpy.typing import NDArray
 from safetensors import SafetensorError
 from safetensors.torch import load_file
-from timm.data.config import resolve_model_data_config
 from torch import Tensor
 
 from detectors.images.decode import Limits
 from detectors.images.prepare import Filter, InputSize, Preparer, shape_of
 from detectors.images.tones import Tones
 from detectors.profile.engine import Engine
+from detectors.profile.lean_timm import resolve_model_data_config, timm
 from detectors.profile.pooling import pool, widths
 from detectors.profile.spec import EMBEDDED, BackboneError, BackboneSpec, size_text
 

@@ -71,7 +71,14 @@ LONGEST_FIRST = (
 )
 """Files in the order in which they start; a long one that came last would leave one process busy alone."""
 
-LARGE_LIBRARIES = ("torch", "timm", "scipy.stats", "jsonschema", "hypothesis", "kubernetes_validate")
+LARGE_LIBRARIES = (
+    "torch",
+    "detectors.profile.lean_timm",
+    "scipy.stats",
+    "jsonschema",
+    "hypothesis",
+    "kubernetes_validate",
+)
 
 SHARED = pytest.StashKey[SharedParts]()
 FOLDER = "shared_parts"

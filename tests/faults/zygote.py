@@ -28,7 +28,7 @@ from tests.measuring import PROGRAMS, load_untraced
 
 def load() -> None:
     """Everything that a daemon imports."""
-    load_untraced("torch", "timm")
+    load_untraced("torch", "detectors.profile.lean_timm")
     import detectors.profile.profile  # noqa: F401, PLC0415
     import monitor.__main__  # noqa: PLC0415
     import monitor.daemon  # noqa: PLC0415

@@ -101,10 +101,10 @@ def stream_url(external_url: str, stream: str, alert: str = "") -> str:
     return external_url.rstrip("/") + stream_path(stream, alert) if external_url else ""
 
 
-def stream_path(stream: str, alert: str = "") -> str:
+def stream_path(stream: str, alert: str = "", span: str = "") -> str:
     """Path of a stream's page; "." and ".." are a parameter, since browsers resolve them even when they are quoted."""
     name = "" if stream.strip(".") else stream
-    query = urlencode({key: value for key, value in (("name", name), ("alert", alert)) if value})
+    query = urlencode({key: value for key, value in (("name", name), ("alert", alert), ("span", span)) if value})
     return f"/streams/{'' if name else quote(stream, safe='')}{'?' if query else ''}{query}"
 
 

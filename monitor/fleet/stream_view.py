@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
+from types import MappingProxyType
 from typing import Annotated
 
 import numpy as np
@@ -14,6 +15,7 @@ from pydantic import Field
 from monitor.core.alert_document import Direction, Triage
 from monitor.core.alert_state import UNDER_WAY
 from monitor.core.buckets import IMAGES, REJECTED, Layout, cut_index, exceedances, sum_vectors
+from monitor.core.steps import DAY_MS, HOUR_MS
 from monitor.core.types import Alert, Vector
 from monitor.fleet.answers import Answer, Count, Rounded, Time
 from monitor.fleet.counts import bands
@@ -30,8 +32,12 @@ MARGIN_MS = 600_000
 """Shown before an alert began and after it ended."""
 LINE_MS, LONGEST_LINE_MS = 3_600_000, 3 * 3_600_000
 """One bucket is one small read; three hours of ten-second buckets are a thousand."""
+SPANS_MS = MappingProxyType(
+    {"1h": LINE_MS, "6h": 6 * HOUR_MS, "1d": DAY_MS, "7d": 7 * DAY_MS, "30d": 30 * DAY_MS, "90d": 90 * DAY_MS}
+)
+"""Lengths that a time line may be asked for in; the first is what a stream without an alert shows."""
 POINTS = 90
-STEPS_S = (1, 2, 5, 10, 20, 30, 60, 120, 300)
+STEPS_S = (1, 2, 5, 10, 20, 30, 60, 120, 300, 600, 1200, 3600, 7200, 14_400, 28_800, 86_400)
 EXEMPLARS, EXEMPLARS_IN_SHORT, TYPICAL = 12, 4, 6
 
 Buckets = Mapping[str, Mapping[int, Vector]]
@@ -95,10 +101,13 @@ class StreamView:
     """How the mix of images moved, where that is what the evidence says."""
 
 
-def view_stream(store: Store, snapshot: Snapshot, name: str, alert_id: str = "", in_short: bool = False) -> StreamView:
+def view_stream(
+    store: Store, snapshot: Snapshot, name: str, alert_id: str = "", in_short: bool = False, span: str = ""
+) -> StreamView:
     """Look at a stream of the snapshot, at the time of that alert where there is one.
 
     Args:
+        span: key of SPANS_MS: the time line is that long and ends now; "" for what suits the alert.
         in_short: read the evidence and a few images; leave the time line and the typical images empty.
 
     Raises:
@@ -114,6 +123,8 @@ def view_stream(store: Store, snapshot: Snapshot, name: str, alert_id: str = "",
         signals = {signal for layout in layouts.values() for signal in layout.signals}
         since_ms, until_ms = evidence_span(signals, alerts, focus, until_ms)
     line_since, line_until = (until_ms, until_ms) if in_short else _line_span(focus, last_ms, until_ms)
+    if span:
+        line_since, line_until = last_ms + 1 - SPANS_MS[span], last_ms + 1
     first_ms = min(line_since, since_ms)
     buckets = {f: store.counts.of_stream(partitions, f, name, (first_ms, line_until)) for f in layouts}
     points, step_ms = _points(layouts, buckets, line_since)
@@ -161,7 +172,7 @@ def view_stream(store: Store, snapshot: Snapshot, name: str, alert_id: str = "",
         points=points,
         step_ms=step_ms,
         by_condition=by_condition,
-        spread=None if in_short or focus else widest(layout, _calm(buckets[newest], line_since, alerts)),
+        spread=None if in_short or focus or span else widest(layout, _calm(buckets[newest], line_since, alerts)),
         mix=None if in_short else shift_of_the_mix(store, found, sample, layout, newest),
     )
 

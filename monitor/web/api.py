@@ -17,7 +17,7 @@ from starlette.responses import Response
 from starlette.routing import BaseRoute, Route
 
 from monitor.fleet.answers import Answer
-from monitor.fleet.stream_view import view_stream
+from monitor.fleet.stream_view import SPANS_MS, view_stream
 from monitor.web import silencing
 from monitor.web.answers import (
     AlertsJson,
@@ -83,7 +83,10 @@ def _stream(site: Site, request: Request) -> StreamViewJson:
     snapshot = site.overview.snapshot()
     if name not in snapshot.streams:
         raise RequestError("no such stream", 404)
-    view = view_stream(site.store, snapshot, name, request.query_params.get("alert", ""))
+    span = request.query_params.get("span", "")
+    if span and span not in SPANS_MS:
+        raise RequestError(f"span: one of {', '.join(SPANS_MS)}", 422)
+    view = view_stream(site.store, snapshot, name, request.query_params.get("alert", ""), span=span)
     return StreamViewJson(
         **dict(snapshot.streams[name]),
         stream=name,

@@ -9,6 +9,7 @@ from typing import Any
 from pydantic.json_schema import GenerateJsonSchema, models_json_schema
 
 from monitor.fleet.answers import Answer
+from monitor.fleet.stream_view import SPANS_MS
 from monitor.web.answers import ErrorJson
 from monitor.web.api import Endpoint
 from monitor.web.silencing import NewSilence
@@ -25,7 +26,7 @@ ERRORS = {
     403: "Nothing may be written: no token is configured, or another site sent this.",
     404: "There is no stream of that name, or no silence of that id.",
     415: "The body is not application/json.",
-    422: "The body cannot be used; `error` says why.",
+    422: "The body or a parameter cannot be used; `error` says why.",
     503: "Redis does not answer.",
 }
 NAME = "Percent-encoded, slashes too. The names `.` and `..`: leave it empty and give the query parameter `name`."
@@ -35,6 +36,13 @@ ALERT = {
     "required": False,
     "schema": {"type": "string"},
     "description": "Look at the time of this alert.",
+}
+SPAN = {
+    "name": "span",
+    "in": "query",
+    "required": False,
+    "schema": {"type": "string", "enum": list(SPANS_MS)},
+    "description": "Length of the time line, which then ends now; else it is the last hour, or the time of the alert.",
 }
 
 
@@ -85,7 +93,7 @@ def _operation(endpoint: Endpoint, names: list[str]) -> dict[str, Any]:
     statuses = [
         *([403] if endpoint.writes else []),
         *([404] if names else []),
-        *([415, 422] if endpoint.takes_body else []),
+        *([415, 422] if endpoint.takes_body else [422] if "name" in names else []),
         503,
     ]
     refused = {"text/plain": {"schema": {"type": "string"}}}
@@ -104,7 +112,7 @@ def _operation(endpoint: Endpoint, names: list[str]) -> dict[str, Any]:
     ]
     if "name" in names:
         parameters[0]["description"] = NAME
-        parameters.append(ALERT)
+        parameters += [ALERT, SPAN]
     return {**operation, "parameters": parameters} if parameters else operation
 
 

@@ -19,7 +19,7 @@ from starlette.routing import BaseRoute, Route
 
 from monitor.core.alert_document import rfc3339, stream_path
 from monitor.fleet.overview import Snapshot, StreamJson
-from monitor.fleet.stream_view import view_stream
+from monitor.fleet.stream_view import SPANS_MS, view_stream
 from monitor.telemetry.clock import wall_ms
 from monitor.web import drawing, labels, silencing
 from monitor.web.answers import AlertJson
@@ -85,7 +85,9 @@ def stream(site: Site, snapshot: Snapshot, request: Request) -> Facts | None:
     name = request.query_params.get("name", "") or request.path_params["name"]
     if name not in snapshot.streams:
         return None
-    view = view_stream(site.store, snapshot, name, request.query_params.get("alert", ""))
+    asked = request.query_params.get("span", "")
+    span = asked if asked in SPANS_MS else ""
+    view = view_stream(site.store, snapshot, name, request.query_params.get("alert", ""), span=span)
     alerts = site.alerts(snapshot, name)
     chart = drawing.Chart(view.points, view.step_ms) if view.points else None
     layout = view.evidence.layout
@@ -96,6 +98,8 @@ def stream(site: Site, snapshot: Snapshot, request: Request) -> Facts | None:
         "earlier": [alert for alert in alerts if alert.phase == "resolved"],
         "view": view,
         "chart": chart,
+        "span": span,
+        "lengths": {asked: labels.duration(length_ms) for asked, length_ms in SPANS_MS.items()},
         "spans": _spans(chart, alerts, snapshot.high_ms) if chart else [],
         "moved": [(moved, drawing.histogram(layout, moved)) for moved in view.evidence.signals] if layout else [],
     }
@@ -261,7 +265,7 @@ def _environment(base: str) -> Environment:
         glob=glob.escape,
         iso=rfc3339,
         moment=labels.moment,
-        path=lambda name, alert="": base + stream_path(name, alert),
+        path=lambda name, alert="", span="": base + stream_path(name, alert, span),
         percent=labels.percent,
         query=urlencode,
         severity=labels.severity,

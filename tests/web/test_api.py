@@ -84,6 +84,16 @@ def test_one_stream_has_its_line_its_signals_and_its_worst_images(api: httpx.Cli
         assert all(point["share"] > point["band"][1] for point in body["history"][41:])
 
 
+def test_the_time_line_is_as_long_as_asked_for(api: httpx.Client) -> None:
+    path = f"/streams/{quote(HOSTILE, safe='')}"
+    body = check(api.get(path, params={"span": "7d"}), "/streams/{name}")
+    assert sum(point["images"] for point in body["history"]) == 1800
+    assert body["evidence"] == check(api.get(path), "/streams/{name}")["evidence"]
+    refused = api.get(path, params={"span": "8d"})
+    assert refused.status_code == 422
+    assert refused.json()["error"] == "span: one of 1h, 6h, 1d, 7d, 30d, 90d"
+
+
 def test_a_stream_is_shown_at_the_time_of_an_alert(api: httpx.Client) -> None:
     alert = firing("fog", STREAMS[2], 10)
     body = check(api.get(f"/streams/{quote(STREAMS[2], safe='')}", params={"alert": alert.id}), "/streams/{name}")

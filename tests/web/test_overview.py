@@ -11,11 +11,12 @@ from pydantic import SecretStr
 
 from monitor.fleet.history import REACH_MS, History
 from monitor.fleet.overview import Overview, StreamJson
+from monitor.fleet.stream_view import view_stream
 from monitor.store import Store, open_store
 from monitor.store.private_server import PrivateRedis
 from monitor.store.settings import RedisSettings
 from tests.e2e.running import wait_for
-from tests.web.fleet import BUCKETS, HOSTILE, LOGS, NOW_MS, STREAMS, Fleet, bucket_ms, build
+from tests.web.fleet import BUCKETS, HOSTILE, IMAGES, LOGS, NOW_MS, STREAMS, Fleet, bucket_ms, build
 
 LATENESS_MS = 10_000
 
@@ -170,3 +171,20 @@ def test_the_first_visitor_reads_nothing_while_the_past_is_read(own: Fleet, monk
         overview.changed()
         with pytest.raises(pytest.fail.Exception):
             overview.snapshot()
+
+
+def test_a_time_line_of_days_is_made_of_what_was_rolled_up(own: Fleet) -> None:
+    own.send(3 * 8640)
+    decided_ms = bucket_ms(3 * 8640)
+    for log in LOGS:
+        own.store.partitions.seal([log], decided_ms)
+        assert own.store.rollup.run(log, decided_ms, decided_ms, 60.0)
+    snapshot = Overview(own.store, LATENESS_MS).snapshot()
+    last = 2 * IMAGES  # the newest bucket of before was open, and is counted with this one
+    assert [point.images for point in view_stream(own.store, snapshot, "calm").points] == [last]
+    assert [point.images for point in view_stream(own.store, snapshot, "calm", span="1d").points] == [last]
+    view = view_stream(own.store, snapshot, "calm", span="7d")
+    assert sum(point.images for point in view.points) == (BUCKETS + 1) * IMAGES
+    assert view.step_ms == 3_600_000
+    assert len(view.points) < 4
+    assert view.evidence.images == last

@@ -12,9 +12,10 @@ from typing import Any
 
 import httpx
 
+from monitor.core.alert_state import OWN_RULES
 from monitor.core.readers import UNREAD_AFTER_S
 from monitor.core.types import Partition
-from monitor.notify.self_alerts import OWN_RULES, RECEIVER, UNREAD
+from monitor.notify.self_alerts import RECEIVER, UNREAD
 from tests.faults.rig import BUCKET_MS, LATENESS_MS, Hook, Rig, bounds
 from tests.notify.alertmanager import Alertmanager
 

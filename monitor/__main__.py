@@ -11,6 +11,8 @@ import importlib
 import os
 import sys
 from collections.abc import Iterable, Sequence
+from types import ModuleType
+from typing import cast
 
 from detectors.profile.host_memory import keep_freed_memory
 from monitor.config.errors import CommandError
@@ -37,6 +39,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns its exit status."""
     words = sys.argv[1:] if argv is None else argv
     given = [word for word in words if not word.startswith("-")][:1]
+    if given:
+        _load_structlog()
     args = build_parser(given).parse_args(words)
 
     from monitor.telemetry.logs import configure_logs  # noqa: PLC0415 - structlog takes far longer than --help
@@ -67,6 +71,21 @@ def build_parser(with_arguments: Iterable[str] = tuple(COMMANDS)) -> argparse.Ar
             implementation.add_arguments(command)
             command.set_defaults(run=implementation.run)
     return parser
+
+
+def _load_structlog() -> None:
+    """Load structlog without rich, by which it would draw tracebacks that `configure_logs` prints as plain text.
+
+    rich is a fifth of all that `check-config` imports; commands that print tables load it themselves.
+    """
+    rich = sys.modules.get("rich")
+    sys.modules["rich"] = cast(ModuleType, None)  # what a package looks like that is not installed
+    try:
+        import structlog  # noqa: F401, PLC0415 - see above
+    finally:
+        del sys.modules["rich"]
+        if rich:
+            sys.modules["rich"] = rich
 
 
 if __name__ == "__main__":

@@ -7,8 +7,10 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
-from scipy import ndimage
 
+from detectors.deferred import Deferred
+
+ndimage = Deferred("scipy.ndimage")
 MOST = 3
 LOCAL_SHARE = 0.5
 """A region larger than this share of the image is no place in it: a box around all of it would say nothing."""

@@ -31,7 +31,10 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.special import gammaincinv
+
+from detectors.deferred import Deferred
+
+special = Deferred("scipy.special")
 
 LEVELS = (0.5, 0.2, 0.1, 0.05, 0.02, 0.01)
 """Cuts at which D is measured; those below lie within the last."""
@@ -91,7 +94,7 @@ def of_frames(p_values: NDArray[np.float64]) -> Dependence:
         freedom = 1 / ((lags + 1) / max(frames, 1) + (1 - 1 / estimate) / runs)
         # with fewer than LEAST / level - 1 images a cut is not used; but that of the median always is
         most = frames / (1 if level == LEVELS[0] else LEAST / level - 1.5)
-        bound = min(estimate * freedom / (2 * float(gammaincinv(freedom / 2, MISS))), most)
+        bound = min(estimate * freedom / (2 * float(special.gammaincinv(freedom / 2, MISS))), most)
         inflation = max(inflation, bound) if beyond.any() and not beyond.all() else inflation
         reach = max(reach, lags)
     return Dependence(frames, inflation, reach)

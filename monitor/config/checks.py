@@ -14,7 +14,6 @@ from monitor.notify.receivers.protocol import ReceiverConfigError
 from monitor.rules.registry import unsuited_rules, wrong_numbers
 from monitor.sources import SOURCES, open_producer
 from monitor.sources.protocol import FatalSourceError
-from monitor.store import StoreConfigError, check_client
 
 
 def check(settings: Config, where: str) -> list[str]:
@@ -52,11 +51,19 @@ def _wrong_rules(settings: Config) -> Iterator[str]:
     yield from wrong_numbers(settings.rules, settings.buckets.seconds)
 
 
-def _wrong_connections(settings: Config) -> Iterator[str]:
+def _wrong_state(settings: Config) -> Iterator[str]:
+    redis = settings.redis
+    if not (redis.speaks_tls or redis.tls_ca_file or "?" in redis.url.get_secret_value()):
+        return  # no file and no option that the client could refuse
+    from monitor.store import StoreConfigError, check_client  # noqa: PLC0415 - the client takes half a second to load
+
     try:
-        check_client(settings.redis)
+        check_client(redis)
     except StoreConfigError as error:
         yield str(error)
+
+
+def _wrong_sources(settings: Config) -> Iterator[str]:
     for kind in sorted({settings.source, settings.verdicts.type} & set(SOURCES)):
         try:
             SOURCES[kind].check(settings.source_settings(kind))
@@ -99,7 +106,8 @@ def _wrong_web(settings: Config) -> Iterator[str]:
 
 FAULTS: tuple[Callable[[Config], Iterator[str]], ...] = (
     _wrong_rules,
-    _wrong_connections,
+    _wrong_state,
+    _wrong_sources,
     _wrong_receivers,
     _wrong_formats,
     _wrong_values,

@@ -6,6 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
+from monitor.core.alert_state import OWN_RULES
 from monitor.core.settings import BucketSettings, Section
 from monitor.ingest.settings import (
     DeadLetterSettings,
@@ -18,7 +19,6 @@ from monitor.ingest.settings import (
     VerdictSettings,
 )
 from monitor.notify.receivers.registry import AnyReceiver
-from monitor.notify.self_alerts import OWN_RULES
 from monitor.rules.registry import AnyRule
 from monitor.sources import SOURCES, SourceSection, SourceSettings
 from monitor.sources.kafka.settings import KafkaSettings

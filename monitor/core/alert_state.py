@@ -17,6 +17,8 @@ from monitor.core.types import Alert, AlertPhase, Verdict
 
 UNDER_WAY = (AlertPhase.FIRING, AlertPhase.PENDING)
 """Phases of an active alert, the more urgent first."""
+OWN_RULES = "layerwatch-"
+"""How the names of all rules about the monitor itself begin; configured rules must not."""
 _VERSION = 1
 _SUPPRESSED_KEY = "untold"
 """The stored name of `Alert.suppressed`, from version 1 on."""

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.special import bdtrik
 
+from detectors.deferred import Deferred
 from monitor.core.alert_document import Triage
 from monitor.core.buckets import (
     BINS,
@@ -26,6 +26,8 @@ from monitor.core.windows import Windows
 from monitor.fleet.tables import Rows, StreamRows, added, grown
 from monitor.rules.bounds import reference_bounds
 from monitor.rules.evidence import moved_signals, triage
+
+special = Deferred("scipy.special")
 
 SHOWN_LEVELS = (0.05, 0.01)
 """Of the OOD share: the usual one, and a stricter one on which a small share of unusual images shows."""
@@ -167,8 +169,8 @@ def bands(layout: Layout, level: float, counted: Counts) -> tuple[NDArray[np.flo
     low, high = reference_bounds(k, n, BAND_RISK)
     independent = counted / layout.dependence[i]
     # bdtrik is the number of successes at which the binomial's distribution reaches a probability; NaN below the first
-    fewest = np.nan_to_num(bdtrik(BAND_RISK, independent, low))
-    most = bdtrik(1 - BAND_RISK, independent, high)
+    fewest = np.nan_to_num(special.bdtrik(BAND_RISK, independent, low))
+    most = special.bdtrik(1 - BAND_RISK, independent, high)
     most = np.where(np.isnan(most), independent, most)
     lower = np.clip(np.floor(fewest) / independent, 0.0, 1.0)
     upper = np.clip(np.ceil(most) / independent, 0.0, 1.0)

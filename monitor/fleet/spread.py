@@ -19,10 +19,12 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.special import gammaincinv
 
+from detectors.deferred import Deferred
 from monitor.core.buckets import IMAGES, LEVELS, Layout, exceedances
 from monitor.core.types import Vector
+
+special = Deferred("scipy.special")
 
 Floats = NDArray[np.float64]
 CUTS = (0.5, 0.2)
@@ -85,4 +87,4 @@ def _variation(passed: Floats, images: Floats) -> tuple[float, float]:
         return 0.0, 0.0
     observed = ((passed - images * rate) ** 2).sum() / (total * rate * (1 - rate)) * blocks / (blocks - 1)
     degrees = blocks - 1
-    return float(observed * degrees / (2 * gammaincinv(degrees / 2, 1 - RISK))), float(observed)
+    return float(observed * degrees / (2 * special.gammaincinv(degrees / 2, 1 - RISK))), float(observed)

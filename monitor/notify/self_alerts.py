@@ -17,8 +17,6 @@ from monitor.telemetry.clock import wall_ms
 
 log = structlog.get_logger(__name__)
 
-OWN_RULES = "layerwatch-"
-"""How the names of all rules below begin; configured rules must not."""
 GAP = "layerwatch-gap"
 """Retention removed records that were never read."""
 UNREADABLE = "layerwatch-unreadable"

@@ -6,7 +6,10 @@ from functools import lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.special import betaincinv, betaln, xlog1py, xlogy
+
+from detectors.deferred import Deferred
+
+special = Deferred("scipy.special")
 
 Floats = NDArray[np.float64]
 
@@ -17,15 +20,15 @@ def share_bounds(passed: float, total: float, risk: float) -> tuple[float, float
     Counts may be fractional (counts divided by the variance inflation D of dependent images; then it is an
     approximation that treats m images as m / D independent ones).
     """
-    lower = betaincinv(passed, total - passed + 1, risk) if passed > 0 else 0.0
-    upper = betaincinv(passed + 1, total - passed, 1 - risk) if passed < total else 1.0
+    lower = special.betaincinv(passed, total - passed + 1, risk) if passed > 0 else 0.0
+    upper = special.betaincinv(passed + 1, total - passed, 1 - risk) if passed < total else 1.0
     return float(lower), float(upper)
 
 
 @lru_cache(maxsize=4096)
 def reference_bounds(k: int, n: int, risk: float) -> tuple[float, float]:
     """(lower, upper) for the in-distribution rate of a cut, Beta(k, n + 1 - k); each fails with probability `risk`."""
-    return float(betaincinv(k, n + 1 - k, risk)), float(betaincinv(k, n + 1 - k, 1 - risk))
+    return float(special.betaincinv(k, n + 1 - k, risk)), float(special.betaincinv(k, n + 1 - k, 1 - risk))
 
 
 def drifted_share(rate: float, reference: float) -> float:
@@ -45,7 +48,7 @@ def change_start(passed: Floats, total: Floats, normal: float) -> int:
     """
     c, m = np.cumsum(passed[::-1]), np.cumsum(total[::-1])
     rate = c / np.maximum(m, 1)
-    ratio = m * (xlogy(rate, rate / normal) + xlogy(1 - rate, (1 - rate) / (1 - normal)))
+    ratio = m * (special.xlogy(rate, rate / normal) + special.xlogy(1 - rate, (1 - rate) / (1 - normal)))
     return int(len(m) - 1 - np.argmax(np.where(rate > normal, ratio, 0.0)))
 
 
@@ -60,7 +63,7 @@ def anytime_interval(passed: Floats, total: Floats, risk: float) -> tuple[Floats
         passed: (R,) c.
         total: (R,) m; where it is 0 the interval is (0, 1).
     """
-    floor = betaln(0.5 + passed, 0.5 + total - passed) - betaln(0.5, 0.5) + np.log(risk)
+    floor = special.betaln(0.5 + passed, 0.5 + total - passed) - special.betaln(0.5, 0.5) + np.log(risk)
     best = passed / np.maximum(total, 1e-12)
     # The log likelihood rises up to c/m and falls beyond it: find by bisection where it crosses `floor` on each side.
     sides = []
@@ -68,7 +71,7 @@ def anytime_interval(passed: Floats, total: Floats, risk: float) -> tuple[Floats
         outside, inside = np.full_like(best, end), best
         for _ in range(40):  # 2**-40: far finer than any share shown
             middle = (outside + inside) / 2
-            holds = xlogy(passed, middle) + xlog1py(total - passed, -middle) > floor
+            holds = special.xlogy(passed, middle) + special.xlog1py(total - passed, -middle) > floor
             outside, inside = np.where(holds, outside, middle), np.where(holds, middle, inside)
         sides.append(outside)
     lower, upper = sides

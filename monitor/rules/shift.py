@@ -20,8 +20,8 @@ from typing import Literal
 
 import numpy as np
 from pydantic import PositiveFloat, PositiveInt
-from scipy.special import betaincinv
 
+from detectors.deferred import Deferred
 from monitor.core.buckets import (
     BINS,
     IMAGES,
@@ -37,6 +37,8 @@ from monitor.core.settings import Names, Share
 from monitor.core.types import Vector, Verdict
 from monitor.rules.bounds import Floats, change_start
 from monitor.rules.rule import WindowRule, one_window
+
+special = Deferred("scipy.special")
 
 
 class ShiftRule(WindowRule):
@@ -118,7 +120,7 @@ def _reference(layout: Layout, signal: str, risk: float) -> tuple[tuple[tuple[in
     )
     k = np.array([edges[first] - edges[last] for first, last in runs], dtype=np.float64)
     # a run that covers all n + 1 gaps may hold all images (the bins left out are narrower than one image)
-    upper = np.where(k < n1, betaincinv(k, np.maximum(n1 - k, 1), 1 - risk / (2 * len(runs))), 1.0)
+    upper = np.where(k < n1, special.betaincinv(k, np.maximum(n1 - k, 1), 1 - risk / (2 * len(runs))), 1.0)
     return runs, upper
 
 
@@ -129,7 +131,7 @@ def distance_bound(layout: Layout, vector: Vector, signal: str, risk: float) -> 
     counts = np.concatenate([[0], np.cumsum(histogram(layout, vector, signal), dtype=np.float64)]) / d
     passed = np.array([counts[last] - counts[first] for first, last in runs])
     lower = np.where(
-        passed > 0, betaincinv(np.maximum(passed, 1e-9), counts[-1] - passed + 1, risk / (2 * len(runs))), 0
+        passed > 0, special.betaincinv(np.maximum(passed, 1e-9), counts[-1] - passed + 1, risk / (2 * len(runs))), 0
     )
     best = int(np.argmax(lower - upper))
     return max(0.0, float(lower[best] - upper[best])), runs[best]

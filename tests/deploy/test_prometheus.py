@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from monitor.core.alert_state import OWN_RULES
 from monitor.notify import self_alerts
 
 DEPLOY = Path(__file__).parents[2] / "deploy"
@@ -62,7 +63,7 @@ def test_every_alert_has_its_entry_in_the_runbook() -> None:
         assert annotations["runbook_url"] == f"RUNBOOK.md#{name.lower()}"
         assert name.lower() in found
     constants = {value for value in vars(self_alerts).values() if isinstance(value, str)}
-    own = {value for value in constants if value.startswith("layerwatch-")} - {self_alerts.OWN_RULES}
+    own = {value for value in constants if value.startswith(OWN_RULES)}
     assert len(own) >= 4
     assert {*own, self_alerts.DELIVERY} <= found
 

@@ -25,13 +25,13 @@ from monitor.ingest.by_stream import ByStream, Preparers
 from monitor.ingest.conditions import ConditionRule
 from monitor.ingest.scoring.views import misfits, views_in_use
 from monitor.ingest.settings import DecodingSettings, ScoringSettings
-from monitor.store import Store
 from monitor.telemetry import metrics
 from monitor.telemetry.failpoints import failpoint
 
 if TYPE_CHECKING:  # torch takes seconds to load, and only a process that scores needs it
     from detectors import Profile
     from detectors.profile.calibration import Scores
+    from monitor.store import Store
 
 log = structlog.get_logger(__name__)
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.special import betaincinv
 
+from detectors.deferred import Deferred
 from monitor.core.buckets import IMAGES, Layout, exceedances
 from monitor.core.types import Verdict
 from monitor.rules.bounds import Floats
@@ -13,6 +13,8 @@ from monitor.rules.sequential import ending
 from monitor.rules.sequential.plan import BETS, DOWN, SEEN, UP, Plan, Sequential, plan_of
 from monitor.rules.sequential.rows import MOST, State
 from monitor.rules.sequential.verdicts import blocks, cleared, evidence, of_the_reference, verdicts
+
+special = Deferred("scipy.special")
 
 _FIRST_EPOCH = 1000  # images before the first tightening: with fewer, the calibration set (n >= 500) is more precise
 
@@ -164,7 +166,7 @@ def _tighten(rule: Sequential, plan: Plan, state: State, rows: NDArray[np.intp])
         _, once, of = np.unique(images + 1j * passed[t], return_index=True, return_inverse=True)
         m, c, risk = images[once] / plan.dependence[t], passed[t, once] / plan.dependence[t], risks[once]
         a, b = plan.k[t] + c, plan.n[t] + 1 - plan.k[t] + m - c
-        lower, upper = (betaincinv(a, b, risk) - pi) / (1 - pi), betaincinv(a, b, 1 - risk) / (1 - pi)
+        lower, upper = (special.betaincinv(a, b, risk) - pi) / (1 - pi), special.betaincinv(a, b, 1 - risk) / (1 - pi)
         # never beyond nominal: a stream cleaner than the calibration set must not alarm when it becomes like it
         bounds[0, t] = np.minimum(nominal, np.maximum(bounds[0, t], lower[of]))
         bounds[1, t] = np.maximum(nominal, np.minimum(bounds[1, t], upper[of]))

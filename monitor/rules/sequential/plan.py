@@ -9,10 +9,12 @@ from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.special import betaincinv
 
+from detectors.deferred import Deferred
 from monitor.core.buckets import Layout, cut_index, reference_counts, usable_cuts
 from monitor.rules.bounds import Floats
+
+special = Deferred("scipy.special")
 
 # Shares of drifted images that upward bets assume, doubling: for every true share some bet is within a factor of
 # sqrt(2) of it, which costs a few per cent of the growth rate. Downward: the share that is left beyond the cut. From
@@ -163,7 +165,7 @@ def plan_of(rule: Sequential, layout: Layout) -> Plan:
         dependence=np.array([rule.dependence or layout.dependence[i] for i in index]),
         weights=(np.concatenate(up), np.concatenate([np.empty((0, len(DOWN))), *down])),
         risk=risk,
-        start=(betaincinv(k, n + 1 - k, risk / 2), betaincinv(k, n + 1 - k, 1 - risk / 2)),
+        start=(special.betaincinv(k, n + 1 - k, risk / 2), special.betaincinv(k, n + 1 - k, 1 - risk / 2)),
         seen=_seen_cut(layout, signals),
         digest=int.from_bytes(blake2b(identity.encode(), digest_size=8).digest(), "little"),
     )

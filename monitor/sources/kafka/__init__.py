@@ -20,11 +20,14 @@ def _open_producer(settings: SourceSettings[KafkaSettings]) -> Producer:
 
 
 def _check(settings: SourceSettings[KafkaSettings]) -> None:
+    section = settings.section
+    if not (section.tls or section.sasl or section.client):
+        return  # nothing that the client could refuse
     from monitor.sources.kafka.group import consumer_options  # noqa: PLC0415 - load only the client in use
     from monitor.sources.kafka.producer import producer_options  # noqa: PLC0415
 
-    consumer_options(settings.section)
-    producer_options(settings.section)
+    consumer_options(section)
+    producer_options(section)
 
 
 KAFKA = SourceKind("kafka", KafkaSettings, _open_source, _open_producer, _check)

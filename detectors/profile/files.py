@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Collection
 from pathlib import Path
 from typing import Any
+
+VERSION, READABLE = 5, (2, 3, 4, 5)
+"""Version 2 has no tones: the high byte of 16-bit images counted, and transparency was ignored. Version 3 has neither a
+grid nor a way of resizing, version 4 no coordinates of the mix and one size of calibration for all signals."""
+MANIFEST, TENSORS, REFERENCE = "profile.json", "profile.safetensors", "reference.safetensors"
 
 
 class ProfileError(ValueError):
@@ -31,7 +35,7 @@ def replace_file(path: Path, content: bytes) -> None:
     new.replace(path)
 
 
-def read_manifest(path: Path, readable: Collection[int]) -> dict[str, Any]:
+def read_manifest(path: Path) -> dict[str, Any]:
     """The manifest at `path`.
 
     Raises:
@@ -43,7 +47,7 @@ def read_manifest(path: Path, readable: Collection[int]) -> dict[str, Any]:
         raise ProfileError(f"{path}: {error.strerror}; make a profile with `layerwatch fit`") from error
     except ValueError as error:
         raise ProfileError(f"{path}: not valid JSON: {error}") from error
-    if document.get("version") not in readable:
-        known = f"{min(readable)} to {max(readable)}"
+    if document.get("version") not in READABLE:
+        known = f"{min(READABLE)} to {max(READABLE)}"
         raise ProfileError(f"{path}: version {document.get('version')!r}; this program reads versions {known}")
     return document

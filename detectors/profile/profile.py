@@ -30,16 +30,12 @@ from detectors.profile.calibration import Calibration, Floats, Scores, from_tens
 from detectors.profile.conditions import manifest_of, restored, tensors_of
 from detectors.profile.dependence import facts_of, worth_of
 from detectors.profile.examples import EXAMPLES, load_examples, save_examples
-from detectors.profile.files import ProfileError, read_manifest, replace_file
+from detectors.profile.files import MANIFEST, REFERENCE, TENSORS, VERSION, ProfileError, read_manifest, replace_file
 from detectors.profile.mix import Mix, names_of
 from detectors.profile.places import PLACES, Places
 from detectors.profile.pooling import averaged
 from detectors.profile.spec import BackboneSpec
 
-VERSION, READABLE = 5, (2, 3, 4, 5)
-"""Version 2 has no tones: the high byte of 16-bit images counted, and transparency was ignored. Version 3 has neither a
-grid nor a way of resizing, version 4 no coordinates of the mix and one size of calibration for all signals."""
-MANIFEST, TENSORS, REFERENCE = "profile.json", "profile.safetensors", "reference.safetensors"
 MAX_REFERENCE = 20_000
 """Reference features that a profile keeps (half precision), for `evaluate` to fit other detectors on; serving never
 reads them, and the file may be deleted."""
@@ -91,6 +87,11 @@ class Profile:
     def calibration_sizes(self) -> tuple[int, ...]:
         """Independent calibration images behind each signal."""
         return tuple(calibration.size for calibration in self.calibrations)
+
+    @property
+    def constant(self) -> tuple[str, ...]:
+        """Signals in which the calibration images are all alike."""
+        return tuple(s for s, calibration in zip(self.signals, self.calibrations, strict=True) if calibration.constant)
 
     def prepare(self, image: AnyImage, key: bytes | None = None) -> Prepared:
         """Decode, measure and resize one image (thread-safe, no torch); see `Preparer`.
@@ -247,7 +248,7 @@ class Profile:
         detectors.profile.files.ProfileError: no-such-profile/profile.json: No such file or directory; ...
         """
         folder = Path(path)
-        document = read_manifest(folder / MANIFEST, READABLE)
+        document = read_manifest(folder / MANIFEST)
         try:
             tensors = load_file(folder / TENSORS)
         except (OSError, SafetensorError) as error:

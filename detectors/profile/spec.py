@@ -12,6 +12,8 @@ from detectors.images.prepare import RESIZES, Filter, InputSize, Resize, shape_o
 
 EMBEDDED = Path(__file__).parent.parent / "weights" / "embedded.safetensors"
 Precision = Literal["float32", "bfloat16"]
+WEIGHTS = frozenset({"embedded", "hub", "random"})
+"""Names of weights; all others are paths."""
 PRECISIONS: tuple[Precision, ...] = get_args(Precision)
 EngineName = Literal["auto", "torch", "openvino"]
 """What runs the network when images are scored; see `detectors.profile.engine`."""

@@ -6,7 +6,7 @@ import argparse
 import sys
 
 from monitor.cli.options import add_config_option
-from monitor.config.checks import check, checked_profiles
+from monitor.config.checks import check, check_profiles
 from monitor.config.loading import load_config
 
 add_arguments = add_config_option
@@ -21,6 +21,6 @@ def run(args: argparse.Namespace) -> int:
     if missing := [str(folder) for folder in folders if not folder.exists()]:
         warnings.append(f"{where}: scoring: not here, so not checked with the rules: {', '.join(missing)}")
     else:
-        warnings += [f"{where}: {line}" for line in checked_profiles(settings, where).oddities]
+        warnings += check_profiles(settings, where)
     sys.stderr.write("".join(f"warning: {line}\n" for line in warnings))
     return 0

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 from detectors.images.decode import Limits
 from monitor.config.errors import ConfigError
 from monitor.config.schema import Config
 from monitor.ingest.decode.wrapped import ValueReader
-from monitor.ingest.scoring.profiles import Profiles, load_profiles
+from monitor.ingest.scoring.profiles import Profiles, load_profiles, outline_profiles
 from monitor.ingest.scoring.views import ConditionsError
 from monitor.notify.receivers.protocol import ReceiverConfigError
 from monitor.rules.registry import unsuited_rules, wrong_numbers
@@ -30,21 +31,38 @@ def check(settings: Config, where: str) -> list[str]:
     return [f"{where}: {line}" for line in _oddities(settings)]
 
 
+def check_profiles(settings: Config, where: str) -> list[str]:
+    """Refuse profiles by which not every rule can judge; returns what is odd. Their networks are not loaded.
+
+    Raises:
+        ConfigError: one cannot be read, or does not have what a rule or a condition needs.
+    """
+    with _named(where):
+        layouts, oddities = outline_profiles(settings.scoring)
+    if wrong := unsuited_rules(settings.rules, layouts):
+        raise ConfigError([f"{where}: {line}" for line in wrong])
+    return [f"{where}: {line}" for line in oddities]
+
+
 def checked_profiles(settings: Config, where: str) -> Profiles:
     """The configured profiles, by which every rule can judge.
 
     Raises:
-        ConfigError: one cannot be loaded, or does not have what a rule needs.
+        ConfigError: as `check_profiles`; or one cannot be loaded.
     """
+    check_profiles(settings, where)  # before the seconds that torch takes
+    with _named(where):
+        return load_profiles(settings.scoring, settings.decoding)
+
+
+@contextmanager
+def _named(where: str) -> Iterator[None]:
     try:
-        profiles = load_profiles(settings.scoring, settings.decoding)
+        yield
     except ConditionsError as error:
         raise ConfigError([f"{where}: {line}" for line in error.lines]) from error
     except ValueError as error:
         raise ConfigError([f"{where}: scoring.profile: {error}"]) from error
-    if wrong := unsuited_rules(settings.rules, profiles.layouts):
-        raise ConfigError([f"{where}: {line}" for line in wrong])
-    return profiles
 
 
 def _wrong_rules(settings: Config) -> Iterator[str]:

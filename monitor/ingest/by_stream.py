@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import Generic, TypeVar
@@ -21,6 +22,11 @@ class ByStream(Generic[T]):
     def of(self, stream: str) -> T:
         """The value of a stream."""
         return next((value for glob, value in self.overrides if fnmatchcase(stream, glob)), self.default)
+
+    def entries(self) -> Iterator[tuple[str, T]]:
+        """(glob, value) in the order in which they are tried."""
+        yield from self.overrides
+        yield "*", self.default
 
     def all(self) -> list[T]:
         """Every value: the default first."""

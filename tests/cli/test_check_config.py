@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -96,3 +98,19 @@ def test_a_profile_that_is_here_is_checked_with_the_rules(
     path = written(tmp_path, {"scoring": {"profile": str(profile_folder)}, "rules": [RULE], "receivers": [HOOK]})
     assert main(["check-config", "-c", str(path)]) == 0
     assert not capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_a_profile_is_checked_without_torch_and_without_the_clients_of_brokers(
+    tmp_path: Path, profile_folder: Path
+) -> None:
+    path = written(tmp_path, {"scoring": {"profile": str(profile_folder)}, "rules": [RULE], "receivers": [HOOK]})
+    program = (
+        "import sys\n"
+        "from monitor.__main__ import main\n"
+        f"status = main(['check-config', '-c', {str(path)!r}])\n"
+        "unused = {'torch', 'timm', 'openvino', 'scipy', 'redis', 'kafka', 'rich', 'uvicorn'}\n"
+        "print(status, sorted(unused & sys.modules.keys()))\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert done.stdout == "0 []\n", done.stderr

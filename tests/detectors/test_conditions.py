@@ -10,8 +10,10 @@ import pytest
 
 from detectors.profile.files import ProfileError
 from detectors.profile.fit import TooFewImagesError, recalibrate
+from detectors.profile.outline import read_outline
 from detectors.profile.profile import Profile
 from monitor.__main__ import main
+from monitor.ingest.scoring.profiles import layout_of
 from tests.pictures import at_night, encoded, pictures
 
 
@@ -52,6 +54,12 @@ def test_conditions_are_loaded_as_they_were_saved_and_can_be_replaced_in_place(f
     for name, view in loaded.conditions.items():
         assert again.under(name).fingerprint == view.fingerprint
         assert again.under(name).dependence == view.dependence
+    outline = read_outline(folder)
+    assert layout_of(outline) == layout_of(loaded)
+    for name, view in loaded.conditions.items():
+        assert layout_of(outline.conditions[name]) == layout_of(view)
+        assert outline.conditions[name].fingerprint == view.fingerprint
+        assert outline.conditions[name].quantiles() == view.quantiles()
     kept, image = again.under("day"), next(at_night(pictures(64, 1)))[1]
     before = kept.score([image]).p_values
     recalibrate(again, at_night(pictures(63, 70)), condition="night")

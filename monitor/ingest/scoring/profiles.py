@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from detectors.images.decode import Limits
 from detectors.images.prepare import Prepared
 from detectors.images.regions import hottest
+from detectors.profile.outline import Outline, read_outline
 from monitor.core.buckets import Layout, counted_under
 from monitor.core.heat import Heat
 from monitor.core.types import Record
@@ -192,7 +193,7 @@ def _score_halving(profile: Profile, images: Sequence[Prepared], counted: str) -
     return scores
 
 
-def layout_of(profile: Profile) -> Layout:
+def layout_of(profile: Profile | Outline) -> Layout:
     """The layout of a profile's bucket vectors."""
     return Layout(
         signals=profile.signals,
@@ -200,7 +201,7 @@ def layout_of(profile: Profile) -> Layout:
         two_sided=profile.two_sided,
         learned=profile.learned,
         dependence=profile.dependence,
-        constant=tuple(s for s, c in zip(profile.signals, profile.calibrations, strict=True) if c.constant),
+        constant=profile.constant,
         mix=profile.mix_signals,
         condition=profile.condition,
     )
@@ -243,5 +244,23 @@ def load_profiles(scoring: ScoringSettings, decoding: DecodingSettings) -> Profi
 
     limits = Limits(decoding.max_record_bytes, decoding.max_pixels, tuple(decoding.formats))
     overrides = tuple((override.streams, load(override.path)) for override in scoring.profiles)
-    conditions = ByStream[ConditionRule | None](None, tuple((rule.streams, rule) for rule in scoring.conditions))
-    return Profiles(ByStream(load(scoring.profile), overrides), limits, conditions)
+    return Profiles(ByStream(load(scoring.profile), overrides), limits, _conditions(scoring))
+
+
+def outline_profiles(scoring: ScoringSettings) -> tuple[dict[str, Layout], list[str]]:
+    """The layouts and the oddities of `Profiles` that the configuration names, without torch and its seconds.
+
+    Raises:
+        detectors.ProfileError: one cannot be read.
+        ConditionsError: as `load_profiles`.
+    """
+    read, conditions = cache(read_outline), _conditions(scoring)
+    overrides = tuple((override.streams, read(override.path)) for override in scoring.profiles)
+    by_stream = ByStream(read(scoring.profile), overrides)
+    outlines = [*by_stream.all(), *views_in_use(by_stream, conditions)]
+    layouts = {counted_under(outline.fingerprint): layout_of(outline) for outline in outlines}
+    return layouts, list(misfits(by_stream, conditions))
+
+
+def _conditions(scoring: ScoringSettings) -> ByStream[ConditionRule | None]:
+    return ByStream(None, tuple((rule.streams, rule) for rule in scoring.conditions))

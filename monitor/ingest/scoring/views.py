@@ -5,14 +5,16 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Sequence
 from fnmatch import fnmatchcase
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
+from detectors.profile.outline import Outline
 from monitor.ingest.by_stream import ByStream
 from monitor.ingest.conditions import ConditionRule, PropertyCondition
 
 if TYPE_CHECKING:  # loads torch
     from detectors import Profile
 
+AnyProfile = TypeVar("AnyProfile", "Profile", Outline)
 _PLAIN = re.compile(r"[^*?\[\]]*")
 
 
@@ -24,7 +26,7 @@ class ConditionsError(ValueError):
         self.lines = lines
 
 
-def views_in_use(by_stream: ByStream[Profile], conditions: ByStream[ConditionRule | None]) -> list[Profile]:
+def views_in_use(by_stream: ByStream[AnyProfile], conditions: ByStream[ConditionRule | None]) -> list[AnyProfile]:
     """The views of the profiles by every condition that the streams they judge may have.
 
     Raises:
@@ -46,7 +48,7 @@ def views_in_use(by_stream: ByStream[Profile], conditions: ByStream[ConditionRul
     return found
 
 
-def misfits(by_stream: ByStream[Profile], conditions: ByStream[ConditionRule | None]) -> Iterator[str]:
+def misfits(by_stream: ByStream[AnyProfile], conditions: ByStream[ConditionRule | None]) -> Iterator[str]:
     """One line per condition by a property that was calibrated on images which the daemon would give to another one.
 
     Its p-values are those of other images than it judges. Of a hundred calibration images one may lie outside.
@@ -64,11 +66,11 @@ def misfits(by_stream: ByStream[Profile], conditions: ByStream[ConditionRule | N
 
 
 def _judging(
-    by_stream: ByStream[Profile], conditions: ByStream[ConditionRule | None]
-) -> Iterator[tuple[int, ConditionRule, Profile]]:
+    by_stream: ByStream[AnyProfile], conditions: ByStream[ConditionRule | None]
+) -> Iterator[tuple[int, ConditionRule, AnyProfile]]:
     """(number of the entry, entry, profile) of each profile that may judge streams of the entry."""
     for i, (streams, rule) in enumerate(conditions.overrides):
-        for glob, profile in (*by_stream.overrides, ("*", by_stream.default)):
+        for glob, profile in by_stream.entries():
             if rule is None or not may_overlap(streams, glob):
                 continue
             yield i, rule, profile

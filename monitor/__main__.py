@@ -20,6 +20,7 @@ from monitor.config.errors import CommandError
 COMMANDS = {
     "fit": ("monitor.cli.fit", "learn a profile from unlabelled images"),
     "score": ("monitor.cli.score", "score images: one line each"),
+    "archive": ("monitor.cli.archive.command", "score millions of images on Ray, and report their drift"),
     "explain": ("monitor.cli.explain", "show where images are unusual: one picture each"),
     "calibrate": ("monitor.cli.calibrate", "calibrate a profile on new ID images, without learning again"),
     "evaluate": ("monitor.cli.evaluate", "measure detectors on your own ID and OOD images"),

@@ -99,7 +99,7 @@ def replay_documents(settings: Config, span: Span, store: Store, show: Show) -> 
             show(f"{read} of {total} records read", read / total if total else -1.0)
     finally:
         consumer.close()
-    return list(_sent(store)), round(_future_records() - future)
+    return list(sent_documents(store)), round(_future_records() - future)
 
 
 def _without_traces(settings: Config) -> Config:
@@ -121,7 +121,7 @@ def _future_records() -> float:
     return float(metric.samples[0].value)
 
 
-def _sent(store: Store) -> Iterator[str]:
+def sent_documents(store: Store) -> Iterator[str]:
     """Everything that a receiver would have been sent, in order."""
     while entries := store.outbox.fetch(RECEIVER, FOR_EVER_MS):
         for entry in entries:

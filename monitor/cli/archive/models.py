@@ -1,0 +1,39 @@
+"""The model of a worker, built from what its job carries: a profile that scores, or a backbone that gives features."""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+
+from detectors.images.decode import Limits
+from detectors.images.tones import Tones
+from detectors.profile.backbone import Backbone
+from detectors.profile.engine import use_engine
+from detectors.profile.profile import Profile
+from detectors.profile.spec import BackboneSpec, EngineName
+from monitor.cli.archive.cluster import Job
+from monitor.cli.archive.tables import Features, Scoring, ShardTable
+
+
+def loaded(folder: str | Path, device: str, engine: EngineName, condition: str) -> tuple[Profile, str]:
+    """The profile that scores, and in words what runs its network.
+
+    Raises:
+        ProfileError: it cannot be loaded, or has no such condition.
+        EngineError: the engine cannot run it here.
+    """
+    profile = Profile.load(folder, device)
+    runs = use_engine(profile, engine)
+    return profile.under(condition) if condition else profile, runs
+
+
+def table_of(job: Job, threads: int) -> ShardTable:
+    """What makes the tables of a job; errors as `loaded`, and BackboneError."""
+    if job.files:
+        with tempfile.TemporaryDirectory() as folder:
+            for name, content in job.files.items():
+                (Path(folder) / name).write_bytes(content)
+            profile, _ = loaded(folder, job.device, job.engine, job.condition)
+        return ShardTable(Scoring(profile), threads)
+    backbone = Backbone(BackboneSpec.from_json(job.backbone), job.device).on_grids(*job.grids)
+    return ShardTable(Features(backbone, backbone.preparer(Limits(), Tones())), threads)

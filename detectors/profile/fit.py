@@ -40,7 +40,7 @@ from detectors.profile.mix import Mix
 from detectors.profile.places import LocalSample, Places
 from detectors.profile.pooling import averaged
 from detectors.profile.profile import Profile
-from detectors.profile.reference import Progress, read_reference
+from detectors.profile.reference import Progress, Reference, read_reference
 from detectors.profile.spec import BackboneSpec
 
 MIN_IMAGES = 200
@@ -52,6 +52,10 @@ MAX_CALIBRATION = 10_000
 FOLDS = 5
 FOLDED_BELOW = 2000
 """Above it 600 images to calibrate on are kept aside, and five more trainings buy little."""
+
+
+Read = Callable[[Backbone, Progress, LocalSample | None], Reference]
+"""Gives the features of the backbone on its grids, and shows the sample the maps that belong into it."""
 
 
 @dataclass(frozen=True)
@@ -83,11 +87,11 @@ class TooFewImagesError(ValueError):
 
 
 def fit_profile(
-    images: Iterable[tuple[str, AnyImage]],
+    images: Iterable[tuple[str, AnyImage]] | Read,
     options: FitOptions = FitOptions(),
     progress: Progress = lambda _step, _share: None,
 ) -> Profile:
-    """Fit and calibrate a profile on (name, image) pairs.
+    """Fit and calibrate a profile on (name, image) pairs, or on what `Read` gives of images that are read already.
 
     Broken images are left out, exact duplicates are used once; both are counted in the manifest with up to 20 names.
 
@@ -112,7 +116,10 @@ def fit_profile(
     if options.detector == AUTO:
         backbone = backbone.on_grids(*grids_of(backbone))
     local = LocalSample() if options.heat_maps else None
-    reference = read_reference(images, backbone, options.limits, progress, see=local.see if local else None)
+    if callable(images):
+        reference = images(backbone, progress, local)
+    else:
+        reference = read_reference(images, backbone, options.limits, progress, see=local.see if local else None)
     if len(reference) < MIN_IMAGES:
         raise TooFewImagesError(
             f"{len(reference)} usable images are too few: at least {MIN_IMAGES} are needed to learn from and to "

@@ -46,6 +46,10 @@ class LocalSample:
         self.kept: list[Tensor] = []
         self._seen, self._every = 0, 1
 
+    def skip_to(self, image: int) -> None:
+        """Pass over images, up to the one with that number: they are in no sample of so many."""
+        self._seen = image
+
     def see(self, maps: Sequence[Tensor], input_px: tuple[int, int]) -> None:
         """Take from the maps of the next images what belongs into the sample."""
         rows = [i for i in range(len(maps[0])) if (self._seen + i) % self._every == 0]
@@ -54,6 +58,14 @@ class LocalSample:
         self._seen += len(maps[0])
         while len(self.kept) > min(MAX_IMAGES, MAX_BYTES // (2 * self.kept[0].numel())):
             self.kept, self._every = self.kept[::2], 2 * self._every
+
+
+def sampled_rows(images: int) -> range:
+    """Which of so many images a sample may keep; of large maps it keeps fewer of these."""
+    every = 1
+    while -(-images // every) > MAX_IMAGES:
+        every *= 2
+    return range(0, images, every)
 
 
 class Places:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import heapq
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import reduce
 from itertools import islice
@@ -23,6 +23,7 @@ from detectors.images.tones import Tones
 from detectors.methods.detector import Turned
 from detectors.profile.backbone import Backbone, See
 from detectors.profile.depth import by_tones
+from detectors.profile.steady import steady_features
 
 BATCH = 64
 TURNED = 600
@@ -59,6 +60,11 @@ class Reference:
     hash: str = ""
     tones: Tones = field(default_factory=Tones)
     notes: Counter[str] = field(default_factory=Counter)
+
+    @classmethod
+    def of(cls, features: Sequence[NDArray[np.float32]]) -> Reference:
+        """Of features alone, (n, D) each."""
+        return cls(torch.from_numpy(np.concatenate(features)) if features else torch.empty(0, 0))
 
     def __len__(self) -> int:
         """Number of usable images."""
@@ -135,7 +141,7 @@ def read_reference(
     parts, hashes = [reference.features], [reference.hashes]
     while batch := list(islice(usable, BATCH)):
         hashes.append(hashes_of([image.pixels for image in batch]))
-        parts.append(backbone.features(np.stack([image.pixels for image in batch]), see))
+        parts.append(steady_features(backbone, np.stack([image.pixels for image in batch]), see))
         progress(f"features of {len(reference)} images", -1.0)
     reference.features, reference.hashes = torch.cat(parts), np.concatenate(hashes)
     return reference
@@ -160,7 +166,7 @@ def _prepared(toned: Toned, preparer: Preparer, reference: Reference) -> Iterato
 def _usable(toned: Toned, preparer: Preparer, reference: Reference) -> Iterator[Prepared]:
     """Prepare images one by one, and fill `reference` with all but their features."""
     seen: set[bytes] = set()
-    kept = max(1, min(TURNED, TURNED_BYTES // (3 * preparer.shape[0] * preparer.shape[1])))
+    kept = turnable_images(preparer.shape)
     # A heap of (minus the digest, row, pixels) with the smallest digests: a choice by content, whatever the order.
     sample: list[tuple[int, int, NDArray[np.uint8]]] = []
     for name, image in _prepared(toned, preparer, reference):
@@ -170,13 +176,24 @@ def _usable(toned: Toned, preparer: Preparer, reference: Reference) -> Iterator[
         seen.add(image.digest)
         reference.notes.update(image.notes)
         push = heapq.heappush if len(sample) < kept else heapq.heappushpop
-        push(sample, (-_number(image.digest), len(reference), image.pixels))
+        push(sample, (-digest_number(image.digest), len(reference), image.pixels))
         reference.measured.append(image.properties)
         reference.keys.append(image.key)
         yield image
     reference.turnable = {row: pixels for _, row, pixels in sample}
-    reference.hash = f"{reduce(xor, map(_number, seen), 0):016x}"
+    reference.hash = hash_of(seen)
 
 
-def _number(digest: bytes) -> int:
+def turnable_images(shape: tuple[int, int]) -> int:
+    """How many images of (height, width) are kept to be turned: those with the smallest `digest_number`."""
+    return max(1, min(TURNED, TURNED_BYTES // (3 * shape[0] * shape[1])))
+
+
+def hash_of(digests: Iterable[bytes]) -> str:
+    """Of a set of images, whatever their order."""
+    return f"{reduce(xor, map(digest_number, digests), 0):016x}"
+
+
+def digest_number(digest: bytes) -> int:
+    """By which images are chosen: the first 64 bits of the digest."""
     return int.from_bytes(digest[:8], "big")

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from detectors.images.prepare import Prepared
-from detectors.profile.backbone import Backbone
+from detectors.profile.backbone import Backbone, See
 from detectors.profile.calibration import Scores
 from detectors.profile.profile import Profile
 
@@ -31,10 +31,18 @@ def steady_scores(profile: Profile, images: Sequence[Prepared]) -> Scores:
     return Scores(scores.values[: len(images)], scores.p_values[: len(images)])
 
 
-def steady_features(backbone: Backbone, pixels: NDArray[np.uint8]) -> Tensor:
+def steady_features(backbone: Backbone, pixels: NDArray[np.uint8], see: See | None = None) -> Tensor:
     """As `Backbone.features`, of (N, H, W, 3) pixels, N from 1 to BATCH."""
-    filled = np.concatenate([pixels, np.repeat(pixels[-1:], _missing(backbone, len(pixels)), axis=0)])
-    return backbone.features(filled)[: len(pixels)]
+    missing = _missing(backbone, len(pixels))
+    if not missing:
+        return backbone.features(pixels, see)
+
+    def without_filling(maps: Sequence[Tensor], input_px: tuple[int, int]) -> None:
+        if see is not None:
+            see([each[: len(pixels)] for each in maps], input_px)
+
+    filled = np.concatenate([pixels, np.repeat(pixels[-1:], missing, axis=0)])
+    return backbone.features(filled, see and without_filling)[: len(pixels)]
 
 
 def use_threads(count: int) -> None:

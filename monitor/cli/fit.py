@@ -3,20 +3,26 @@
 from __future__ import annotations
 
 import argparse
-from typing import Any
+from collections.abc import Iterable
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
 import detectors
+from detectors.images.prepare import AnyImage
 from detectors.images.reading import InputError
 from detectors.methods.registry import AUTO, REGISTRY
-from detectors.profile.spec import BackboneError
+from detectors.profile.spec import BackboneError, BackboneSpec
 from monitor.cli.backbone_options import add_backbone_options, backbone_of
 from monitor.cli.image_rules import print_worth
 from monitor.cli.learning import add_stream_options, images_of, print_frames, print_left_out
 from monitor.cli.options import IMAGES_HELP, parse_count
 from monitor.cli.progress import show_progress
 from monitor.config.errors import as_command_error
+
+if TYPE_CHECKING:  # torch takes seconds to load
+    from detectors.profile.fit import Read
 
 PAPER_LAYERS = {"efficientnet_b4": "0,1,2,3,4", "resnet50": "1,2,3"}
 """Of the preset dlsr-paper: stages 1 to 5 of EfficientNet-B4, 1 to 3 of ResNet-50."""
@@ -25,6 +31,9 @@ PAPER_LAYERS = {"efficientnet_b4": "0,1,2,3,4", "resnet50": "1,2,3"}
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("images", nargs="*", help=IMAGES_HELP)
     parser.add_argument("-o", "--output", required=True, help="folder of the profile")
+    parser.add_argument(
+        "--features", metavar="OUT", help="learn from what `archive features` has written, not from images"
+    )
     parser.add_argument("--detector", choices=(AUTO, *REGISTRY), help="auto, the default, lets the images choose")
     parser.add_argument(
         "--preset", choices=("dlsr-paper",), help="dlsr-paper: backbone, layers, size and training as published"
@@ -42,7 +51,7 @@ def run(args: argparse.Namespace) -> int:
     console = Console(stderr=True)
     with as_command_error("fit", InputError, detectors.TooFewImagesError, BackboneError):
         detector, options = _detector(args)
-        backbone = backbone_of(args)
+        images, backbone = _source(args)
         fit = detectors.FitOptions(
             detector,
             backbone,
@@ -53,7 +62,7 @@ def run(args: argparse.Namespace) -> int:
             heat_maps=not args.no_heat_maps,
         )
         with show_progress(console, "fit") as show:
-            profile = detectors.fit_profile(images_of(args), fit, show)
+            profile = detectors.fit_profile(images, fit, show)
     profile.save(args.output)
     facts = profile.manifest
     print_left_out(console, facts)
@@ -65,6 +74,35 @@ def run(args: argparse.Namespace) -> int:
     print_frames(console, profile.manifest)
     print_worth(console, profile, args.config)
     return 0
+
+
+def _source(args: argparse.Namespace) -> tuple[Iterable[tuple[str, AnyImage]] | Read, BackboneSpec | None]:
+    """What to learn from, and by which backbone.
+
+    Raises:
+        InputError: options that exclude each other.
+    """
+    chosen = backbone_of(args)
+    if args.features is None:
+        return images_of(args), chosen
+    options = (
+        args.backbone,
+        args.weights,
+        args.layers,
+        args.mean,
+        args.std,
+        args.image_size,
+        args.resize,
+        args.precision,
+    )
+    if args.images or args.from_stream or args.max_images or args.preset or any(each is not None for each in options):
+        raise InputError("--features has its images and its backbone: give neither, nor --preset or --max-images")
+    try:
+        from monitor.cli.archive.features import StoredFeatures  # noqa: PLC0415 - optional packages
+    except ModuleNotFoundError as error:
+        raise InputError(f"--features needs {error.name}: pip install 'layerwatch[ray]'") from error
+    stored = StoredFeatures(args.features)
+    return stored, replace(stored.spec, grid=args.grid or stored.spec.grid)
 
 
 def _detector(args: argparse.Namespace) -> tuple[str, dict[str, Any]]:

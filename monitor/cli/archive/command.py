@@ -1,23 +1,34 @@
-"""`layerwatch archive`: score as many images as there are, on Ray; report how they differ from the profile's."""
+"""`layerwatch archive`: score images on Ray, or prepare a fit; report how they differ from a profile's."""
 
 from __future__ import annotations
 
 import argparse
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
-from typing import Any, get_args
+from functools import partial
+from typing import TYPE_CHECKING, Any, get_args
 
 from rich.console import Console
 
 import detectors
+from detectors.images.decode import Limits
 from detectors.images.reading import InputError
-from detectors.profile.spec import EngineName
+from detectors.images.tones import Tones
+from detectors.profile.spec import BackboneError, BackboneSpec, EngineName
+from monitor.cli.backbone_options import add_backbone_options, backbone_of
 from monitor.cli.options import add_config_option, parse_count
-from monitor.cli.progress import show_progress
+from monitor.cli.progress import Show, show_progress
 from monitor.config.errors import EXIT_FAILED, CommandError, as_command_error
+
+if TYPE_CHECKING:  # optional packages
+    from monitor.cli.archive.reading import Naming
+    from monitor.cli.archive.results import Results
+    from monitor.cli.archive.shards import Shard
+
+    Finish = Callable[[Results, Sequence[Shard], Naming, Show], None]
 
 URIS_HELP = "folders, tar files, Parquet files or images; paths or URIs such as s3://bucket/2026/*.tar"
 SHOWN_ERRORS = 20
@@ -36,6 +47,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--engine", choices=get_args(EngineName), default="torch", help="what runs the network (default: torch)"
     )
     score.set_defaults(action=_score)
+    features = actions.add_parser("features", help="what `fit --features` learns from, as Parquet files")
+    _add_run_options(features)
+    add_backbone_options(features)
+    features.set_defaults(action=_features, preset=None)
     report = actions.add_parser("report", help="how the scored images differ from the profile's: one HTML page")
     report.add_argument("out", help="folder of `archive score`")
     report.add_argument("--html", metavar="FILE", help="where to write the page (default: OUT/report.html)")
@@ -96,8 +111,33 @@ def _score(args: argparse.Namespace) -> int:
         return _work(args, facts, {"engine": facts["engine"], "files": files_of(args.profile)})
 
 
-def _work(args: argparse.Namespace, facts: Mapping[str, Any], more: Mapping[str, Any]) -> int:
-    """Do the shards that are not finished; returns the exit status."""
+def _features(args: argparse.Namespace) -> int:
+    from detectors.profile.backbone import Backbone  # noqa: PLC0415 - torch takes seconds
+    from detectors.profile.choice import grids_of  # noqa: PLC0415 - likewise
+    from monitor.cli.archive.features import keep_pictures  # noqa: PLC0415 - likewise
+
+    with _errors():
+        backbone = Backbone(backbone_of(args) or BackboneSpec.embedded(), args.device)
+        grids = backbone.grids if args.grid else grids_of(backbone)
+        facts = {
+            "kind": "features",
+            "backbone": f"{backbone.digest} {backbone.spec.to_json()} {list(grids)}",
+            "spec": backbone.spec.to_json(),
+            "digest": backbone.digest,
+            "grids": list(grids),
+        }
+
+        def finish(results: Results, shards: Sequence[Shard], naming: Naming, show: Show) -> None:
+            preparer = backbone.preparer(Limits(), Tones())
+            keep_pictures(results, shards, naming, preparer, partial(show, "reading the pictures that a fit needs"))
+
+        return _work(args, facts, {"backbone": backbone.spec.to_json(), "grids": grids}, finish)
+
+
+def _work(
+    args: argparse.Namespace, facts: Mapping[str, Any], more: Mapping[str, Any], finish: Finish = lambda *_: None
+) -> int:
+    """Do the shards that are not finished, then `finish`; returns the exit status."""
     from monitor.cli.archive.cluster import Done, Job, Workers, work_on  # noqa: PLC0415 - optional packages
     from monitor.cli.archive.reading import Naming  # noqa: PLC0415 - likewise
     from monitor.cli.archive.results import Results  # noqa: PLC0415 - likewise
@@ -132,6 +172,9 @@ def _work(args: argparse.Namespace, facts: Mapping[str, Any], more: Mapping[str,
         markup=False,
         soft_wrap=True,
     )
+    if not failed:
+        with show_progress(console, "archive") as show:
+            finish(results, shards, naming, show)
     if failed:
         console.print("the same command tries again what could not be read", soft_wrap=True)
     return EXIT_FAILED if failed else 0
@@ -160,7 +203,7 @@ def _errors() -> Iterator[None]:
     """
     from detectors.profile.engine import EngineError  # noqa: PLC0415 - torch takes seconds
 
-    known = (InputError, detectors.ProfileError, EngineError)
+    known = (InputError, detectors.ProfileError, BackboneError, EngineError)
     try:
         with as_command_error("archive", *known):
             yield

@@ -90,6 +90,18 @@ class Results:
         names = {name for name in self._names() if name.startswith("part-") and name.endswith(".parquet")}
         return {int(name[len("part-") : -len(".parquet")]) for name in names}
 
+    def has(self, name: str) -> bool:
+        """Whether a file lies there."""
+        return bool(self._fs.exists(f"{self._root}/{name}"))
+
+    def get(self, name: str) -> bytes:
+        """The content of a file."""
+        return bytes(self._fs.cat_file(f"{self._root}/{name}"))
+
+    def put(self, name: str, content: bytes) -> None:
+        """Write a file, whole or not at all; a local one is renamed when it is written, as an object store does it."""
+        self._write(name, content)
+
     def write(self, number: int, table: pyarrow.Table) -> None:
         """Write the results of one shard; a second writer of the same shard writes the same."""
         from pyarrow import parquet  # noqa: PLC0415 - of the extra

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from itertools import islice
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -12,7 +13,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from detectors.images.decode import ImageError
+from detectors.images.decode import ImageError, is_deep
 from detectors.images.likeness import hashes_of
 from detectors.images.prepare import Prepared, Preparer
 from monitor.cli.archive.reading import Item
@@ -41,7 +42,7 @@ Floats = NDArray[Any]
 class Measure(Protocol):
     """What is computed of prepared images: scores, or features."""
 
-    preparer: Preparer
+    preparer: Callable[[bytes, bytes], Prepared]
     batch: int
     fields: list[pa.Field]
 
@@ -74,7 +75,8 @@ class Features:
         from detectors.images.properties import NAMES  # noqa: PLC0415 - beside the backbone
         from detectors.profile.steady import BATCH  # noqa: PLC0415 - torch
 
-        self._backbone, self.preparer, self.batch = backbone, preparer, BATCH
+        self._backbone, self.batch = backbone, BATCH
+        self.preparer = partial(_of_eight_bits, preparer)
         self.fields = [
             pa.field("features", pa.list_(pa.float32(), sum(backbone.layers))),
             pa.field("properties", pa.list_(pa.float64(), len(NAMES))),
@@ -94,6 +96,13 @@ class Features:
         )
         arrays = [pa.FixedSizeListArray.from_arrays(pa.array(found.reshape(-1)), found.shape[1]) for found in rows]
         return [*arrays, pa.array([list(image.notes) for image in images], self.fields[-1].type)]
+
+
+def _of_eight_bits(preparer: Preparer, image: bytes, key: bytes) -> Prepared:
+    if is_deep(image):
+        text = "16 bits: a fit learns their white level from all images together; give it the images themselves"
+        raise ImageError("depth", text)
+    return preparer(image, key)
 
 
 @dataclass(frozen=True, slots=True)

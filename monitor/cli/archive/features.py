@@ -141,7 +141,9 @@ class StoredFeatures:
         reference.hash = hash_of(usable.digests)
         pixels = self._pictures(backbone.shape)
         reference.turnable = {row: pixels[usable.places[row]] for row in usable.turnable(backbone.shape)}
-        for rows in _batches(sampled_rows(len(reference))) if local else ():
+        if local is None:
+            return reference
+        for rows in _batches(sampled_rows(len(reference))):
             _show(local, rows, np.stack([pixels[usable.places[row]] for row in rows]), backbone)
         return reference
 
@@ -164,11 +166,11 @@ class StoredFeatures:
         }
 
 
-def _show(local: LocalSample | None, rows: Sequence[int], pixels: Pixels, backbone: Backbone) -> None:
+def _show(local: LocalSample, rows: Sequence[int], pixels: Pixels, backbone: Backbone) -> None:
     """Show the sample the maps of these rows, as if it had seen all before them."""
 
     def see(maps: Sequence[Any], input_px: tuple[int, int]) -> None:
-        for i, row in enumerate(rows) if local else ():
+        for i, row in enumerate(rows):
             local.skip_to(row)
             local.see([each[i : i + 1] for each in maps], input_px)
 

@@ -39,10 +39,14 @@ ABOUT = (
 Floats = NDArray[Any]
 
 
+Prepare = Callable[[bytes, bytes], Prepared]
+"""From encoded bytes and a key."""
+
+
 class Measure(Protocol):
     """What is computed of prepared images: scores, or features."""
 
-    preparer: Callable[[bytes, bytes], Prepared]
+    preparer: Prepare
     batch: int
     fields: list[pa.Field]
 
@@ -56,7 +60,8 @@ class Scoring:
     def __init__(self, profile: Profile) -> None:
         from detectors.profile.steady import BATCH  # noqa: PLC0415 - torch
 
-        self._profile, self.preparer, self.batch = profile, profile.preparer, BATCH
+        self._profile, self.batch = profile, BATCH
+        self.preparer: Prepare = profile.preparer
         names = [*profile.signals, *(signal + P_VALUE for signal in profile.signals)]
         self.fields = [pa.field(name, pa.float64()) for name in names]
 
@@ -76,7 +81,7 @@ class Features:
         from detectors.profile.steady import BATCH  # noqa: PLC0415 - torch
 
         self._backbone, self.batch = backbone, BATCH
-        self.preparer = partial(_of_eight_bits, preparer)
+        self.preparer: Prepare = partial(_of_eight_bits, preparer)
         self.fields = [
             pa.field("features", pa.list_(pa.float32(), sum(backbone.layers))),
             pa.field("properties", pa.list_(pa.float64(), len(NAMES))),

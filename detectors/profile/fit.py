@@ -198,6 +198,7 @@ def recalibrate(
             f"({reference.left_out})"
         )
     facts = reference.facts(fit=profile.manifest["images"]["fit"], calibration=len(reference))
+    facts["calibrated_from"] = profile.fingerprint
     target.manifest |= {"calibrated_at": _now(), "ordered": ordered, **facts}
     measured = np.stack(reference.measured)
     measured = target.seen.beside(measured, reference.hashes) if target.seen else measured

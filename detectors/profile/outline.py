@@ -19,6 +19,7 @@ from detectors.images import properties
 from detectors.methods.registry import REGISTRY
 from detectors.profile.files import MANIFEST, TENSORS, ProfileError, read_manifest
 from detectors.profile.spec import WEIGHTS
+from detectors.versions.store import located
 
 
 @dataclass(frozen=True)
@@ -59,12 +60,12 @@ class Outline:
 
 
 def read_outline(path: str | Path) -> Outline:
-    """The outline of the profile in a directory.
+    """The outline of the profile at an address, as `Profile.load` takes it.
 
     Raises:
         ProfileError: missing or truncated file, unknown version or detector, or weights that are not on this machine.
     """
-    folder = Path(path)
+    folder = located(path)
     document = read_manifest(folder / MANIFEST)
     detector, weights = document["detector"], document["backbone"]["weights"]
     if detector not in REGISTRY:

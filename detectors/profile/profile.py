@@ -35,6 +35,7 @@ from detectors.profile.mix import Mix, names_of
 from detectors.profile.places import PLACES, Places
 from detectors.profile.pooling import averaged
 from detectors.profile.spec import BackboneSpec
+from detectors.versions.store import located
 
 MAX_REFERENCE = 20_000
 """Reference features that a profile keeps (half precision), for `evaluate` to fit other detectors on; serving never
@@ -236,7 +237,7 @@ class Profile:
         """Read a profile directory; `detectors.load_profile` is this function.
 
         Args:
-            path: of the directory.
+            path: of the directory, of a store of versions (its active one), or STORE@VERSION.
             device: as torch names it; `auto` is CUDA where there is one, else the CPU.
 
         Raises:
@@ -247,7 +248,7 @@ class Profile:
         Traceback (most recent call last):
         detectors.profile.files.ProfileError: no-such-profile/profile.json: No such file or directory; ...
         """
-        folder = Path(path)
+        folder = located(path)
         document = read_manifest(folder / MANIFEST)
         try:
             tensors = load_file(folder / TENSORS)

@@ -9,16 +9,25 @@ from rich.console import Console
 import detectors
 from detectors.images.reading import InputError
 from detectors.profile.files import check_condition
+from detectors.versions.store import is_folder
 from monitor.cli.image_rules import print_worth
-from monitor.cli.learning import Wanted, add_stream_options, images_of, of_condition, print_frames, print_left_out
-from monitor.cli.options import IMAGES_HELP
+from monitor.cli.learning import (
+    Wanted,
+    add_stream_options,
+    command_line,
+    images_of,
+    of_condition,
+    print_frames,
+    print_left_out,
+)
+from monitor.cli.options import IMAGES_HELP, PROFILE_HELP
 from monitor.cli.progress import show_progress
 from monitor.config.errors import as_command_error
 from monitor.config.schema import Config
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("profile")
+    parser.add_argument("profile", help=PROFILE_HELP)
     parser.add_argument("images", nargs="*", help=IMAGES_HELP)
     parser.add_argument("-o", "--output", help="folder of the new profile; with --condition the profile itself")
     parser.add_argument(
@@ -36,6 +45,8 @@ def run(args: argparse.Namespace) -> int:
     with as_command_error("calibrate", InputError, detectors.ProfileError, detectors.TooFewImagesError):
         if not args.output and not args.condition:
             raise InputError("-o names the folder of the new profile; only --condition adds to the profile itself")
+        if not args.output and not is_folder(args.profile):
+            raise InputError("-o names the folder of the new profile: a version in a store does not change")
         condition = check_condition(args.condition) if args.condition else ""
         profile = detectors.Profile.load(args.profile, args.device)
         before, folder = profile.fingerprint, args.output or args.profile
@@ -46,6 +57,7 @@ def run(args: argparse.Namespace) -> int:
         with show_progress(console, "calibrate") as show:
             images = images_of(args, wanted) if condition else images_of(args)
             detectors.recalibrate(profile, images, args.ordered, show, condition)
+    profile.manifest["command"] = command_line()
     profile.save(folder)
     calibrated = profile.under(condition) if condition else profile
     print_left_out(console, calibrated.manifest)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 
+from detectors.versions.store import is_here
 from monitor.cli.options import add_config_option
 from monitor.config.checks import check, check_profiles
 from monitor.config.loading import load_config
@@ -17,8 +18,8 @@ def run(args: argparse.Namespace) -> int:
     settings = load_config(args.config)
     where = str(args.config or "defaults")
     warnings = check(settings, where)
-    folders = [settings.scoring.profile, *(override.path for override in settings.scoring.profiles)]
-    if missing := [str(folder) for folder in folders if not folder.exists()]:
+    addresses = [settings.scoring.profile, *(override.path for override in settings.scoring.profiles)]
+    if missing := [address for address in addresses if not is_here(address)]:
         warnings.append(f"{where}: scoring: not here, so not checked with the rules: {', '.join(missing)}")
     else:
         warnings += check_profiles(settings, where)

@@ -18,7 +18,7 @@ from detectors.methods.registry import REGISTRY
 from monitor.cli.console import open_console
 from monitor.cli.fault_alarms import FaultAlarms
 from monitor.cli.image_rules import image_rules
-from monitor.cli.options import IMAGES_HELP, add_config_option, parse_share
+from monitor.cli.options import IMAGES_HELP, PROFILE_HELP, add_config_option, parse_share
 from monitor.cli.progress import show_progress
 from monitor.config.errors import as_command_error
 from monitor.ingest.scoring.profiles import layout_of
@@ -26,7 +26,7 @@ from monitor.rules.simulation import Scenario
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("profile")
+    parser.add_argument("profile", help=PROFILE_HELP)
     parser.add_argument("--id", nargs="+", required=True, metavar="IMAGES", help=IMAGES_HELP)
     parser.add_argument("--ood", nargs="+", required=True, action="extend", metavar="NAME=IMAGES")
     parser.add_argument(

@@ -19,7 +19,7 @@ from detectors.images.decode import ImageError
 from detectors.images.overlay import outline, overlay
 from detectors.images.reading import InputError, read_images
 from detectors.images.regions import Region
-from monitor.cli.options import IMAGES_HELP
+from monitor.cli.options import IMAGES_HELP, PROFILE_HELP
 from monitor.config.errors import EXIT_FAILED, as_command_error
 
 SMALLEST_PX, LARGEST_PX = 320, 1024
@@ -30,7 +30,7 @@ MOST_LAYERS = 3
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("profile")
+    parser.add_argument("profile", help=PROFILE_HELP)
     parser.add_argument("images", nargs="+", help=IMAGES_HELP)
     parser.add_argument("-o", "--output", type=Path, required=True, metavar="DIR", help="folder of the pictures")
     parser.add_argument("--device", default="auto")

@@ -16,7 +16,7 @@ from detectors.methods.registry import AUTO, REGISTRY
 from detectors.profile.spec import BackboneError, BackboneSpec
 from monitor.cli.backbone_options import add_backbone_options, backbone_of
 from monitor.cli.image_rules import print_worth
-from monitor.cli.learning import add_stream_options, images_of, print_frames, print_left_out
+from monitor.cli.learning import add_stream_options, command_line, images_of, print_frames, print_left_out
 from monitor.cli.options import IMAGES_HELP, parse_count
 from monitor.cli.progress import show_progress
 from monitor.config.errors import as_command_error
@@ -63,6 +63,7 @@ def run(args: argparse.Namespace) -> int:
         )
         with show_progress(console, "fit") as show:
             profile = detectors.fit_profile(images, fit, show)
+    profile.manifest["command"] = command_line()
     profile.save(args.output)
     facts = profile.manifest
     print_left_out(console, facts)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import shlex
+import sys
 from collections.abc import Callable, Iterator
 from fnmatch import fnmatchcase
 from itertools import islice
@@ -126,6 +128,11 @@ def collect(
         raise InputError(str(error)) from error
     if not found:
         raise InputError(f"the source holds no such image of stream {stream!r} in that time")
+
+
+def command_line() -> str:
+    """This command, for the lineage of what it makes."""
+    return shlex.join(["layerwatch", *sys.argv[1:]])
 
 
 def print_frames(console: Console, facts: dict[str, Any]) -> None:

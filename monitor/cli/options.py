@@ -8,6 +8,7 @@ from pathlib import Path
 from monitor.core.time_text import parse_duration_s, parse_time_ms
 
 TIME_HELP = "RFC 3339, in UTC unless it gives an offset, or ms since the epoch"
+PROFILE_HELP = "a profile's folder, a store (its active version), or STORE@VERSION"
 IMAGES_HELP = "folders, tar files or image files"
 DURATION_HELP = "30m, 1.5h, 7d, 1d12h; units s, m, h, d, w"
 

@@ -14,12 +14,12 @@ from detectors.images.decode import ImageError
 from detectors.images.prepare import Prepared
 from detectors.images.reading import InputError, read_images
 from detectors.profile.spec import EngineName
-from monitor.cli.options import IMAGES_HELP
+from monitor.cli.options import IMAGES_HELP, PROFILE_HELP
 from monitor.config.errors import EXIT_FAILED, as_command_error
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("profile")
+    parser.add_argument("profile", help=PROFILE_HELP)
     parser.add_argument("images", nargs="+", help=IMAGES_HELP)
     parser.add_argument("--condition", metavar="NAME", help="p-values by the calibration of that condition")
     parser.add_argument("--device", default="auto")

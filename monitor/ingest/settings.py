@@ -25,15 +25,19 @@ def _store_prefixes(prefixes: tuple[str, ...]) -> tuple[str, ...]:
     return tuple(prefix if prefix.endswith("/") else f"{prefix}/" for prefix in prefixes)
 
 
+ProfileAddress = Annotated[str, Field(min_length=1)]
+"""A profile's folder, a store of versions (its active one), or STORE@VERSION."""
+
+
 class ProfileOverride(Section):
     """Another profile for the streams that match: a site whose normal differs."""
 
     streams: Glob
-    path: Path
+    path: ProfileAddress
 
 
 class ScoringSettings(Section):
-    profile: Path = Path("profile")
+    profile: ProfileAddress = "profile"
     profiles: tuple[ProfileOverride, ...] = ()
     conditions: tuple[AnyCondition, ...] = ()
     device: str = "auto"

@@ -78,7 +78,12 @@ def test_every_command_that_the_pages_show_is_one_that_there_is() -> None:
         words = [word for word in shlex.split(line)[1:] if word != "..."]
         if "\\" in words or any("IMAGES..." in word or word == "|" for word in words):
             continue
-        if "ID" in words or "--from" in words or "silence" in words or words[0] in {"demo", "run", "streams", "alerts"}:
+        if (
+            "ID" in words
+            or "--from" in words
+            or "silence" in words
+            or words[0] in {"demo", "run", "streams", "alerts", "profile"}
+        ):
             build_parser().parse_args(words)
         else:
             # placeholders may stand for files; the options must exist

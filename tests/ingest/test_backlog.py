@@ -75,7 +75,7 @@ def hostile() -> list[bytes]:
 
 def test_nothing_of_a_value_is_built_in_the_daemon_and_little_in_a_decoder(profile_folder: Path) -> None:
     decoding = DecodingSettings(workers=1, worker_memory_bytes=150 << 20)
-    profiles = load_profiles(ScoringSettings(profile=profile_folder, device="cpu"), decoding)
+    profiles = load_profiles(ScoringSettings(profile=str(profile_folder), device="cpu"), decoding)
     decoders = DecoderPool(Decoder(profiles.preparers(), StreamNaming(), decoding))
     partition, values = Partition("images", 0), hostile()
     backlog = Backlog(64 << 20, 1 << 10, 1024)
@@ -98,7 +98,7 @@ def test_nothing_of_a_value_is_built_in_the_daemon_and_little_in_a_decoder(profi
 
 def test_decoding_holds_no_more_than_its_limit(profile_folder: Path) -> None:
     decoding = DecodingSettings(workers=1)
-    scoring = ScoringSettings(profile=profile_folder, device="cpu", batch_images=16, batch_age_s=0.01)
+    scoring = ScoringSettings(profile=str(profile_folder), device="cpu", batch_images=16, batch_age_s=0.01)
     profiles = load_profiles(scoring, decoding)
     decoders = DecoderPool(Decoder(profiles.preparers(), StreamNaming(), decoding))
     stage = ScoringStage(profiles, scoring)

@@ -11,7 +11,7 @@ from tests.pictures import pictures
 
 
 def test_every_image_is_in_the_histogram_of_every_learned_score(profile_folder: Path) -> None:
-    profiles = load_profiles(ScoringSettings(profile=profile_folder, device="cpu"), DecodingSettings())
+    profiles = load_profiles(ScoringSettings(profile=str(profile_folder), device="cpu"), DecodingSettings())
     profile = profiles.of("cam")
     before = counted(profile.fingerprint)
     strange = [profile.prepare(image) for _, image in pictures(5, 10, stripes=True)]

@@ -25,7 +25,7 @@ VALUES = [encoded(image) for _, image in pictures(3, 9)]
 
 @pytest.fixture
 def profiles(profile_folder: Path) -> Profiles:
-    return load_profiles(ScoringSettings(profile=profile_folder, device="cpu"), DecodingSettings())
+    return load_profiles(ScoringSettings(profile=str(profile_folder), device="cpu"), DecodingSettings())
 
 
 @pytest.fixture

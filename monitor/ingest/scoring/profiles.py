@@ -8,7 +8,6 @@ from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
 from functools import cache, lru_cache
 from itertools import groupby
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -234,12 +233,12 @@ def load_profiles(scoring: ScoringSettings, decoding: DecodingSettings) -> Profi
     from detectors.profile.engine import EngineError, use_engine  # noqa: PLC0415
 
     @cache
-    def load(path: Path) -> Profile:
-        profile = load_profile(path, scoring.device)
+    def load(address: str) -> Profile:
+        profile = load_profile(address, scoring.device)
         try:
-            log.info("scoring.engine", profile=str(path), engine=use_engine(profile, scoring.engine))
+            log.info("scoring.engine", profile=address, engine=use_engine(profile, scoring.engine))
         except EngineError as error:
-            raise ProfileError(f"{path}: {error}") from error
+            raise ProfileError(f"{address}: {error}") from error
         return profile
 
     limits = Limits(decoding.max_record_bytes, decoding.max_pixels, tuple(decoding.formats))

@@ -12,7 +12,7 @@ import pytest
 import detectors
 from detectors.images.reading import InputError
 from detectors.profile.steady import steady_scores
-from monitor.cli.archive.cluster import Job, Worker, files_of
+from monitor.cli.archive.cluster import Job, Worker
 from monitor.cli.archive.reading import Item, Naming, read_shard
 from monitor.cli.archive.results import Results
 from monitor.cli.archive.shards import Shard, shards_of
@@ -101,7 +101,7 @@ def test_what_cannot_be_read_is_named(tmp_path: Path) -> None:
 
 @pytest.fixture
 def job(profile_folder: Path, tmp_path: Path) -> Job:
-    return Job(str(tmp_path / "out"), NAMING, "cpu", files=files_of(profile_folder))
+    return Job(str(tmp_path / "out"), NAMING, "cpu", profile=str(profile_folder))
 
 
 def test_scores_are_those_of_single_images_whatever_else_is_in_the_shard(

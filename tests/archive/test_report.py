@@ -11,7 +11,7 @@ import yaml
 
 import detectors
 from detectors.images.reading import InputError
-from monitor.cli.archive.cluster import Job, Worker, files_of
+from monitor.cli.archive.cluster import Job, Worker
 from monitor.cli.archive.drift import count
 from monitor.cli.archive.reading import Naming
 from monitor.cli.archive.report import write_report
@@ -36,7 +36,7 @@ def scored(profile_folder: Path, tmp_path: Path) -> str:
             image = b"no image"
         members |= sample(f"{i:03}", image, {"stream": f"cam-{camera}", "time": 1000 * (START_S + STEP_S * place)})
     shards = shards_of([str(tar_of(tmp_path / "in.tar", members))], shard_images=50)
-    job = Job(str(tmp_path / "out"), Naming(), "cpu", files=files_of(profile_folder))
+    job = Job(str(tmp_path / "out"), Naming(), "cpu", profile=str(profile_folder))
     profile = detectors.load_profile(profile_folder, "cpu")
     facts = {"kind": "scores", "profile": profile.fingerprint, "condition": "", "engine": "torch", "inputs": ["in.tar"]}
     Results(job.out).begin({**facts, "layout": layout_of(profile).to_json()}, shards)

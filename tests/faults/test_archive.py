@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from monitor.cli.archive.cluster import Job, Worker, files_of
+from monitor.cli.archive.cluster import Job, Worker
 from monitor.cli.archive.reading import Naming
 from monitor.cli.archive.results import Results
 from monitor.cli.archive.shards import shards_of
@@ -41,7 +41,7 @@ def test_a_killed_worker_and_an_interrupted_run_leave_the_same_results(profile_f
     assert second.returncode == 0, said
     assert {path: path.stat().st_mtime_ns for path in finished} == finished
 
-    job = Job(str(tmp_path / "alone"), Naming(), "cpu", files=files_of(profile_folder))
+    job = Job(str(tmp_path / "alone"), Naming(), "cpu", profile=str(profile_folder))
     worker = Worker(job, threads=1)
     for number, shard in enumerate(shards_of([str(archive)], SHARD)):
         worker.work(number, shard)

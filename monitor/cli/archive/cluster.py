@@ -15,11 +15,9 @@ import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
-from pathlib import Path
 from typing import Any
 
 from detectors.images.reading import InputError
-from detectors.profile.files import MANIFEST, TENSORS
 from detectors.profile.spec import EngineName
 from monitor.cli.archive.reading import Naming, read_shard
 from monitor.cli.archive.results import Results
@@ -50,7 +48,7 @@ class Done:
 class Job:
     """What every worker needs; it travels to the machines of the cluster.
 
-    files: {name: content} of the profile's folder, for scores. backbone: the specification as JSON, for features.
+    profile: where all machines find it, for scores. backbone: the specification as JSON, for features.
     """
 
     out: str
@@ -58,7 +56,7 @@ class Job:
     device: str = "auto"
     engine: EngineName = "torch"
     condition: str = ""
-    files: Mapping[str, bytes] = field(default_factory=dict)
+    profile: str = ""
     backbone: Mapping[str, Any] = field(default_factory=dict)
     grids: tuple[int, ...] = ()
 
@@ -136,6 +134,8 @@ def work_on(shards: Mapping[int, Shard], job: Job, workers: Workers) -> Iterator
 def _cluster(workers: Workers) -> Iterator[Any]:
     """Join a cluster, or start one on this machine that ends with the block."""
     os.environ["RAY_USAGE_STATS_ENABLED"] = "0"  # Ray would report to its maker
+    # each run of Ray Data makes Ray's core print an error about how Ray Data passes its own arguments
+    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     import ray  # noqa: PLC0415 - optional, and slow to load
     import ray.data  # noqa: PLC0415 - likewise
@@ -194,8 +194,3 @@ def _cause(error: BaseException) -> str:
     """The last line that says something: Ray puts the traceback of the worker before it."""
     lines = [line for line in str(error).splitlines() if line.strip()]
     return lines[-1] if lines else type(error).__name__
-
-
-def files_of(folder: str | Path) -> dict[str, bytes]:
-    """The files of a profile that scoring reads."""
-    return {name: (Path(folder) / name).read_bytes() for name in (MANIFEST, TENSORS)}

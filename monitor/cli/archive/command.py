@@ -28,6 +28,7 @@ if TYPE_CHECKING:  # optional packages
     from monitor.cli.archive.results import Results
     from monitor.cli.archive.shards import Shard
 
+    Begin = Callable[[Results], None]
     Finish = Callable[[Results, Sequence[Shard], Naming, Show], None]
 
 URIS_HELP = "folders, tar files, Parquet files or images; paths or URIs such as s3://bucket/2026/*.tar"
@@ -94,8 +95,7 @@ def _add_run_options(parser: argparse.ArgumentParser) -> None:
 
 
 def _score(args: argparse.Namespace) -> int:
-    from monitor.cli.archive.cluster import files_of  # noqa: PLC0415 - torch takes seconds
-    from monitor.cli.archive.models import loaded  # noqa: PLC0415 - likewise
+    from monitor.cli.archive.models import keep_profile, loaded  # noqa: PLC0415 - torch takes seconds
     from monitor.ingest.scoring.profiles import layout_of  # noqa: PLC0415 - likewise
 
     with _errors():
@@ -108,7 +108,12 @@ def _score(args: argparse.Namespace) -> int:
             "layout": layout_of(profile).to_json(),
         }
         # what ran the test images here runs all of them
-        return _work(args, facts, {"engine": facts["engine"], "files": files_of(args.profile)})
+        return _work(
+            args,
+            facts,
+            {"engine": facts["engine"], "profile": args.output},
+            begin=partial(keep_profile, folder=args.profile),
+        )
 
 
 def _features(args: argparse.Namespace) -> int:
@@ -131,13 +136,17 @@ def _features(args: argparse.Namespace) -> int:
             preparer = backbone.preparer(Limits(), Tones())
             keep_pictures(results, shards, naming, preparer, partial(show, "reading the pictures that a fit needs"))
 
-        return _work(args, facts, {"backbone": backbone.spec.to_json(), "grids": grids}, finish)
+        return _work(args, facts, {"backbone": backbone.spec.to_json(), "grids": grids}, finish=finish)
 
 
 def _work(
-    args: argparse.Namespace, facts: Mapping[str, Any], more: Mapping[str, Any], finish: Finish = lambda *_: None
+    args: argparse.Namespace,
+    facts: Mapping[str, Any],
+    more: Mapping[str, Any],
+    begin: Begin = lambda _: None,
+    finish: Finish = lambda *_: None,
 ) -> int:
-    """Do the shards that are not finished, then `finish`; returns the exit status."""
+    """`begin`, do the shards that are not finished, then `finish`; returns the exit status."""
     from monitor.cli.archive.cluster import Done, Job, Workers, work_on  # noqa: PLC0415 - optional packages
     from monitor.cli.archive.reading import Naming  # noqa: PLC0415 - likewise
     from monitor.cli.archive.results import Results  # noqa: PLC0415 - likewise
@@ -153,6 +162,7 @@ def _work(
         shards = shards_of(args.uris, args.shard_images, lambda step: show(step, -1.0))
         about = {"inputs": args.uris, "naming": asdict(naming), "shard_images": args.shard_images}
         results.begin({**facts, **about}, shards)
+        begin(results)
         finished = results.finished()
         todo = {number: shard for number, shard in enumerate(shards) if number not in finished}
         show(_step(len(finished), len(shards), 0, 0.0), len(finished) / len(shards))

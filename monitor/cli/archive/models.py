@@ -9,9 +9,11 @@ from detectors.images.decode import Limits
 from detectors.images.tones import Tones
 from detectors.profile.backbone import Backbone
 from detectors.profile.engine import use_engine
+from detectors.profile.files import MANIFEST, TENSORS
 from detectors.profile.profile import Profile
 from detectors.profile.spec import BackboneSpec, EngineName
 from monitor.cli.archive.cluster import Job
+from monitor.cli.archive.results import Results
 from monitor.cli.archive.tables import Features, Scoring, ShardTable
 
 
@@ -27,12 +29,18 @@ def loaded(folder: str | Path, device: str, engine: EngineName, condition: str) 
     return profile.under(condition) if condition else profile, runs
 
 
+def keep_profile(results: Results, folder: str | Path) -> None:
+    """Copy what scoring needs of a profile to the results, where all machines can read it; it says what scored them."""
+    for name in (MANIFEST, TENSORS):
+        results.put(name, (Path(folder) / name).read_bytes())
+
+
 def table_of(job: Job, threads: int) -> ShardTable:
     """What makes the tables of a job; errors as `loaded`, and BackboneError."""
-    if job.files:
+    if job.profile:
         with tempfile.TemporaryDirectory() as folder:
-            for name, content in job.files.items():
-                (Path(folder) / name).write_bytes(content)
+            for name in (MANIFEST, TENSORS):
+                (Path(folder) / name).write_bytes(Results(job.profile).get(name))
             profile, _ = loaded(folder, job.device, job.engine, job.condition)
         return ShardTable(Scoring(profile), threads)
     backbone = Backbone(BackboneSpec.from_json(job.backbone), job.device).on_grids(*job.grids)

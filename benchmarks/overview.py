@@ -54,7 +54,7 @@ def fill(store: Store, streams: int, buckets: int, partitions: int) -> None:
         if b < buckets - OPEN:
             store.partitions.seal(logs, start)
     firing = [Alert("drift", f"site-{s}/cam-{s}", AlertPhase.FIRING, f"{s:016x}", now_ms - 600_000) for s in range(20)]
-    store.evaluation.decide(0, now_ms, firing, {}, [])
+    store.evaluation.decide(0, now_ms, firing, [])
 
 
 def timed(call: object, times: int, pause_s: float = 0.0) -> list[float]:

@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
+from operator import itemgetter
 
 import numpy as np
+from numpy.typing import NDArray
 
-from monitor.core.buckets import Layout, empty, sum_vectors
+from monitor.core.buckets import TAIL, Layout, empty, sum_vectors
+from monitor.core.table import Table
 from monitor.core.types import Vector
 
 EVERY = ""
 """In the place of a fingerprint: the counts of a stream by whichever profile, of which only the tail means anything."""
+
+Held = deque[tuple[int, Table]]
+"""(bucket start ms, counts), oldest first."""
 
 
 class Windows:
@@ -23,50 +29,115 @@ class Windows:
 
     def __init__(self, reach_ms: int) -> None:
         self._reach_ms = reach_ms
-        self._held: dict[str, dict[str, deque[tuple[int, Vector]]]] = {}
-        """{stream: {fingerprint: (start, counts), oldest first}}"""
+        self._held: dict[str, Held] = {}
+        """By fingerprint."""
+        self._running: dict[tuple[str, int], _RunningSums] = {}
+        """By fingerprint and length of the window: those that were asked for."""
 
     def add(self, bucket_ms: int, sealed: Mapping[str, Mapping[str, Vector]]) -> None:
         """Add a closed bucket, {fingerprint: {stream: vector}}; the buckets of a fingerprint come oldest first."""
         for fingerprint, streams in sealed.items():
-            for stream, vector in streams.items():
-                self._held.setdefault(stream, {}).setdefault(fingerprint, deque()).append((bucket_ms, vector))
-        for stream, judged in list(self._held.items()):
-            for fingerprint, held in list(judged.items()):
-                while held and held[0][0] <= bucket_ms - self._reach_ms:
-                    held.popleft()
-                if not held:
-                    del judged[fingerprint]
-            if not judged:
-                del self._held[stream]
+            if streams:
+                self._held.setdefault(fingerprint, deque()).append((bucket_ms, Table.of(streams)))
+        for fingerprint, held in list(self._held.items()):
+            while held and held[0][0] <= bucket_ms - self._reach_ms:
+                held.popleft()
+            if not held:
+                del self._held[fingerprint]
 
     def sum(self, layout: Layout, fingerprint: str, stream: str, after_ms: int) -> Vector:
         """Sum of the stream's buckets that start after that time; zeros where there are none."""
         rows = [vector for start, vector in self.buckets(fingerprint, stream) if start > after_ms]
         return sum_vectors(rows) if rows else empty(layout)
 
+    def sums(self, fingerprint: str, streams: Sequence[str], until_ms: int, window_ms: int) -> NDArray[np.uint32]:
+        """(K, V) sums of the streams' buckets with until - window < start <= until; the last entry is none: a maximum.
+
+        They are kept as running sums, so that a window of thirty buckets costs as much as one of two. Of EVERY (K, 6),
+        the tail.
+
+        Args:
+            streams: K names; each has counts in the window.
+            until_ms: no less than at the call before, by fingerprint and window.
+        """
+        running = self._running.setdefault((fingerprint, window_ms), _RunningSums())
+        names = list(self._held) if fingerprint == EVERY else [fingerprint]
+        inside = [
+            (start, name, table)
+            for name in names
+            for start, table in self._held.get(name, ())
+            if until_ms - window_ms < start <= until_ms
+        ]
+        for start, name, table in sorted(inside, key=itemgetter(0, 1)):
+            running.take(name, start, table, -len(TAIL) if fingerprint == EVERY else 0)
+        running.drop(until_ms - window_ms)
+        return running.of(streams)
+
     def buckets(self, fingerprint: str, stream: str) -> list[tuple[int, Vector]]:
         """(start ms, counts) of the stream's buckets within reach, oldest first."""
-        judged = self._held.get(stream, {})
         if fingerprint != EVERY:
-            return list(judged.get(fingerprint, ()))
-        return merged(item for held in judged.values() for item in held)
+            return [(start, table[stream]) for start, table in self._held.get(fingerprint, ()) if stream in table]
+        return merged(
+            (start, table[stream]) for held in self._held.values() for start, table in held if stream in table
+        )
 
     def fingerprints_of(self, stream: str) -> list[str]:
         """The profiles that judged the stream within reach, the latest last."""
-        judged = self._held.get(stream, {})
-        return sorted(judged, key=lambda fingerprint: (judged[fingerprint][-1][0], fingerprint))
+        latest = {
+            fingerprint: next((start for start, table in reversed(held) if stream in table), None)
+            for fingerprint, held in self._held.items()
+        }
+        found = [(start, fingerprint) for fingerprint, start in latest.items() if start is not None]
+        return [fingerprint for _, fingerprint in sorted(found)]
+
+
+class _RunningSums:
+    """The sums of one window; buckets come in and leave, oldest first."""
+
+    def __init__(self) -> None:
+        self._place: dict[str, int] = {}
+        self._sums: NDArray[np.uint32] = np.zeros((0, 0), dtype=np.uint32)
+        self._inside: deque[tuple[int, NDArray[np.intp], NDArray[np.uint32]]] = deque()
+        self._newest_ms: dict[str, int] = {}
+
+    def take(self, fingerprint: str, start_ms: int, table: Table, first: int) -> None:
+        """Add a bucket, unless it is inside; `first` is that of the entries that are summed."""
+        if start_ms <= self._newest_ms.get(fingerprint, -1):
+            return
+        self._newest_ms[fingerprint] = start_ms
+        place, counts = self._place, table.counts[:, first:]
+        for stream in table.streams:
+            place.setdefault(stream, len(place))
+        rows = np.array([place[stream] for stream in table.streams], dtype=np.intp)
+        if len(place) > len(self._sums):
+            grown = np.zeros((2 * len(place), counts.shape[1]), dtype=np.uint32)
+            if len(self._sums):
+                grown[: len(self._sums)] = self._sums
+            self._sums = grown
+        self._sums[rows] += counts  # a stream is in a table once
+        self._inside.append((start_ms, rows, counts))
+
+    def drop(self, after_ms: int) -> None:
+        """Take out the buckets that start then or before."""
+        while self._inside and self._inside[0][0] <= after_ms:
+            _, rows, counts = self._inside.popleft()
+            self._sums[rows] -= counts
+        if not self._inside:  # of streams that are gone nothing stays for ever
+            self._place.clear()
+            self._sums = np.zeros((0, 0), dtype=np.uint32)
+
+    def of(self, streams: Sequence[str]) -> NDArray[np.uint32]:
+        return self._sums[[self._place[stream] for stream in streams]]
 
 
 def merged(buckets: Iterable[tuple[int, Vector]]) -> list[tuple[int, Vector]]:
-    """One vector per bucket start, oldest first. Only its tail means anything: that is the same in all layouts."""
+    """(start, (6,) tails added up) per bucket start, oldest first: only the tail is the same in all layouts."""
     found: dict[int, list[Vector]] = {}
     for start, vector in buckets:
         found.setdefault(start, []).append(vector)
-    return [(start, tails_added(found[start])) for start in sorted(found)]
+    return [(start, sum_vectors(vector[-len(TAIL) :] for vector in found[start])) for start in sorted(found)]
 
 
-def tails_added(vectors: list[Vector]) -> Vector:
-    """Sum of vectors that may be of different layouts, aligned at their ends."""
-    size = max(map(len, vectors))
-    return sum_vectors(np.pad(vector, (size - len(vector), 0)) for vector in vectors)
+def tails(tables: Sequence[Table]) -> Table:
+    """(K, 6) the tails of the streams of all tables, added up by stream."""
+    return Table.added([Table(table.streams, table.counts[:, -len(TAIL) :]) for table in tables])

@@ -1,8 +1,8 @@
 """Closes buckets and judges them: seal, judge, decide. Runs on the replica that holds the lease.
 
-Only the lease and the rules that read the clock depend on time. A bucket is decided by one fenced write with everything
-it changes (alerts, rule states, documents for the receivers), so a crash anywhere repeats the bucket from the same
-sealed counts, with the same outcome and the same ids.
+Only the lease and the rules that read the clock depend on time. A bucket is decided by one fenced write with all that
+it changes (alerts, documents for the receivers), so a crash anywhere repeats the bucket from the same sealed counts,
+with the same outcome and the same ids. The rules' states follow from the counts; `rule_states.py` stores them.
 """
 
 from __future__ import annotations
@@ -35,6 +35,8 @@ from monitor.telemetry.failpoints import failpoint
 
 log = structlog.get_logger(__name__)
 
+RENEW_S = 2.0
+"""Between renewals of the lease while the state is read: ten thousand streams take some seconds."""
 LOOK_S = 0.5
 """Between looks for buckets to close: short compared with a bucket, so that alerts are hardly delayed."""
 SILENCE_LOOK_S = 5.0
@@ -83,6 +85,7 @@ class Evaluator:
         self._stop = threading.Event()
         self._silence_looked_s = 0.0
         self._forgot_s = 0.0
+        self._renewed_s = 0.0
         self.conditions_of: ConditionsOf | None = None
         """The conditions that a stream is configured to have; None: whichever an alert names. An alert waits for calm
         images of its conditions only while they are configured."""
@@ -121,6 +124,8 @@ class Evaluator:
             self._lose_lease()
             if tenure:
                 self.load()
+                if self._lease.renew() is not tenure:  # to read took longer than the lease, and it went to another
+                    return
                 self._tenure = tenure
                 state = self._memory.state
                 log.info("evaluator.lease_taken", decided=state.bucket_ms, version=state.version)
@@ -136,16 +141,23 @@ class Evaluator:
             self._on_lease(None)
 
     def load(self) -> None:
-        """Read the state as the last decided bucket left it."""
-        self._memory.load()
+        """Read the state as the last decided bucket left it; the lease, where it is held, is kept meanwhile."""
+        self._renewed_s = time.monotonic()
+        self._memory.load(self._alive)
+
+    def _alive(self) -> None:
+        self.seen_s = time.monotonic()
+        if self.seen_s - self._renewed_s > RENEW_S:
+            self._renewed_s = self.seen_s
+            self._lease.renew()
 
     # ---------------------------------------------------------------- buckets
 
     def look(self) -> None:
         """Close and decide every bucket that is due, oldest first; look for silent streams; roll history up."""
-        if self._store.evaluation.state() != self._memory.state:
+        if self._memory.is_ahead or self._store.evaluation.state() != self._memory.state:
             log.warning("evaluator.state_moved", had=self._memory.state.version)  # lost or set back: Redis is right
-            self._memory.load()
+            self.load()
         self._withdraw_unwatched()
         partitions = self._store.catalog.partitions()
         due = self._closing.due(partitions, self._memory)
@@ -161,6 +173,9 @@ class Evaluator:
             decision = self._judge(bucket_ms, sealed)  # 2. verdicts and alerts
             decision.judged = judged
             if not self._decide(bucket_ms, decision):  # 3. one transaction
+                return
+            failpoint("before_checkpoint")
+            if not self._memory.store_rows(decision):  # 4. some of what the rules remember
                 return
             metrics.BUCKETS_CLOSED.inc()
             metrics.EVALUATION_SECONDS.observe(time.perf_counter() - started)
@@ -186,11 +201,12 @@ class Evaluator:
 
     def _judge(self, bucket_ms: int, sealed: Sealed) -> Decision:
         memory, decision = self._memory, Decision()
+        memory.is_ahead = True
         memory.add_bucket(bucket_ms, sealed)
         for rule in self._rules.values():
             if rule.reads_clock:
                 continue
-            for stream, found in verdicts_of(rule, memory, bucket_ms, sealed, decision).items():
+            for stream, found in verdicts_of(rule, memory, bucket_ms, sealed).items():
                 self._step(rule, stream, found, bucket_ms, decision)
         return decision
 
@@ -251,7 +267,6 @@ class Evaluator:
             memory.state.version,
             bucket_ms,
             decision.alerts.values(),
-            decision.rows,
             outbox,
             Kept(firing, decision.judged),
         )
@@ -259,10 +274,10 @@ class Evaluator:
         if not done:
             # another evaluator was faster, or the reply to this call was lost: the state in Redis is right
             log.warning("evaluator.conflict", bucket_ms=bucket_ms)
-            memory.load()
+            self.load()
             return False
         memory.take_up(decision, bucket_ms)
-        for rule, phase in decision.phases:
+        for (rule, _), phase in decision.phases:
             metrics.TRANSITIONS.labels(rule, phase).inc()
         return True
 

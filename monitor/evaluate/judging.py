@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from monitor.core.conditions import OVERALL, breached_in
 from monitor.core.types import Alert, Verdict
-from monitor.evaluate.memory import Decision, Memory, Sealed
+from monitor.evaluate.memory import Memory, Sealed
 from monitor.rules.rule import ClosedBucket, Rule
 
 ConditionsOf = Callable[[str], Collection[str]]
@@ -25,28 +25,26 @@ class Found:
     """The stream's packed state after the bucket."""
 
 
-def verdicts_of(
-    rule: Rule, memory: Memory, bucket_ms: int, sealed: Sealed, decision: Decision
-) -> Mapping[str, Mapping[str, Found]]:
-    """{stream: {condition: verdict}}; the rows that change go into the decision.
+def verdicts_of(rule: Rule, memory: Memory, bucket_ms: int, sealed: Sealed) -> Mapping[str, Mapping[str, Found]]:
+    """{stream: {condition: verdict}} of the streams that are breached or under way; the rule's state moves on.
 
     Args:
         sealed: the counts of the bucket, which `memory` holds too.
     """
     found: dict[str, dict[str, Found]] = {}
-    for fingerprint, counts in memory.watched(rule, sealed).items():
+    for fingerprint, (counts, under_way) in memory.watched(rule, sealed).items():
         layout = memory.layout_of(fingerprint)
-        bucket = ClosedBucket(bucket_ms, memory.bucket_ms, fingerprint, layout, counts, memory.windows)
-        judgement = rule.judge(bucket, memory.rows(rule, fingerprint))
-        if judgement.rows:
-            decision.rows[rule.name, fingerprint] = judgement.rows
+        bucket = ClosedBucket(bucket_ms, memory.bucket_ms, fingerprint, layout, counts, memory.windows, under_way)
+        rows = memory.rule_states.rows(rule, fingerprint, layout)
+        judgement = rule.judge(bucket, rows)
+        memory.rule_states.judged(rule, fingerprint, counts.streams)
         condition = layout.condition if rule.reads_images else OVERALL
         for stream, verdict in judgement.verdicts.items():
             known = found.setdefault(stream, {})
             # of two profiles in one bucket the breached one: the other has only begun to judge, or ends
             if condition not in known or verdict.breached:
                 shown = fingerprint if rule.reads_images else memory.judging(stream, OVERALL)
-                known[condition] = Found(verdict, shown, judgement.rows.get(stream))
+                known[condition] = Found(verdict, shown, rows.get(stream))
     return found
 
 

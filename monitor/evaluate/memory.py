@@ -2,22 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Set
+from collections.abc import Callable, Mapping, Set
 from dataclasses import dataclass, field, replace
+
+import numpy as np
 
 from monitor.core.alert_state import UNDER_WAY
 from monitor.core.buckets import Layout, sum_vectors
 from monitor.core.conditions import breached_in
+from monitor.core.table import Table
 from monitor.core.types import Alert, AlertPhase, Partition, Vector
-from monitor.core.windows import EVERY, Windows, merged, tails_added
+from monitor.core.windows import EVERY, Windows, merged, tails
+from monitor.evaluate.rule_states import RuleStates
 from monitor.fleet.evidence import REACH_MS
 from monitor.rules.rule import Rule
 from monitor.store import EvaluatorState, Store
+from monitor.store.keyspace import Member
 
 AlertKey = tuple[str, str]
 """(rule, stream)."""
-Sealed = Mapping[str, Mapping[str, Vector]]
-"""{fingerprint: {stream: counts}} of one closed bucket."""
+Sealed = Mapping[str, Table]
+"""{fingerprint: counts} of one closed bucket."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,22 +40,20 @@ class Change:
 
 @dataclass(slots=True)
 class Decision:
-    """Everything that one closed bucket changes; written in one transaction."""
+    """Everything that one closed bucket changes, but for the rows of the rules; written in one transaction."""
 
     alerts: dict[AlertKey, Alert] = field(default_factory=dict)
-    rows: dict[tuple[str, str], Mapping[str, bytes]] = field(default_factory=dict)
-    """{(rule, fingerprint): {stream: packed state}}."""
     published: list[Change] = field(default_factory=list)
     """Changes that go to the receivers."""
     judged: Mapping[Partition, int] = field(default_factory=dict)
     """What changed of `Memory.judged`."""
-    phases: list[tuple[str, str]] = field(default_factory=list)
-    """(rule, phase) of every change of phase, for the metrics."""
+    phases: list[tuple[AlertKey, str]] = field(default_factory=list)
+    """((rule, stream), phase) of every change of phase."""
 
     def add(self, change: Change) -> bool:
         """Count the change of phase, and publish it where receivers should get it; returns whether they do."""
         phase = change.alert.phase
-        self.phases.append((change.alert.rule, str(phase)))
+        self.phases.append(((change.alert.rule, change.alert.stream), str(phase)))
         publish = phase in {AlertPhase.FIRING, AlertPhase.RESOLVED} and not change.alert.suppressed
         if publish:
             self.published.append(change)
@@ -74,38 +77,48 @@ class Memory:
         self.judged: dict[Partition, int] = {}
         """Offset of each partition up to which its images are judged, as far as they count in decided buckets."""
         self.windows = Windows(self._reach_ms)
-        self._rows: dict[tuple[str, str], dict[str, bytes]] = {}
+        # half of it: what is rolled up cannot be replayed
+        self.rule_states = RuleStates(store.checkpoints, rules, store.counts.fine_ms // 2)
+        self._watches: dict[str, dict[str, bool]] = {}
+        """By rule and stream."""
+        self.is_ahead = False
+        """A bucket has been judged that is not decided: the rule states are not those of `state`."""
 
     @property
     def decided_ms(self) -> int:
         """The last bucket decided; -1 before the first."""
         return -1 if self.state.bucket_ms is None else self.state.bucket_ms
 
-    def rows(self, rule: Rule, fingerprint: str) -> Mapping[str, bytes]:
-        """{stream: packed state} of one rule under one profile."""
-        return self._rows.get((rule.name, fingerprint), {})
+    def load(self, alive: Callable[[], None] = lambda: None) -> None:
+        """Read the state; StoreError where Redis does not answer.
 
-    def load(self) -> None:
-        """Read the state; StoreError where Redis does not answer."""
+        Args:
+            alive: called every fraction of a second: with ten thousand streams it takes some seconds.
+        """
         store = self._store
-        self.state = store.evaluation.state()
+        self.state, self.is_ahead = store.evaluation.state(), False
         self._read_layouts()
         self.alerts, self.judged = store.evaluation.alerts(), store.evaluation.judged()
         self.windows = Windows(self._reach_ms)
-        self._rows = {
-            (rule.name, fingerprint): store.evaluation.rule_states(rule.name, fingerprint)
-            for rule in self._rules
-            if rule.keeps_state
-            for fingerprint in (self.layouts if rule.reads_images else (EVERY,))
-        }
+        stored_ms = self.rule_states.load(
+            self.state.version, lambda rule: self.layouts if rule.reads_images else self._any_layout(), alive
+        )
         if self.state.bucket_ms is None:
             return
-        until_ms = self.state.bucket_ms + 1
-        partitions = store.catalog.partitions()
-        for fingerprint in self.layouts:
-            buckets = store.counts.buckets(partitions, fingerprint, until_ms - self._reach_ms, until_ms, ("closed",))
-            for start, streams in buckets.items():
-                self.windows.add(start, {fingerprint: streams})
+        since_ms = min(self.state.bucket_ms - self._reach_ms, stored_ms) + 1
+        found = store.counts.members(store.catalog.partitions(), since_ms, ("closed",), self.state.bucket_ms + 1)
+        of_start: dict[int, list[Member]] = {}
+        for member in found:
+            if member[1] in self.layouts:
+                of_start.setdefault(member[2], []).append(member)
+        stateful = [rule for rule in self._rules if rule.keeps_state]
+        for start_ms in sorted(of_start):
+            sealed = store.counts.tables(of_start[start_ms])
+            self.windows.add(start_ms, sealed)
+            for rule in stateful:
+                bucket = start_ms, self.bucket_ms
+                self.rule_states.replay(bucket, self.counted(rule, sealed), rule, self.windows)
+            alive()
 
     def add_bucket(self, bucket_ms: int, sealed: Sealed) -> None:
         """Add a closed bucket; reads the layouts of profiles that another replica has begun to use."""
@@ -113,31 +126,53 @@ class Memory:
             self._read_layouts()
         self.windows.add(bucket_ms, sealed)
 
-    def watched(self, rule: Rule, sealed: Sealed) -> dict[str, dict[str, Vector | None]]:
-        """{fingerprint: {stream: its counts in this bucket}} of the streams the rule judges now.
+    def counted(self, rule: Rule, sealed: Sealed) -> dict[str, Table]:
+        """The counts that the rule judges by, under each fingerprint.
+
+        A rule about the stream itself judges all of its counts together, under EVERY: a record that could not be read
+        has no condition.
+        """
+        known = [(name, table) for name, table in sealed.items() if name in self.layouts or not rule.reads_images]
+        chosen = {name: self._watched(rule, table) for name, table in known}
+        chosen = {name: table for name, table in chosen.items() if table}
+        if rule.reads_images or not chosen:
+            return chosen
+        return {EVERY: tails(list(chosen.values()))} if self.layouts else {}
+
+    def _watched(self, rule: Rule, table: Table) -> Table:
+        if rule.streams == "*" and not rule.except_streams:
+            return table
+        known = self._watches.setdefault(rule.name, {})
+        for stream in table.streams:
+            if stream not in known:
+                known[stream] = rule.watches(stream)
+        return table.chosen(np.array([known[stream] for stream in table.streams], dtype=bool))
+
+    def watched(self, rule: Rule, sealed: Sealed) -> dict[str, tuple[Table, Set[str]]]:
+        """{fingerprint: (counts in this bucket, streams under way)}: what the rule judges now.
 
         These are the streams with counts in the bucket, and those with an active alert: their window moves on too, in
-        each condition in which the alert is breached. A rule about the stream itself judges all of its counts together,
-        under EVERY: a record that could not be read has no condition.
+        each condition in which the alert is breached.
         """
-        watched: dict[str, dict[str, Vector | None]] = {}
-        for fingerprint, streams in sealed.items():
-            if fingerprint in self.layouts:
-                watched[fingerprint] = {s: vector for s, vector in streams.items() if rule.watches(s)}
+        counted = self.counted(rule, sealed)
         active = {
             key[1]: alert for key, alert in self.alerts.items() if key[0] == rule.name and alert.phase in UNDER_WAY
         }
-        if rule.reads_images:
-            for stream, alert in active.items():
-                present = {self.layouts[f].condition for f, streams in watched.items() if stream in streams}
-                for condition in (breached_in(alert) or {alert.condition}) - present:
-                    if fingerprint := self.fingerprint_in(stream, condition):
-                        watched.setdefault(fingerprint, {})[stream] = None
-            return watched
-        together: dict[str, Vector | None] = {s: None for s in active if self.windows.fingerprints_of(s)}
-        for stream in {stream for streams in watched.values() for stream in streams}:
-            together[stream] = tails_added([streams[stream] for streams in sealed.values() if stream in streams])
-        return {EVERY: together} if together and self.layouts else {}
+        under_way: dict[str, set[str]] = {name: {s for s in active if s in table} for name, table in counted.items()}
+        for stream, alert in active.items():
+            if not rule.reads_images:
+                if self.layouts and self.windows.fingerprints_of(stream):
+                    under_way.setdefault(EVERY, set()).add(stream)
+                continue
+            present = {self.layouts[f].condition for f, table in counted.items() if stream in table}
+            for condition in (breached_in(alert) or {alert.condition}) - present:
+                if fingerprint := self.fingerprint_in(stream, condition):
+                    under_way.setdefault(fingerprint, set()).add(stream)
+        none = np.zeros((0, 0), dtype=np.uint32)
+        return {name: (counted.get(name, Table((), none)), streams) for name, streams in under_way.items()}
+
+    def _any_layout(self) -> dict[str, Layout]:
+        return {EVERY: self.layout_of(EVERY)} if self.layouts else {}
 
     def fingerprint_in(self, stream: str, condition: str) -> str:
         """The profile that judged the stream last in that condition, within reach; empty where none did."""
@@ -208,16 +243,16 @@ class Memory:
         for key, alert in decision.alerts.items():
             if alert.phase is AlertPhase.INACTIVE:
                 del self.alerts[key]
-        for rows_key, changed in decision.rows.items():
-            self._rows.setdefault(rows_key, {}).update(changed)
+        self.is_ahead = False
+
+    def store_rows(self, decision: Decision) -> bool:
+        """Store some rows after a bucket's decision was committed; False where another evaluator moved on meanwhile."""
+        changed = {key for key, _ in decision.phases}
+        return self.rule_states.store(self.state.version, self.decided_ms, changed)
 
     def forget(self, streams: Set[str]) -> None:
         """Drop the rule states of streams that are dead, but for those with an alert under way."""
-        for (rule, fingerprint), rows in self._rows.items():
-            gone = {s for s in streams & rows.keys() if not self._is_under_way(rule, s)}
-            self._store.evaluation.drop_rule_states(rule, fingerprint, gone)
-            for stream in gone:
-                del rows[stream]
+        self.rule_states.forget(streams, self._is_under_way)
 
     def _is_under_way(self, rule: str, stream: str) -> bool:
         alert = self.alerts.get((rule, stream))

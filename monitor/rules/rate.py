@@ -24,6 +24,7 @@ from collections.abc import Sequence
 from typing import Literal
 
 import numpy as np
+from numpy.typing import NDArray
 
 from monitor.core.buckets import IMAGES, LEVELS, Layout, cut_index, exceedances, images, reference_counts, usable_cuts
 from monitor.core.settings import Share
@@ -68,6 +69,12 @@ class RateRule(WindowRule):
         nominal = k / (n + 1)
         _, id_upper = reference_bounds(k, n, (1 - self.confidence) / 2)
         return drifted_share(self.threshold + id_upper - nominal, nominal)
+
+    def may_breach(self, layout: Layout, windows: NDArray[np.uint32]) -> NDArray[np.bool_]:
+        """(K,) whether the observed share is beyond the threshold: its lower bound is less."""
+        passed = exceedances(layout, windows, self.signal)[:, cut_index(self.level)]
+        total = windows[:, IMAGES]
+        return (total >= self.min_images) & (passed > self.threshold * total)
 
     def judge_window(self, layout: Layout, window: Vector) -> Verdict:
         """Verdict on the summed window; `value` is the observed share, `bound` its lower bound.

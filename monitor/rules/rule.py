@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping, Sequence, Set
+from dataclasses import dataclass
 from fnmatch import fnmatchcase
-from typing import Annotated, ClassVar
+from typing import Annotated, Any, ClassVar, Protocol
 
+import numpy as np
+from numpy.typing import NDArray
 from pydantic import ConfigDict, Field, PositiveFloat, PositiveInt
 
 from monitor.core.buckets import Layout
 from monitor.core.settings import Duration, Glob, Names, Section, Share
+from monitor.core.table import Table
 from monitor.core.types import Vector, Verdict
 from monitor.core.windows import Windows
 
@@ -18,27 +21,64 @@ EVIDENCE_MS = 300_000
 """How far back the evidence of a rule without a window reaches: five minutes hold enough images to see what moved."""
 
 
+class Rows(Protocol):
+    """What a rule remembers of streams under one calibration, between buckets.
+
+    It follows from the counts alone: the evaluator stores a row now and then, and makes it again from the buckets
+    closed since then. So a stream without counts in a bucket keeps its row, and equal counts give equal rows.
+    """
+
+    def get(self, stream: str) -> bytes | None:
+        """The packed row of a stream; None where there is none."""
+
+    def put(self, packed: Mapping[str, bytes]) -> None:
+        """Take these rows over, {stream: as `get` gave it}, also those that an earlier version packed."""
+
+    def drop(self, streams: Iterable[str]) -> None:
+        """Forget these streams."""
+
+
+class PackedRows(dict[str, bytes]):
+    """{stream: packed row}: the rows of a rule that keeps little of a stream; `Rule.judge` replaces them."""
+
+    def put(self, packed: Mapping[str, bytes]) -> None:
+        """As `Rows`."""
+        self.update(packed)
+
+    def drop(self, streams: Iterable[str]) -> None:
+        """As `Rows`."""
+        for stream in streams:
+            self.pop(stream, None)
+
+
 @dataclass(frozen=True, slots=True)
 class ClosedBucket:
     """A bucket whose counts no longer change: those of the streams that one rule watches under one calibration.
 
     Each condition of a stream has one of its own. A rule about the stream itself (`Rule.reads_images` is False) gets
-    the counts of all of them together: `fingerprint` is `windows.EVERY`, `layout` any, and only the tail counts.
+    the counts of all of them together: `fingerprint` is `windows.EVERY`, `layout` any, and only the tail is counted.
     """
 
     start_ms: int
     length_ms: int
     fingerprint: str
     layout: Layout
-    counts: Mapping[str, Vector | None]
-    """{stream: its counts}; None for a stream with an active alert that has no images here: its window moves on too."""
+    counts: Table
     windows: Windows
     """Closed buckets up to this one, as far back as any rule's `evidence_ms` reaches."""
+    under_way: Set[str] = frozenset()
+    """Streams whose alert is pending or firing. Some may have no counts here: their window moves on too."""
 
     def window(self, stream: str, window_ms: int) -> Vector:
         """(V,) sum of the stream's counts over the last `window_ms`; of this bucket alone where that is 0."""
         after_ms = self.start_ms - (window_ms or self.length_ms)
         return self.windows.sum(self.layout, self.fingerprint, stream, after_ms)
+
+    def sums(self, window_ms: int) -> NDArray[np.uint32]:
+        """(K, V) the same of every stream in `counts`, but for the longest run of a window: it is no sum."""
+        if not window_ms:
+            return self.counts.counts
+        return self.windows.sums(self.fingerprint, self.counts.streams, self.start_ms, window_ms)
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,9 +86,8 @@ class Judgement:
     """What a rule says about a closed bucket."""
 
     verdicts: Mapping[str, Verdict]
-    """{stream: verdict}; the alert of a stream that is left out stays as it is."""
-    rows: Mapping[str, bytes] = field(default_factory=dict)
-    """{stream: packed state} that changed: stored together with the verdicts, and passed in with the next bucket."""
+    """{stream: verdict}; the alert of a stream that is left out stays as it is. Nothing but a breach changes a stream
+    that is not under way, so of ten thousand quiet ones no verdict is made."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,11 +105,11 @@ class Rule(Section):
     """One entry of the section `rules`: a name, the streams it watches, how long a breach must last, and its judgement.
 
     A kind narrows `kind` to its own name, a Literal, adds its own keys, and implements `judge_window`, `judge` or
-    `judge_clock`. A rule is immutable: what it remembers between buckets is packed into rows that the evaluator stores.
+    `judge_clock`. A rule is immutable: what it remembers between buckets lies in `rows`, which the evaluator keeps.
     """
 
     keeps_state: ClassVar[bool] = False
-    """Whether `judge` returns rows, and needs them back."""
+    """Whether `judge` remembers anything of a stream."""
     reads_clock: ClassVar[bool] = False
     """Whether `judge_clock` is called, every few seconds, instead of `judge`. A replay leaves such rules out."""
 
@@ -129,13 +168,30 @@ class Rule(Section):
         """Verdict on one stream by its (V,) counts, summed over `window_ms`; errors as `check`."""
         raise NotImplementedError
 
-    def judge(self, bucket: ClosedBucket, rows: Mapping[str, bytes]) -> Judgement:  # noqa: ARG002 - keeps no state
-        """Verdicts on the streams of a closed bucket; equal arguments give equal answers, since buckets are repeated.
+    def may_breach(self, layout: Layout, windows: NDArray[np.uint32]) -> NDArray[np.bool_]:  # noqa: ARG002
+        """(K,) whether `judge_window` could find a breach: a quick look at (K, V) windows, to judge the others no more.
+
+        A stream may be let through that is not breached, but none that is may be left out.
+        """
+        return np.ones(len(windows), dtype=bool)
+
+    def judge(self, bucket: ClosedBucket, rows: Any) -> Judgement:  # noqa: ARG002 - keeps no state
+        """Verdicts on the streams of a closed bucket that are breached or under way.
+
+        Equal arguments give equal answers, since buckets are repeated.
 
         Args:
-            rows: {stream: packed state} after the previous bucket.
+            rows: what `rows` made; after the previous bucket, to be changed to what is remembered after this one.
         """
-        return Judgement({s: self.judge_window(bucket.layout, bucket.window(s, self.window_ms)) for s in bucket.counts})
+        asked = dict.fromkeys(sorted(bucket.under_way))
+        if len(bucket.counts):
+            suspected = np.flatnonzero(self.may_breach(bucket.layout, bucket.sums(self.window_ms)))
+            asked.update(dict.fromkeys(bucket.counts.streams[row] for row in suspected.tolist()))
+        return Judgement({s: self.judge_window(bucket.layout, bucket.window(s, self.window_ms)) for s in asked})
+
+    def rows(self, layout: Layout) -> Rows:  # noqa: ARG002 - for kinds that keep much
+        """No streams yet: where `judge` keeps what it remembers of them, for a rule that keeps state."""
+        return PackedRows()
 
     def judge_clock(self, last_seen: LastSeen) -> Mapping[str, Verdict]:
         """{stream: verdict} by the clock."""

@@ -19,6 +19,7 @@ from functools import lru_cache
 from typing import Literal
 
 import numpy as np
+from numpy.typing import NDArray
 from pydantic import PositiveFloat, PositiveInt
 
 from detectors.deferred import Deferred
@@ -67,6 +68,16 @@ class ShiftRule(WindowRule):
     def promise(self) -> str:
         """Of one window; how many windows there are is not limited."""
         return one_window(self.confidence)
+
+    def may_breach(self, layout: Layout, windows: NDArray[np.uint32]) -> NDArray[np.bool_]:
+        """(K,) whether the observed share of some bins exceeds the one in distribution by `effect`: a bound is less."""
+        found = np.zeros(len(windows), dtype=bool)
+        for signal in layout.select(self.signals):
+            gaps = layout.calibration_sizes[layout.index(signal)] + 1
+            normal = -np.diff([gaps, *reference_counts(layout, signal), 0]) / gaps
+            shares = histogram(layout, windows, signal) / np.maximum(windows[:, IMAGES, None], 1)
+            found |= np.maximum(shares - normal, 0).sum(axis=1) > self.effect
+        return found & (windows[:, IMAGES] >= self.min_images)
 
     def judge_window(self, layout: Layout, window: Vector) -> Verdict:
         """Verdict on the signal with the highest bound; `value` is its estimated distance."""

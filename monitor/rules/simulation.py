@@ -9,19 +9,20 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass
 from zlib import crc32
 
 import numpy as np
 from numpy.typing import NDArray
 
-from monitor.core.alert_state import Policy, step
+from monitor.core.alert_state import UNDER_WAY, Policy, step
 from monitor.core.buckets import Layout, fill_groups
+from monitor.core.table import Table
 from monitor.core.types import Alert, AlertPhase, Vector
 from monitor.core.windows import Windows
 from monitor.rules.bounds import Floats
-from monitor.rules.rule import ClosedBucket, Rule
+from monitor.rules.rule import ClosedBucket, Rows, Rule
 
 _FINGERPRINT = "simulated"
 _NORMAL = ""
@@ -120,7 +121,10 @@ def simulate(
         windows.add(i * length_ms, {_FINGERPRINT: counts})
         for watch in watches:
             own = {stream: vector for stream, vector in counts.items() if stream in watch.awaited}
-            watch.judge(ClosedBucket(i * length_ms, length_ms, _FINGERPRINT, layout, own, windows))
+            bucket = ClosedBucket(
+                i * length_ms, length_ms, _FINGERPRINT, layout, Table.of(own), windows, watch.under_way
+            )
+            watch.judge(bucket)
             if i + 1 >= calm:
                 watch.await_no_more()
         progress((i + 1) / buckets)
@@ -156,6 +160,10 @@ class _RunningTotals(Windows):
         totals = self._totals[stream]
         return totals[max(totals)] - totals[max(0, after_ms // self._length_ms + 1)]
 
+    def sums(self, fingerprint: str, streams: Sequence[str], until_ms: int, window_ms: int) -> NDArray[np.uint32]:
+        layout = Layout((), (), (), (), ())  # it is asked for where there are no buckets
+        return np.stack([self.sum(layout, fingerprint, stream, until_ms - window_ms) for stream in streams])
+
 
 class _Watch:
     """One rule and what has become of its alerts."""
@@ -167,13 +175,13 @@ class _Watch:
         """Streams that it still judges: all normal ones, and those whose alarm has not come."""
         self.false_causes: Counter[str] = Counter()
         self._alerts = {stream: Alert(rule.name, stream) for stream in self.fired_ms}
-        self._rows: dict[str, bytes] = {}
+        self._rows: Rows | None = None
         times = (round(1000 * seconds) for seconds in (rule.for_s, rule.keep_firing_for_s))
         self._policy = Policy("", length_ms, *times)
 
     def judge(self, bucket: ClosedBucket) -> None:
+        self._rows = self._rows or self.rule.rows(bucket.layout)
         judgement = self.rule.judge(bucket, self._rows)
-        self._rows.update(judgement.rows)
         for stream, verdict in judgement.verdicts.items():
             before = self._alerts[stream]
             after = self._alerts[stream] = step(before, verdict, bucket.start_ms, self._policy)
@@ -181,6 +189,11 @@ class _Watch:
                 self.fired_ms[stream].append(after.fired_ms)
                 if stream in self._normal:
                     self.false_causes[verdict.cause] += 1
+
+    @property
+    def under_way(self) -> Set[str]:
+        """Streams whose alert is pending or firing, of those awaited."""
+        return {stream for stream in self.awaited if self._alerts[stream].phase in UNDER_WAY}
 
     def await_no_more(self) -> None:
         """Judge faulty streams that fire no longer."""

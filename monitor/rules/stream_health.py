@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import ClassVar, Literal
 
 import numpy as np
+from numpy.typing import NDArray
 from pydantic import PositiveFloat, PositiveInt
 
 from monitor.core.buckets import DUPLICATES, IMAGES, LONGEST_RUN, REJECTED, Layout, images
@@ -26,6 +27,12 @@ class RejectedRule(WindowRule):
     kind: Literal["rejected"]
     threshold: Share = 0.05
     min_images: PositiveInt = 20
+
+    def may_breach(self, layout: Layout, windows: NDArray[np.uint32]) -> NDArray[np.bool_]:  # noqa: ARG002
+        """(K,) whether the share rejected is beyond the threshold: its lower bound is less."""
+        bad = windows[:, REJECTED].astype(np.int64)
+        sent = bad + windows[:, IMAGES]
+        return (sent >= self.min_images) & (bad > self.threshold * sent)
 
     def judge_window(self, layout: Layout, window: Vector) -> Verdict:  # noqa: ARG002 - the tail is the same in all
         """Verdict on the summed window; `value` is the share rejected, `bound` its lower bound."""
@@ -69,6 +76,10 @@ class FrozenRule(Rule):
         """Raise ValueError where the run is a single image."""
         if self.run < 2:
             raise ValueError(f"frozen: run must be at least 2 (got {self.run}); every image is a run of 1")
+
+    def may_breach(self, layout: Layout, windows: NDArray[np.uint32]) -> NDArray[np.bool_]:  # noqa: ARG002
+        """(K,) by the run itself: it judges the closed bucket alone."""
+        return np.asarray(windows[:, LONGEST_RUN] >= self.run)
 
     def judge_window(self, layout: Layout, window: Vector) -> Verdict:  # noqa: ARG002 - the tail is the same in all
         """Verdict on the closed bucket; `value` is the longest run. No images: nothing to judge."""

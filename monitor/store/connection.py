@@ -42,7 +42,7 @@ LAYOUT = re.compile(r"LAYOUT (.*? under one fingerprint)")
 """How common.lua refuses to add vectors up."""
 NEWER = re.compile(r"SCHEMA (\d+)")
 """How common.lua refuses a caller that is older than the state."""
-SCHEMA = 2
+SCHEMA = 3
 """Of the state as this version writes it, stored with each cursor and with the evaluator's state. The first schema had
 no number. A change that an older version would not keep gets the next one, and the scripts that claim and lease move
 what they find forward."""

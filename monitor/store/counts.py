@@ -9,12 +9,13 @@ import numpy as np
 
 from monitor.core.kept_images import HOUR_MS, hour_of
 from monitor.core.steps import Step
+from monitor.core.table import Table
 from monitor.core.types import Exemplar, Partition, Totals, Vector
 from monitor.store.keyspace import SEPARATOR, Member, PartitionKeys, index_name
 from monitor.store.packing import (
     lengthened,
     packed_name,
-    summed,
+    tables_of,
     unpacked_exemplar,
     unpacked_name,
     unpacked_totals,
@@ -64,11 +65,11 @@ class Counts:
         since_ms: int,
         until_ms: int,
         which: Sequence[str] = SEALED_AND_OPEN,
-    ) -> dict[int, dict[str, Vector]]:
-        """{bucket start ms: {stream: vector}} for since <= start < until, oldest first; sealed (closed) and open."""
+    ) -> dict[int, Table]:
+        """{bucket start ms: its counts} for since <= start < until, oldest first; sealed (closed) and open."""
         found = self.of_profile(partitions, fingerprint, since_ms, until_ms, which)
         replies = self._connection.read_many([("HGETALL", self._keys.bucket(*place)) for place in found])
-        return summed(
+        return tables_of(
             (place.member[2], lengthened(reply) if place.level else reply)
             for place, reply in zip(found, replies, strict=True)
         )
@@ -91,7 +92,17 @@ class Counts:
         replies = self._connection.read_many([("HGET", self._keys.bucket(*place), name) for place in found])
         rows = ((place, {name.encode(): packed}) for place, packed in zip(found, replies, strict=True) if packed)
         tables = ((place.member[2], lengthened(row) if place.level else row) for place, row in rows)
-        return {start: streams[name] for start, streams in summed(tables).items()}
+        return {start: streams[name] for start, streams in tables_of(tables).items()}
+
+    def tables(self, members: Sequence[Member]) -> dict[str, Table]:
+        """The counts of one bucket's members by fingerprint, summed over the partitions."""
+        replies = self._connection.read_many([("HGETALL", self._keys.bucket(member)) for member in members])
+        return tables_of((fingerprint, reply) for (_, fingerprint, _), reply in zip(members, replies, strict=True))
+
+    @property
+    def fine_ms(self) -> int:
+        """Age up to which buckets stay as they were closed."""
+        return self._steps[0].until_ms
 
     def table(self, member: Member) -> tuple[list[str], Vector]:
         """One bucket as a table: the names of its N streams and their (N, V) counts; (0, 0) where it is gone."""

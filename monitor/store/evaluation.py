@@ -30,7 +30,7 @@ class EvaluatorState:
 
 @dataclass(frozen=True, slots=True)
 class Kept:
-    """What a decision changes beside alerts, rule states and the outbox."""
+    """What a decision changes beside alerts and the outbox."""
 
     firing: Mapping[str, str] = field(default_factory=dict)
     """{alert id: document} of alerts that begin to fire, empty of those that end: what fires now is kept for receivers
@@ -43,7 +43,7 @@ NOTHING_KEPT = Kept()
 
 
 class Evaluation:
-    """Lease, decisions, alerts and rule states. Every method may raise StoreError."""
+    """Lease, decisions and alerts. Every method may raise StoreError."""
 
     def __init__(self, keys: MonitorKeys) -> None:
         self._connection = keys.connection
@@ -88,31 +88,19 @@ class Evaluation:
         alerts = map(alert_state.from_json, self._keys.texts("alerts").all().values())
         return {(alert.rule, alert.stream): alert for alert in alerts}
 
-    def rule_states(self, rule: str, fingerprint: str) -> dict[str, bytes]:
-        """{stream: packed state} of one rule under one profile."""
-        reply = self._connection.read("HGETALL", self._keys.key("rule", fingerprint, rule))
-        return {name.decode(): packed for name, packed in reply.items()}
-
-    def drop_rule_states(self, rule: str, fingerprint: str, streams: Iterable[str]) -> None:
-        """Remove what `rule_states` gives of these streams."""
-        if names := sorted(streams):
-            self._connection.read("HDEL", self._keys.key("rule", fingerprint, rule), *names)
-
     def decide(
         self,
         expect_version: int,
         bucket_ms: int,
         alerts: Iterable[Alert],
-        rule_states: Mapping[tuple[str, str], Mapping[str, bytes]],
         outbox: Sequence[str],
         kept: Kept = NOTHING_KEPT,
     ) -> bool:
-        """Commit all that a closed bucket decides, in one call: alerts, rule states, outbox entries.
+        """Commit all that a closed bucket decides, in one call: alerts and outbox entries.
 
         Args:
             expect_version: `version` of what `state()` gave; it is one higher afterwards.
             alerts: those that changed; an inactive one is deleted.
-            rule_states: {(rule, fingerprint): {stream: packed state}}.
             outbox: JSON documents of transitions, in order.
             kept: what else changes.
 
@@ -125,7 +113,6 @@ class Evaluation:
             "schema": SCHEMA,
             "bucket": str(bucket_ms),
             "alerts": [(f"{alert.rule}{SEPARATOR}{alert.stream}", _stored(alert)) for alert in alerts],
-            "rule_states": [list(states.items()) for states in rule_states.values()],
             "outbox": list(outbox),
             "firing": list(kept.firing.items()),
             "judged": [(name_of(partition), str(offset)) for partition, offset in kept.judged.items()],
@@ -133,7 +120,6 @@ class Evaluation:
             "ttl_s": TTL_S,
         }
         keys = [self._keys.key(name) for name in ("evaluator", "alerts", "outbox", FIRING_DOCUMENTS, "judged")]
-        keys += [self._keys.key("rule", fingerprint, rule) for rule, fingerprint in rule_states]
         return bool(self._connection.run(SCRIPTS["decide"], keys, msgpack.packb(body, use_bin_type=False)))
 
 

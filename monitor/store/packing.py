@@ -11,6 +11,7 @@ from typing import TypeVar
 import msgpack
 import numpy as np
 
+from monitor.core.table import Table
 from monitor.core.types import Exemplar, StreamFacts, Totals, Vector
 from monitor.store.connection import ADVICE, StoreConfigError
 
@@ -43,22 +44,32 @@ def lengthened(table: Mapping[bytes, bytes]) -> dict[bytes, bytes]:
     return {name: zlib.decompress(kept) for name, kept in table.items()}
 
 
-def summed(tables: Iterable[tuple[K, Mapping[bytes, bytes]]]) -> dict[K, dict[str, Vector]]:
+def tables_of(replies: Iterable[tuple[K, Mapping[bytes, bytes]]]) -> dict[K, Table]:
     """(key, {stream: packed vector}) added up by key and stream; the last entry, the longest run, by maximum."""
-    sums: dict[K, dict[str, Vector]] = {}
-    for key, table in tables:
-        streams = sums.setdefault(key, {})
-        for name, packed in table.items():
-            stream, vector = unpacked_name(name), np.frombuffer(packed, "<u4").astype(np.uint32)
-            if (held := streams.get(stream)) is not None:
-                if len(held) != len(vector):
-                    lengths = f"{len(held)} and {len(vector)} entries"
-                    raise StoreConfigError(f"redis: counts of {stream} with {lengths} under one fingerprint; {ADVICE}")
-                longest = max(held[-1], vector[-1])
-                vector += held
-                vector[-1] = longest
-            streams[stream] = vector
-    return sums
+    parts: dict[K, list[Table]] = {}
+    for key, packed in replies:
+        if packed:
+            parts.setdefault(key, []).append(_table_of(packed))
+    for tables in parts.values():
+        if len({table.counts.shape[1] for table in tables}) > 1:
+            one, *_, other = sorted(tables, key=lambda table: table.counts.shape[1])
+            raise _unlike(other.streams[0], one.counts.shape[1], other.counts.shape[1])
+    return {key: Table.added(tables) for key, tables in parts.items()}
+
+
+def _table_of(packed: Mapping[bytes, bytes]) -> Table:
+    """{stream: packed vector} as one array; a stream whose stored name is broken may stand for several."""
+    names, joined = [unpacked_name(name) for name in packed], b"".join(packed.values())
+    size = len(next(iter(packed.values())))
+    if any(len(vector) != size for vector in packed.values()):
+        stream, length = next((n, len(v)) for n, v in zip(names, packed.values(), strict=True) if len(v) != size)
+        raise _unlike(stream, size // 4, length // 4)
+    return Table(names, np.frombuffer(joined, "<u4").reshape(len(names), -1))
+
+
+def _unlike(stream: str, one: int, other: int) -> StoreConfigError:
+    lengths = f"{one} and {other} entries"
+    return StoreConfigError(f"redis: counts of {stream} with {lengths} under one fingerprint; {ADVICE}")
 
 
 def unpacked_totals(packed: bytes) -> Totals:

@@ -12,7 +12,8 @@ import msgpack
 
 from monitor.core.kept_images import SAMPLED, hour_of
 from monitor.core.readers import Sign
-from monitor.core.types import Applied, ApplyStatus, Cursor, Delta, Exemplar, Partition, StreamFacts, Vector
+from monitor.core.table import Table
+from monitor.core.types import Applied, ApplyStatus, Cursor, Delta, Exemplar, Partition, StreamFacts
 from monitor.store.connection import SCHEMA, SCRIPTS, Call, Value
 from monitor.store.counts import parse_member
 from monitor.store.keyspace import TTL_S, PartitionKeys, bucket_name, worst_name
@@ -23,7 +24,7 @@ from monitor.store.packing import (
     packed_name,
     packed_vector,
     packed_worst,
-    summed,
+    tables_of,
     unpacked_facts,
     unpacked_name,
 )
@@ -211,11 +212,10 @@ class Partitions:
         bucket_ms: int,
         decided_ms: int = -1,
         judged: Mapping[Partition, int] = NOTHING_JUDGED,
-    ) -> dict[str, dict[str, Vector]]:
-        """Make a bucket immutable and return its counts: {fingerprint: {stream: vector}}, summed over the partitions.
+    ) -> dict[str, Table]:
+        """Make a bucket immutable and return its counts by fingerprint, summed over the partitions.
 
-        Sealing again returns the same. What still comes for a sealed bucket counts in the next one, as late. Buckets
-        older than this one that are still open are folded into it, as late.
+        Sealing again returns the same. What still comes for it counts in the next one, older open ones in it, as late.
 
         A partition whose node fell back behind `decided_ms` is repaired before: its images up to the offset in `judged`
         go back to their own buckets, up to `decided_ms`, and are not judged again.
@@ -226,7 +226,7 @@ class Partitions:
         found = [(p, name.decode(), bucket_ms) for p, names in zip(wanted, replies, strict=True) for name in names]
         # read apart from the script: sealed buckets do not change, and 7,000 streams would hold the server in Lua
         tables = self._connection.read_many([("HGETALL", self._keys.bucket(member)) for member in found])
-        return summed((fingerprint, table) for (_, fingerprint, _), table in zip(found, tables, strict=True))
+        return tables_of((fingerprint, table) for (_, fingerprint, _), table in zip(found, tables, strict=True))
 
     def _seal_call(self, partition: Partition, bucket_ms: int, decided_ms: int, judged_until: int | None) -> Call:
         prefix = self._keys.prefix(partition)

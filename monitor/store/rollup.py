@@ -11,11 +11,11 @@ from typing import NamedTuple, TypeVar
 import msgpack
 
 from monitor.core.steps import Step
-from monitor.core.types import Partition
+from monitor.core.types import Partition, Vector
 from monitor.store.connection import SCRIPTS, Value
 from monitor.store.counts import parse_member
 from monitor.store.keyspace import Member, PartitionKeys, index_name
-from monitor.store.packing import lengthened, packed_name, packed_vector, shortened, summed, unpacked_worst
+from monitor.store.packing import lengthened, packed_name, packed_vector, shortened, tables_of, unpacked_worst
 
 K = TypeVar("K", str, bytes)
 
@@ -94,7 +94,8 @@ class Rollup:
         tables = self._connection.read_many([("HGETALL", key) for key in (*keys[0], *keys[1])])
         made = [self._keys.of(partition, f"{kind}:made:{uuid.uuid4().hex}") for kind in "bw"]
         added = zip(places, tables[: len(places)], strict=True)
-        counts = summed((start, lengthened(table) if at else table) for (_, at), table in added)[start]
+        tables_read = ((start, lengthened(table) if at else table) for (_, at), table in added)
+        counts: Mapping[str, Vector] = tables_of(tables_read).get(start, {})
         vectors = {packed_name(stream): shortened(packed_vector(vector)) for stream, vector in counts.items()}
         self._write(made[0], vectors)
         self._write(made[1], _worst(tables[len(places) :], self._most_images))

@@ -5,6 +5,7 @@ from __future__ import annotations
 from redis.exceptions import ResponseError
 
 from monitor.store.catalog import Catalog
+from monitor.store.checkpoints import Checkpoints
 from monitor.store.client import connect
 from monitor.store.connection import Connection
 from monitor.store.counts import Counts, Exemplars
@@ -23,7 +24,7 @@ class Store:
 
     Consumers write through `partitions`; everybody reads `counts`, `exemplars` and `pictures`. The evaluator decides
     through `evaluation`, which fills the `outbox` that the dispatcher empties, and shortens the history by `rollup`.
-    `catalog` and `silences` (JSON by id) are small and shared.
+    What the rules remember lies in `checkpoints`; `catalog` and `silences` (JSON by id) are small and shared.
     """
 
     def __init__(self, connection: Connection, monitor: str, limits: Limits, wait_aof_ms: int = 0) -> None:
@@ -38,6 +39,7 @@ class Store:
         self._monitor_keys = MonitorKeys(connection, monitor)
         self.catalog = Catalog(self._monitor_keys)
         self.evaluation = Evaluation(self._monitor_keys)
+        self.checkpoints = Checkpoints(self._monitor_keys)
         self.silences = self._monitor_keys.texts("silences")
         self.outbox = Outbox(self._monitor_keys)
 

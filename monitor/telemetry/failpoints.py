@@ -30,6 +30,7 @@ PLACES = {
     "after_seal": "a bucket is sealed, not judged",
     "before_decide": "judged, not written",
     "after_decide": "decided in Redis; the state in memory is not updated",
+    "before_checkpoint": "decided; no row of a rule is stored",
     "before_send": "about to send an alert to a receiver",
     "after_send": "the receiver answered 2xx; the entry is not settled",
     "after_settle": "the entry is settled",

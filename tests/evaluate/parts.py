@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 from monitor.core.settings import BucketSettings
 from monitor.evaluate.closing import Closing
 from monitor.notify.self_alerts import SelfAlerts
 from monitor.store import Store
+from monitor.store.checkpoints import Kept
 
 
 def closing_of(
@@ -17,3 +18,16 @@ def closing_of(
     """As the daemon has it, with receivers."""
     buckets = BucketSettings(seconds=seconds, lateness_s=lateness_s)
     return Closing(store, buckets, SelfAlerts(store, "closing", has_receivers=True), now_s)
+
+
+def stored_rows(store: Store, rule: str, fingerprint: str) -> dict[str, bytes]:
+    """{stream: packed row} as Redis holds them."""
+    found = store.checkpoints.read((rule, fingerprint), store.checkpoints.marks()[0])
+    return {stream: kept.packed for part in found for stream, kept in part.items()}
+
+
+def store_rows(store: Store, rule: str, fingerprint: str, rows: Mapping[str, bytes]) -> None:
+    """As an evaluator stores them after the last decided bucket."""
+    state = store.evaluation.state()
+    kept = {stream: Kept(state.bucket_ms or 0, packed) for stream, packed in rows.items()}
+    assert store.checkpoints.write(state.version, {(rule, fingerprint): kept}, {})

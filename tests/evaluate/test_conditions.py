@@ -21,7 +21,7 @@ from monitor.rules.stream_health import RejectedRule
 from monitor.store import Store, open_store
 from monitor.store.private_server import PrivateRedis
 from monitor.store.settings import RedisSettings
-from tests.evaluate.parts import closing_of
+from tests.evaluate.parts import closing_of, stored_rows
 from tests.evaluate.test_evaluator import SCHEMA
 from tests.vectors import fill
 
@@ -109,7 +109,7 @@ def test_the_rows_of_each_condition_tighten_apart(redis_server: PrivateRedis) ->
     camera = Camera(redis_server.url, "conditions-rows", DRIFT)
     camera.send(3, day=0.0, night=0.0)
     camera.send(2, day=0.0)
-    rows = {name: camera.store.evaluation.rule_states("drift", name) for name in LAYOUTS}
+    rows = {name: stored_rows(camera.store, "drift", name) for name in LAYOUTS}
     assert (rows["fp"], set(rows["fp-day"]), set(rows["fp-night"])) == ({}, {"cam"}, {"cam"})
     assert rows["fp-day"] != rows["fp-night"]
     camera.store.close()

@@ -23,7 +23,7 @@ from monitor.rules.sequential.rule import SequentialRule
 from monitor.store import open_store
 from monitor.store.private_server import PrivateRedis
 from monitor.store.settings import RedisSettings
-from tests.evaluate.parts import closing_of
+from tests.evaluate.parts import closing_of, store_rows, stored_rows
 from tests.vectors import fill
 
 SCHEMA = json.loads((Path(__file__).parents[2] / "docs" / "alert.schema.json").read_text())
@@ -46,7 +46,7 @@ def test_alerts_that_no_rule_watches_any_more_are_resolved_and_published(redis_s
         active("gone", "cam-1", AlertPhase.FIRING),  # there is no such rule
         active("gone", "cam-2", AlertPhase.PENDING),
     ]
-    assert store.evaluation.decide(0, BUCKET_MS, before, {}, [])
+    assert store.evaluation.decide(0, BUCKET_MS, before, [])
     rule = RateRule(name="ood", kind="rate", streams="cam-*", labels={"team": "vision"})
     settings = Config(monitor="evaluator", rules=(rule,), receivers=())
     presentation = presentation_of(settings.model_copy(update={"receivers": ("somebody",)}))
@@ -101,14 +101,14 @@ def test_a_dead_stream_leaves_nothing_behind_but_an_alert_under_way(redis_server
     store.partitions.apply([Delta(partition, "a", 0, 1, BUCKET_MS, vectors, facts)])
     rule = SequentialRule(name="drift", kind="sequential")
     firing = active("drift", "firing", AlertPhase.FIRING)
-    rows = {("drift", "fp"): dict.fromkeys(streams, b"state")}
-    assert store.evaluation.decide(0, BUCKET_MS, [firing], rows, [])
+    assert store.evaluation.decide(0, BUCKET_MS, [firing], [])
+    store_rows(store, "drift", "fp", dict.fromkeys(streams, b"state"))
     evaluator = Evaluator(store, (rule,), {}, closing_of(store), Presentation("forgetting"))
     evaluator.load()
     for _ in range(2):
         evaluator.forget_dead((partition,), now_ms)
         assert store.partitions.facts(partition).keys() == {"alive"}
-        assert store.evaluation.rule_states("drift", "fp").keys() == {"alive", "firing"}
+        assert stored_rows(store, "drift", "fp").keys() == {"alive", "firing"}
         assert read_state(store, 0).totals.keys() == {"alive"}
         assert store.evaluation.alerts() == {("drift", "firing"): firing}
     assert sum(total.applied for total in store.counts.totals([partition]).values()) == 3

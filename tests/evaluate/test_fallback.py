@@ -19,7 +19,7 @@ from monitor.evaluate.presentation import Presentation
 from monitor.store import Store, open_store
 from monitor.store.private_server import PrivateRedis
 from monitor.store.settings import RedisSettings
-from tests.evaluate.parts import closing_of
+from tests.evaluate.parts import closing_of, stored_rows
 from tests.evaluate.test_new_rule import BUCKET_MS, LAYOUT, T0_MS, CrowdRule
 from tests.vectors import fill
 
@@ -86,7 +86,7 @@ class Fleet:
 
     def judged(self) -> int:
         """Images that the rule was given."""
-        return int(self.store.evaluation.rule_states("crowd", "fp").get("cam-1", b"0"))
+        return int(stored_rows(self.store, "crowd", "fp").get("cam-1", b"0"))
 
     def history(self) -> dict[int, tuple[int, int]]:
         """{bucket: (images, late ones)} over both partitions."""

@@ -14,11 +14,11 @@ from monitor.core.types import AlertPhase, Delta, Partition, StreamFacts, Vector
 from monitor.evaluate.evaluator import Evaluator
 from monitor.evaluate.presentation import Presentation
 from monitor.rules.registry import KINDS, any_rule, unsuited_rules, wrong_numbers
-from monitor.rules.rule import ClosedBucket, Judgement, LastSeen, Rule
+from monitor.rules.rule import ClosedBucket, Judgement, LastSeen, PackedRows, Rule
 from monitor.store import Store, open_store
 from monitor.store.private_server import PrivateRedis
 from monitor.store.settings import RedisSettings
-from tests.evaluate.parts import closing_of
+from tests.evaluate.parts import closing_of, stored_rows
 from tests.vectors import fill
 
 LAYOUT = Layout(("ood",), (1999,), (False,), (True,), (1.0,))
@@ -41,14 +41,11 @@ class CrowdRule(Rule):
     def check(self, layout: Layout) -> None:
         layout.index("ood")
 
-    def judge(self, bucket: ClosedBucket, rows: Mapping[str, bytes]) -> Judgement:
-        totals = {
-            stream: int(rows.get(stream, b"0")) + (0 if counts is None else images(counts))
-            for stream, counts in bucket.counts.items()
-        }
+    def judge(self, bucket: ClosedBucket, rows: PackedRows) -> Judgement:
+        totals = {stream: int(rows.get(stream, b"0")) + images(counts) for stream, counts in bucket.counts.items()}
+        rows.put({s: str(n).encode() for s, n in totals.items()})
         return Judgement(
-            verdicts={s: Verdict(n > self.most, n, n, self.most, n, f"{n} images so far") for s, n in totals.items()},
-            rows={s: str(n).encode() for s, n in totals.items()},
+            {s: Verdict(n > self.most, n, n, self.most, n, f"{n} images so far") for s, n in totals.items()}
         )
 
     def onset_ms(self, layout: Layout, row: bytes | None, buckets: Sequence[tuple[int, Vector]]) -> int | None:
@@ -100,7 +97,7 @@ def test_a_new_kind_of_rule_needs_only_its_own_class(redis_server: PrivateRedis)
     evaluator.look()
     alerts = store.evaluation.alerts()
     assert {key: alert.phase for key, alert in alerts.items()} == {("awake", "cam-1"): AlertPhase.FIRING}
-    assert store.evaluation.rule_states("crowd", "fp") == {"cam-1": b"20"}
+    assert stored_rows(store, "crowd", "fp") == {"cam-1": b"20"}
 
     count(store, 2, 10)
     evaluator.load()  # as another replica does: the rows come from Redis

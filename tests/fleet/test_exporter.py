@@ -52,7 +52,7 @@ class Fleet:
         self.store.partitions.seal([P], self.bucket_ms)
         documents = ["{}"] if alerts_now else []
         assert self.store.evaluation.decide(
-            self.store.evaluation.state().version, self.bucket_ms, (alerts_now or {}).values(), {}, documents
+            self.store.evaluation.state().version, self.bucket_ms, (alerts_now or {}).values(), documents
         )
 
     def exported(self, shown: int = 500) -> FleetExporter:

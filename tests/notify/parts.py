@@ -157,5 +157,5 @@ def decide(store: Store, stream: str = "cam-1", phase: AlertPhase = AlertPhase.F
     kept = alert if phase is AlertPhase.FIRING else Alert(rule, stream)
     document = document_of(alert)
     firing = {alert.id: document if phase is AlertPhase.FIRING else ""}
-    assert store.evaluation.decide(store.evaluation.state().version, T0_MS, [kept], {}, [document], Kept(firing))
+    assert store.evaluation.decide(store.evaluation.state().version, T0_MS, [kept], [document], Kept(firing))
     return f"{alert.id}-{phase}"

@@ -269,7 +269,7 @@ def test_an_alert_whose_end_was_cut_off_is_not_sent_again(
     # its end is committed, but the entry falls to the outbox limit
     over, (alert_id,) = [Alert("drift", "cam-1")], bench.store.outbox.held("am")
     version = bench.store.evaluation.state().version
-    assert bench.store.evaluation.decide(version, 0, over, {}, [], Kept({alert_id: ""}))
+    assert bench.store.evaluation.decide(version, 0, over, [], Kept({alert_id: ""}))
     sent = len(server.requests)
     bench.clock.pass_s(60)
     worker.round()
@@ -283,7 +283,7 @@ def test_an_alert_that_fires_since_before_documents_were_kept_is_sent_again(
     server, receiver = alertmanager
     worker = bench.worker(receiver)
     alert = alert_of()
-    assert bench.store.evaluation.decide(0, T0_MS, [alert], {}, [document_of(alert)])
+    assert bench.store.evaluation.decide(0, T0_MS, [alert], [document_of(alert)])
     for _ in range(3):
         worker.round()
         bench.clock.pass_s(60)

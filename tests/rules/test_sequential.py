@@ -15,12 +15,14 @@ from scipy.stats import binom, norm
 from detectors.profile.calibration import Calibration, jitter
 from monitor.core import buckets
 from monitor.core.buckets import IMAGES, Layout
+from monitor.core.table import Table
 from monitor.rules.bounds import anytime_interval
 from monitor.rules.sequential.detector import advance, down_ratios, drift_start, up_ratios
 from monitor.rules.sequential.ending import images_left
 from monitor.rules.sequential.plan import Sequential, fleet_budget_s, plan_of
 from monitor.rules.sequential.rows import State, initial, pack, unpack
 from monitor.rules.sequential.rule import SequentialRule
+from monitor.rules.sequential.table import RowTable
 from tests.vectors import fill
 
 BUCKET_MS = 10_000
@@ -574,3 +576,31 @@ def test_the_anytime_interval_is_where_the_mixture_does_not_reject(passed: float
 def test_without_images_the_interval_says_nothing() -> None:
     low, high = anytime_interval(np.array([0.0]), np.array([0.0]), 0.025)
     assert (low[0], high[0]) == (0, 1)
+
+
+def test_rows_advanced_in_place_are_those_of_advance_and_every_alarm_is_told() -> None:
+    layout = Layout(("ood", "luma"), (999, 1999), (False, True), (True, False), (1.0, 1.5))
+    rule = Sequential(signals=("*",), seconds_per_false_alarm=3000.0, min_images=20)
+    rng, names = np.random.default_rng(3), [f"cam-{i}" for i in range(50)]
+    table, rows = RowTable(rule, layout), {name: initial(rule, layout) for name in names}
+    told: set[str] = set()
+    for bucket in range(60):
+        sent = [name for name in names if rng.random() < 0.7]
+        p = rng.random((len(sent), 40, 2)) ** (3.0 if 20 < bucket < 40 else 1.0)
+        vectors = np.stack([fill(layout, np.maximum(one, 1e-3)) for one in p])
+        asked = set(sent[:2])
+        found = table.advance(rule, bucket, Table(sent, vectors), asked)
+        for name, vector in zip(sent, vectors, strict=True):
+            fired = bool(rows[name]["firing"][0])
+            rows[name], (verdict,) = advance(rule, layout, rows[name], bucket, vector[None])
+            if name in asked or fired or verdict.breached:
+                assert found.pop(name) == verdict
+                told.add(name)
+        assert not found
+    assert len(told) == len(names)
+    assert [table.get(name) for name in names] == [pack(rows[name])[0] for name in names]
+    table.drop(names[:10])
+    assert table.get(names[0]) is None
+    again = RowTable(rule, layout)
+    again.put({name: table.get(name) or b"" for name in names[10:]})
+    assert [again.get(name) for name in names[10:]] == [pack(rows[name])[0] for name in names[10:]]

@@ -7,7 +7,8 @@ from numpy.typing import NDArray
 from monitor.core import buckets
 from monitor.core.buckets import DUPLICATES, IMAGES, LONGEST_RUN, REJECTED, Layout
 from monitor.core.types import Vector, Verdict
-from monitor.rules.rule import LastSeen
+from monitor.rules.rate import RateRule
+from monitor.rules.rule import LastSeen, Rule
 from monitor.rules.shift import ShiftRule, distance_bound
 from monitor.rules.stream_health import FrozenRule, RejectedRule, SilenceRule
 from tests.vectors import fill
@@ -124,3 +125,28 @@ def test_silence_counts_only_time_in_which_the_monitor_read() -> None:
     assert verdict(0, now_ms=500_000, running_since_ms=450_000).breached is False
     assert verdict(None, now_ms=500_000, running_since_ms=0).breached is None
     assert verdict(99, now_ms=50, running_since_ms=0).value == 0
+
+
+@pytest.mark.parametrize(
+    "rule",
+    [
+        RateRule(name="r", kind="rate", threshold=0.1),
+        ShiftRule(name="s", kind="shift", effect=0.1, min_images=100),
+        RejectedRule(name="x", kind="rejected"),
+        FrozenRule(name="f", kind="frozen"),
+    ],
+    ids=lambda rule: rule.kind,
+)
+def test_no_window_that_breaches_is_left_out_by_the_quick_look(rule: Rule) -> None:
+    rng = np.random.default_rng(0)
+    layout = Layout(("ood",), (500,), (False,), (True,), (1.0,))
+    vectors = []
+    for _ in range(300):
+        vector = fill(layout, np.maximum(rng.random((rng.integers(1, 800), 1)) ** rng.uniform(1, 2.5), 2e-3))
+        vector[[REJECTED, LONGEST_RUN]] = rng.integers(0, 80), rng.integers(0, 20)
+        vectors.append(vector)
+    breached = np.array([bool(rule.judge_window(layout, vector).breached) for vector in vectors])
+    suspected = rule.may_breach(layout, np.stack(vectors))
+    assert not (breached & ~suspected).any()
+    assert 20 < breached.sum() < 280
+    assert suspected.sum() < 280

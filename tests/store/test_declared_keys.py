@@ -17,6 +17,7 @@ from monitor.sources.redis_streams.log import append_call
 from monitor.sources.redis_streams.settings import RedisStreamSettings
 from monitor.sources.redis_streams.source import RedisStreamSource
 from monitor.store import GONE_STREAM, OTHER_STREAM, ClaimStatus, Limits, Store, StoreError, open_store
+from monitor.store.checkpoints import Kept
 from monitor.store.connection import KEY_ROUNDS, SCRIPTS, Call, Connection, Script
 from monitor.store.private_server import PrivateRedis
 from monitor.store.settings import RedisSettings
@@ -128,7 +129,8 @@ def test_no_script_touches_another_key(store: Store, server: PrivateRedis, monke
     store.catalog.register_partitions([P])
     assert evaluation.lease("a", 1.0)
     evaluation.heartbeat(0, 1.0)
-    assert evaluation.decide(0, 0, [], {("rule", "fp"): {"a": b"state"}}, ["one", "two"])
+    assert evaluation.decide(0, 0, [], ["one", "two"])
+    assert store.checkpoints.write(1, {("rule", "fp"): {"a": Kept(0, b"row")}}, {0: 0})
     assert outbox.raise_self_alert("own", "three")
     assert outbox.end_self_alert("own", "three", "four")
     outbox.now_ms()

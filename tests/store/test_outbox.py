@@ -33,7 +33,7 @@ def kept(store: Store) -> int:
 
 
 def decide(store: Store, *outbox: str) -> None:
-    assert store.evaluation.decide(store.evaluation.state().version, 0, [], {}, outbox)
+    assert store.evaluation.decide(store.evaluation.state().version, 0, [], outbox)
 
 
 def test_every_receiver_gets_every_document_in_order_and_again_until_it_settles(store: Store) -> None:
@@ -252,7 +252,7 @@ def test_every_key_of_the_outbox_expires_by_itself(store: Store, redis_server: P
     store.outbox.bury("early", store.outbox.fetch("early", 0)[0], "gone")
     store.outbox.set_failing("early", "told")
     store.outbox.keep_receivers(["early"])
-    assert store.evaluation.decide(0, 0, [], {}, [], Kept({"alert-1": "a"}))
+    assert store.evaluation.decide(0, 0, [], [], Kept({"alert-1": "a"}))
     with Client.from_url(redis_server.url, decode_responses=True) as client:
         keys = set(client.scan_iter(f"{store._monitor_keys.key()}:*"))
         assert len(keys) == 8

@@ -66,7 +66,7 @@ REFUSED: dict[str, Callable[[Store], object]] = {
     "start": lambda store: store.partitions.start(P, 9, "older", 0),
     "seal": lambda store: store.partitions.seal([P], 0),
     "lease": lambda store: store.evaluation.lease("older", 15.0),
-    "decide": lambda store: store.evaluation.decide(0, 0, [Alert("rate", "cam-1")], {}, ["document"]),
+    "decide": lambda store: store.evaluation.decide(0, 0, [Alert("rate", "cam-1")], ["document"]),
     "look": lambda store: store.evaluation.check_schema(),
 }
 

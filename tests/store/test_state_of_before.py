@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from base64 import b64decode
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import astuple, is_dataclass
 from hashlib import blake2b
 from pathlib import Path
@@ -24,8 +24,10 @@ from monitor.core.types import Alert, Applied, ApplyStatus, Delta, Partition, To
 from monitor.rules.sequential.plan import Sequential
 from monitor.rules.sequential.rows import unpack
 from monitor.store import OTHER_STREAM, ClaimStatus, Store, open_store
+from monitor.store.checkpoints import SLICES
 from monitor.store.private_server import PrivateRedis
 from monitor.store.settings import RedisSettings
+from tests.evaluate.parts import store_rows, stored_rows
 
 STATE: dict[str, Any] = json.loads((Path(__file__).parent / "state_before.json").read_text())
 READ = STATE["values"]
@@ -53,7 +55,7 @@ def plain(value: Any) -> Any:
         return value.hex()
     if isinstance(value, np.ndarray):
         return value.tolist()
-    if isinstance(value, dict):
+    if isinstance(value, Mapping):
         return {str(key): plain(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
         return [plain(item) for item in value]
@@ -88,8 +90,10 @@ def test_the_evaluator_finds_its_alerts_rule_states_and_profiles(store: Store) -
     (layout,) = store.catalog.layouts().values()
     assert {FINGERPRINT: json.loads(layout.to_json())} == READ["layouts"]
     assert {name: json.loads(text) for name, text in store.catalog.profiles().items()} == READ["profiles"]
-    rows = store.evaluation.rule_states("drift", FINGERPRINT)
+    rows = stored_rows(store, "drift", FINGERPRINT)
     assert {stream: rule_state(layout, row) for stream, row in rows.items()} == READ["rule_states"]
+    decided_ms = READ["evaluator"][1]
+    assert store.checkpoints.marks() == (dict.fromkeys(range(SLICES), decided_ms), False)
 
 
 def rule_state(layout: Layout, row: bytes) -> list[object]:
@@ -156,13 +160,15 @@ def test_the_next_decision_builds_on_the_version_of_before(store: Store) -> None
     sealed = store.partitions.seal(PARTITIONS, undecided)
     assert plain(sealed) == {FINGERPRINT: READ["buckets"]["closed"][str(undecided)]}
     version = READ["evaluator"][0]
-    rows = {("drift", FINGERPRINT): {"cam-1": b"\x01"}}
-    assert not store.evaluation.decide(version - 1, undecided, {}, {}, [])
-    assert store.evaluation.decide(version, undecided, [Alert("slow", "cam-1")], rows, ["next"])
+    assert not store.evaluation.decide(version - 1, undecided, {}, [])
+    assert store.evaluation.decide(version, undecided, [Alert("slow", "cam-1")], ["next"])
     state = store.evaluation.state()
     assert (state.version, state.bucket_ms) == (version + 1, undecided)
     assert len(store.evaluation.alerts()) == len(READ["alerts"]) - 1
-    assert set(store.evaluation.rule_states("drift", FINGERPRINT)) == set(READ["rule_states"])
+    before = stored_rows(store, "drift", FINGERPRINT)
+    store_rows(store, "drift", FINGERPRINT, {"cam-1": b"\x01"})
+    assert stored_rows(store, "drift", FINGERPRINT) == {**before, "cam-1": b"\x01"}
+    assert not store._connection.client.hexists(store._monitor_keys.key("rule", FINGERPRINT, "drift"), "cam-1")
     assert [entry.document for entry in store.outbox.fetch("late", START_MS)] == [*DOCUMENTS, "next"]
 
 

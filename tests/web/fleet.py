@@ -109,7 +109,7 @@ class Fleet:
 
     def decide(self, *alerts: Alert) -> None:
         """Keep these alerts; an inactive one is removed."""
-        assert self.store.evaluation.decide(self.store.evaluation.state().version, NOW_MS, alerts, {}, [])
+        assert self.store.evaluation.decide(self.store.evaluation.state().version, NOW_MS, alerts, [])
 
 
 def firing(rule: str, stream: str, b: int = DRIFT_FROM) -> Alert:

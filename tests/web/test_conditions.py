@@ -55,7 +55,7 @@ def store(redis_server: PrivateRedis) -> Iterator[Store]:
     verdict = Verdict(True, 0.5, 0.4, 0.1, 50, "half of them", (0.4, 0.5, 0.6), "noise: more images")
     since_ms = bucket(NIGHT)
     alert = Alert("drift", "yard", AlertPhase.FIRING, "a" * 16, since_ms, since_ms + BUCKET_MS, verdict=verdict)
-    found.evaluation.decide(0, bucket(BUCKETS - 1), [replace(alert, condition="night", breached_in=("night",))], {}, [])
+    found.evaluation.decide(0, bucket(BUCKETS - 1), [replace(alert, condition="night", breached_in=("night",))], [])
     yield found
     found.close()
 

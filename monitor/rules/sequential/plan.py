@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from hashlib import blake2b
 from typing import Literal
 
@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from detectors.deferred import Deferred
-from monitor.core.buckets import Layout, cut_index, reference_counts, usable_cuts
+from monitor.core.buckets import LEVELS, Layout, cut_index, reference_counts, usable_cuts
 from monitor.rules.bounds import Floats
 
 special = Deferred("scipy.special")
@@ -93,6 +93,8 @@ class Plan:
 
     cuts: tuple[tuple[str, int], ...]
     """(signal, index in LEVELS) of each cut."""
+    columns: NDArray[np.intp]
+    """(T,) where each cut stands in the (signals x LEVELS) exceedances of a layout."""
     first: NDArray[np.intp]
     """(T,) position of the first cut of its signal."""
     falling: NDArray[np.intp]
@@ -122,6 +124,16 @@ class Plan:
     def bets(self) -> int:
         """Number of bets of a stream."""
         return self.weights[0].size + self.weights[1].size
+
+    @cached_property
+    def in_a_row(self) -> tuple[Floats, NDArray[np.float32]]:
+        """(bets,) log likelihood ratio of an image that adds no evidence, over D, and weight; the upward bets first.
+
+        That is an image not beyond the cut for an upward bet, one beyond it for a downward bet.
+        """
+        d, falling = self.dependence[:, None], self.dependence[self.falling, None]
+        against = np.concatenate([(np.log1p(-UP) / d).ravel(), (np.log(DOWN) / falling).ravel()])
+        return against, np.concatenate([weights.ravel() for weights in self.weights]).astype(np.float32)
 
 
 @lru_cache(maxsize=256)
@@ -157,6 +169,7 @@ def plan_of(rule: Sequential, layout: Layout) -> Plan:
     identity = repr((cuts, k.tolist(), n.tolist(), rule.delta, rule.pi_min, rule.reference))
     return Plan(
         cuts=tuple(cuts),
+        columns=np.array([layout.index(signal) * len(LEVELS) + cut for signal, cut in cuts], dtype=np.intp),
         first=np.array([names.index(signal) for signal in names], dtype=np.intp),
         falling=np.array(falling, dtype=np.intp),
         mix=np.array([signal in layout.mix for signal in names]),

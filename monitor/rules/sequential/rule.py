@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Annotated, ClassVar, Literal
 
 import numpy as np
@@ -12,9 +12,10 @@ from monitor.core.buckets import Layout
 from monitor.core.settings import Names, Share
 from monitor.core.types import Vector, Verdict
 from monitor.rules.rule import ClosedBucket, Judgement, Rule
-from monitor.rules.sequential.detector import advance, drift_start
+from monitor.rules.sequential.detector import drift_start
 from monitor.rules.sequential.plan import DAY_S, Sequential, fleet_budget_s, plan_of
-from monitor.rules.sequential.rows import pack, unpack
+from monitor.rules.sequential.rows import unpack
+from monitor.rules.sequential.table import RowTable
 from monitor.rules.sequential.verdicts import at_the_alarm
 
 
@@ -75,18 +76,16 @@ class SequentialRule(Rule):
         highest = plan.start[1] + (1 - plan.start[1]) * self.benign_share
         return float(((highest - plan.nominal) / (1 - plan.nominal))[first].min())
 
-    def judge(self, bucket: ClosedBucket, rows: Mapping[str, bytes]) -> Judgement:
-        """Verdicts of the streams with images, and their rows after the bucket."""
-        counted = {stream: vector for stream, vector in bucket.counts.items() if vector is not None}
-        if not counted:
+    def rows(self, layout: Layout) -> RowTable:
+        """See `RowTable`."""
+        return RowTable(self.statistic(), layout)
+
+    def judge(self, bucket: ClosedBucket, rows: RowTable) -> Judgement:
+        """Verdicts of the streams with counts that fire or are under way; all rows are advanced."""
+        if not bucket.counts:
             return Judgement({})
         rule = self.statistic(bucket.length_ms / 1000)
-        state = unpack(rule, bucket.layout, [rows.get(stream) for stream in counted])
-        vectors = np.stack(list(counted.values()))
-        state, verdicts = advance(rule, bucket.layout, state, bucket.start_ms, vectors)
-        return Judgement(
-            verdicts=dict(zip(counted, verdicts, strict=True)), rows=dict(zip(counted, pack(state), strict=True))
-        )
+        return Judgement(rows.advance(rule, bucket.start_ms, bucket.counts, bucket.under_way))
 
     def onset_ms(self, layout: Layout, row: bytes | None, buckets: Sequence[tuple[int, Vector]]) -> int | None:
         """Start of the bucket in which the drift most likely began."""

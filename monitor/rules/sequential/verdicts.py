@@ -14,10 +14,10 @@ from monitor.core.types import Vector, Verdict, share_in_words
 from monitor.rules.bounds import Floats, anytime_interval, drifted_share
 from monitor.rules.sequential.ending import images_left, share_left
 from monitor.rules.sequential.plan import BETS, UP, Plan, Sequential, plan_of
-from monitor.rules.sequential.rows import State
+from monitor.rules.sequential.rows import State, bets_of
 
 SEVERITY_RISK = 0.025
-BLOCK = 2**15
+BLOCK = 2**14
 """Bets processed at a time: the temporary arrays fit the cache, and memory stays bounded."""
 
 
@@ -135,11 +135,7 @@ def _share(rate: Floats, reference: Floats) -> Floats:
 
 def evidence(plan: Plan, state: State) -> Floats:
     """(R,) the weighted sum of R over all bets."""
-    parts = [
-        (state[name].reshape(len(state), -1) * weights.reshape(-1)).sum(axis=1)
-        for name, weights in zip(("up", "down"), plan.weights, strict=True)
-    ]
-    total: Floats = parts[0] + parts[1]
+    total: Floats = (bets_of(state) * plan.in_a_row[1]).sum(axis=1).astype(np.float64)
     return total
 
 

@@ -1,6 +1,6 @@
 -- Commit everything that one closed bucket decides. KEYS: evaluator, alerts, outbox, documents of what fires, offsets of
--- what is judged, then one key per rule state. ARGV: the decision (msgpack). Returns 1, or 0 when another evaluator has
--- moved the version on; then nothing changed.
+-- what is judged. ARGV: the decision (msgpack). Returns 1, or 0 when another evaluator has moved the version on; then
+-- nothing changed.
 local decision = cmsgpack.unpack(ARGV[1])
 local evaluator, alerts, outbox, firing, judged = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5]
 local held = redis.call("HMGET", evaluator, "version", "schema")
@@ -14,11 +14,6 @@ for _, alert in ipairs(decision.alerts) do
   else
     redis.call("HDEL", alerts, alert[1])
   end
-end
-for i, states in ipairs(decision.rule_states) do
-  local key = KEYS[5 + i]
-  for _, state in ipairs(states) do redis.call("HSET", key, state[1], state[2]) end
-  redis.call("EXPIRE", key, decision.ttl_s)
 end
 for _, entry in ipairs(decision.firing) do
   if entry[2] ~= "" then
@@ -37,5 +32,5 @@ if surplus > 0 then
   redis.call("XTRIM", outbox, "MAXLEN", decision.outbox_limit)
   redis.call("HINCRBY", evaluator, "outbox_dropped", surplus)
 end
-for i = 1, 5 do redis.call("EXPIRE", KEYS[i], decision.ttl_s) end
+for i = 1, #KEYS do redis.call("EXPIRE", KEYS[i], decision.ttl_s) end
 return 1

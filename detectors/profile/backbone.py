@@ -21,14 +21,16 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
+from detectors.deferred import Deferred
 from detectors.images.decode import Limits
 from detectors.images.prepare import Filter, InputSize, Preparer, shape_of
 from detectors.images.tones import Tones
+from detectors.profile.embedded import EmbeddedNetwork
 from detectors.profile.engine import Engine
-from detectors.profile.lean_timm import resolve_model_data_config, timm
 from detectors.profile.pooling import pool, widths
 from detectors.profile.spec import EMBEDDED, BackboneError, BackboneSpec, size_text
 
+lean = Deferred("detectors.profile.lean_timm")
 Network = Any
 """A timm network built with `features_only`: an nn.Module with attributes that timm does not declare."""
 See = Callable[[Sequence[Tensor], tuple[int, int]], None]
@@ -66,7 +68,7 @@ class Backbone:
     def _set_up(self, spec: BackboneSpec) -> None:
         """Build what the specification says, whatever the input size."""
         network, indices = _build(spec)
-        config = cast(Any, resolve_model_data_config)(network)
+        config = network.config if isinstance(network, EmbeddedNetwork) else lean.resolve_model_data_config(network)
         self._own = shape_of(_size(spec.args.get("img_size", config["input_size"][-2:])))
         self.input_px = _size(self._own if spec.input_px is None else spec.input_px)
         self.shape = shape_of(self.input_px)
@@ -248,9 +250,11 @@ def _create(spec: BackboneSpec, **more: Any) -> Network:
     try:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)  # `random` weights must be the same when the profile is loaded
-            return timm.create_model(spec.model, **args)
+            if (spec.model, spec.weights, args) == ("mobilenetv3_small_100", "embedded", EmbeddedNetwork.args):
+                return EmbeddedNetwork()
+            return lean.timm.create_model(spec.model, **args)
     except Exception as error:  # timm raises whatever the model's constructor does
-        known = "" if timm.is_model(spec.model) else "; see timm.list_models() for the names"
+        known = "" if lean.timm.is_model(spec.model) else "; see timm.list_models() for the names"
         raise BackboneError(
             f"backbone {spec.model!r}: timm cannot build it with features_only=True: {error}{known}"
         ) from error

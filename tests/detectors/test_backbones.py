@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -16,10 +18,11 @@ from safetensors.torch import save_file
 from detectors.images.decode import Limits
 from detectors.images.prepare import Preparer
 from detectors.profile.backbone import Backbone, tensor_digest
+from detectors.profile.embedded import EmbeddedNetwork
 from detectors.profile.files import ProfileError
 from detectors.profile.profile import Profile
 from detectors.profile.reference import read_reference
-from detectors.profile.spec import BackboneError, BackboneSpec
+from detectors.profile.spec import EMBEDDED, BackboneError, BackboneSpec
 from monitor.__main__ import main
 from tests.pictures import pictures
 
@@ -138,3 +141,21 @@ def test_image_sizes_on_the_command_line_are_a_side_or_height_by_width(capsys: p
         with pytest.raises(SystemExit):
             main(["fit", "nowhere", "-o", "p", "--image-size", text])
         assert "--image-size" in capsys.readouterr().err
+
+
+def test_the_embedded_network_is_timm_s_bit_for_bit_and_loads_without_timm(profile_folder: Path) -> None:
+    ours = Backbone(BackboneSpec.embedded(), "cpu")
+    assert isinstance(ours.network, EmbeddedNetwork)
+    theirs = Backbone(replace(BackboneSpec.embedded(), weights=str(EMBEDDED)), "cpu")
+    assert not isinstance(theirs.network, EmbeddedNetwork)
+    assert ours.digest == theirs.digest
+    pixels = np.random.default_rng(0).integers(0, 256, (5, 96, 96, 3), dtype=np.uint8)
+    for mine, other in zip(ours.maps(pixels), theirs.maps(pixels), strict=True):
+        np.testing.assert_array_equal(mine.numpy(), other.numpy())
+    program = (
+        "import sys, detectors\n"
+        f"detectors.load_profile({str(profile_folder)!r}, 'cpu')\n"
+        "print(sorted({'timm', 'torchvision', 'torch._dynamo', 'scipy'} & sys.modules.keys()))\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert done.stdout == "[]\n"

@@ -66,7 +66,7 @@ def profile_tables(document: Mapping[str, Any], calibration_sizes: Sequence[int]
         "chosen": choice_text(document),
         "learning": document.get("learning") or "",
         "backbone": f"{backbone['model']} ({backbone['weights']}), {size_text(backbone['input_px'])} px, "
-        f"{backbone.get('resize', 'stretch')}",
+        f"{backbone.get('resize', 'stretch')}, {backbone.get('decoding', 'full')} decoding",
         "layers": backbone["layers"],
         "images": ", ".join(f"{name} {count}" for name, count in images.items()),
         "white level": white_level_text(document.get("tones", {}).get("white_level")),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,6 +31,14 @@ _OTHER_BYTES = {"16B": "16L", "16L": "16B", "16N": "16B" if np.little_endian els
 """Pillow keeps the high byte of 16-bit colour; read in the other byte order, it keeps the low one."""
 _BITS, _PHOTOMETRIC, _PLANAR = 258, 262, 284
 """TIFF tags (TIFF 6.0, section 8)."""
+_ORIENTATION, _ON_THEIR_SIDE = 0x0112, {5, 6, 7, 8}
+"""EXIF tag, and its values for pictures whose width becomes their height."""
+STEPS = (8, 4, 2)
+"""By which a JPEG can be shrunk while it is decoded: libjpeg computes 1, 2 x 2 or 4 x 4 pixels of a block instead of
+8 x 8, and none of the others."""
+
+Shrink = Callable[[int, int], int]
+"""(height, width) of an image, upright -> what both are divided by: 1, or one of STEPS."""
 
 
 class ImageError(ValueError):
@@ -76,19 +84,23 @@ class Picture:
     """The values of an image's pixels, before they are scaled to 8 bits.
 
     values: (H, W, 1 | 3 | 4), upright: grey, RGB or RGBA; uint16 where the file has 16 bits. mode: Pillow's name of the
-    original mode. notes: FURTHER_PICTURES, or none.
+    original mode. notes: FURTHER_PICTURES, or none. size: (height, width) of the whole image, upright. shrunk: what the
+    sides of `values` are divided by already.
     """
 
     values: Values
     mode: str
+    size: tuple[int, int]
     notes: tuple[str, ...] = ()
+    shrunk: int = 1
 
 
-def decode(image: bytes, limits: Limits, deep: bool = True) -> Picture:
+def decode(image: bytes, limits: Limits, deep: bool = True, shrink: Shrink = lambda _height, _width: 1) -> Picture:
     """Decode the first picture of a JPEG, PNG, WebP or TIFF file.
 
     Args:
         deep: False if the high bytes of 16-bit colour suffice; they then come as uint8, in half the time.
+        shrink: by what a JPEG is to be shrunk while it is decoded; other formats cannot be.
 
     Raises:
         ImageError: empty, over a limit, of another format or depth, truncated or corrupt.
@@ -104,7 +116,7 @@ def decode(image: bytes, limits: Limits, deep: bool = True) -> Picture:
     try:
         if name == "WEBP":  # its plugin allocates the whole canvas when it opens, so the header is read here
             _check_pixels(_webp_size(image), limits)
-        return _decoded(image, name, limits, deep)
+        return _decoded(image, name, limits, deep, shrink)
     except (ImageError, MemoryError):
         raise
     except Exception as error:  # Pillow raises OSError, SyntaxError, struct.error, and half a dozen others
@@ -134,7 +146,8 @@ def from_array(array: NDArray[Any], limits: Limits) -> Picture:
     mode = {1: "I;16" if deep else "L", 3: "RGB", 4: "RGBA"}[channels]
     planes = array.reshape(height, width, channels)
     # other byte orders become the machine's own
-    return Picture(planes.astype(np.uint16, copy=False) if deep else planes.astype(np.uint8, copy=False), mode)
+    values = planes.astype(np.uint16, copy=False) if deep else planes.astype(np.uint8, copy=False)
+    return Picture(values, mode, (height, width))
 
 
 def is_deep(image: bytes | Path | NDArray[Any]) -> bool:
@@ -151,7 +164,7 @@ def is_deep(image: bytes | Path | NDArray[Any]) -> bool:
     return False
 
 
-def _decoded(image: bytes, name: str, limits: Limits, deep: bool) -> Picture:
+def _decoded(image: bytes, name: str, limits: Limits, deep: bool, shrink: Shrink) -> Picture:
     # The plugin class itself, not Image.open: no other format is ever tried and no bomb warning is emitted.
     with _PLUGINS[name](io.BytesIO(image)) as opened:
         _check_pixels(opened.size, limits)
@@ -161,6 +174,11 @@ def _decoded(image: bytes, name: str, limits: Limits, deep: bool) -> Picture:
         else:
             several = getattr(opened, "n_frames", 1) > 1 or is_followed(image, name)
         mode, raw_mode = opened.mode, _raw_mode(opened.tile)
+        size, shrunk = None, 1
+        if isinstance(opened, JpegImagePlugin.JpegImageFile):
+            size = _upright_size(opened)
+            if (shrunk := shrink(*size)) > 1:
+                opened.draft(None, (opened.width // shrunk, opened.height // shrunk))
         values = _values(opened)
     if deep and ";16" in raw_mode and not mode.startswith("I"):
         kind, _, order = raw_mode.partition(";")
@@ -170,7 +188,17 @@ def _decoded(image: bytes, name: str, limits: Limits, deep: bool) -> Picture:
             other = f"{kind};{_OTHER_BYTES[order]}"
             again.tile = [tile._replace(args=_with_raw_mode(tile.args, other)) for tile in again.tile]
             values = (values.astype(np.uint16) * 256 + _values(again)).astype(np.uint16, copy=False)
-    return Picture(values, "I;16" if mode.startswith("I;16") else mode, (FURTHER_PICTURES,) if several else ())
+    mode = "I;16" if mode.startswith("I;16") else mode
+    notes = (FURTHER_PICTURES,) if several else ()
+    return Picture(values, mode, size or (values.shape[0], values.shape[1]), notes, shrunk)
+
+
+def _upright_size(image: JpegImagePlugin.JpegImageFile) -> tuple[int, int]:
+    """(height, width) of an opened image, as `_values` will turn it; other formats keep the tag behind the pixels."""
+    with suppress(Exception):  # as there
+        if image.getexif().get(_ORIENTATION) in _ON_THEIR_SIDE:
+            return image.width, image.height
+    return image.height, image.width
 
 
 def _raw_mode(tiles: Sequence[Any]) -> str:

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from detectors.images import properties
-from detectors.images.decode import ImageError, Limits, decode, from_array
+from detectors.images.decode import STEPS, ImageError, Limits, Picture, Shrink, decode, from_array
 from detectors.images.tones import Tones
 
 AnyImage = bytes | Path | NDArray[Any]
@@ -31,6 +31,10 @@ Resize = Literal["stretch", "letterbox", "crop"]
 """stretch: the whole picture, without its proportions. letterbox: the whole picture in its proportions, in the middle
 between bars. crop: the largest part of the picture that has the input's proportions, from its middle."""
 RESIZES: tuple[Resize, ...] = get_args(Resize)
+Decoding = Literal["full", "scaled"]
+"""full: every pixel, and what is measured is measured on them. scaled: no more than the model's input needs; see
+`Preparer.shrink`."""
+DECODINGS: tuple[Decoding, ...] = get_args(Decoding)
 Colour = tuple[int, int, int]
 GREY: Colour = (128, 128, 128)
 
@@ -41,8 +45,8 @@ class Prepared:
 
     pixels: (H, W, 3) uint8 at the model's input size. properties: (P,) float64, in the order of
     `detectors.images.properties.NAMES`. digest: 16 bytes that are equal exactly for equal decoded pixels. key: breaks
-    ties between equal scores. width, height, mode: of the image as decoded, before the resize. notes: what of the image
-    was not used: FURTHER_PICTURES, ABOVE_WHITE. resize: how the pixels were made of the image.
+    ties between equal scores. width, height, mode: of the whole image, upright, whatever was decoded of it. notes: what
+    of the image was not used: FURTHER_PICTURES, ABOVE_WHITE. resize: how the pixels were made of the image.
     """
 
     pixels: NDArray[np.uint8]
@@ -96,6 +100,7 @@ class Preparer:
     tones: Tones = field(default_factory=Tones)
     resize: Resize = "stretch"
     fill: Colour = GREY
+    decoding: Decoding = "full"
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -107,7 +112,25 @@ class Preparer:
         """For the fingerprint; what profiles of earlier versions did adds nothing to it."""
         height, width = self.shape
         is_as_before = self.resize == "stretch" and height == width
-        return self.tones.name + ("" if is_as_before else f"/{self.resize}/{height}x{width}/{self.fill}")
+        shaped = "" if is_as_before else f"/{self.resize}/{height}x{width}/{self.fill}"
+        return self.tones.name + shaped + ("" if self.decoding == "full" else f"/{self.decoding}")
+
+    def shrink(self, height: int, width: int) -> int:
+        """What the sides of an image of that size are divided by before anything looks at it: 1, 2, 4 or 8.
+
+        The most that leaves as many pixels as the input takes of the image; a matter of its size alone, so that all
+        images of a camera are treated alike, whatever their format. JPEGs are shrunk by their decoder, others by means
+        of squares once they are decoded.
+
+        >>> Preparer(224, decoding="scaled").shrink(1080, 1920), Preparer(224).shrink(1080, 1920)
+        (4, 1)
+        """
+        if self.decoding == "full":
+            return 1
+        ratios = height / self.shape[0], width / self.shape[1]
+        # a letterbox shows the longer side whole, and the other in proportion
+        most = max(ratios) if self.resize == "letterbox" else min(ratios)
+        return next((step for step in STEPS if step <= most), 1)
 
     def __call__(self, image: AnyImage, key: bytes | None = None) -> Prepared:
         """Decode, measure and resize one image.
@@ -120,30 +143,50 @@ class Preparer:
             ImageError: the image cannot be used; its `code` says why.
             OSError: the file cannot be read.
         """
-        pixels, mode, n_bytes, notes = self._rgb(image)
-        height, width = pixels.shape[:2]
-        resized = resize(pixels, self.shape, self.filter, self.resize, self.fill)
-        measured, digest = properties.measure(pixels, n_bytes, mode), _digest(pixels)
+        picture, n_bytes = self._picture(image, self.shrink)
+        shrink = self.shrink(*picture.size)
+        pixels, notes = self._rgb(picture, shrink)
+        # the last pixels stand for less than the others where a side is no multiple of `shrink`
+        extent = picture.size[0] / shrink, picture.size[1] / shrink
+        resized = resize(pixels, self.shape, self.filter, self.resize, self.fill, extent)
+        measured, digest = properties.measure(pixels, n_bytes, picture.mode, picture.size), _digest(pixels)
         key = digest if key is None else key
-        return Prepared(resized, measured, digest, key, width, height, mode, notes, self.resize)
+        height, width = picture.size
+        return Prepared(resized, measured, digest, key, width, height, picture.mode, notes, self.resize)
 
-    def upright(self, image: AnyImage) -> NDArray[np.uint8]:
-        """(H, W, 3), the whole image in its own size, as it is before the resize; raises what a call raises."""
-        return self._rgb(image)[0]
+    def upright(self, image: AnyImage, longest_px: int | None = None) -> NDArray[np.uint8]:
+        """(H, W, 3), the whole image in its own size, as it is before the resize; raises what a call raises.
 
-    def _rgb(self, image: AnyImage) -> tuple[NDArray[np.uint8], str, int, tuple[str, ...]]:
-        """(pixels (H, W, 3), mode, bytes as they came, notes)."""
+        Args:
+            longest_px: where images are shrunk anyway, the longer side need not be longer; None: its own size.
+        """
+
+        def shrink(height: int, width: int) -> int:
+            if self.decoding == "full" or longest_px is None:
+                return 1
+            return next((step for step in STEPS if max(height, width) >= step * longest_px), 1)
+
+        return self._rgb(self._picture(image, shrink)[0])[0]
+
+    def _picture(self, image: AnyImage, shrink: Shrink) -> tuple[Picture, int]:
+        """The decoded image, and the bytes as they came; `shrink` is heeded by the decoder of JPEG alone."""
         if isinstance(image, Path):
             image = image.read_bytes()
         white_level = self.tones.white_level
         if isinstance(image, np.ndarray):
-            decoded, n_bytes = from_array(image, self.limits), image.nbytes
-            if decoded.values.dtype == np.uint16 and white_level is None:
+            picture = from_array(image, self.limits)
+            if picture.values.dtype == np.uint16 and white_level is None:
                 raise ImageError("dtype", "uint16 pixels, but the profile was fitted on 8-bit images only")
-        else:
-            decoded, n_bytes = decode(image, self.limits, deep=white_level not in {None, 65_535}), len(image)
-        pixels, notes = self.tones.rgb(decoded.values)
-        return pixels, decoded.mode, n_bytes, (*decoded.notes, *notes)
+            return picture, image.nbytes
+        return decode(image, self.limits, white_level not in {None, 65_535}, shrink), len(image)
+
+    def _rgb(self, picture: Picture, shrink: int = 1) -> tuple[NDArray[np.uint8], tuple[str, ...]]:
+        """(H, W, 3) with the sides of the image divided by `shrink`, and all notes."""
+        pixels, notes = self.tones.rgb(picture.values)
+        if shrink > picture.shrunk:
+            # means of squares, as libjpeg gives them but for rounding; its sides are rounded up, too
+            pixels = np.asarray(Image.fromarray(pixels).reduce(shrink))
+        return pixels, (*picture.notes, *notes)
 
 
 def shape_of(input_px: InputSize) -> tuple[int, int]:
@@ -157,27 +200,33 @@ def resize(
     resize_filter: Filter,
     how: Resize = "stretch",
     fill: Colour = GREY,
+    extent: tuple[float, float] | None = None,
 ) -> NDArray[np.uint8]:
-    """Resize (H, W, 3) to `size_px`, antialiased; pixels already of that size come back unchanged."""
+    """Resize (H, W, 3) to `size_px`, antialiased; pixels already of that size come back unchanged.
+
+    Args:
+        extent: (height, width) that the image covers of `pixels`, from their upper left; None: all of them.
+    """
     height, width = shape = shape_of(size_px)
     if pixels.shape[:2] == shape:
         return pixels
     image, resample = Image.fromarray(pixels), Image.Resampling[resize_filter.upper()]
+    high, wide = extent or pixels.shape[:2]
     if how == "stretch":
-        return np.asarray(image.resize((width, height), resample))
+        return np.asarray(image.resize((width, height), resample, (0, 0, wide, high)))
     if how == "crop":
-        scale = min(image.height / height, image.width / width)
+        scale = min(high / height, wide / width)
         # the difference of two equal floats may come out below zero
-        left, top = max(0.0, image.width - scale * width) / 2, max(0.0, image.height - scale * height) / 2
-        box = (left, top, image.width - left, image.height - top)
-        return np.asarray(image.resize((width, height), resample, box))
-    rows, columns = _inside((image.height, image.width), shape)
+        left, top = max(0.0, wide - scale * width) / 2, max(0.0, high - scale * height) / 2
+        return np.asarray(image.resize((width, height), resample, (left, top, wide - left, high - top)))
+    rows, columns = _inside((high, wide), shape)
     canvas = np.full((*shape, 3), fill, np.uint8)
-    canvas[rows, columns] = np.asarray(image.resize((columns.stop - columns.start, rows.stop - rows.start), resample))
+    inner = columns.stop - columns.start, rows.stop - rows.start
+    canvas[rows, columns] = np.asarray(image.resize(inner, resample, (0, 0, wide, high)))
     return canvas
 
 
-def _inside(image: tuple[int, int], shape: tuple[int, int]) -> tuple[slice, slice]:
+def _inside(image: tuple[float, float], shape: tuple[int, int]) -> tuple[slice, slice]:
     """Rows and columns of a letterbox of `shape` that an image of (height, width) fills."""
     scale = min(shape[0] / image[0], shape[1] / image[1])
     sides = [min(whole, max(1, round(side * scale))) for side, whole in zip(image, shape, strict=True)]

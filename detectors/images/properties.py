@@ -16,7 +16,7 @@ taken whole. `noise` and `row_jump` need neighbouring pixels and have samples of
 | red_ratio, blue_ratio | log2, -8 to 8 | log2 of mean red (blue) over mean green, each plus 1; exactly 0 for grey |
 | noise | green, >= 0 | noise sd by the Laplacian mask of Immerkaer (1996, "Fast noise variance estimation") |
 | row_jump | green, 0 to 255 | largest jump of a row's mean against the mean of the rows beside it: dead or hot rows |
-| width, height | pixels, >= 1 | as decoded |
+| width, height | pixels, >= 1 | of the whole image, upright |
 | aspect_ratio | log2 | log2(width / height) |
 | bytes_per_pixel | log2 | log2 of encoded bytes per pixel (array bytes where nothing is encoded): compression |
 """
@@ -54,12 +54,15 @@ _LUMA_WEIGHTS = np.array([0.299, 0.587, 0.114], dtype=np.float32)
 Luma = NDArray[np.float32]
 
 
-def measure(pixels: NDArray[np.uint8], n_bytes: int, mode: str) -> NDArray[np.float64]:
+def measure(
+    pixels: NDArray[np.uint8], n_bytes: int, mode: str, size: tuple[int, int] | None = None
+) -> NDArray[np.float64]:
     """(H, W, 3) uint8 RGB pixels as decoded -> (P,) float64 in the order of NAMES; finite for any size from 1 x 1.
 
     Args:
         n_bytes: size of the encoded image, or of the array where it came as one.
         mode: Pillow's name of the original mode; grey modes skip the colour work.
+        size: (height, width) of the whole image where less was decoded of it; None: that of `pixels`.
     """
     height, width = pixels.shape[:2]
     rows, columns = _grid(height, width)
@@ -71,11 +74,12 @@ def measure(pixels: NDArray[np.uint8], n_bytes: int, mode: str) -> NDArray[np.fl
     sharpness = _sharpness(luma.reshape(len(rows), -1), cell=2 if max(height, width) >= SAMPLE_PX else 1)
     saturation, red, blue = (0.0, 0.0, 0.0) if mode in _GREY_MODES else _colour(planes, floats)
     noise, row_jump = _noise(pixels), _row_jump(pixels)
-    aspect, size = math.log2(width / height), math.log2(max(n_bytes, 1) / (width * height))
+    height, width = size or (height, width)
+    aspect, density = math.log2(width / height), math.log2(max(n_bytes, 1) / (width * height))
     return np.array(
         [
             p1, p50, p99, low, high, contrast, sharpness, entropy,
-            saturation, red, blue, noise, row_jump, width, height, aspect, size,
+            saturation, red, blue, noise, row_jump, width, height, aspect, density,
         ]
     )  # fmt: skip
 

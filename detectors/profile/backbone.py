@@ -133,7 +133,8 @@ class Backbone:
     def preparer(self, limits: Limits, tones: Tones) -> Preparer:
         """What turns images into the pixels that this backbone takes."""
         red, green, blue = (min(255, max(0, round(255 * value))) for value in self.spec.mean or ())
-        return Preparer(self.input_px, limits, self.filter, tones, self.spec.resize, (red, green, blue))
+        fill, spec = (red, green, blue), self.spec
+        return Preparer(self.input_px, limits, self.filter, tones, spec.resize, fill, spec.decoding)
 
     @torch.inference_mode()
     def __call__(self, pixels: NDArray[np.uint8], see: See | None = None) -> Tensor:

@@ -7,9 +7,10 @@ import re
 from pathlib import Path
 from typing import Any
 
-VERSION, READABLE = 5, (2, 3, 4, 5)
+VERSION, SCALED, READABLE = 5, 6, (2, 3, 4, 5, 6)
 """Version 2 has no tones: the high byte of 16-bit images counted, and transparency was ignored. Version 3 has neither a
-grid nor a way of resizing, version 4 no coordinates of the mix and one size of calibration for all signals."""
+grid nor a way of resizing, version 4 no coordinates of the mix and one size of calibration for all signals. Version 6
+is of scaled decoding, which earlier programs would overlook."""
 MANIFEST, TENSORS, REFERENCE = "profile.json", "profile.safetensors", "reference.safetensors"
 
 

@@ -30,7 +30,16 @@ from detectors.profile.calibration import Calibration, Floats, Scores, from_tens
 from detectors.profile.conditions import manifest_of, restored, tensors_of
 from detectors.profile.dependence import facts_of, worth_of
 from detectors.profile.examples import EXAMPLES, load_examples, save_examples
-from detectors.profile.files import MANIFEST, REFERENCE, TENSORS, VERSION, ProfileError, read_manifest, replace_file
+from detectors.profile.files import (
+    MANIFEST,
+    REFERENCE,
+    SCALED,
+    TENSORS,
+    VERSION,
+    ProfileError,
+    read_manifest,
+    replace_file,
+)
 from detectors.profile.mix import Mix, names_of
 from detectors.profile.places import PLACES, Places
 from detectors.profile.pooling import averaged
@@ -217,7 +226,7 @@ class Profile:
         save_examples(folder / EXAMPLES, self.examples)
         document = {
             **self.manifest,
-            "version": VERSION,
+            "version": VERSION if self.backbone.spec.decoding == "full" else SCALED,
             "fingerprint": self.fingerprint,
             "backbone": self.backbone.spec.to_json(),
             "backbone_digest": self.backbone.digest,

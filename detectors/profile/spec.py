@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from detectors.images.prepare import RESIZES, Filter, InputSize, Resize, shape_of
+from detectors.images.prepare import DECODINGS, RESIZES, Decoding, Filter, InputSize, Resize, shape_of
 
 EMBEDDED = Path(__file__).parent.parent / "weights" / "embedded.safetensors"
 Precision = Literal["float32", "bfloat16"]
@@ -34,7 +34,8 @@ class BackboneSpec:
     get that size; the bars of a letterbox have the colour `mean`, which is zero to the network, like the padding of its
     own layers. args: for `timm.create_model`. grid: cells a side over which narrow layers are averaged
     (`detectors.profile.pooling`). precision: of the forward pass, by torch's autocast; features are pooled in float32
-    either way. bfloat16 is faster on GPUs and on CPUs with matrix units, slower elsewhere.
+    either way. bfloat16 is faster on GPUs and on CPUs with matrix units, slower elsewhere. decoding: how much of an
+    image is decoded (`Preparer.shrink`).
 
     >>> BackboneSpec("resnet50", weights="hub", strides=(4, 8, 16), input_px=224).precision
     'float32'
@@ -52,10 +53,13 @@ class BackboneSpec:
     precision: Precision = "float32"
     grid: int = 1
     resize: Resize = "stretch"
+    decoding: Decoding = "full"
 
     def __post_init__(self) -> None:
         if self.resize not in RESIZES:
             raise BackboneError(f"resize {self.resize!r} is none of {', '.join(RESIZES)}")
+        if self.decoding not in DECODINGS:
+            raise BackboneError(f"decoding {self.decoding!r} is none of {', '.join(DECODINGS)}")
         if self.input_px is not None and min(shape_of(self.input_px)) < 1:
             raise BackboneError(f"an image size of {size_text(self.input_px)} px is impossible")
 
@@ -74,8 +78,9 @@ class BackboneSpec:
         return cls(**{**facts, **lists, "input_px": tuple(size) if isinstance(size, list) else size})
 
     def to_json(self) -> dict[str, Any]:
-        """As plain values."""
-        return asdict(self)
+        """As plain values; full decoding is left out, as in what programs wrote that knew no other."""
+        facts = asdict(self)
+        return facts if self.decoding != "full" else {name: of for name, of in facts.items() if name != "decoding"}
 
 
 def size_text(input_px: InputSize | list[int]) -> str:

@@ -94,6 +94,7 @@ def _source(args: argparse.Namespace) -> tuple[Iterable[tuple[str, AnyImage]] | 
         args.std,
         args.image_size,
         args.resize,
+        args.decoding,
         args.precision,
     )
     if args.images or args.from_stream or args.max_images or args.preset or any(each is not None for each in options):

@@ -39,12 +39,13 @@ class Kind:
     layers: tuple[int, ...]
     args: tuple[str, ...] = ()
     resize: str = "stretch"
+    decoding: str = "full"
 
 
 SMALL_VIT = ("depth=4", "embed_dim=24", "num_heads=2")
 SMALL_SWIN = ("embed_dim=16", "depths=(1,1,1,1)", "num_heads=(1,1,2,2)")
 KINDS = {
-    "cnn": Kind("test_resnet", "40x56", (40, 56), (32, 48, 192, 96)),
+    "cnn": Kind("test_resnet", "40x56", (40, 56), (32, 48, 192, 96), decoding="scaled"),
     "convnext": Kind("test_convnext", "64", (64, 64), (24, 32, 48, 64), resize="crop"),
     "swin": Kind("swin_tiny_patch4_window7_224", "32x64", (32, 64), (16, 32, 64, 128), SMALL_SWIN),
     "vit": Kind("vit_tiny_patch16_224", "32x48", (32, 48), (24,) * 4, SMALL_VIT, "letterbox"),
@@ -69,9 +70,11 @@ def test_a_backbone_of_every_family_is_fitted_saved_and_loaded_and_scores(
 ) -> None:
     options = ["--detector", "mahalanobis", "--backbone", kind.model, "--weights", "random", "--image-size", kind.size]
     options += [part for argument in kind.args for part in ("--backbone-arg", argument)]
-    assert main(["fit", str(images), "-o", str(tmp_path), *options, "--resize", kind.resize, "--device", "cpu"]) == 0
+    options += ["--resize", kind.resize, "--decoding", kind.decoding]
+    assert main(["fit", str(images), "-o", str(tmp_path), *options, "--device", "cpu"]) == 0
     profile = Profile.load(tmp_path, "cpu")
-    assert (profile.preparer.shape, profile.preparer.resize) == (kind.shape, kind.resize)
+    made = profile.preparer
+    assert (made.shape, made.resize, made.decoding) == (kind.shape, kind.resize, kind.decoding)
     assert profile.backbone.layers == kind.layers
     normal, strange = (
         profile.score([image for _, image in pictures(1, 30, stripes)]).p_values[:, 0] for stripes in (False, True)
@@ -104,7 +107,7 @@ def test_the_fingerprint_covers_how_images_are_resized_and_stays_as_it_was_for_t
     profile.save(tmp_path)
     manifest = tmp_path / "profile.json"
     document = json.loads(manifest.read_text())
-    for change in ({"resize": "crop"}, {"input_px": [96, 64]}):
+    for change in ({"resize": "crop"}, {"input_px": [96, 64]}, {"decoding": "scaled"}):
         manifest.write_text(json.dumps({**document, "backbone": {**document["backbone"], **change}}))
         with pytest.raises(ProfileError, match="its tensors are not those"):
             Profile.load(tmp_path, "cpu")

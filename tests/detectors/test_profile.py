@@ -7,6 +7,7 @@ import stat
 import subprocess
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -103,7 +104,7 @@ def test_an_unknown_version_a_cut_file_and_other_weights_are_refused_by_name(pro
     with pytest.raises(ProfileError, match="other weights of mobilenetv3_small_100"):
         Profile.load(tmp_path, "cpu")
     manifest.write_text(json.dumps({**document, "version": 99}))
-    with pytest.raises(ProfileError, match="version 99; this program reads versions 2 to 5"):
+    with pytest.raises(ProfileError, match="version 99; this program reads versions 2 to 6"):
         Profile.load(tmp_path, "cpu")
     manifest.write_text(json.dumps(document))
     tensors = tmp_path / "profile.safetensors"
@@ -205,6 +206,28 @@ def test_a_profile_of_version_3_has_no_grid_and_stretches(tmp_path: Path) -> Non
     assert loaded.fingerprint == fitted.fingerprint
     image = draw(np.random.default_rng(3))
     np.testing.assert_array_equal(loaded.score([image]).p_values, fitted.score([image]).p_values)
+
+
+def test_a_profile_of_scaled_decoding_has_a_version_that_earlier_programs_refuse(
+    profile_folder: Path, tmp_path: Path
+) -> None:
+    full = Profile.load(profile_folder, "cpu")
+    full.save(tmp_path)
+    document = json.loads((tmp_path / "profile.json").read_text())
+    assert (document["version"], document["backbone"].get("decoding")) == (5, None)  # as written before
+    scaled = Profile.load(profile_folder, "cpu")
+    scaled.backbone.spec = replace(scaled.backbone.spec, decoding="scaled")
+    scaled.preparer = scaled.backbone.preparer(scaled.preparer.limits, scaled.preparer.tones)
+    scaled.fingerprint = scaled.own_fingerprint()
+    scaled.save(tmp_path)
+    assert json.loads((tmp_path / "profile.json").read_text())["version"] == 6
+    loaded = Profile.load(tmp_path, "cpu")
+    assert loaded.fingerprint == scaled.fingerprint != full.fingerprint
+    large = np.kron(draw(np.random.default_rng(3)), np.ones((8, 8, 1), np.uint8))
+    one, other = (profile.prepare(encoded(large, "JPEG")) for profile in (full, loaded))
+    assert one.digest != other.digest
+    assert (one.width, one.height) == (other.width, other.height) == (384, 384)
+    assert np.abs(one.pixels.astype(int) - other.pixels).mean() < 4  # of sharp edges, eight pixels apart
 
 
 def test_a_profile_of_version_2_keeps_its_fingerprint_and_its_pixels(profile: Profile, tmp_path: Path) -> None:

@@ -68,7 +68,7 @@ class Decoder:
         """One image of a record as a JPEG; raises what a call raises."""
         item = expand(asked.record, self.naming, self.reader)[asked.index]
         try:
-            pixels = self.preparers.of(item.stream).upright(item.image)
+            pixels = self.preparers.of(item.stream).upright(item.image, asked.longest_px)
         except ImageError as error:
             raise DecodeError(error.code, str(error)) from error
         return large_jpeg(pixels, asked.longest_px)

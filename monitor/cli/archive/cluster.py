@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import secrets
 import shutil
 import tempfile
 import time
@@ -136,12 +137,17 @@ def _cluster(workers: Workers) -> Iterator[Any]:
     os.environ["RAY_USAGE_STATS_ENABLED"] = "0"  # Ray would report to its maker
     # each run of Ray Data makes Ray's core print an error about how Ray Data passes its own arguments
     os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
-    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # without it Ray warns of a default to come
+    if not workers.address:
+        # a cluster runs whatever is sent to it, and Ray listens on all addresses: nobody else knows this token;
+        # set before the import, which reads the mode
+        os.environ |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
     import ray  # noqa: PLC0415 - optional, and slow to load
     import ray.data  # noqa: PLC0415 - likewise
 
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False  # there is one
+    context.execution_no_progress_timeout_s = -1  # a shard takes as long as it takes
     logging.getLogger("ray").setLevel(logging.ERROR)
     logging.getLogger("ray.data").setLevel(logging.ERROR)
     # sockets lie in it, whose paths are short; Ray leaves its logs
@@ -151,7 +157,7 @@ def _cluster(workers: Workers) -> Iterator[Any]:
         "num_cpus": max(os.cpu_count() or 1, workers.count * workers.cpus),
         "object_store_memory": OBJECTS_BYTES,
         "include_dashboard": False,
-        "_node_ip_address": "127.0.0.1",  # a cluster runs whatever anybody sends it: nobody else may reach it
+        "_node_ip_address": "127.0.0.1",
         "_temp_dir": folder,
     }  # fmt: skip
     try:

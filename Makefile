@@ -56,6 +56,7 @@ test-deploy: setup ## build the image for real (buildah, as root) and let it pas
 
 bench: setup     ## throughput, side by side as ratios; prints tables, writes JSON to results/
 	$(PY) benchmarks/throughput.py
+	$(PY) benchmarks/engines.py
 
 format: setup    ## apply formatting and the safe lint fixes
 	.venv/bin/ruff format .

@@ -31,7 +31,7 @@ from rich.table import Table
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
 from detectors import FitOptions, Profile, fit_profile
-from detectors.profile.engine import use_engine
+from detectors.engines.engine import use_engine
 from detectors.profile.host_memory import keep_freed_memory
 from detectors.profile.spec import BackboneSpec
 from monitor.demo.story import reference

@@ -23,6 +23,7 @@ COMMANDS = {
     "archive": ("monitor.cli.archive.command", "score millions of images on Ray, and report their drift"),
     "explain": ("monitor.cli.explain", "show where images are unusual: one picture each"),
     "calibrate": ("monitor.cli.calibrate", "calibrate a profile on new ID images, without learning again"),
+    "quantize": ("monitor.cli.quantize", "a profile once more, with a network in 8-bit integers"),
     "evaluate": ("monitor.cli.evaluate", "measure detectors on your own ID and OOD images"),
     "profile": ("monitor.cli.profile", "look at a profile"),
     "run": ("monitor.cli.run", "the daemon: read, score, count, alert"),

@@ -22,11 +22,12 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from detectors.deferred import Deferred
+from detectors.engines.engine import Engine
+from detectors.engines.int8 import Int8Engine
 from detectors.images.decode import Limits
 from detectors.images.prepare import Filter, InputSize, Preparer, shape_of
 from detectors.images.tones import Tones
 from detectors.profile.embedded import EmbeddedNetwork
-from detectors.profile.engine import Engine
 from detectors.profile.pooling import pool, widths
 from detectors.profile.spec import EMBEDDED, BackboneError, BackboneSpec, size_text
 
@@ -41,7 +42,7 @@ class Backbone:
     """A frozen network on a device, and how its maps are pooled.
 
     spec: complete (nothing left to defaults). channels: of each layer. grids: cells a side; one, except while a fit
-    chooses. layers: values of each layer, on each grid in turn.
+    chooses. layers: values of each layer, on each grid in turn. engine, quantised: give the features instead of torch.
     """
 
     def __init__(self, spec: BackboneSpec, device: str = "auto") -> None:
@@ -50,14 +51,13 @@ class Backbone:
         A network of a fixed input size is built for the size that is asked for, where timm can do that.
 
         Raises:
-            BackboneError: unknown model, no intermediate features, weights that do not fit, layers out of range, or an
-                input size that the network cannot take.
+            BackboneError: the network cannot be built as asked, or does not take that input size.
         """
         self.device = choose_device(device)
         self.engine: Engine | None = None
+        self.quantised: Int8Engine | None = None
         self._set_up(spec)
-        failure = self._failure(self.shape)
-        if failure is None:
+        if (failure := self._failure(self.shape)) is None:
             return
         if self.shape == self._own or self._failure(self._own) is not None:
             raise BackboneError(f"backbone {spec.model!r} cannot be used: {failure}") from failure
@@ -139,9 +139,12 @@ class Backbone:
     @torch.inference_mode()
     def __call__(self, pixels: NDArray[np.uint8], see: See | None = None) -> Tensor:
         """(N, H, W, 3) uint8 -> (N, D) float32 pooled features on the backbone's device; `see` gets the maps."""
-        if see is None and self.engine is not None:
-            return self.engine.features(pixels)
-        return self.eager(pixels, see)
+        if self.spec.precision == "int8" and self.quantised is None:
+            raise BackboneError(f"backbone {self.spec.model!r} has no quantised network; load its profile")
+        engine = self.quantised or (self.engine if see is None else None)
+        if engine is None or see is not None:
+            features = self.eager(pixels, see)
+        return features if engine is None else engine.features(pixels)
 
     @torch.inference_mode()
     def eager(self, pixels: NDArray[np.uint8], see: See | None = None) -> Tensor:
@@ -157,9 +160,11 @@ class Backbone:
 
     def on_grids(self, *grids: int) -> Backbone:
         """The same network, pooled on other grids; with several, their features lie side by side."""
+        if grids == self.grids:
+            return self
         other = copy.copy(self)
         other.spec = replace(self.spec, grid=grids[0])
-        other.grids, other.engine = grids, None
+        other.grids, other.engine, other.quantised = grids, None, None
         other.layers = tuple(width for grid in grids for width in widths(self.channels, grid))
         return other
 

@@ -116,13 +116,7 @@ class Calibration:
         One-sided: exactly floor(a (n + 1)) calibration scores lie beyond the cut of level a. Two-sided: twice the
         smaller of the two one-sided p-values, so exactly 2 floor(a (n + 1) / 2) do. NaN counts as most unusual.
         """
-        below = self._rank(scores, jitters)
-        upper = (1.0 + self.size - below) / (self.size + 1.0)
-        if not self.two_sided:
-            return upper
-        lower = (1.0 + below) / (self.size + 1.0)
-        both: Floats = np.minimum(1.0, 2.0 * np.minimum(upper, lower))
-        return both
+        return p_values_of((self,), scores[:, None], jitters)[:, 0]
 
     def beyond(self, scores: Floats) -> Floats:
         """(N,) how far scores lie outside of the calibration's, on a side that counts, in units of their range.
@@ -135,17 +129,32 @@ class Calibration:
         distance: Floats = np.maximum(outside, 0.0) / (high - low or abs(high) or 1.0)
         return distance
 
-    def _rank(self, scores: Floats, jitters: Jitter) -> Floats:
-        """How many calibration pairs (value, jitter) are smaller than each pair; an equal pair is not smaller."""
-        scores = np.where(np.isnan(scores), np.inf, scores)
+    def ranks(self, scores: Floats, jitters: Jitter) -> NDArray[np.int64]:
+        """(N,) how many calibration pairs (value, jitter) are smaller than each pair; an equal pair is not smaller."""
         low = np.searchsorted(self.values, scores, side="left")
-        high = np.searchsorted(self.values, scores, side="right")
-        # Equal values (rare for scores, usual for widths): bisect on the jitters of that run, all images at once.
-        while (tied := low < high).any():
-            middle = (low + high) // 2
-            smaller = tied & (self.jitters[np.minimum(middle, self.size - 1)] < jitters)
-            low, high = np.where(smaller, middle + 1, low), np.where(tied & ~smaller, middle, high)
-        return low.astype(np.float64)
+        tied = self.values[np.minimum(low, self.size - 1)] == scores
+        if not tied.any():
+            return low
+        # equal values (rare for scores, usual for widths) are in order of their jitters: bisect on those of the run
+        rows = np.flatnonzero(tied)
+        first, end, mine = low[rows], np.searchsorted(self.values, scores[rows], side="right"), jitters[rows]
+        while (first < end).any():
+            middle = (first + end) // 2
+            smaller = (first < end) & (self.jitters[np.minimum(middle, self.size - 1)] < mine)
+            first, end = np.where(smaller, middle + 1, first), np.where(smaller, end, middle)
+        low[rows] = first
+        return low
+
+
+def p_values_of(calibrations: Sequence[Calibration], scores: Floats, jitters: Jitter) -> Floats:
+    """(N, S) p-values in (0, 1] of (N, S) scores and of the images' (N,) jitters; see `Calibration.p_values`."""
+    scores = np.where(np.isnan(scores), np.inf, scores)
+    pairs = zip(calibrations, scores.T, strict=True)
+    below = np.stack([calibration.ranks(column, jitters) for calibration, column in pairs], axis=1)
+    sizes = np.array([calibration.size for calibration in calibrations])
+    upper, lower = (1.0 + sizes - below) / (sizes + 1.0), (1.0 + below) / (sizes + 1.0)
+    both = np.minimum(1.0, 2.0 * np.minimum(upper, lower))
+    return np.where([calibration.two_sided for calibration in calibrations], both, upper)
 
 
 def to_tensors(calibrations: Sequence[Calibration]) -> dict[str, Tensor]:

@@ -7,11 +7,13 @@ import re
 from pathlib import Path
 from typing import Any
 
-VERSION, SCALED, READABLE = 5, 6, (2, 3, 4, 5, 6)
+MANIFEST, TENSORS, REFERENCE = "profile.json", "profile.safetensors", "reference.safetensors"
+NETWORK = "network.safetensors"
+"""Of a quantised profile alone."""
+VERSION, SCALED, QUANTISED, READABLE = 5, 6, 7, (2, 3, 4, 5, 6, 7)
 """Version 2 has no tones: the high byte of 16-bit images counted, and transparency was ignored. Version 3 has neither a
 grid nor a way of resizing, version 4 no coordinates of the mix and one size of calibration for all signals. Version 6
-is of scaled decoding, which earlier programs would overlook."""
-MANIFEST, TENSORS, REFERENCE = "profile.json", "profile.safetensors", "reference.safetensors"
+is of scaled decoding, 7 of a quantised network, which earlier programs would overlook."""
 
 
 class ProfileError(ValueError):
@@ -52,3 +54,13 @@ def read_manifest(path: Path) -> dict[str, Any]:
         known = f"{min(READABLE)} to {max(READABLE)}"
         raise ProfileError(f"{path}: version {document.get('version')!r}; this program reads versions {known}")
     return document
+
+
+def files_to_score(manifest: bytes) -> tuple[str, ...]:
+    """Names of the files besides the manifest, of which this is the content, that scoring reads."""
+    return (TENSORS, NETWORK) if json.loads(manifest).get("network_digest") else (TENSORS,)
+
+
+def version_of(precision: str, decoding: str) -> int:
+    """The version that a profile is saved as: the oldest that has what it uses."""
+    return QUANTISED if precision == "int8" else VERSION if decoding == "full" else SCALED

@@ -90,10 +90,12 @@ def fit_profile(
     images: Iterable[tuple[str, AnyImage]] | Read,
     options: FitOptions = FitOptions(),
     progress: Progress = lambda _step, _share: None,
+    backbone: Backbone | None = None,
 ) -> Profile:
     """Fit and calibrate a profile on (name, image) pairs, or on what `Read` gives of images that are read already.
 
     Broken images are left out, exact duplicates are used once; both are counted in the manifest with up to 20 names.
+    `backbone`: one that is ready, in the place of that of the options.
 
     Raises:
         TooFewImagesError: fewer than MIN_IMAGES usable ones.
@@ -109,10 +111,10 @@ def fit_profile(
     True
     """
     started = time.monotonic()
-    spec = options.backbone or BackboneSpec.embedded()
+    spec = backbone.spec if backbone else options.backbone or BackboneSpec.embedded()
     if options.detector == AUTO and (options.detector_options or spec.grid != 1):
         raise ValueError("the detector auto chooses its options and the grid itself: name a detector to set them")
-    backbone = Backbone(spec, options.device)
+    backbone = backbone or Backbone(spec, options.device)
     if options.detector == AUTO:
         backbone = backbone.on_grids(*grids_of(backbone))
     local = LocalSample() if options.heat_maps else None

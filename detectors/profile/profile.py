@@ -17,6 +17,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import Tensor, from_numpy
 
+from detectors.engines.engine import EngineError, use_engine
+from detectors.engines.int8 import Int8Engine
 from detectors.images import likeness, properties
 from detectors.images.decode import ImageError, Limits
 from detectors.images.likeness import Learned
@@ -26,24 +28,15 @@ from detectors.images.tones import Tones
 from detectors.methods.detector import Detector, LayerDetector, nested, scores_of, under
 from detectors.methods.registry import create
 from detectors.profile.backbone import Backbone, tensor_digest
-from detectors.profile.calibration import Calibration, Floats, Scores, from_tensors, jitter, to_tensors
+from detectors.profile.calibration import Calibration, Floats, Scores, from_tensors, jitter, p_values_of, to_tensors
 from detectors.profile.conditions import manifest_of, restored, tensors_of
 from detectors.profile.dependence import facts_of, worth_of
 from detectors.profile.examples import EXAMPLES, load_examples, save_examples
-from detectors.profile.files import (
-    MANIFEST,
-    REFERENCE,
-    SCALED,
-    TENSORS,
-    VERSION,
-    ProfileError,
-    read_manifest,
-    replace_file,
-)
+from detectors.profile.files import MANIFEST, REFERENCE, TENSORS, ProfileError, read_manifest, replace_file, version_of
 from detectors.profile.mix import Mix, names_of
 from detectors.profile.places import PLACES, Places
 from detectors.profile.pooling import averaged
-from detectors.profile.spec import BackboneSpec
+from detectors.profile.spec import BackboneSpec, EngineName
 from detectors.versions.store import located
 
 MAX_REFERENCE = 20_000
@@ -60,7 +53,7 @@ class Profile:
     in profiles of before. manifest: the JSON document that is saved. fingerprint: 16 hex digits over
     everything that decides a p-value. places: makes the heat maps; false where there are none.
     conditions: {name: the profile by the calibration of that condition}; see `under`. condition: the name of its own.
-    examples: {"mix3-low-1": JPEG}, the reference at both ends of the mix; empty where there are none.
+    examples: {"mix3-low-1": JPEG}, the reference at both ends of the mix, if any. runs_by: the engine, in words.
     """
 
     def __init__(
@@ -87,7 +80,7 @@ class Profile:
         self.dependence: tuple[float, ...] = (1.0,) * len(self.signals)
         self.calibrations: tuple[Calibration, ...] = ()
         self.manifest: dict[str, Any] = dict(facts)
-        self.fingerprint = self.condition = ""
+        self.fingerprint, self.condition, self.runs_by = "", "", "torch"
         self.conditions: dict[str, Profile] = {}
         self.places = Places(backbone)
         self.examples: dict[str, bytes] = {}
@@ -118,8 +111,8 @@ class Profile:
         so many independent images as they are worth. The manifest says what that comes to.
         """
         jitters = jitter(keys)
-        columns = zip(values.T, self.two_sided, strict=True)
-        self.calibrations = tuple(Calibration.of(column, jitters, both) for column, both in columns)
+        pairs = zip(values.T, self.two_sided, strict=True)
+        self.calibrations = tuple(Calibration.of(column, jitters, both) for column, both in pairs)
         self.dependence = (1.0,) * len(self.signals)
         self.manifest["frames"] = {}
         if ordered:
@@ -178,8 +171,7 @@ class Profile:
         if isinstance(images, np.ndarray) and images.ndim != 4:
             raise ImageError("shape", f"a batch is (N, H, W, C), not {images.shape}; give one image as [image]")
         if len(images) == 0:
-            empty = np.zeros((0, len(self.signals)))
-            return Scores(empty, empty.copy())
+            return Scores(*np.zeros((2, 0, len(self.signals))))
         prepared = [image if isinstance(image, Prepared) else self.prepare(image) for image in images]
         return self.score_features(self.features(prepared), prepared)
 
@@ -210,8 +202,7 @@ class Profile:
         Those of the mix do not count: no place within the reference is worse than another.
         """
         judged = len(self.signals) - len(self.mix_signals)
-        pairs = zip(self.calibrations[:judged], values.T[:judged], strict=True)
-        columns = [calibration.beyond(column) for calibration, column in pairs]
+        columns = [c.beyond(column) for c, column in zip(self.calibrations[:judged], values.T[:judged], strict=True)]
         return np.asarray(np.max(columns, axis=0))
 
     def save(self, path: str | Path) -> None:
@@ -223,13 +214,16 @@ class Profile:
         if (reference := self.reference()) is not None:
             replace_file(folder / REFERENCE, save({"features": reference.half().contiguous()}))
         self.places.save(folder)
+        if self.backbone.quantised:
+            self.backbone.quantised.save(folder)
         save_examples(folder / EXAMPLES, self.examples)
         document = {
             **self.manifest,
-            "version": VERSION if self.backbone.spec.decoding == "full" else SCALED,
+            "version": version_of(self.backbone.spec.precision, self.backbone.spec.decoding),
             "fingerprint": self.fingerprint,
             "backbone": self.backbone.spec.to_json(),
             "backbone_digest": self.backbone.digest,
+            "network_digest": self.backbone.quantised.digest if self.backbone.quantised else None,
             "signals": list(self.signals),
             "dependence": list(self.dependence),
             "versions": {name: version(name) for name in ("layerwatch", "torch", "timm", "numpy", "pillow")},
@@ -242,16 +236,16 @@ class Profile:
         replace_file(folder / MANIFEST, (json.dumps(document, indent=2) + "\n").encode())
 
     @classmethod
-    def load(cls, path: str | Path, device: str = "auto") -> Profile:
+    def load(cls, path: str | Path, device: str = "auto", engine: EngineName | None = None) -> Profile:
         """Read a profile directory; `detectors.load_profile` is this function.
 
         Args:
             path: of the directory, of a store of versions (its active one), or STORE@VERSION.
             device: as torch names it; `auto` is CUDA where there is one, else the CPU.
+            engine: runs the network: `auto` is the fastest that scores as torch does, None torch (OpenVINO in 8 bits).
 
         Raises:
-            ProfileError: missing or truncated file, unknown version or detector, or another backbone than the profile
-                names.
+            ProfileError: a file, version, detector, backbone or engine is missing or cannot be used.
 
         >>> Profile.load("no-such-profile")
         Traceback (most recent call last):
@@ -263,10 +257,11 @@ class Profile:
             tensors = load_file(folder / TENSORS)
         except (OSError, SafetensorError) as error:
             raise ProfileError(f"{folder / TENSORS}: cannot be read: {error}") from error
-        name, options = document["detector"], document.get("detector_options", {})
         try:
             backbone = Backbone(BackboneSpec.from_json(document["backbone"]), device)
-            detector = create(name, backbone.layers, **options)
+            if digest := document.get("network_digest"):
+                backbone.quantised = Int8Engine.read(folder, digest)
+            detector = create(document["detector"], backbone.layers, **document.get("detector_options", {}))
         except ValueError as error:
             raise ProfileError(f"{folder / MANIFEST}: {error}") from error
         if backbone.digest != document["backbone_digest"]:
@@ -277,8 +272,7 @@ class Profile:
         limits = Limits(**{**document["limits"], "formats": tuple(document["limits"]["formats"])})
         tones = Tones(**document["tones"]) if document["version"] > 2 else Tones(alpha="drop")
         preparer = backbone.preparer(limits, tones)
-        coordinates = under("mix.", tensors)
-        mix = Mix(backbone.channels).restore(coordinates) if coordinates else None
+        mix = Mix(backbone.channels).restore(found) if (found := under("mix.", tensors)) else None
         seen = Learned(tensors["seen"].numpy().view(np.uint64)) if "seen" in tensors else None
         profile = cls(backbone, preparer, detector.restore(under("detector.", tensors)), document, mix, seen)
         if list(profile.signals) != document["signals"]:
@@ -292,7 +286,8 @@ class Profile:
             raise ProfileError(f"{folder}: its tensors are not those its manifest was written for")
         try:
             profile.conditions = restored(profile, tensors)
-        except (ProfileError, KeyError) as error:
+            profile.runs_by = use_engine(profile, engine)
+        except (ProfileError, EngineError, KeyError) as error:
             raise ProfileError(f"{folder}: {error}") from error
         return profile
 
@@ -307,9 +302,7 @@ class Profile:
 
     def p_values(self, values: Floats, keys: Sequence[bytes]) -> Floats:
         """(N, S) p-values of (N, S) values that a score gave, and of the N images' keys."""
-        jitters = jitter(keys)
-        columns = zip(self.calibrations, values.T, strict=True)
-        return np.stack([calibration.p_values(column, jitters) for calibration, column in columns], axis=1)
+        return p_values_of(self.calibrations, values, jitter(keys))
 
     def _tensors(self) -> dict[str, Tensor]:
         calibration = to_tensors(self.calibrations)
@@ -319,7 +312,8 @@ class Profile:
 
     def own_fingerprint(self) -> str:
         """As its parts are now; that of a view names its condition, so that no two conditions share counts."""
-        beginning = self.backbone.digest + self.preparer.name + (self.condition and f"/condition/{self.condition}")
+        network = self.backbone.digest + (self.backbone.quantised.digest if self.backbone.quantised else "")
+        beginning = network + self.preparer.name + (self.condition and f"/condition/{self.condition}")
         return tensor_digest(self._tensors(), n_bytes=8, beginning=beginning)
 
 

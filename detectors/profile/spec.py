@@ -11,12 +11,14 @@ from typing import Any, Literal, get_args
 from detectors.images.prepare import DECODINGS, RESIZES, Decoding, Filter, InputSize, Resize, shape_of
 
 EMBEDDED = Path(__file__).parent.parent / "weights" / "embedded.safetensors"
-Precision = Literal["float32", "bfloat16"]
 WEIGHTS = frozenset({"embedded", "hub", "random"})
 """Names of weights; all others are paths."""
-PRECISIONS: tuple[Precision, ...] = get_args(Precision)
-EngineName = Literal["auto", "torch", "openvino"]
-"""What runs the network when images are scored; see `detectors.profile.engine`."""
+Precision = Literal["float32", "bfloat16", "int8"]
+FIT_PRECISIONS: tuple[Precision, ...] = ("float32", "bfloat16")
+"""Those that a fit can choose: an int8 network is made of a fitted profile (`detectors.profile.quantize`)."""
+EngineName = Literal["auto", "torch", "compile", "openvino"]
+ENGINES: tuple[EngineName, ...] = get_args(EngineName)
+"""What runs the network when images are scored; see `detectors.engines.engine`."""
 
 
 class BackboneError(ValueError):
@@ -34,8 +36,9 @@ class BackboneSpec:
     get that size; the bars of a letterbox have the colour `mean`, which is zero to the network, like the padding of its
     own layers. args: for `timm.create_model`. grid: cells a side over which narrow layers are averaged
     (`detectors.profile.pooling`). precision: of the forward pass, by torch's autocast; features are pooled in float32
-    either way. bfloat16 is faster on GPUs and on CPUs with matrix units, slower elsewhere. decoding: how much of an
-    image is decoded (`Preparer.shrink`).
+    either way. bfloat16 is faster on GPUs and on CPUs with matrix units, slower elsewhere; int8: another network, made
+    of this one, gives the features (`detectors.engines.int8`). decoding: how much of an image is decoded
+    (`Preparer.shrink`).
 
     >>> BackboneSpec("resnet50", weights="hub", strides=(4, 8, 16), input_px=224).precision
     'float32'

@@ -9,7 +9,7 @@ from typing import Any
 
 from detectors.images.prepare import DECODINGS, RESIZES, InputSize
 from detectors.images.reading import InputError
-from detectors.profile.spec import PRECISIONS, BackboneSpec
+from detectors.profile.spec import FIT_PRECISIONS, BackboneSpec
 from monitor.cli.options import parse_count
 
 PAPER_LAYERS = {"efficientnet_b4": "0,1,2,3,4", "resnet50": "1,2,3"}
@@ -44,7 +44,9 @@ def add_backbone_options(parser: argparse.ArgumentParser) -> None:
         help="full (default): every pixel is decoded and measured; scaled: no more than the image size needs, "
         "several times as fast for camera images",
     )
-    parser.add_argument("--precision", choices=PRECISIONS, help="of the backbone, here and wherever the profile scores")
+    parser.add_argument(
+        "--precision", choices=FIT_PRECISIONS, help="of the backbone, here and wherever the profile scores"
+    )
 
 
 def backbone_of(args: argparse.Namespace) -> BackboneSpec | None:

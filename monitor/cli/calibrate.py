@@ -22,6 +22,7 @@ from monitor.cli.learning import (
 )
 from monitor.cli.options import IMAGES_HELP, PROFILE_HELP
 from monitor.cli.progress import show_progress
+from monitor.cli.scoring import add_scoring_options, load_to_score
 from monitor.config.errors import as_command_error
 from monitor.config.schema import Config
 
@@ -35,7 +36,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="NAME",
         help="the images are of this condition (night): they calibrate what judges images of it, and nothing else",
     )
-    parser.add_argument("--device", default="auto")
+    add_scoring_options(parser)
     parser.add_argument("--ordered", action="store_true", help="the images are frames in time order")
     add_stream_options(parser)
 
@@ -48,7 +49,7 @@ def run(args: argparse.Namespace) -> int:
         if not args.output and not is_folder(args.profile):
             raise InputError("-o names the folder of the new profile: a version in a store does not change")
         condition = check_condition(args.condition) if args.condition else ""
-        profile = detectors.Profile.load(args.profile, args.device)
+        profile = load_to_score(args)
         before, folder = profile.fingerprint, args.output or args.profile
 
         def wanted(settings: Config) -> Wanted:

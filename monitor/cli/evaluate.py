@@ -20,6 +20,7 @@ from monitor.cli.fault_alarms import FaultAlarms
 from monitor.cli.image_rules import image_rules
 from monitor.cli.options import IMAGES_HELP, PROFILE_HELP, add_config_option, parse_share
 from monitor.cli.progress import show_progress
+from monitor.cli.scoring import add_scoring_options, load_to_score
 from monitor.config.errors import as_command_error
 from monitor.ingest.scoring.profiles import layout_of
 from monitor.rules.simulation import Scenario
@@ -42,7 +43,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default=Scenario.share,
         help="of faulty images, for the number of images until the alarm: 20%% or 0.2",
     )
-    parser.add_argument("--device", default="auto")
+    add_scoring_options(parser)
     parser.add_argument("--json", action="store_true")
     parser.add_argument("--html", metavar="FILE", help="write a self-contained report")
     add_config_option(parser)
@@ -56,7 +57,7 @@ def run(args: argparse.Namespace) -> int:
     rules, bucket_s = image_rules(args.config, errors)
     with as_command_error("evaluate", InputError, detectors.ProfileError, EvaluationError):
         ood = dict(_named(text) for text in args.ood)
-        profile = detectors.Profile.load(args.profile, args.device)
+        profile = load_to_score(args)
         names = [name for text in args.detectors for name in text.split(",")]
         with show_progress(errors, "evaluate") as show:
             result = evaluate(profile, read_images(args.id), ood, names, SHOWN if args.html else 0, show)

@@ -20,6 +20,7 @@ from detectors.images.overlay import outline, overlay
 from detectors.images.reading import InputError, read_images
 from detectors.images.regions import Region
 from monitor.cli.options import IMAGES_HELP, PROFILE_HELP
+from monitor.cli.scoring import add_scoring_options, load_to_score
 from monitor.config.errors import EXIT_FAILED, as_command_error
 
 SMALLEST_PX, LARGEST_PX = 320, 1024
@@ -33,7 +34,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("profile", help=PROFILE_HELP)
     parser.add_argument("images", nargs="+", help=IMAGES_HELP)
     parser.add_argument("-o", "--output", type=Path, required=True, metavar="DIR", help="folder of the pictures")
-    parser.add_argument("--device", default="auto")
+    add_scoring_options(parser)
     parser.add_argument("--json", action="store_true", help="one JSON object per line, with the boxes")
 
 
@@ -41,7 +42,7 @@ def run(args: argparse.Namespace) -> int:
     """One picture per image, named after it; an image that cannot be read is reported on stderr."""
     status, taken = 0, set[str]()
     with as_command_error("explain", InputError, detectors.ProfileError, detectors.HeatMapError, OSError):
-        profile = detectors.Profile.load(args.profile, args.device)
+        profile = load_to_score(args)
         for name, image in read_images(args.images):
             try:
                 found, picture = explain(profile, name, image)

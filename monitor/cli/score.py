@@ -7,14 +7,13 @@ import json
 import sys
 from collections.abc import Sequence
 from itertools import islice
-from typing import get_args
 
 import detectors
 from detectors.images.decode import ImageError
 from detectors.images.prepare import Prepared
 from detectors.images.reading import InputError, read_images
-from detectors.profile.spec import EngineName
 from monitor.cli.options import IMAGES_HELP, PROFILE_HELP
+from monitor.cli.scoring import add_scoring_options, load_to_score
 from monitor.config.errors import EXIT_FAILED, as_command_error
 
 
@@ -22,22 +21,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("profile", help=PROFILE_HELP)
     parser.add_argument("images", nargs="+", help=IMAGES_HELP)
     parser.add_argument("--condition", metavar="NAME", help="p-values by the calibration of that condition")
-    parser.add_argument("--device", default="auto")
-    parser.add_argument(
-        "--engine", choices=get_args(EngineName), default="torch", help="what runs the network (default: torch)"
-    )
+    add_scoring_options(parser)
     parser.add_argument("--json", action="store_true", help="one JSON object per line")
 
 
 def run(args: argparse.Namespace) -> int:
     """Score all images; one that cannot be read is reported on stderr and the others are scored."""
-    from detectors.profile.engine import EngineError, use_engine  # noqa: PLC0415 - torch takes seconds
-    from detectors.profile.steady import BATCH, steady_scores  # noqa: PLC0415 - likewise
+    from detectors.profile.steady import BATCH, steady_scores  # noqa: PLC0415 - torch takes seconds
 
     status = 0
-    with as_command_error("score", InputError, detectors.ProfileError, EngineError):
-        profile = detectors.Profile.load(args.profile, args.device)
-        use_engine(profile, args.engine)
+    with as_command_error("score", InputError, detectors.ProfileError):
+        profile = load_to_score(args)
         profile = profile.under(args.condition) if args.condition else profile
         images = read_images(args.images)
         while batch := list(islice(images, BATCH)):

@@ -42,7 +42,9 @@ class ScoringSettings(Section):
     conditions: tuple[AnyCondition, ...] = ()
     device: str = "auto"
     engine: EngineName = "auto"
-    """What runs the network: `auto` is OpenVINO where it is installed and scores test images as torch does."""
+    """What runs the network: `auto` is OpenVINO on a CPU, where it is installed and scores test images as torch does.
+
+    A profile of `layerwatch quantize` needs OpenVINO."""
     batch_images: PositiveInt = 64
     batch_age_s: PositiveFloat = 0.05
 

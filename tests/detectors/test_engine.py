@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 
 from detectors import Profile, load_profile
-from detectors.profile import engine as engines
+from detectors.engines.engine import EngineError, surfaces, use_engine
+from detectors.engines.openvino import OpenVinoEngine
 from detectors.profile.backbone import Backbone
-from detectors.profile.engine import EngineError, OpenVinoEngine, use_engine
 from detectors.profile.spec import BackboneSpec
 from tests.pictures import draw
 
@@ -119,7 +119,7 @@ def test_what_it_cannot_do_is_said() -> None:
 def test_a_profile_without_examples_is_tested_too(profile: Profile) -> None:
     profile.examples = {}
     assert use_engine(profile, "openvino").startswith("openvino (")
-    assert len(engines._test_images()) >= 40
+    assert len(surfaces(8, 8)) >= 40
 
 
 def test_nobody_is_told_over_the_network_that_it_is_used() -> None:
@@ -127,7 +127,7 @@ def test_nobody_is_told_over_the_network_that_it_is_used() -> None:
         [
             sys.executable,
             "-c",
-            "import sys; from detectors.profile.engine import _openvino; _openvino();"
+            "import sys; from detectors.engines.openvino import openvino; openvino();"
             "print([m for m in sys.modules if m.startswith('openvino_telemetry.')],"
             "      sys.modules['openvino_telemetry'])",
         ],

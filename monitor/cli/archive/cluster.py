@@ -55,7 +55,7 @@ class Job:
     out: str
     naming: Naming
     device: str = "auto"
-    engine: EngineName = "torch"
+    engine: EngineName | None = None
     condition: str = ""
     profile: str = ""
     backbone: Mapping[str, Any] = field(default_factory=dict)

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from functools import partial
-from typing import TYPE_CHECKING, Any, get_args
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
@@ -17,10 +17,11 @@ import detectors
 from detectors.images.decode import Limits
 from detectors.images.reading import InputError
 from detectors.images.tones import Tones
-from detectors.profile.spec import BackboneError, BackboneSpec, EngineName
+from detectors.profile.spec import BackboneError, BackboneSpec
 from monitor.cli.backbone_options import add_backbone_options, backbone_of
 from monitor.cli.options import add_config_option, parse_count
 from monitor.cli.progress import Show, show_progress
+from monitor.cli.scoring import add_engine_option
 from monitor.config.errors import EXIT_FAILED, CommandError, as_command_error
 
 if TYPE_CHECKING:  # optional packages
@@ -44,9 +45,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     score.add_argument("profile")
     _add_run_options(score)
     score.add_argument("--condition", metavar="NAME", default="", help="p-values by the calibration of that condition")
-    score.add_argument(
-        "--engine", choices=get_args(EngineName), default="torch", help="what runs the network (default: torch)"
-    )
+    add_engine_option(score)
     score.set_defaults(action=_score)
     features = actions.add_parser("features", help="what `fit --features` learns from, as Parquet files")
     _add_run_options(features)
@@ -211,9 +210,7 @@ def _errors() -> Iterator[None]:
     Raises:
         CommandError: of the errors of inputs, profiles and backbones, and where a package of the extra is missing.
     """
-    from detectors.profile.engine import EngineError  # noqa: PLC0415 - torch takes seconds
-
-    known = (InputError, detectors.ProfileError, BackboneError, EngineError)
+    known = (InputError, detectors.ProfileError, BackboneError)
     try:
         with as_command_error("archive", *known):
             yield

@@ -228,17 +228,12 @@ def load_profiles(scoring: ScoringSettings, decoding: DecodingSettings) -> Profi
         detectors.ProfileError: one cannot be loaded, or the engine cannot run it; the message names the file.
         ConditionsError: one is not calibrated for a condition that the configuration names.
     """
-    # these load torch, see above
-    from detectors import ProfileError, load_profile  # noqa: PLC0415
-    from detectors.profile.engine import EngineError, use_engine  # noqa: PLC0415
+    from detectors import load_profile  # noqa: PLC0415 - loads torch, see above
 
     @cache
     def load(address: str) -> Profile:
-        profile = load_profile(address, scoring.device)
-        try:
-            log.info("scoring.engine", profile=address, engine=use_engine(profile, scoring.engine))
-        except EngineError as error:
-            raise ProfileError(f"{address}: {error}") from error
+        profile = load_profile(address, scoring.device, scoring.engine)
+        log.info("scoring.engine", profile=address, engine=profile.runs_by)
         return profile
 
     limits = Limits(decoding.max_record_bytes, decoding.max_pixels, tuple(decoding.formats))

@@ -1,0 +1,132 @@
+"""OpenVINO in the place of torch, on the CPU.
+
+It computes in float32, never in the bfloat16 that it prefers on some processors: its features differ from torch's by
+some 1e-6 of the largest.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import tempfile
+import warnings
+from collections.abc import Mapping
+from contextlib import suppress
+from pathlib import Path
+from types import ModuleType
+from typing import TYPE_CHECKING, Any, cast
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from detectors.engines.engine import EngineError
+from detectors.engines.graph import Graph, cache_folder, example, first_line, name_of
+
+if TYPE_CHECKING:
+    from detectors.profile.backbone import Backbone
+
+
+class OpenVinoEngine:
+    """From pixels to pooled features in one graph of OpenVINO; the graph is kept, as making it takes seconds."""
+
+    name = "openvino"
+
+    def __init__(self, backbone: Backbone) -> None:
+        """Compile the backbone, or take the graph that was kept.
+
+        Raises:
+            EngineError: OpenVINO is not installed, or cannot run this network.
+        """
+        if backbone.device.type != "cpu":
+            raise EngineError(f"openvino is used on the CPU only, and the backbone is on {backbone.device}")
+        if backbone.spec.precision != "float32":
+            raise EngineError(f"openvino is used in float32 only, and the profile says {backbone.spec.precision}")
+        openvino()
+        folder = cache_folder()
+        self._kept = folder and folder / f"{name_of(backbone)}.xml"
+        try:
+            self._network = self._compiled(backbone)
+        except RuntimeError as error:  # all that OpenVINO raises
+            raise EngineError(f"openvino cannot run {backbone.spec.model!r}: {first_line(error)}") from error
+
+    def features(self, pixels: NDArray[np.uint8]) -> Tensor:
+        """See `Engine.features`."""
+        return self._network(pixels)
+
+    def forget(self) -> None:
+        """Remove the graph that is kept."""
+        with suppress(OSError):
+            if self._kept is not None:
+                self._kept.unlink()
+
+    def _compiled(self, backbone: Backbone) -> Compiled:
+        kept = self._kept
+        with suppress(OSError, RuntimeError):  # a folder that this user may not read, or a damaged file: made again
+            if kept is not None and kept.exists():
+                return Compiled(openvino().Core().read_model(kept))
+        model = converted(backbone)
+        if kept is not None:
+            with suppress(OSError, RuntimeError):  # no room, or no right to write there: made again next time
+                _keep(model, kept)
+        return Compiled(model)
+
+
+class Compiled:
+    """A graph of OpenVINO that is ready to run."""
+
+    def __init__(self, model: Any) -> None:
+        settings: Mapping[str, Any] = {
+            "PERFORMANCE_HINT": "LATENCY",
+            "INFERENCE_PRECISION_HINT": "f32",
+            # as many as torch has: whoever limits those means the process
+            "INFERENCE_NUM_THREADS": torch.get_num_threads(),
+        }
+        self._request = openvino().Core().compile_model(model, "CPU", settings).create_infer_request()
+
+    def __call__(self, pixels: NDArray[np.uint8]) -> Tensor:
+        """(N, H, W, 3) uint8 -> (N, D) float32."""
+        outputs = self._request.infer({0: np.ascontiguousarray(pixels)})  # a copy: the next call may come at once
+        return torch.from_numpy(outputs[0])
+
+
+def openvino() -> Any:
+    """The package, without the part that tells its maker over the network about every import and conversion.
+
+    Raises:
+        EngineError: it is not installed.
+    """
+    sys.modules.setdefault("openvino_telemetry", cast(ModuleType, None))  # then the package takes its own stub
+    try:
+        import openvino as package  # noqa: PLC0415 - optional, and slow to load
+    except ImportError as error:
+        raise EngineError("openvino is not installed: pip install 'layerwatch[openvino]'") from error
+    return package
+
+
+def converted(backbone: Backbone) -> Any:
+    """The graph of a backbone as an `openvino.Model` that takes batches of any size.
+
+    Raises:
+        EngineError: the network has layers that the converter does not know.
+    """
+    package, (height, width) = openvino(), backbone.shape
+    try:
+        # torch's tracer warns of every Python number in a shape: all but that of the batch are fixed
+        with torch.no_grad(), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            shape = package.PartialShape([-1, height, width, 3])
+            return package.convert_model(Graph(backbone), example_input=example(backbone), input=[shape])
+    except Exception as error:  # whatever a network's layers do that the converter does not know
+        raise EngineError(f"openvino cannot convert {backbone.spec.model!r}: {first_line(error)}") from error
+
+
+def _keep(model: Any, path: Path) -> None:
+    """Whole or not at all: another process may be at the same, and reads what is there."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=path.parent) as folder:
+        made = Path(folder) / path.name
+        openvino().save_model(model, made, compress_to_fp16=False)
+        os.replace(made.with_suffix(".bin"), path.with_suffix(".bin"))
+        os.replace(made, path)

@@ -9,7 +9,8 @@ the same ids. `step` with the same bucket twice changes nothing the second time.
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
+from dataclasses import fields as fields_of
 from hashlib import blake2b
 from typing import Any
 
@@ -22,6 +23,8 @@ OWN_RULES = "layerwatch-"
 _VERSION = 1
 _SUPPRESSED_KEY = "untold"
 """The stored name of `Alert.suppressed`, from version 1 on."""
+_ALERT_FIELDS = tuple(field.name for field in fields_of(Alert))
+_VERDICT_FIELDS = tuple(field.name for field in fields_of(Verdict))
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,7 +102,10 @@ def withdraw(alert: Alert, at_ms: int) -> Alert:
 
 def to_json(alert: Alert) -> str:
     """The alert as one line of JSON with a version; equal alerts give equal text."""
-    fields = asdict(alert)
+    # by hand: `asdict` copies all the way down, and a thousand alerts under way are written with every bucket
+    fields = {name: getattr(alert, name) for name in _ALERT_FIELDS}
+    if alert.verdict is not None:
+        fields["verdict"] = {name: getattr(alert.verdict, name) for name in _VERDICT_FIELDS}
     fields[_SUPPRESSED_KEY] = fields.pop("suppressed")
     for name in ("condition", "breached_in"):  # alerts without conditions stay readable by versions that know none
         if not fields[name]:

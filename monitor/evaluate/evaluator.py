@@ -147,7 +147,7 @@ class Evaluator:
 
     def _alive(self) -> None:
         self.seen_s = time.monotonic()
-        if self.seen_s - self._renewed_s > RENEW_S:
+        if self._lease.is_held and self.seen_s - self._renewed_s > RENEW_S:
             self._renewed_s = self.seen_s
             self._lease.renew()
 

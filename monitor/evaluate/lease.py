@@ -66,6 +66,11 @@ class Lease:
             self._tenure = Tenure(until_s, self._clock)
         return self._tenure if self._tenure and self._tenure.holds() else None
 
+    @property
+    def is_held(self) -> bool:
+        """Whether it was, when last asked for."""
+        return self._tenure is not None
+
     def drop(self) -> None:
         """Act no more under it; Redis is not asked."""
         if self._tenure:

@@ -93,6 +93,11 @@ class StreamsJson(Answer):
     watermark: Time | None
     """Event time up to which every partition has been read."""
     streams: dict[str, StreamJson]
+    """By name, in order."""
+    total: Count
+    """Streams on all pages."""
+    next: str | None
+    """What to give as `after` for the next page; null on the last."""
 
 
 class DependenceJson(Answer):

@@ -6,6 +6,7 @@ answer, and a third argument is the JSON body.
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -48,6 +49,8 @@ class Endpoint:
     run: Run
     answer: type[Answer] | None
     takes_body: bool
+    paged: bool
+    """Whether it takes `limit` and `after`."""
 
     @property
     def writes(self) -> bool:
@@ -58,11 +61,11 @@ class Endpoint:
 ENDPOINTS: list[Endpoint] = []
 
 
-def _endpoint(method: str, path: str, summary: str) -> Callable[[Run], Run]:
+def _endpoint(method: str, path: str, summary: str, *, paged: bool = False) -> Callable[[Run], Run]:
     def register(run: Run) -> Run:
         types = get_type_hints(run)
         answer = types["return"] if issubclass(types["return"], Answer) else None
-        ENDPOINTS.append(Endpoint(method, path, summary, run, answer, NewSilence in types.values()))
+        ENDPOINTS.append(Endpoint(method, path, summary, run, answer, NewSilence in types.values(), paged))
         return run
 
     return register
@@ -71,10 +74,21 @@ def _endpoint(method: str, path: str, summary: str) -> Callable[[Run], Run]:
 # ------------------------------------------------------------------------------------------------ endpoints
 
 
-@_endpoint("GET", "/streams", "Every stream: counts and state")
-def _streams(site: Site, _: Request) -> StreamsJson:
+@_endpoint("GET", "/streams", "Every stream, or a page of them: counts and state", paged=True)
+def _streams(site: Site, request: Request) -> StreamsJson:
+    asked, after = request.query_params.get("limit", ""), request.query_params.get("after")
+    if asked and not (asked.isascii() and asked.isdigit() and len(asked) < 10 and int(asked)):
+        raise RequestError("limit: a number of streams, at least 1", 422)
     snapshot = site.overview.snapshot()
-    return StreamsJson(watermark=snapshot.watermark_ms, streams=dict(snapshot.streams))
+    names = list(snapshot.streams)
+    first = 0 if after is None else bisect_right(names, after)
+    page = names[first : first + int(asked)] if asked else names[first:]
+    return StreamsJson(
+        watermark=snapshot.watermark_ms,
+        streams={name: snapshot.streams[name] for name in page},
+        total=len(names),
+        next=page[-1] if page and page[-1] != names[-1] else None,
+    )
 
 
 @_endpoint("GET", "/streams/{name:path}", "One stream: time line, what moved, most unusual images")

@@ -44,6 +44,22 @@ SPAN = {
     "schema": {"type": "string", "enum": list(SPANS_MS)},
     "description": "Length of the time line, which then ends now; else it is the last hour, or the time of the alert.",
 }
+PAGE = [
+    {
+        "name": "limit",
+        "in": "query",
+        "required": False,
+        "schema": {"type": "integer", "minimum": 1},
+        "description": "How many streams to give at most; without it all of them.",
+    },
+    {
+        "name": "after",
+        "in": "query",
+        "required": False,
+        "schema": {"type": "string"},
+        "description": "Give the streams that come after this name; `next` of the page before.",
+    },
+]
 
 
 class _Schemas(GenerateJsonSchema):
@@ -93,7 +109,7 @@ def _operation(endpoint: Endpoint, names: list[str]) -> dict[str, Any]:
     statuses = [
         *([403] if endpoint.writes else []),
         *([404] if names else []),
-        *([415, 422] if endpoint.takes_body else [422] if "name" in names else []),
+        *([415, 422] if endpoint.takes_body else [422] if "name" in names or endpoint.paged else []),
         503,
     ]
     refused = {"text/plain": {"schema": {"type": "string"}}}
@@ -113,6 +129,8 @@ def _operation(endpoint: Endpoint, names: list[str]) -> dict[str, Any]:
     if "name" in names:
         parameters[0]["description"] = NAME
         parameters += [ALERT, SPAN]
+    if endpoint.paged:
+        parameters += PAGE
     return {**operation, "parameters": parameters} if parameters else operation
 
 

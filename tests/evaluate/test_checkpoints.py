@@ -17,7 +17,7 @@ from monitor.evaluate.presentation import Presentation
 from monitor.rules.rule import Rule
 from monitor.rules.sequential.rule import SequentialRule
 from monitor.store import Store, open_store
-from monitor.store.checkpoints import Kept
+from monitor.store.checkpoints import SLICES, Kept
 from monitor.store.private_server import PrivateRedis
 from monitor.store.settings import RedisSettings
 from monitor.telemetry import failpoints
@@ -110,7 +110,9 @@ def test_rows_that_are_read_and_advanced_are_those_of_the_evaluator_that_went_on
             assert rows_of(fleet.evaluator()) == rows_of(going_on), bucket
     assert len(fleet.documents()) >= 2 * len(DRIFTING)
     marks = fleet.store.checkpoints.marks()[0].values()
-    assert 30 * BUCKET_MS <= max(marks) - min(marks) < 40 * BUCKET_MS, "each bucket stores one slice that holds streams"
+    assert 30 * BUCKET_MS <= max(marks) - min(marks) < SLICES * BUCKET_MS, (
+        "each bucket stores one slice that holds streams"
+    )
     fleet.store.close()
 
 

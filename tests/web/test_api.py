@@ -63,6 +63,22 @@ def test_all_streams_are_listed_with_their_counts(api: httpx.Client) -> None:
     assert calm["ood_share"] < 0.2
 
 
+def test_streams_come_in_pages_that_hold_each_once(api: httpx.Client) -> None:
+    found: list[str] = []
+    asked: dict[str, str | int] = {"limit": 2}
+    while True:
+        body = check(api.get("/streams", params=asked), "/streams")
+        assert len(body["streams"]) <= 2
+        assert body["total"] == len(STREAMS)
+        found += body["streams"]
+        if body["next"] is None:
+            break
+        asked["after"] = body["next"]
+    assert found == sorted(STREAMS)
+    for wrong in ("0", "-1", "x", "²"):
+        check(api.get("/streams", params={"limit": wrong}), "/streams")
+
+
 @pytest.mark.parametrize("stream", STREAMS)
 def test_one_stream_has_its_line_its_signals_and_its_worst_images(api: httpx.Client, stream: str) -> None:
     plain = stream.strip(".")

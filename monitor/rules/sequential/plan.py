@@ -126,14 +126,15 @@ class Plan:
         return self.weights[0].size + self.weights[1].size
 
     @cached_property
-    def in_a_row(self) -> tuple[Floats, NDArray[np.float32]]:
+    def in_a_row(self) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
         """(bets,) log likelihood ratio of an image that adds no evidence, over D, and weight; the upward bets first.
 
         That is an image not beyond the cut for an upward bet, one beyond it for a downward bet.
         """
         d, falling = self.dependence[:, None], self.dependence[self.falling, None]
         against = np.concatenate([(np.log1p(-UP) / d).ravel(), (np.log(DOWN) / falling).ravel()])
-        return against, np.concatenate([weights.ravel() for weights in self.weights]).astype(np.float32)
+        weights = np.concatenate([weights.ravel() for weights in self.weights])
+        return against.astype(np.float32), weights.astype(np.float32)
 
 
 @lru_cache(maxsize=256)

@@ -17,7 +17,7 @@ from monitor.rules.sequential.plan import BETS, UP, Plan, Sequential, plan_of
 from monitor.rules.sequential.rows import State, bets_of
 
 SEVERITY_RISK = 0.025
-BLOCK = 2**14
+BLOCK = 2**15
 """Bets processed at a time: the temporary arrays fit the cache, and memory stays bounded."""
 
 

@@ -52,6 +52,7 @@ def name_of(backbone: Backbone) -> str:
         "version": GRAPH_VERSION,
         "digest": backbone.digest,
         "spec": backbone.spec.to_json(),
+        "grids": backbone.grids,
         "versions": {name: _version(name) for name in ("openvino", "torch", "timm")},
     }
     return hashlib.blake2b(json.dumps(facts, sort_keys=True, default=str).encode(), digest_size=12).hexdigest()

@@ -6,8 +6,9 @@ learn FOLDS times without a fifth of them, all images teach and all calibrate. T
 calibration are not exactly uniform but close, and on the safe side: docs/explanation/score.md. Otherwise three tenths
 are kept aside.
 
-Images may be a stream of any length: one batch of them is in memory at a time, and only features (4 D bytes an image),
-properties and 16-byte digests are kept. On a CPU the same images in the same order give the same profile bit for bit.
+Images may be a stream of any length: two batches of them are in memory at a time, and only features (4 D bytes an
+image), properties and 16-byte digests are kept. On a CPU the same images in the same order give the same profile bit
+for bit, as long as the same engine computes the features (`detectors.profile.fit_engine`).
 """
 
 from __future__ import annotations
@@ -36,6 +37,7 @@ from detectors.profile.choice import Choice, choose, grids_of
 from detectors.profile.conditions import new_view
 from detectors.profile.dependence import alike
 from detectors.profile.examples import examples_of
+from detectors.profile.fit_engine import EngineOfFit
 from detectors.profile.mix import Mix
 from detectors.profile.places import LocalSample, Places
 from detectors.profile.pooling import averaged
@@ -117,11 +119,12 @@ def fit_profile(
     backbone = backbone or Backbone(spec, options.device)
     if options.detector == AUTO:
         backbone = backbone.on_grids(*grids_of(backbone))
+    engine = backbone.engine = EngineOfFit(backbone)
     local = LocalSample() if options.heat_maps else None
     if callable(images):
         reference = images(backbone, progress, local)
     else:
-        reference = read_reference(images, backbone, options.limits, progress, see=local.see if local else None)
+        reference = read_reference(images, backbone, options.limits, progress, local=local)
     if len(reference) < MIN_IMAGES:
         raise TooFewImagesError(
             f"{len(reference)} usable images are too few: at least {MIN_IMAGES} are needed to learn from and to "
@@ -132,7 +135,7 @@ def fit_profile(
     if options.detector == AUTO:
         choice = choose(reference, backbone, partial(progress, "choosing the detector"))
     reference.features = reference.features[:, backbone.columns(choice.grid)].contiguous()
-    backbone = backbone.on_grids(choice.grid)
+    backbone = engine.on_grid(choice.grid)
     detector = create(choice.detector, backbone.layers, **choice.options)
     rows = _divide(len(reference), detector, options)
     features = reference.features[torch.from_numpy(rows.learned)]
@@ -142,6 +145,7 @@ def fit_profile(
         "detector_options": dict(choice.options),
         "choice": dict(choice.table),
         "learning": _learn(detector, features, context),
+        "engine": engine.name,
         "fitted_at": _now(),
         "seconds": round(time.monotonic() - started, 1),
         "seconds_reading": round(read - started, 1),
@@ -150,6 +154,7 @@ def fit_profile(
         "ordered": options.ordered,
         **reference.facts(fit=len(rows.learned), calibration=len(rows.calibrated)),
     }
+    backbone.engine = None  # whoever serves with one tests it first
     preparer = backbone.preparer(options.limits, reference.tones)
     pooled = averaged(features, backbone.channels, choice.grid)
     mix = Mix(backbone.channels).fit(pooled)

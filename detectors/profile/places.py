@@ -7,7 +7,7 @@ noise, coarser ones cannot say where.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +21,7 @@ from torch.nn import functional
 from detectors.methods.locations import Locations
 from detectors.profile.backbone import Backbone
 from detectors.profile.files import replace_file
+from detectors.profile.steady import steady_features
 
 PLACES = "places.safetensors"
 VERSION = "1"
@@ -33,6 +34,8 @@ NARROWED = 48
 BATCH = 32
 MAX_IMAGES, MAX_BYTES = 600, 144 * 2**20
 """Of the sample to learn from."""
+MAX_PIXEL_BYTES = 512 * 2**20
+"""Of the pixels of that sample, while images are read: all 600 up to 546 px."""
 
 
 class HeatMapError(ValueError):
@@ -50,6 +53,18 @@ class LocalSample:
         """Pass over images, up to the one with that number: they are in no sample of so many."""
         self._seen = image
 
+    def show(self, pixels: Mapping[int, NDArray[np.uint8]], backbone: Backbone) -> None:
+        """Let it see the maps of the images with these numbers, in order, as if it had seen all before them."""
+        for start in range(0, len(pixels), 2 * BATCH):
+            rows = sorted(pixels)[start : start + 2 * BATCH]
+
+            def see(maps: Sequence[Tensor], input_px: tuple[int, int], rows: Sequence[int] = rows) -> None:
+                for i, row in enumerate(rows):
+                    self.skip_to(row)
+                    self.see([each[i : i + 1] for each in maps], input_px)
+
+            steady_features(backbone, np.stack([pixels[row] for row in rows]), see)
+
     def see(self, maps: Sequence[Tensor], input_px: tuple[int, int]) -> None:
         """Take from the maps of the next images what belongs into the sample."""
         rows = [i for i in range(len(maps[0])) if (self._seen + i) % self._every == 0]
@@ -60,12 +75,34 @@ class LocalSample:
             self.kept, self._every = self.kept[::2], 2 * self._every
 
 
-def sampled_rows(images: int) -> range:
-    """Which of so many images a sample may keep; of large maps it keeps fewer of these."""
+class PixelSample:
+    """The pixels of every so-many-th image of a run of any length; `kept` has them by number."""
+
+    def __init__(self, shape: tuple[int, int]) -> None:
+        self.kept: dict[int, NDArray[np.uint8]] = {}
+        self._seen, self._every, self._most = 0, 1, _most(shape)
+
+    def see(self, pixels: NDArray[np.uint8]) -> None:
+        """Take from the next (N, H, W, 3) images what belongs into the sample."""
+        for image in pixels:
+            if self._seen % self._every == 0:
+                self.kept[self._seen] = image.copy()
+            self._seen += 1
+            while len(self.kept) > self._most:
+                self._every *= 2
+                self.kept = {row: kept for row, kept in self.kept.items() if row % self._every == 0}
+
+
+def sampled_rows(images: int, shape: tuple[int, int]) -> range:
+    """Which of so many images of (height, width) a `PixelSample` keeps; a `LocalSample` keeps these or fewer."""
     every = 1
-    while -(-images // every) > MAX_IMAGES:
+    while -(-images // every) > _most(shape):
         every *= 2
     return range(0, images, every)
+
+
+def _most(shape: tuple[int, int]) -> int:
+    return max(8, min(MAX_IMAGES, MAX_PIXEL_BYTES // (3 * shape[0] * shape[1])))
 
 
 class Places:

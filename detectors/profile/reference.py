@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import heapq
+import operator
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from functools import reduce
 from itertools import islice
@@ -21,8 +23,9 @@ from detectors.images.likeness import Hashes, hashes_of
 from detectors.images.prepare import AnyImage, Prepared, Preparer
 from detectors.images.tones import Tones
 from detectors.methods.detector import Turned
-from detectors.profile.backbone import Backbone, See
+from detectors.profile.backbone import Backbone
 from detectors.profile.depth import by_tones
+from detectors.profile.places import LocalSample, PixelSample
 from detectors.profile.steady import steady_features
 
 BATCH = 64
@@ -127,23 +130,37 @@ def read_reference(
     limits: Limits,
     progress: Progress,
     tones: Tones | None = None,
-    see: See | None = None,
+    local: LocalSample | None = None,
 ) -> Reference:
     """Prepare all images, leave out broken ones and exact duplicates, and extract the features of the others.
 
     Args:
         tones: by which to prepare them; None learns the white level.
-        see: gets the maps of all of them, batch by batch.
+        local: sees the maps of some of them.
     """
     reference = Reference(torch.empty(0, sum(backbone.layers)))
     toned = by_tones(images, limits, progress) if tones is None else [(iter(images), tones)]
     usable = _usable(toned, backbone.preparer(limits, tones or Tones()), reference)
     parts, hashes = [reference.features], [reference.hashes]
-    while batch := list(islice(usable, BATCH)):
-        hashes.append(hashes_of([image.pixels for image in batch]))
-        parts.append(steady_features(backbone, np.stack([image.pixels for image in batch]), see))
-        progress(f"features of {len(reference)} images", -1.0)
+    sample, expected = PixelSample(backbone.shape), operator.length_hint(images)
+    # images are decoded while the network is at work on those before
+    with ThreadPoolExecutor(1, "features") as network:
+        under_way: Future[Tensor] | None = None
+        while batch := list(islice(usable, BATCH)):
+            pixels = np.stack([image.pixels for image in batch])
+            hashes.append(hashes_of([image.pixels for image in batch]))
+            if local:
+                sample.see(pixels)
+            if under_way:
+                parts.append(under_way.result())
+            under_way = network.submit(steady_features, backbone, pixels)
+            share = min(1.0, len(reference) / expected) if expected else -1.0
+            progress(f"features of {len(reference)} images", share)
+        if under_way:
+            parts.append(under_way.result())
     reference.features, reference.hashes = torch.cat(parts), np.concatenate(hashes)
+    if local:
+        local.show(sample.kept, backbone)
     return reference
 
 

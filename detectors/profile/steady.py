@@ -9,6 +9,7 @@ follow the shape, so there all batches have one size. What is missing is filled 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -18,7 +19,9 @@ from torch import Tensor
 from detectors.images.prepare import Prepared
 from detectors.profile.backbone import Backbone, See
 from detectors.profile.calibration import Scores
-from detectors.profile.profile import Profile
+
+if TYPE_CHECKING:
+    from detectors.profile.profile import Profile
 
 BATCH = 64
 FEWEST = 16

@@ -18,7 +18,7 @@ from monitor.cli.backbone_options import add_backbone_options, backbone_of
 from monitor.cli.image_rules import print_worth
 from monitor.cli.learning import add_stream_options, command_line, images_of, print_frames, print_left_out
 from monitor.cli.options import IMAGES_HELP, parse_count
-from monitor.cli.progress import show_progress
+from monitor.cli.progress import Show, show_progress
 from monitor.config.errors import as_command_error
 
 if TYPE_CHECKING:  # torch takes seconds to load
@@ -49,20 +49,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     console = Console(stderr=True)
-    with as_command_error("fit", InputError, detectors.TooFewImagesError, BackboneError):
-        detector, options = _detector(args)
-        images, backbone = _source(args)
-        fit = detectors.FitOptions(
-            detector,
-            backbone,
-            args.device,
-            args.seed,
-            detector_options=options,
-            ordered=args.ordered,
-            heat_maps=not args.no_heat_maps,
-        )
-        with show_progress(console, "fit") as show:
-            profile = detectors.fit_profile(images, fit, show)
+    with show_progress(console, "fit") as show:
+        show("loading the network", -1.0)  # before torch, which takes seconds to load
+        profile = _fitted(args, show)
     profile.manifest["command"] = command_line()
     profile.save(args.output)
     facts = profile.manifest
@@ -75,6 +64,22 @@ def run(args: argparse.Namespace) -> int:
     print_frames(console, profile.manifest)
     print_worth(console, profile, args.config)
     return 0
+
+
+def _fitted(args: argparse.Namespace, show: Show) -> detectors.Profile:
+    with as_command_error("fit", InputError, detectors.TooFewImagesError, BackboneError):
+        detector, options = _detector(args)
+        images, backbone = _source(args)
+        fit = detectors.FitOptions(
+            detector,
+            backbone,
+            args.device,
+            args.seed,
+            detector_options=options,
+            ordered=args.ordered,
+            heat_maps=not args.no_heat_maps,
+        )
+        return detectors.fit_profile(images, fit, show)
 
 
 def _source(args: argparse.Namespace) -> tuple[Iterable[tuple[str, AnyImage]] | Read, BackboneSpec | None]:

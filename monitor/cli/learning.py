@@ -5,16 +5,19 @@ from __future__ import annotations
 import argparse
 import shlex
 import sys
-from collections.abc import Callable, Iterator
+import tarfile
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from itertools import islice
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
 from detectors.images.decode import ImageError
 from detectors.images.prepare import AnyImage
-from detectors.images.reading import InputError, read_images
+from detectors.images.reading import SUFFIXES, InputError, read_images
 from monitor.cli.options import DURATION_HELP, add_config_option, parse_count, parse_duration
 from monitor.config.loading import load_config
 from monitor.config.schema import Config
@@ -54,7 +57,7 @@ def add_stream_options(parser: argparse.ArgumentParser) -> None:
 
 def images_of(
     args: argparse.Namespace, wanted: Callable[[Config], Wanted] = lambda _: lambda _record, _image: True
-) -> Iterator[tuple[str, AnyImage]]:
+) -> Iterable[tuple[str, AnyImage]]:
     """The images of `fit` and `calibrate`: of the named inputs, or of a stream.
 
     Args:
@@ -74,7 +77,37 @@ def images_of(
         raise InputError("no images given: name folders, tar files or image files, or --from-stream NAME")
     if args.since:
         raise InputError("--since says how far back to read a stream: it needs --from-stream NAME")
-    return islice(read_images(args.images), args.max_images)
+    return _Files(tuple(args.images), args.max_images)
+
+
+@dataclass(frozen=True)
+class _Files:
+    """The images of inputs, in their order; about how many they are is known before they are read."""
+
+    inputs: tuple[str, ...]
+    most: int | None
+
+    def __iter__(self) -> Iterator[tuple[str, AnyImage]]:
+        return islice(read_images(self.inputs), self.most)
+
+    def __length_hint__(self) -> int:
+        """0 where that is not known without reading them."""
+        counts = [_about(Path(item)) for item in self.inputs]
+        return min(sum(counts), self.most or sys.maxsize) if all(counts) else 0
+
+
+def _about(path: Path) -> int:
+    """How many images a folder or a plain tar file holds, the latter by the size of the first hundred."""
+    try:
+        if path.is_dir():
+            return sum(file.suffix.lower() in SUFFIXES for file in path.rglob("*"))
+        if path.suffix.lower() in SUFFIXES:
+            return 1
+        with tarfile.open(path, "r:") as archive:
+            first = [member for member in islice(archive, 100) if member.isfile()]
+            return round(path.stat().st_size / (archive.offset / len(first))) if first else 0
+    except (OSError, tarfile.TarError):
+        return 0  # compressed; or what reading it will name
 
 
 def of_condition(settings: Config, stream: str, condition: str, profile: Profile) -> Wanted:

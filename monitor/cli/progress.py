@@ -51,13 +51,18 @@ def show_progress(console: Console, command: str, clock: Callable[[], float] = t
 
 
 def _lines(console: Console, command: str, clock: Callable[[], float]) -> Show:
-    due_s = clock()
+    due_s, begun_s, first, last = clock(), clock(), 0.0, -1.0
 
     def show(step: str, share: float) -> None:
-        nonlocal due_s
-        if clock() >= due_s:
-            done = "" if share < 0 else f", {100 * share:.0f} %"
+        nonlocal due_s, begun_s, first, last
+        now_s = clock()
+        if last < 0 or share < last:  # another step: the time left is estimated from its own speed
+            begun_s, first = now_s, max(share, 0.0)
+        last = share
+        if now_s >= due_s:
+            left = f", {(now_s - begun_s) * (1 - share) / (share - first):.0f} s left" if first < share < 1 else ""
+            done = "" if share < 0 else f", {100 * share:.0f} %{left}"
             console.print(f"{command}: {step}{done}", markup=False, highlight=False, soft_wrap=True)
-            due_s = clock() + LINE_S
+            due_s = now_s + LINE_S
 
     return show

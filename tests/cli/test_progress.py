@@ -18,13 +18,15 @@ def test_lines_come_at_once_and_then_at_most_one_in_ten_seconds() -> None:
             (109.9, "learning [b]dlsr-mse[/b]", 0.05),
             (110.0, "learning [b]dlsr-mse[/b]", 0.1),
             (111.0, "learning knn", 0.0),
+            (121.0, "learning knn", 0.25),
             (150.0, "learning pca", 1.0),
         ):
             times_s.append(now_s)
             show(step, share)
     assert out.getvalue().splitlines() == [
         "evaluate: features of id: 64 images",
-        "evaluate: learning [b]dlsr-mse[/b], 10 %",
+        "evaluate: learning [b]dlsr-mse[/b], 10 %, 2 s left",
+        "evaluate: learning knn, 25 %, 30 s left",
         "evaluate: learning pca, 100 %",
     ]
 

@@ -172,3 +172,22 @@ def test_one_resize_filter_serves_fit_and_serving(profile_folder: Path) -> None:
     image = next(pictures(61, 1))[1]
     again = Preparer(profile.backbone.input_px, filter=profile.backbone.filter)(image)
     np.testing.assert_array_equal(profile.prepare(image).pixels, again.pixels)
+
+
+def test_openvino_computes_the_features_of_a_large_fit_as_torch_does(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    pytest.importorskip("openvino")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    options = FitOptions("mahalanobis-ridge", device="cpu", heat_maps=False)
+    by_torch = fit_profile(pictures(3, 220), options)
+    monkeypatch.setattr("detectors.profile.fit_engine.IMAGES", 64)
+    first, again = (fit_profile(pictures(3, 220), options) for _ in range(2))
+    assert [p.manifest["engine"] for p in (by_torch, first, again)] == ["torch", "openvino", "openvino"]
+    assert first.fingerprint == again.fingerprint
+    assert first.backbone.engine is None  # who serves with one says so
+    new = [image for _, image in pictures(4, 40)]
+    mine, theirs = first.score(new), by_torch.score(new)
+    ood = first.signals.index("ood")
+    np.testing.assert_allclose(mine.values[:, ood], theirs.values[:, ood], rtol=1e-3)
+    assert (mine.p_values != theirs.p_values).mean() < 0.01

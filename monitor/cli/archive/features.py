@@ -8,7 +8,7 @@ all shards are finished, so they are read a second time, and kept beside the fea
 from __future__ import annotations
 
 import io
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
@@ -24,7 +24,6 @@ from detectors.profile.backbone import Backbone
 from detectors.profile.places import LocalSample, sampled_rows
 from detectors.profile.reference import Progress, Reference, digest_number, hash_of, turnable_images
 from detectors.profile.spec import BackboneSpec
-from detectors.profile.steady import BATCH, steady_features
 from monitor.cli.archive.reading import Naming, read_shard
 from monitor.cli.archive.results import Results
 from monitor.cli.archive.shards import Shard
@@ -76,7 +75,7 @@ def keep_pictures(
     usable = _Usable()
     for number, table in enumerate(results.tables(["id", "reason", "error", "digest"])):
         usable.add(number, table)
-    chosen = sorted({*usable.turnable(preparer.shape), *sampled_rows(len(usable.places))})
+    chosen = sorted({*usable.turnable(preparer.shape), *sampled_rows(len(usable.places), preparer.shape)})
     wanted: dict[int, list[int]] = {}
     for image in chosen:
         number, row = usable.places[image]
@@ -143,8 +142,8 @@ class StoredFeatures:
         reference.turnable = {row: pixels[usable.places[row]] for row in usable.turnable(backbone.shape)}
         if local is None:
             return reference
-        for rows in _batches(sampled_rows(len(reference))):
-            _show(local, rows, np.stack([pixels[usable.places[row]] for row in rows]), backbone)
+        rows = sampled_rows(len(reference), backbone.shape)
+        local.show({row: pixels[usable.places[row]] for row in rows}, backbone)
         return reference
 
     def _columns(self, backbone: Backbone) -> NDArray[np.intp]:
@@ -164,21 +163,6 @@ class StoredFeatures:
             (number, row): np.frombuffer(pixels, np.uint8).reshape(*shape, 3)
             for number, row, pixels in zip(*columns, strict=True)
         }
-
-
-def _show(local: LocalSample, rows: Sequence[int], pixels: Pixels, backbone: Backbone) -> None:
-    """Show the sample the maps of these rows, as if it had seen all before them."""
-
-    def see(maps: Sequence[Any], input_px: tuple[int, int]) -> None:
-        for i, row in enumerate(rows):
-            local.skip_to(row)
-            local.see([each[i : i + 1] for each in maps], input_px)
-
-    steady_features(backbone, pixels, see)
-
-
-def _batches(rows: Sequence[int]) -> Iterator[Sequence[int]]:
-    return (rows[start : start + BATCH] for start in range(0, len(rows), BATCH))
 
 
 def _matrix(table: pa.Table, name: str) -> NDArray[Any]:

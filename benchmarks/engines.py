@@ -1,14 +1,18 @@
 """What an engine is worth: images per second of `Profile.score` with each, beside the bare forward pass of torch.
 
-    (a) forward    the network alone, by torch, on ready pixels: what any program would start with
-    (b) torch      Profile.score: pooling, detector, mix, properties and calibrated p-values added
-    (c) openvino   the same by OpenVINO
+    forward     the network alone, by torch in channels-last, on ready pixels: what any program would start with
+    torch       Profile.score: pooling, detector, mix, properties and calibrated p-values added
+    openvino    the same by OpenVINO in float32
+    int8        the same with a quantised network, by OpenVINO (needs nncf)
+    compile     the same by torch's own compiler (--with-compile: some minutes for each backbone where nothing is kept)
+    published   the forward pass, and the score of the published DLSR code (`detectors.methods.dlsr_paper`)
+    padim       anomalib's PaDiM on the same backbone (--with-anomalib: run this in an environment that has it)
 
-Each scenario is MODEL:INPUT_PX. Weights are random but for the embedded backbone's: they do not matter for time. The
-three take turns in rounds, since the machine is noisy; ratios are of the rounds, as least, median and largest.
-`differs` is the largest difference of a signal, in units of its range.
+Each scenario is MODEL:INPUT_PX. Weights are random but for the embedded backbone's: they do not matter for time. All
+take turns in rounds, since the machine is noisy; ratios to `forward` are of the rounds, as least, median and largest.
+`differs` is the largest difference of a signal, in units of its range, between openvino and torch.
 
-    python benchmarks/engines.py [-o FILE] [SCENARIO ...]
+    python benchmarks/engines.py [--batch N] [--rounds N] [--with-anomalib] [--with-compile] [-o FILE] [SCENARIO ...]
 """
 
 from __future__ import annotations
@@ -20,19 +24,22 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import timm
 import torch
 from rich.console import Console
 from rich.table import Table
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
-from detectors import FitOptions, Profile, fit_profile
+from detectors import FitOptions, Profile, create, fit_profile
 from detectors.engines.engine import use_engine
 from detectors.profile.host_memory import keep_freed_memory
+from detectors.profile.quantize import quantize, sample_of
 from detectors.profile.spec import BackboneSpec
 from monitor.demo.story import reference
 
@@ -44,89 +51,110 @@ SCENARIOS = (
     "resnet50:224",
 )
 LEARNED = 200
-BATCH = 64
-ROUNDS = 9
 ROUND_S = 0.7
+SAMPLE = 20
+"""Images by which NNCF chooses ranges: enough for time, which does not depend on them."""
+
+Stage = Callable[[], object]
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("scenarios", nargs="*", default=SCENARIOS, metavar="SCENARIO", help="MODEL:INPUT_PX")
+    parser.add_argument("--batch", type=int, default=64)
+    parser.add_argument("--rounds", type=int, default=9)
+    parser.add_argument("--with-anomalib", action="store_true")
+    parser.add_argument("--with-compile", action="store_true")
     parser.add_argument("-o", "--output", type=Path, default=Path("results/engines.json"))
     arguments = parser.parse_args()
     keep_freed_memory()  # as the command line does
-    found = {scenario: measure(scenario) for scenario in arguments.scenarios}
-    table = Table(title=f"images per second, {torch.get_num_threads()} threads, batch {BATCH}")
-    for heading in (
-        "backbone, px",
-        "forward",
-        "score, torch",
-        "score, openvino",
-        "openvino / forward",
-        "/ torch",
-        "differs",
-    ):
+    found = {scenario: measure(scenario, arguments) for scenario in arguments.scenarios}
+    names = list(next(iter(found.values()))["over_forward"])
+    table = Table(
+        title=f"images a second in those of forward, {torch.get_num_threads()} threads, {arguments.batch} a batch"
+    )
+    for heading in ("backbone, px", "forward, 1/s", *names[1:], "differs"):
         table.add_column(heading, justify="right")
     for scenario, facts in found.items():
-        rates = [f"{facts['images_per_s'][name]:.0f}" for name in ("forward", "torch", "openvino")]
-        ratios = [" ".join(f"{x:.2f}" for x in facts[name]) for name in ("over_forward", "over_torch")]
-        table.add_row(scenario, *rates, *ratios, facts["said"].partition("by ")[2].partition(" ")[0])
-    Console().print(table)
+        ratios = [" ".join(f"{x:.2f}" for x in facts["over_forward"][name]) for name in names[1:]]
+        table.add_row(scenario, f"{facts['images_per_s']['forward']:.0f}", *ratios, facts["differs"])
+    Console(width=200).print(table)
     arguments.output.parent.mkdir(parents=True, exist_ok=True)
-    document = {"batch": BATCH, "threads": torch.get_num_threads(), "cpus": os.cpu_count(), "scenarios": found}
-    arguments.output.write_text(json.dumps(document, indent=2) + "\n")
+    facts = {"batch": arguments.batch, "threads": torch.get_num_threads(), "cpus": os.cpu_count()}
+    arguments.output.write_text(json.dumps({**facts, "scenarios": found}, indent=2) + "\n")
     return 0
 
 
-def measure(scenario: str) -> dict[str, Any]:
+def measure(scenario: str, arguments: argparse.Namespace) -> dict[str, Any]:
     """Rates and ratios of one scenario."""
     model, _, size = scenario.partition(":")
     spec = BackboneSpec.embedded() if model == "embedded" else BackboneSpec(model, "random")
     options = FitOptions("mahalanobis-ridge", replace(spec, input_px=int(size)), "cpu", heat_maps=False)
-    profile = fit_profile(reference(np.random.default_rng(0), LEARNED), options)
-    images = [profile.prepare(image) for _, image in reference(np.random.default_rng(1), BATCH)]
+    learned = list(reference(np.random.default_rng(0), LEARNED))
+    profile = fit_profile(learned, options)
+    images = [profile.prepare(image) for _, image in reference(np.random.default_rng(1), arguments.batch)]
     pixels = np.stack([image.pixels for image in images])
+    quantised = quantize(profile, sample_of(profile, learned[:SAMPLE]), learned)
+    features = torch.cat([profile.features(images)] * 4)
+    published = create("dlsr-mfsim", profile.backbone.layers, epochs=1).fit(features)
     said = use_engine(profile, "openvino")
-    engine = profile.backbone.engine
-
-    def score(with_engine: bool) -> Callable[[], object]:
-        def run() -> object:
-            profile.backbone.engine = engine if with_engine else None
-            return profile.score(images)
-
-        return run
-
-    stages: dict[str, Callable[[], object]] = {
-        "forward": lambda: _forward(profile, pixels),
-        "torch": score(False),
-        "openvino": score(True),
-    }
+    engines: dict[str, Any] = {"torch": None, "openvino": profile.backbone.engine}
+    if arguments.with_compile:
+        use_engine(profile, "compile")
+        engines["compile"] = profile.backbone.engine
+    stages: dict[str, Stage] = {"forward": lambda: profile.backbone.maps(pixels)}
+    stages |= {name: partial(_score, profile, engine, images) for name, engine in engines.items()}
+    stages["int8"] = lambda: quantised.score(images)
+    stages["published"] = lambda: published.score(profile.backbone.eager(pixels))
+    if arguments.with_anomalib:
+        stages["padim"] = _padim(profile, pixels)
     rates: dict[str, list[float]] = {name: [] for name in stages}
     for stage in stages.values():
         stage()
-    for _ in range(ROUNDS):
+    for _ in range(arguments.rounds):
         for name, stage in stages.items():
-            rates[name].append(_rate(stage))
-    medians = {name: float(np.median(found)) for name, found in rates.items()}
+            rates[name].append(_rate(stage, arguments.batch))
     return {
-        "images_per_s": medians,
-        "over_forward": _spread(rates["openvino"], rates["forward"]),
-        "over_torch": _spread(rates["openvino"], rates["torch"]),
-        "said": said,
+        "images_per_s": {name: float(np.median(each)) for name, each in rates.items()},
+        "over_forward": {name: _spread(each, rates["forward"]) for name, each in rates.items()},
+        "differs": said.partition("by ")[2].partition(" ")[0],
     }
 
 
-@torch.inference_mode()
-def _forward(profile: Profile, pixels: np.ndarray) -> object:
-    return profile.backbone.maps(pixels)
+def _score(profile: Profile, engine: Any, images: list[Any]) -> object:
+    profile.backbone.engine = engine
+    return profile.score(images)
 
 
-def _rate(stage: Callable[[], object]) -> float:
+def _padim(profile: Profile, pixels: np.ndarray) -> Stage:
+    """anomalib's PaDiM on the layers of strides 4 to 16, of random weights, fitted on the batch: time does not care."""
+    from anomalib.models.image.padim.torch_model import PadimModel  # noqa: PLC0415 - in an environment of its own
+
+    spec = profile.backbone.spec
+    network: Any = timm.create_model(spec.model, features_only=True)
+    layers = network.feature_info
+    names = [layers.module_name(i) for i, stride in enumerate(layers.reduction()) if 4 <= stride <= 16]
+    model = PadimModel(spec.model, names, pre_trained=False, n_features=100)
+    images = torch.from_numpy(pixels).permute(0, 3, 1, 2).float().div(255).contiguous()
+    model.train()
+    with torch.no_grad():
+        model(images)
+        model.fit()
+    model.eval()
+
+    def run() -> object:
+        with torch.inference_mode():
+            return model(images)
+
+    return run
+
+
+def _rate(stage: Stage, batch: int) -> float:
     started, rounds = time.perf_counter(), 0
     while time.perf_counter() - started < ROUND_S or rounds == 0:
         stage()
         rounds += 1
-    return BATCH * rounds / (time.perf_counter() - started)
+    return batch * rounds / (time.perf_counter() - started)
 
 
 def _spread(mine: list[float], other: list[float]) -> list[float]:

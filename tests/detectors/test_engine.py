@@ -9,8 +9,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from detectors import Profile, load_profile
+from detectors.engines.compiled import CompiledEngine
 from detectors.engines.engine import EngineError, surfaces, use_engine
 from detectors.engines.openvino import OpenVinoEngine
 from detectors.profile.backbone import Backbone
@@ -136,3 +138,34 @@ def test_nobody_is_told_over_the_network_that_it_is_used() -> None:
         check=True,
     )
     assert told.stdout.strip() == "[] None"
+
+
+@pytest.mark.slow
+def test_compile_keeps_a_package_and_says_where_there_is_no_compiler(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Exporting and compiling take a minute of CPU time: here the graph itself takes the place of what they make."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    backbone = Backbone(BackboneSpec("test_resnet", "random", input_px=32), "cpu")
+    graphs: list[torch.nn.Module] = []
+
+    def no_compiler(*_: object, **__: object) -> None:
+        raise RuntimeError("No working C++ compiler found\nmore")
+
+    def package(graph: torch.nn.Module, package_path: str) -> None:
+        graphs.append(graph)
+        Path(package_path).write_text("compiled")
+
+    monkeypatch.setattr(torch.export, "export", lambda graph, *_, **__: graph)
+    monkeypatch.setattr(torch._inductor, "aoti_compile_and_package", no_compiler)
+    with pytest.raises(EngineError, match=r"compile cannot compile 'test_resnet': No working C.. compiler found$"):
+        CompiledEngine(backbone)
+    monkeypatch.setattr(torch._inductor, "aoti_compile_and_package", package)
+    monkeypatch.setattr(torch._inductor, "aoti_load_package", lambda _: graphs[0])
+    pixels = np.random.default_rng(0).integers(0, 256, (5, 32, 32, 3), dtype=np.uint8)
+    for count in (5, 1):  # the second is loaded, not made
+        expected = backbone.eager(pixels[:count])
+        assert torch.allclose(CompiledEngine(backbone).features(pixels[:count]), expected, atol=1e-5)
+    assert len(graphs) == 1
+    CompiledEngine(backbone).forget()
+    assert not list((tmp_path / "layerwatch").glob("*.pt2"))

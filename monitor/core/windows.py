@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from monitor.core.buckets import TAIL, Layout, empty, sum_vectors
-from monitor.core.table import Table
+from monitor.core.table import Table, as_slice
 from monitor.core.types import Vector
 
 EVERY = ""
@@ -97,7 +97,7 @@ class _RunningSums:
     def __init__(self) -> None:
         self._place: dict[str, int] = {}
         self._sums: NDArray[np.uint32] = np.zeros((0, 0), dtype=np.uint32)
-        self._inside: deque[tuple[int, NDArray[np.intp], NDArray[np.uint32]]] = deque()
+        self._inside: deque[tuple[int, NDArray[np.intp] | slice, NDArray[np.uint32]]] = deque()
         self._newest_ms: dict[str, int] = {}
 
     def take(self, fingerprint: str, start_ms: int, table: Table, first: int) -> None:
@@ -108,7 +108,7 @@ class _RunningSums:
         place, counts = self._place, table.counts[:, first:]
         for stream in table.streams:
             place.setdefault(stream, len(place))
-        rows = np.array([place[stream] for stream in table.streams], dtype=np.intp)
+        rows = as_slice(np.array([place[stream] for stream in table.streams], dtype=np.intp))
         if len(place) > len(self._sums):
             grown = np.zeros((2 * len(place), counts.shape[1]), dtype=np.uint32)
             if len(self._sums):
@@ -127,7 +127,7 @@ class _RunningSums:
             self._sums = np.zeros((0, 0), dtype=np.uint32)
 
     def of(self, streams: Sequence[str]) -> NDArray[np.uint32]:
-        return self._sums[[self._place[stream] for stream in streams]]
+        return self._sums[as_slice(np.array([self._place[stream] for stream in streams], dtype=np.intp))]
 
 
 def merged(buckets: Iterable[tuple[int, Vector]]) -> list[tuple[int, Vector]]:

@@ -212,10 +212,10 @@ def _watch(
         found = np.multiply(bets, weights, out=part).sum(axis=1).astype(np.float64)
     state["since"] += m
     alarm = (found >= rule.seconds_per_false_alarm) & (state["since"] >= rule.min_images)
-    learning = m * ~alarm
-    state["images"] += learning
-    state["passed"] += np.where(alarm[:, None], 0, c)
-    if alarm.any():
+    any_alarm = alarm.any()
+    state["images"] += m * ~alarm
+    state["passed"] += np.where(alarm[:, None], 0, c) if any_alarm else c
+    if any_alarm:
         log_r = np.log(stake[alarm].astype(np.float64)) + log_ratio[alarm]
         up, down = log_r[:, :ups].reshape(len(log_r), -1, len(UP)), log_r[:, ups:].reshape(len(log_r), -1, len(DOWN))
         state[alarm] = _raise_alarm(rule, plan, state[alarm], (up, down))

@@ -60,8 +60,11 @@ class RowTable:
             The verdicts of the streams that fire, that have just cleared, and of those asked for; each has counts.
         """
         rows, used = self._rows_of(counts.streams), len(self._place)
-        vectors, present = np.zeros((used, self._layout.size), dtype=np.uint32), np.zeros(used, dtype=bool)
-        vectors[rows], present[rows] = counts.counts, True
+        vectors, present = counts.counts, np.zeros(used, dtype=bool)
+        if not np.array_equal(rows, np.arange(used)):
+            vectors = np.zeros((used, self._layout.size), dtype=np.uint32)
+            vectors[rows] = counts.counts
+        present[rows] = True
         state = self._state[:used]
         moved = move(rule, self._layout, state, bucket_ms, vectors, self._gains[:used])
         wanted = present & (state["firing"] | moved.fired)

@@ -4,7 +4,7 @@ torch is made to train networks. A compiler that knows that nothing is learned a
 and pooling into the convolutions: how much faster a profile scores with it is measured by `benchmarks/engines.py`.
 
 `auto` is OpenVINO on a CPU, and torch elsewhere. It is never `compile`, which takes a minute to start where nothing is
-kept, needs a C++ compiler, and is slower than OpenVINO on every backbone measured.
+kept, and needs a C++ compiler.
 """
 
 from __future__ import annotations

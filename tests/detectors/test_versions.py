@@ -37,8 +37,10 @@ def s3() -> Iterator[str]:
         changed.setenv("AWS_DEFAULT_REGION", "us-east-1")
         import s3fs  # noqa: PLC0415 - likewise
 
+        s3fs.S3FileSystem.clear_instance_cache()  # of tests with another server
         s3fs.S3FileSystem(skip_instance_cache=True).mkdir("profiles")
         yield "s3://profiles"
+        s3fs.S3FileSystem.clear_instance_cache()
     server.stop()
 
 

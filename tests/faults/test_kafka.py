@@ -56,6 +56,7 @@ def test_all_brokers_down_for_a_minute(make_rig: MakeRig, breakable_broker: Brok
     outage(make_rig(cluster=breakable_broker), breakable_broker, 60)
 
 
+@pytest.mark.faults
 def test_a_zombie_that_wakes_after_its_session_has_ended_is_fenced_and_rejoins(rig: Rig) -> None:
     rig.tell(0, HALF)
     replicas = [rig.start(), rig.start()]
@@ -144,7 +145,8 @@ def in_batches(rig: Rig, sizes: Sequence[int]) -> list[range]:
     return found
 
 
-@pytest.mark.parametrize("rot", [flip, pytest.param(recode, marks=pytest.mark.faults)])
+@pytest.mark.faults
+@pytest.mark.parametrize("rot", [flip, recode])
 def test_a_corrupt_batch_becomes_dead_letters_and_its_neighbours_count(
     make_rig: MakeRig, breakable_broker: Broker, rot: Callable[[bytearray], None]
 ) -> None:

@@ -54,7 +54,9 @@ def sink_of(rig: Rig, kind: str, tmp_path: Path) -> dict[str, Any]:
     return {"type": kind, "target": str(tmp_path / "verdicts.jsonl") if kind == "jsonl" else f"{rig.name}.verdicts"}
 
 
-@pytest.mark.parametrize("kind", ["kafka", "jsonl", pytest.param("redis-stream", marks=pytest.mark.faults)])
+@pytest.mark.parametrize(
+    "kind", ["kafka", *(pytest.param(k, marks=pytest.mark.faults) for k in ("jsonl", "redis-stream"))]
+)
 def test_every_accepted_image_has_a_verdict_whatever_crashed(rig: Rig, kind: str, tmp_path: Path) -> None:
     rig.settings["verdicts"] = sink_of(rig, kind, tmp_path)
     rig.tell()

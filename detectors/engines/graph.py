@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from importlib.metadata import PackageNotFoundError, version
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
@@ -35,15 +33,6 @@ class Graph(torch.nn.Module):
 def example(backbone: Backbone) -> Tensor:
     """Two black images: one would let a tracer take the batch for a constant."""
     return torch.zeros((2, *backbone.shape, 3), dtype=torch.uint8)
-
-
-def cache_folder() -> Path | None:
-    """Where what was compiled is kept, below $XDG_CACHE_HOME or ~/.cache; None for a user without a home."""
-    try:
-        root = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    except RuntimeError:
-        return None
-    return root / "layerwatch"
 
 
 def name_of(backbone: Backbone) -> str:

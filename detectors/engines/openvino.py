@@ -22,7 +22,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from detectors.engines.engine import EngineError
-from detectors.engines.graph import Graph, cache_folder, example, first_line, name_of
+from detectors.engines.graph import Graph, example, first_line, name_of
+from detectors.profile.files import cache_folder
 
 if TYPE_CHECKING:
     from detectors.profile.backbone import Backbone

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 from pathlib import Path
 from typing import Any
@@ -64,3 +65,12 @@ def files_to_score(manifest: bytes) -> tuple[str, ...]:
 def version_of(precision: str, decoding: str) -> int:
     """The version that a profile is saved as: the oldest that has what it uses."""
     return QUANTISED if precision == "int8" else VERSION if decoding == "full" else SCALED
+
+
+def cache_folder() -> Path | None:
+    """Where what was made or fetched once is kept: in $XDG_CACHE_HOME or ~/.cache. None for a user without a home."""
+    try:
+        root = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    except RuntimeError:
+        return None
+    return root / "layerwatch"

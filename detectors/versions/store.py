@@ -22,13 +22,13 @@ from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
-from detectors.profile.files import ProfileError
+from detectors.profile.files import MANIFEST, ProfileError, cache_folder
 from detectors.versions.journal import Change, Journal, Kind, State, Version, from_json, numbers_of
 from detectors.versions.place import LocalPlace, TakenError, place_of
 
 Found = TypeVar("Found")
 
-MANIFEST, RECORD = "profile.json", "version.json"
+RECORD = "version.json"
 TRIES = 20
 """Of a change while others make theirs."""
 
@@ -66,18 +66,28 @@ class ProfileStore:
         """The folder of a version, whose files are those that were added; of a remote store a copy in the user's cache.
 
         Raises:
-            ProfileError: a file is missing or damaged.
+            ProfileError: a file is missing or damaged, or the copy cannot be written.
         """
         folder = f"versions/{version.content}"
         files = json.loads(self._place.read(f"{folder}/{RECORD}"))["files"]
         if isinstance(self._place, LocalPlace):
             return _verified(self._place.root / folder, files)
-        kept = _cache() / version.content
+        if (cache := cache_folder()) is None:
+            raise ProfileError(f"{self.root}: no place for a copy: set XDG_CACHE_HOME, this user has no home")
+        kept = cache / "profiles" / version.content
         if kept.is_dir():
             try:
                 return _verified(kept, files)
             except ProfileError:
                 shutil.rmtree(kept, ignore_errors=True)
+        try:
+            return self._copied(folder, files, kept)
+        except OSError as error:
+            raise ProfileError(
+                f"{kept}: {error.strerror}; set XDG_CACHE_HOME to a folder that can be written"
+            ) from error
+
+    def _copied(self, folder: str, files: dict[str, str], kept: Path) -> Path:
         kept.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=kept.parent, ignore_cleanup_errors=True) as new:
             made = Path(new) / "files"
@@ -169,6 +179,8 @@ def located(address: str | Path) -> Path:
     root, _, wanted = text.partition("@") if "://" not in text else _split_uri(text)
     store = ProfileStore(root)
     if not store.exists():
+        if "://" in text:
+            raise ProfileError(f"{root}: there are no versions; `layerwatch profile add` makes the first")
         return Path(text)  # whoever reads it says what is missing
     return store.fetch(store.find(wanted or State.ACTIVE))
 
@@ -216,8 +228,3 @@ def _verified(folder: Path, files: dict[str, str]) -> Path:
         if found != digest:
             raise ProfileError(f"{folder / name}: damaged: its digest is {found[:12]}..., not {digest[:12]}...")
     return folder
-
-
-def _cache() -> Path:
-    root = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(root) / "layerwatch" / "profiles"

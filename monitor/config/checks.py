@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 
 from detectors.images.decode import Limits
 from monitor.config.errors import ConfigError
 from monitor.config.schema import Config
+from monitor.core.buckets import Layout
 from monitor.ingest.decode.wrapped import ValueReader
 from monitor.ingest.scoring.profiles import Profiles, load_profiles, outline_profiles
 from monitor.ingest.scoring.views import ConditionsError
@@ -39,8 +40,7 @@ def check_profiles(settings: Config, where: str) -> list[str]:
     """
     with _named(where):
         layouts, oddities = outline_profiles(settings.scoring)
-    if wrong := unsuited_rules(settings.rules, layouts):
-        raise ConfigError([f"{where}: {line}" for line in wrong])
+    _check_rules(settings, where, layouts)
     return [f"{where}: {line}" for line in oddities]
 
 
@@ -52,7 +52,14 @@ def checked_profiles(settings: Config, where: str) -> Profiles:
     """
     check_profiles(settings, where)  # before the seconds that torch takes
     with _named(where):
-        return load_profiles(settings.scoring, settings.decoding)
+        profiles = load_profiles(settings.scoring, settings.decoding)
+    _check_rules(settings, where, profiles.layouts)  # again: a store may have another active version by now
+    return profiles
+
+
+def _check_rules(settings: Config, where: str, layouts: Mapping[str, Layout]) -> None:
+    if wrong := unsuited_rules(settings.rules, layouts):
+        raise ConfigError([f"{where}: {line}" for line in wrong])
 
 
 @contextmanager
@@ -67,6 +74,9 @@ def _named(where: str) -> Iterator[None]:
 
 def _wrong_rules(settings: Config) -> Iterator[str]:
     yield from wrong_numbers(settings.rules, settings.buckets.seconds)
+    for i, rule in enumerate(settings.rules):
+        if rule.window_ms > 1000 * settings.buckets.history_s:
+            yield f"buckets.history_s: shorter than the window of rules.{i} ({rule.name})"
 
 
 def _wrong_state(settings: Config) -> Iterator[str]:

@@ -48,6 +48,10 @@ def written(folder: Path, tree: Mapping[str, Any]) -> Path:
         ({"decoding": {"formats": ["JPEG", "BMP9"]}}, "decoding.formats: unknown image formats ['BMP9']"),
         ({"receivers": [HOOK | {"url": "example.org"}]}, "receivers.hook.url: must be a URL"),
         ({"rules": [RULE | {"kind": "rate", "level": 0.07}]}, "rules.0 (frozen): level must be one of"),
+        (
+            {"rules": [RULE | {"kind": "rate", "window_s": 7200}], "buckets": {"history_s": 3600}},
+            "buckets.history_s: shorter than the window of rules.0 (frozen)",
+        ),
         ({"verdicts": {"type": "kafka"}, "source": "redis-stream", "kafka": {"tls": {"ca_file": "/"}}}, "kafka.tls.ca"),
     ],
     ids=lambda value: value if isinstance(value, str) else "",

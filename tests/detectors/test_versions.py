@@ -149,6 +149,26 @@ def test_a_damaged_file_is_named_and_a_damaged_copy_fetched_again(root: str, tmp
         located(root)
 
 
+@pytest.mark.slow
+def test_what_keeps_a_remote_version_from_being_copied_is_named(
+    s3: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root = f"{s3}/{tmp_path.name}"
+    with pytest.raises(ProfileError, match=f"{root}: there are no versions; `layerwatch profile add`"):
+        located(root)
+    store = ProfileStore(root)
+    store.add(made(tmp_path, "aaaa"))
+    store.promote("1")
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
+    with pytest.raises(ProfileError, match="Not a directory; set XDG_CACHE_HOME to a folder that can be written"):
+        located(root)
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    monkeypatch.setattr(Path, "home", lambda: (_ for _ in ()).throw(RuntimeError))
+    with pytest.raises(ProfileError, match="set XDG_CACHE_HOME, this user has no home"):
+        located(root)
+
+
 def test_a_change_that_is_missing_or_of_a_later_program_is_refused(tmp_path: Path) -> None:
     store = ProfileStore(str(tmp_path / "store"))
     for text in ("aaaa", "bbbb"):

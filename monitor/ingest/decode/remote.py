@@ -25,9 +25,9 @@ def time_limit(seconds: float) -> Iterator[None]:
     def interrupt(_signal: int, _frame: FrameType | None) -> None:
         raise TimeoutError(f"no whole answer in {seconds:g} s")
 
-    before = signal.signal(signal.SIGALRM, interrupt)
-    left_s, _ = signal.setitimer(signal.ITIMER_REAL, seconds)
-    try:
+    before, left_s = signal.signal(signal.SIGALRM, interrupt), 0.0
+    try:  # around the timer too: on a busy machine the alarm may come before the block begins
+        left_s, _ = signal.setitimer(signal.ITIMER_REAL, seconds)
         yield
     finally:
         signal.setitimer(signal.ITIMER_REAL, left_s)  # of somebody else's timer; 0 where there was none

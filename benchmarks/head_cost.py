@@ -40,16 +40,16 @@ def main() -> None:
     profile = fit_profile(((str(i), image) for i, image in enumerate(images)), options)
     batch = [profile.prepare(images[i % 300], str(i).encode()) for i in range(args.batch)]
     pixels = np.stack([prepared.pixels for prepared in batch])
-    features = profile.backbone(pixels)
+    features = profile.backbone.features(pixels)
     wide = profile.backbone.on_grids(4)
-    placed = wide(np.stack([profile.prepare(image).pixels for image in images]))
+    placed = wide.features(np.stack([profile.prepare(image).pixels for image in images]))
     distance = create("mahalanobis-ridge", wide.layers).fit(placed)
     published = create("dlsr-mfsim", profile.backbone.layers, **{**PRESET, "epochs": 0}).fit(features)
     times = measure(
         {
-            "backbone": lambda: profile.backbone(pixels),
+            "backbone": lambda: profile.backbone.features(pixels),
             "dlsr head": lambda: profile.detector.score(features),
-            "backbone, 4 x 4 cells": lambda: wide(pixels),
+            "backbone, 4 x 4 cells": lambda: wide.features(pixels),
             "mahalanobis-ridge head": lambda: distance.score(placed[: args.batch]),
             "published head": lambda: published.score(features),
             "profile.score": lambda: profile.score(batch),

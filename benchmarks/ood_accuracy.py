@@ -116,9 +116,9 @@ class Features:
         for image in pixels():
             batch.append(image)
             if len(batch) == 128:
-                parts.append(self.backbone(np.stack(batch)).cpu())
+                parts.append(self.backbone.features(np.stack(batch)))
                 batch = []
-        parts.extend([self.backbone(np.stack(batch)).cpu()] if batch else [])
+        parts.extend([self.backbone.features(np.stack(batch))] if batch else [])
         features = torch.cat(parts)
         if path:
             path.parent.mkdir(parents=True, exist_ok=True)

@@ -198,7 +198,7 @@ def _stages(profile: Profile, pool: DecoderPool, jpegs: list[bytes]) -> dict[str
     pixels = np.stack([image.pixels for image in prepared])
 
     def backbone() -> int:
-        return len(profile.backbone(pixels))
+        return len(profile.backbone.features(pixels))
 
     def score() -> int:
         return len(profile.score(prepared).p_values)

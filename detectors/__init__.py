@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from detectors.methods.detector import Detector
     from detectors.methods.registry import create, register
     from detectors.profile.calibration import Scores
-    from detectors.profile.files import ProfileError
+    from detectors.profile.files import DeviceError, ProfileError
     from detectors.profile.fit import FitOptions, TooFewImagesError, fit_profile, recalibrate
     from detectors.profile.places import HeatMapError
     from detectors.profile.profile import Profile, load_profile
@@ -38,15 +38,15 @@ _HOMES = {
     "methods.registry": ("create", "register"),
     "profile.fit": ("FitOptions", "TooFewImagesError", "fit_profile", "recalibrate"),
     "profile.places": ("HeatMapError",),
-    "profile.files": ("ProfileError",),
+    "profile.files": ("DeviceError", "ProfileError"),
     "profile.calibration": ("Scores",),
     "profile.profile": ("Profile", "load_profile"),
     "profile.spec": ("BackboneSpec",),
 }
 __all__ = [
-    "BackboneSpec", "Detector", "FitOptions", "HeatMapError", "ImageError", "Limits", "Prepared", "Preparer", "Profile",
-    "ProfileError", "Region", "Scores", "ShiftTest", "TooFewImagesError", "create", "fit_profile", "hottest",
-    "load_profile", "recalibrate", "register", "shift_test",
+    "BackboneSpec", "Detector", "DeviceError", "FitOptions", "HeatMapError", "ImageError", "Limits", "Prepared",
+    "Preparer", "Profile", "ProfileError", "Region", "Scores", "ShiftTest", "TooFewImagesError", "create",
+    "fit_profile", "hottest", "load_profile", "recalibrate", "register", "shift_test",
 ]  # fmt: skip
 
 

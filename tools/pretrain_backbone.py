@@ -28,11 +28,12 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn import functional
 
+from detectors.engines.device import choose_device
 from detectors.images.decode import ImageError, Limits, decode
 from detectors.images.prepare import resize
 from detectors.images.reading import read_images
 from detectors.images.tones import Tones
-from detectors.profile.backbone import Backbone, choose_device
+from detectors.profile.backbone import Backbone
 from detectors.profile.spec import BackboneSpec
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -198,7 +199,7 @@ class Run:
     def _teacher_features(self, pixels: Tensor) -> Tensor:
         assert self.teacher is not None
         whole = (pixels * 255).round().to(torch.uint8).permute(0, 2, 3, 1).numpy()
-        return self.teacher(whole).to(self.device).clone()
+        return self.teacher.features(whole).to(self.device).clone()
 
 
 def augment(pixels: NDArray[np.uint8], px: int, generator: torch.Generator) -> Tensor:

@@ -12,9 +12,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from detectors.engines.engine import EngineError
@@ -41,12 +39,11 @@ class CompiledEngine:
         """
         folder = cache_folder()
         self._kept = folder and folder / f"{name_of(backbone)}-{backbone.device.type}.pt2"
-        self._device = backbone.device
         self._run = self._loaded() or self._made(backbone)
 
-    def features(self, pixels: NDArray[np.uint8]) -> Tensor:
+    def features(self, pixels: Tensor) -> Tensor:
         """See `Engine.features`."""
-        features: Tensor = self._run(torch.from_numpy(np.ascontiguousarray(pixels)).to(self._device))
+        features: Tensor = self._run(pixels)
         return features
 
     def forget(self) -> None:

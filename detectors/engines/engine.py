@@ -4,7 +4,7 @@ torch is made to train networks. A compiler that knows that nothing is learned a
 and pooling into the convolutions: how much faster a profile scores with it is measured by `benchmarks/engines.py`.
 
 `auto` is OpenVINO on a CPU, and torch elsewhere. It is never `compile`, which takes a minute to start where nothing is
-kept, and needs a C++ compiler.
+kept, and needs a C++ compiler, nor `cudagraphs`, which nobody has measured yet.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ from detectors.images.prepare import Prepared
 from detectors.profile.spec import EngineName
 
 if TYPE_CHECKING:
+    from detectors.engines.cuda_graphs import CudaGraphs
     from detectors.engines.int8 import Int8Engine
-    from detectors.profile.backbone import Backbone
     from detectors.profile.profile import Profile
 
 MOST_DIFFERENT = 1e-4
@@ -44,8 +44,8 @@ class Engine(Protocol):
 
     name: str
 
-    def features(self, pixels: NDArray[np.uint8]) -> Tensor:
-        """(N, H, W, 3) uint8 -> (N, D) float32 on the backbone's device; an image's do not depend on the others."""
+    def features(self, pixels: Tensor) -> Tensor:
+        """(N, H, W, 3) uint8 -> (N, D) float32, on the backbone's device; an image's do not depend on the others."""
 
     def forget(self) -> None:
         """Remove what is kept for the next start."""
@@ -62,24 +62,23 @@ def use_engine(profile: Profile, name: EngineName | None) -> str:
     Raises:
         EngineError: the engine that was asked for is not installed, cannot run this network, or scores otherwise.
     """
-    backbone = profile.backbone
-    backbone.engine = None
-    if backbone.quantised:
-        return _use_quantised(profile, backbone.quantised, name)
+    profile.scorer.use(None)
+    if profile.backbone.quantised:
+        return _use_quantised(profile, profile.backbone.quantised, name)
     if name in {None, "torch"}:
         return "torch"
     try:
-        engine = _makers()["openvino" if name == "auto" else str(name)](backbone)
+        engine = _makers()["openvino" if name == "auto" else str(name)](profile)
         try:
             difference = _test(profile, engine)
         except EngineError:
+            profile.scorer.use(None)
             engine.forget()  # what was kept may be at fault: the next start makes it again
             raise
     except EngineError as error:
         if name != "auto":
             raise
         return f"torch ({error})"
-    backbone.engine = engine
     return f"{engine.name} (signals differ from torch's by {difference:.0e} of their range at most)"
 
 
@@ -99,22 +98,28 @@ def _use_quantised(profile: Profile, network: Int8Engine, name: EngineName | Non
     return f"openvino in int8 (signals differ by {difference:.0e} of their range from where it was made)"
 
 
-def _makers() -> dict[str, Callable[[Backbone], Engine]]:
+def _makers() -> dict[str, Callable[[Profile], Engine | CudaGraphs]]:
     """Each is imported where one is wanted: they import this module."""
     from detectors.engines.compiled import CompiledEngine  # noqa: PLC0415
+    from detectors.engines.cuda_graphs import CudaGraphs  # noqa: PLC0415
     from detectors.engines.openvino import OpenVinoEngine  # noqa: PLC0415
 
-    return {"openvino": OpenVinoEngine, "compile": CompiledEngine}
+    return {
+        "openvino": lambda profile: OpenVinoEngine(profile.backbone),
+        "compile": lambda profile: CompiledEngine(profile.backbone),
+        "cudagraphs": lambda profile: CudaGraphs(profile.scorer.signals, profile.backbone.device),
+    }
 
 
-def _test(profile: Profile, engine: Engine) -> float:
-    """The largest difference of a signal, in units of its range; EngineError where it is too large."""
+def _test(profile: Profile, engine: Engine | CudaGraphs) -> float:
+    """The largest difference of a signal, in units of its range, with the engine in use; EngineError where it is too
+    large."""
     images = _examples(profile) or [profile.prepare(image) for image in surfaces(64, 64)]
-    pixels, measured = np.stack([image.pixels for image in images]), profile.measured(images)
-    mine, other = (
-        profile.values(features.cpu(), measured)
-        for features in (profile.backbone.eager(pixels), engine.features(pixels))
-    )
+    pixels, measured = [image.pixels for image in images], profile.measured(images)
+    signals = [profile.scorer(pixels)]
+    profile.scorer.use(engine)
+    signals.append(profile.scorer(pixels))
+    mine, other = (profile.with_measured(each, measured) for each in signals)
     difference = largest_difference(profile, mine, other)
     keys = [image.key for image in images]
     changed = int((profile.p_values(mine, keys) != profile.p_values(other, keys)).sum())

@@ -18,7 +18,6 @@ from typing import Any, Self
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor
@@ -85,7 +84,7 @@ class Int8Engine:
         """Write the file into the folder of a profile."""
         replace_file(folder / NETWORK, self.content)
 
-    def features(self, pixels: NDArray[np.uint8]) -> Tensor:
+    def features(self, pixels: Tensor) -> Tensor:
         """See `Engine.features`."""
         return self._network(pixels)
 
@@ -97,5 +96,5 @@ class Int8Engine:
         return self.features(_test_pixels(shape))
 
 
-def _test_pixels(shape: tuple[int, int]) -> NDArray[np.uint8]:
-    return np.stack(surfaces(*shape))
+def _test_pixels(shape: tuple[int, int]) -> Tensor:
+    return torch.from_numpy(np.stack(surfaces(*shape)))

@@ -16,9 +16,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, cast
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from detectors.engines.engine import EngineError
@@ -52,7 +50,7 @@ class OpenVinoEngine:
         except RuntimeError as error:  # all that OpenVINO raises
             raise EngineError(f"openvino cannot run {backbone.spec.model!r}: {first_line(error)}") from error
 
-    def features(self, pixels: NDArray[np.uint8]) -> Tensor:
+    def features(self, pixels: Tensor) -> Tensor:
         """See `Engine.features`."""
         return self._network(pixels)
 
@@ -86,9 +84,9 @@ class Compiled:
         }
         self._request = openvino().Core().compile_model(model, "CPU", settings).create_infer_request()
 
-    def __call__(self, pixels: NDArray[np.uint8]) -> Tensor:
+    def __call__(self, pixels: Tensor) -> Tensor:
         """(N, H, W, 3) uint8 -> (N, D) float32."""
-        outputs = self._request.infer({0: np.ascontiguousarray(pixels)})  # a copy: the next call may come at once
+        outputs = self._request.infer({0: pixels.contiguous().numpy()})  # a copy: the next call may come at once
         return torch.from_numpy(outputs[0])
 
 

@@ -7,6 +7,7 @@ norms) is part of the method.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, Self, runtime_checkable
@@ -47,6 +48,12 @@ class Detector(Protocol):
 
     def restore(self, state: Mapping[str, Tensor]) -> Self:
         """Continue from what state() returned."""
+
+    def to(self, device: torch.device) -> Self:
+        """One that scores features on a device, without a copy to the host in between; itself stays where it is.
+
+        Called only where a profile scores on another device than the CPU.
+        """
 
 
 @runtime_checkable
@@ -151,6 +158,12 @@ class LearnedTensors:
         """Continue from what state() returned."""
         self.learned = state
         return self
+
+    def to(self, device: torch.device) -> Self:
+        """A copy with what was learned on a device; what only a fit needs stays on the host."""
+        other = copy.copy(self)
+        other.learned = {name: tensor.to(device) for name, tensor in self.learned.items()}
+        return other
 
     def split(self, features: Tensor) -> tuple[Tensor, ...]:
         """(N, D) -> the (N, channels) part of each layer."""

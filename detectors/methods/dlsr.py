@@ -14,8 +14,9 @@ Why no noise: docs/explanation/score.md. Why Fisher: over maxima, top-k means, l
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping
-from typing import Any, Self
+from typing import Any, Self, cast
 
 import torch
 from torch import Tensor
@@ -131,6 +132,13 @@ class DLSR(TrainableDetector, LayerDetector):
         self._held, self.level = state["held"], float(state["level"])
         return self
 
+    def to(self, device: torch.device) -> Self:
+        """A copy with network, spaces and held-out errors on a device."""
+        other = copy.copy(self)
+        other._network, other.spaces = copy.deepcopy(self.network).to(device), self.spaces.to(device)
+        other._held = self._held.to(device)
+        return other
+
     def _build(self, width: int) -> LFDN:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self.seed)
@@ -143,7 +151,8 @@ class DLSR(TrainableDetector, LayerDetector):
         level: a of the input; that of the fit by default.
         """
         network, clean = self.network, self.spaces(features)
-        a = torch.tensor([self.level if level is None else level])
+        # filled where the features are: a tensor of the host would have to be copied up for each batch
+        a = torch.full((1,), cast(float, self.level if level is None else level), device=features.device)
         squared = (clean - network(a.sqrt() * clean, a)).square()
         errors = [part.sum(dim=2) for part in torch.split(squared, list(self.layers), dim=2)]
         return torch.stack(errors, dim=2).transpose(0, 1)

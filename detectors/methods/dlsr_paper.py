@@ -33,6 +33,7 @@ from detectors.methods.diffusion import Descent, PublishedLFDN, diffuse, paper_l
 
 T = 100
 LEVELS = paper_levels(T).float()
+_LEVELS: list[float] = LEVELS.tolist()
 STEP = 5
 """Where z_t is taken: the best of 5, 50, 90 and 99 for `mfsim` by its mean over three backbones (AUROC .777, .753,
 .722, .717; benchmarks/ood_accuracy.py), and near the first steps, which the authors' code runs."""
@@ -88,9 +89,11 @@ class Published(TrainableDetector):
     def reconstruct(self, clean: Tensor, weights: str = "final") -> Tensor:
         """z~ of (N, D) standardised features by one noisy step; `weights` is `first` or `final`."""
         learned = self._fitted()
-        noisy = diffuse(clean, LEVELS[self.step : self.step + 1], learned.noise)
+        # filled where the features are: tensors of the host would have to be copied up for each batch
+        level = torch.full((1,), _LEVELS[self.step], device=clean.device)
+        step = torch.full((1,), self.step, device=clean.device)
         with torch.inference_mode():
-            answer: Tensor = getattr(learned, weights)(noisy, torch.tensor([self.step]))
+            answer: Tensor = getattr(learned, weights)(diffuse(clean, level, learned.noise), step)
         return answer
 
     def state(self) -> dict[str, Tensor]:
@@ -101,6 +104,12 @@ class Published(TrainableDetector):
         self._learned = _Learned(self._build(), self._build(), torch.empty(1, sum(self.layers)))
         self._learned.load_state_dict(state)
         return self
+
+    def to(self, device: torch.device) -> Self:
+        """A copy with both sets of weights and the noise on a device."""
+        other = copy.copy(self)
+        other._learned = copy.deepcopy(self._fitted()).to(device)
+        return other
 
     def _fitted(self) -> _Learned:
         if self._learned is None:

@@ -50,7 +50,7 @@ class KNN(LearnedTensors):
         """(N, D) -> (N,) float32 distance in [0, 2]; higher = more OOD."""
         bank = self.learned["bank"]
         parts = [self._distance(part, bank) for part in torch.split(self._normalise(features), _CHUNK)]
-        return torch.cat(parts) if parts else torch.empty(0)
+        return torch.cat(parts) if parts else torch.empty(0, device=features.device)
 
     def _distance(self, queries: Tensor, bank: Tensor) -> Tensor:
         # Both sides have length one: ||a - b||^2 = 2 - 2 a.b, one matrix product.

@@ -8,32 +8,28 @@ three AUROC points.
 from __future__ import annotations
 
 import copy
-import hashlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
-from pathlib import Path
-from typing import Any, cast, get_args
+from functools import partial
+from typing import cast, get_args
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor
 
-from detectors.deferred import Deferred
+from detectors.engines.device import arithmetic, check_precision, choose_device
 from detectors.engines.engine import Engine
 from detectors.engines.int8 import Int8Engine
+from detectors.engines.pipeline import Pipeline
 from detectors.images.decode import Limits
 from detectors.images.prepare import Filter, InputSize, Preparer, shape_of
 from detectors.images.tones import Tones
 from detectors.profile.embedded import EmbeddedNetwork
+from detectors.profile.network import Network, build, lean, tensor_digest
 from detectors.profile.pooling import pool, widths
-from detectors.profile.spec import EMBEDDED, BackboneError, BackboneSpec, size_text
+from detectors.profile.spec import BackboneError, BackboneSpec, size_text
 
-lean = Deferred("detectors.profile.lean_timm")
-Network = Any
-"""A timm network built with `features_only`: an nn.Module with attributes that timm does not declare."""
 See = Callable[[Sequence[Tensor], tuple[int, int]], None]
 """Gets the maps of a batch, or of the part of it that fits into memory, and (height, width) of the images."""
 
@@ -52,8 +48,10 @@ class Backbone:
 
         Raises:
             BackboneError: the network cannot be built as asked, or does not take that input size.
+            DeviceError: the device is not there, or does not compute in the precision of the specification.
         """
         self.device = choose_device(device)
+        check_precision(self.device, spec.precision)
         self.engine: Engine | None = None
         self.quantised: Int8Engine | None = None
         self._set_up(spec)
@@ -67,7 +65,7 @@ class Backbone:
 
     def _set_up(self, spec: BackboneSpec) -> None:
         """Build what the specification says, whatever the input size."""
-        network, indices = _build(spec)
+        network, indices = build(spec)
         config = network.config if isinstance(network, EmbeddedNetwork) else lean.resolve_model_data_config(network)
         self._own = shape_of(_size(spec.args.get("img_size", config["input_size"][-2:])))
         self.input_px = _size(self._own if spec.input_px is None else spec.input_px)
@@ -93,7 +91,9 @@ class Backbone:
     def _failure(self, shape: tuple[int, int]) -> Exception | None:
         """Why the network does not take images of this (height, width); None where it does."""
         try:
-            channels = tuple(m.shape[1] for m in self.maps(np.zeros((1, *shape, 3), dtype=np.uint8)))
+            pixels = torch.zeros((1, *shape, 3), dtype=torch.uint8, device=self.device)
+            with torch.inference_mode():
+                channels = tuple(m.shape[1] for m in self.forward(pixels))
         except Exception as error:  # a network raises whatever its layers do
             return error
         if channels != self.channels:
@@ -137,8 +137,8 @@ class Backbone:
         return Preparer(self.input_px, limits, self.filter, tones, spec.resize, fill, spec.decoding)
 
     @torch.inference_mode()
-    def __call__(self, pixels: NDArray[np.uint8], see: See | None = None) -> Tensor:
-        """(N, H, W, 3) uint8 -> (N, D) float32 pooled features on the backbone's device; `see` gets the maps."""
+    def run(self, pixels: Tensor, see: See | None = None) -> Tensor:
+        """(N, H, W, 3) uint8 on the device -> (N, D) float32 pooled features there; `see` gets the maps."""
         if self.spec.precision == "int8" and self.quantised is None:
             raise BackboneError(f"backbone {self.spec.model!r} has no quantised network; load its profile")
         engine = self.quantised or (self.engine if see is None else None)
@@ -147,9 +147,9 @@ class Backbone:
         return features if engine is None else engine.features(pixels)
 
     @torch.inference_mode()
-    def eager(self, pixels: NDArray[np.uint8], see: See | None = None) -> Tensor:
-        """What the call gives, by torch whatever the engine."""
-        maps = self.maps(pixels)
+    def eager(self, pixels: Tensor, see: See | None = None) -> Tensor:
+        """What `run` gives, by torch whatever the engine."""
+        maps = self.forward(pixels)
         if see is not None:
             see(maps, (pixels.shape[1], pixels.shape[2]))
         return self.pooled(maps)
@@ -186,7 +186,7 @@ class Backbone:
         """`maps` of pixels on the device."""
         images = pixels.permute(0, 3, 1, 2)
         normalised = torch.addcmul(self._shift, images.float(), self._scale)
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.spec.precision == "bfloat16"):
+        with arithmetic(self.device, self.spec.precision):
             given = self.network(normalised.contiguous(memory_format=torch.channels_last))
         # what a network gives beyond its layers is left to _failure, which compares the channels
         reductions = zip(given, self.network.feature_info.reduction(), strict=False)
@@ -202,14 +202,11 @@ class Backbone:
         return given[:, -patches:].transpose(1, 2).reshape(len(given), -1, *grid)
 
     def features(self, pixels: NDArray[np.uint8], see: See | None = None) -> Tensor:
-        """What the call gives, on the CPU; halves the batch when the device is out of memory."""
-        try:
-            return self(pixels, see).cpu()
-        except torch.OutOfMemoryError:
-            if len(pixels) == 1:
-                raise
-            half = len(pixels) // 2
-            return torch.cat([self.features(pixels[:half], see), self.features(pixels[half:], see)])
+        """(N, H, W, 3) uint8 -> (N, D) float32 pooled features on the CPU, for a fit; `see` gets the maps.
+
+        The batch is halved where the device is out of memory.
+        """
+        return Pipeline(self.device, partial(self.run, see=see), sizes=())(pixels)
 
     def device_memory(self) -> dict[str, int]:
         """Bytes `used` (held by this process) and `total` of its CUDA device; empty on a CPU."""
@@ -229,92 +226,3 @@ def _patch(network: Network) -> tuple[int, int]:
     """(height, width) of the patches that a network cuts images into; (1, 1) where it does not."""
     embedding = getattr(getattr(network, "model", network), "patch_embed", None)
     return shape_of(_size(getattr(embedding, "patch_size", 1)))
-
-
-def choose_device(device: str) -> torch.device:
-    """`auto` is CUDA where there is one, else the CPU."""
-    return torch.device(("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device)
-
-
-def _build(spec: BackboneSpec) -> tuple[Network, tuple[int, ...]]:
-    """The network with its weights, and the indices of its layers."""
-    indices = spec.layers or _default_layers(spec, _create(spec))
-    try:
-        network = _create(spec, out_indices=indices)
-        found = len(network.feature_info.channels())
-    except (BackboneError, IndexError, KeyError) as error:
-        raise BackboneError(f"backbone {spec.model!r}: layers {list(indices)} are out of range: {error}") from error
-    if found != len(indices):
-        raise BackboneError(f"backbone {spec.model!r}: layers {list(indices)} are out of range")
-    if spec.weights not in {"hub", "random"}:
-        _load(network, EMBEDDED if spec.weights == "embedded" else Path(spec.weights))
-    return network, tuple(indices)
-
-
-def _create(spec: BackboneSpec, **more: Any) -> Network:
-    args = {**spec.args, **more, "features_only": True, "pretrained": spec.weights == "hub"}
-    try:
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(0)  # `random` weights must be the same when the profile is loaded
-            if (spec.model, spec.weights, args) == ("mobilenetv3_small_100", "embedded", EmbeddedNetwork.args):
-                return EmbeddedNetwork()
-            return lean.timm.create_model(spec.model, **args)
-    except Exception as error:  # timm raises whatever the model's constructor does
-        known = "" if lean.timm.is_model(spec.model) else "; see timm.list_models() for the names"
-        raise BackboneError(
-            f"backbone {spec.model!r}: timm cannot build it with features_only=True: {error}{known}"
-        ) from error
-
-
-def _default_layers(spec: BackboneSpec, network: Network) -> tuple[int, ...]:
-    reductions = [int(r) for r in network.feature_info.reduction()]
-    if spec.strides:
-        if not set(spec.strides) <= set(reductions) or len(set(reductions)) < len(reductions):
-            raise BackboneError(
-                f"backbone {spec.model!r}: cannot choose layers by strides {list(spec.strides)}, its layers have "
-                f"strides {reductions}; give indices from 0 to {len(reductions) - 1}"
-            )
-        return tuple(reductions.index(stride) for stride in sorted(spec.strides))
-    if len(set(reductions)) > 1:
-        return tuple(i for i, reduction in enumerate(reductions) if reduction > 2)
-    # timm shows only the last blocks by default; the whole model lies under `.model`.
-    depth = len(getattr(network.model, "blocks", reductions)) if hasattr(network, "model") else len(reductions)
-    return tuple(sorted({max(0, round(depth * (i + 1) / 4) - 1) for i in range(4)}))
-
-
-def _load(network: Network, path: Path) -> None:
-    try:
-        state: dict[str, Any] = (
-            load_file(path)
-            if path.suffix == ".safetensors"
-            else torch.load(path, map_location="cpu", weights_only=True)  # refuses arbitrary pickles
-        )
-    except (OSError, SafetensorError, RuntimeError, ValueError) as error:
-        raise BackboneError(f"weights {path}: cannot be read: {error}") from error
-    own: dict[str, Tensor] = network.state_dict()
-    # FeatureGetterNet (ViTs) keeps the whole model under `model.`.
-    prefix = "model." if own and all(name.startswith("model.") for name in own) else ""
-    # A features_only network flattens `stages.0` into `stages_0`; both spellings occur in files.
-    given = {_flat(prefix + name.removeprefix(prefix)): t for name, t in state.get("state_dict", state).items()}
-    fitting = {name: given[_flat(name)] for name in own if _flat(name) in given}
-    missing = [n for n in own if n not in fitting and "num_batches_tracked" not in n]
-    wrong = [n for n, t in fitting.items() if t.shape != own[n].shape]
-    if missing or wrong:
-        names = ", ".join((missing + wrong)[:3])
-        raise BackboneError(
-            f"weights {path}: {len(missing)} tensors missing, {len(wrong)} of wrong shape ({names}, ...)"
-        )
-    network.load_state_dict({**own, **{n: t.to(own[n].dtype) for n, t in fitting.items()}})
-
-
-def _flat(name: str) -> str:
-    return name.replace(".", "_")
-
-
-def tensor_digest(tensors: Mapping[str, Tensor], n_bytes: int, beginning: str = "") -> str:
-    """BLAKE2b of `beginning`, then of the names and contents of `tensors` in the order of their names, in hex."""
-    digest = hashlib.blake2b(beginning.encode(), digest_size=n_bytes)
-    for name, tensor in sorted(tensors.items()):
-        digest.update(name.encode())
-        digest.update(tensor.contiguous().numpy().tobytes())
-    return digest.hexdigest()

@@ -11,14 +11,19 @@ from typing import Any
 MANIFEST, TENSORS, REFERENCE = "profile.json", "profile.safetensors", "reference.safetensors"
 NETWORK = "network.safetensors"
 """Of a quantised profile alone."""
-VERSION, SCALED, QUANTISED, READABLE = 5, 6, 7, (2, 3, 4, 5, 6, 7)
+VERSION, SCALED, QUANTISED, HALF, READABLE = 5, 6, 7, 8, (2, 3, 4, 5, 6, 7, 8)
 """Version 2 has no tones: the high byte of 16-bit images counted, and transparency was ignored. Version 3 has neither a
 grid nor a way of resizing, version 4 no coordinates of the mix and one size of calibration for all signals. Version 6
-is of scaled decoding, 7 of a quantised network, which earlier programs would overlook."""
+is of scaled decoding, 7 of a quantised network, which earlier programs would overlook. From version 8 on the
+fingerprint covers that the network computes in bfloat16."""
 
 
 class ProfileError(ValueError):
     """A profile cannot be loaded or has not what is asked of it; the message says which, and what is wrong with it."""
+
+
+class DeviceError(ProfileError):
+    """The device that was asked for is not there, or cannot compute as the profile does; the message says which."""
 
 
 CONDITION = re.compile(r"[a-z0-9][a-z0-9_-]{0,31}")
@@ -62,8 +67,13 @@ def files_to_score(manifest: bytes) -> tuple[str, ...]:
     return (TENSORS, NETWORK) if json.loads(manifest).get("network_digest") else (TENSORS,)
 
 
-def version_of(precision: str, decoding: str) -> int:
-    """The version that a profile is saved as: the oldest that has what it uses."""
+def version_of(precision: str, decoding: str, loaded: int = HALF) -> int:
+    """The version that a profile is saved as: the oldest that has what it uses.
+
+    loaded: the version that it was read from; one in bfloat16 keeps it, as its fingerprint would be another one.
+    """
+    if precision == "bfloat16":
+        return loaded
     return QUANTISED if precision == "int8" else VERSION if decoding == "full" else SCALED
 
 

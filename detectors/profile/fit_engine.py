@@ -9,8 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-import numpy as np
-from numpy.typing import NDArray
 from torch import Tensor
 
 from detectors.engines.engine import Engine, EngineError
@@ -31,7 +29,7 @@ class EngineOfFit:
         self._backbone, self._images = backbone, 0
         self._engine: Engine | None = None
 
-    def features(self, pixels: NDArray[np.uint8]) -> Tensor:
+    def features(self, pixels: Tensor) -> Tensor:
         """See `Engine.features`."""
         due, self._images = self._images < IMAGES <= self._images + len(pixels), self._images + len(pixels)
         if due:
@@ -39,7 +37,7 @@ class EngineOfFit:
             self.name = self._engine.name if self._engine else "torch"
         return self._run(pixels)
 
-    def _run(self, pixels: NDArray[np.uint8]) -> Tensor:
+    def _run(self, pixels: Tensor) -> Tensor:
         return self._engine.features(pixels) if self._engine else self._backbone.eager(pixels)
 
     def forget(self) -> None:
@@ -55,14 +53,14 @@ class EngineOfFit:
 
 
 class _Part:
-    def __init__(self, name: str, features: Callable[[NDArray[np.uint8]], Tensor]) -> None:
+    def __init__(self, name: str, features: Callable[[Tensor], Tensor]) -> None:
         self.name, self.features = name, features
 
     def forget(self) -> None:
         """Nothing of its own is kept."""
 
 
-def _tested(backbone: Backbone, pixels: NDArray[np.uint8]) -> Engine | None:
+def _tested(backbone: Backbone, pixels: Tensor) -> Engine | None:
     """OpenVINO, where it is installed and gives the features of these pixels as torch does."""
     try:
         engine = OpenVinoEngine(backbone)

@@ -18,6 +18,7 @@ from safetensors.torch import save
 from torch import Tensor
 from torch.nn import functional
 
+from detectors.engines.pipeline import Pipeline
 from detectors.methods.locations import Locations
 from detectors.profile.backbone import Backbone
 from detectors.profile.files import replace_file
@@ -112,6 +113,7 @@ class Places:
         """`learned`: None where a profile has no heat maps."""
         self._backbone = backbone
         self._learned = learned
+        self._there: Locations | None = None
 
     @classmethod
     def learn(cls, backbone: Backbone, sample: LocalSample, ordered: bool = False) -> Places:
@@ -127,10 +129,13 @@ class Places:
         Raises:
             HeatMapError: there are no heat maps, or their file cannot be read.
         """
-        learned = self._loaded()
-        starts = range(0, len(pixels), BATCH)
-        parts = [learned.unusual(_local(self._backbone, pixels[start : start + BATCH])) for start in starts]
-        return torch.cat(parts).numpy()
+        learned, backbone = self._on_device(), self._backbone
+
+        def unusual(some: Tensor) -> Tensor:
+            return learned.unusual(local_features(backbone.forward(some), (some.shape[1], some.shape[2])))
+
+        maps = Pipeline(backbone.device, unusual, sizes=())
+        return torch.cat([maps(pixels[start : start + BATCH]) for start in range(0, len(pixels), BATCH)]).numpy()
 
     def __bool__(self) -> bool:
         """Whether there are heat maps."""
@@ -142,16 +147,19 @@ class Places:
             facts = {"version": VERSION, "backbone_digest": self._backbone.digest}
             replace_file(folder / PLACES, save(self._loaded().state(), metadata=facts))
 
+    def _on_device(self) -> Locations:
+        """What was learned, where the backbone is: maps come down, not what they are made of."""
+        if self._there is None:
+            learned, device = self._loaded(), self._backbone.device
+            self._there = learned if device.type == "cpu" else learned.to(device)
+        return self._there
+
     def _loaded(self) -> Locations:
         if self._learned is None or not self:
             raise HeatMapError("the profile has no heat maps; fit again, without --no-heat-maps")
         if isinstance(self._learned, Path):
             self._learned = _read(self._learned, self._backbone.digest)
         return self._learned
-
-
-def _local(backbone: Backbone, pixels: NDArray[np.uint8]) -> Tensor:
-    return local_features(backbone.maps(pixels), pixels.shape[1:3]).cpu()
 
 
 def _read(path: Path, digest: str) -> Locations:

@@ -4,10 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-import platform
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -25,17 +22,20 @@ from detectors.images.likeness import Learned
 from detectors.images.prepare import AnyImage, Prepared, Preparer
 from detectors.images.regions import over_whole_image
 from detectors.images.tones import Tones
-from detectors.methods.detector import Detector, LayerDetector, nested, scores_of, under
+from detectors.methods.detector import Detector, LayerDetector, nested, under
 from detectors.methods.registry import create
-from detectors.profile.backbone import Backbone, tensor_digest
+from detectors.profile.backbone import Backbone
 from detectors.profile.calibration import Calibration, Floats, Scores, from_tensors, jitter, p_values_of, to_tensors
-from detectors.profile.conditions import manifest_of, restored, tensors_of
+from detectors.profile.conditions import restored, tensors_of
 from detectors.profile.dependence import facts_of, worth_of
+from detectors.profile.document import beginning_of, document_of
 from detectors.profile.examples import EXAMPLES, load_examples, save_examples
-from detectors.profile.files import MANIFEST, REFERENCE, TENSORS, ProfileError, read_manifest, replace_file, version_of
+from detectors.profile.files import MANIFEST, REFERENCE, TENSORS, DeviceError, ProfileError, read_manifest, replace_file
 from detectors.profile.mix import Mix, names_of
+from detectors.profile.network import tensor_digest
 from detectors.profile.places import PLACES, Places
 from detectors.profile.pooling import averaged
+from detectors.profile.scorer import Scorer
 from detectors.profile.spec import BackboneSpec, EngineName
 from detectors.versions.store import located
 
@@ -53,7 +53,8 @@ class Profile:
     in profiles of before. manifest: the JSON document that is saved. fingerprint: 16 hex digits over
     everything that decides a p-value. places: makes the heat maps; false where there are none.
     conditions: {name: the profile by the calibration of that condition}; see `under`. condition: the name of its own.
-    examples: {"mix3-low-1": JPEG}, the reference at both ends of the mix, if any. runs_by: the engine, in words.
+    examples: {"mix3-low-1": JPEG}, the reference at both ends of the mix, if any. scorer: pixels to signals. runs_by:
+    the engine, in words.
     """
 
     def __init__(
@@ -72,6 +73,7 @@ class Profile:
         layers = len(backbone.channels) if isinstance(detector, LayerDetector) else 0
         learned = ("ood", *(f"layer{i + 1}" for i in range(layers)))
         self.seen, self.mix, self.mix_signals = seen, mix, names_of(mix)
+        self.scorer = Scorer(backbone, detector, mix)
         measured = (*properties.NAMES, likeness.NAME) if seen else properties.NAMES
         self.signals: tuple[str, ...] = (*learned, *measured, *self.mix_signals)
         self.learned: tuple[bool, ...] = tuple(signal in learned for signal in self.signals)
@@ -173,11 +175,14 @@ class Profile:
         if len(images) == 0:
             return Scores(*np.zeros((2, 0, len(self.signals))))
         prepared = [image if isinstance(image, Prepared) else self.prepare(image) for image in images]
-        return self.score_features(self.features(prepared), prepared)
+        return self._scores(self.scorer([image.pixels for image in prepared]), prepared)
 
     def score_features(self, features: Tensor, images: Sequence[Prepared]) -> Scores:
         """As `score`, of images whose (N, D) features are at hand; N >= 1."""
-        values = self.values(features, self.measured(images))
+        return self._scores(self.scorer.of_features(features), images)
+
+    def _scores(self, signals: Floats, images: Sequence[Prepared]) -> Scores:
+        values = self.with_measured(signals, self.measured(images))
         return Scores(values, self.p_values(values, [image.key for image in images]))
 
     def measured(self, images: Sequence[Prepared]) -> Floats:
@@ -217,23 +222,7 @@ class Profile:
         if self.backbone.quantised:
             self.backbone.quantised.save(folder)
         save_examples(folder / EXAMPLES, self.examples)
-        document = {
-            **self.manifest,
-            "version": version_of(self.backbone.spec.precision, self.backbone.spec.decoding),
-            "fingerprint": self.fingerprint,
-            "backbone": self.backbone.spec.to_json(),
-            "backbone_digest": self.backbone.digest,
-            "network_digest": self.backbone.quantised.digest if self.backbone.quantised else None,
-            "signals": list(self.signals),
-            "dependence": list(self.dependence),
-            "versions": {name: version(name) for name in ("layerwatch", "torch", "timm", "numpy", "pillow")},
-            "python": platform.python_version(),
-            "limits": asdict(self.preparer.limits),
-            "tones": asdict(self.preparer.tones),
-            "calibration_scores": self.quantiles(),
-            **manifest_of(self.conditions),
-        }
-        replace_file(folder / MANIFEST, (json.dumps(document, indent=2) + "\n").encode())
+        replace_file(folder / MANIFEST, (json.dumps(document_of(self), indent=2) + "\n").encode())
 
     @classmethod
     def load(cls, path: str | Path, device: str = "auto", engine: EngineName | None = None) -> Profile:
@@ -245,7 +234,8 @@ class Profile:
             engine: runs the network: `auto` is the fastest that scores as torch does, None torch (OpenVINO in 8 bits).
 
         Raises:
-            ProfileError: a file, version, detector, backbone or engine is missing or cannot be used.
+            ProfileError: a file, version, detector, backbone or engine is missing or cannot be used; DeviceError where
+                it is the device.
 
         >>> Profile.load("no-such-profile")
         Traceback (most recent call last):
@@ -262,6 +252,8 @@ class Profile:
             if digest := document.get("network_digest"):
                 backbone.quantised = Int8Engine.read(folder, digest)
             detector = create(document["detector"], backbone.layers, **document.get("detector_options", {}))
+        except DeviceError:
+            raise
         except ValueError as error:
             raise ProfileError(f"{folder / MANIFEST}: {error}") from error
         if backbone.digest != document["backbone_digest"]:
@@ -293,12 +285,16 @@ class Profile:
 
     def learned_values(self, features: Tensor) -> Floats:
         """(N, D) -> (N, 1 + L) OOD score and layer scores."""
-        return np.asarray(scores_of(self.detector, features).numpy())
+        return self.scorer.of_features(features)[:, : sum(self.learned)]
 
     def values(self, features: Tensor, measured: Floats) -> Floats:
         """(N, D) features and what `measured` gives -> (N, S): OOD score, layer scores, properties, mix."""
-        mix = () if self.mix is None else (self.mix.coordinates(self.pooled(features)).numpy(),)
-        return np.concatenate([self.learned_values(features), measured, *mix], axis=1)
+        return self.with_measured(self.scorer.of_features(features), measured)
+
+    def with_measured(self, signals: Floats, measured: Floats) -> Floats:
+        """As `values`, of what `scorer` gives."""
+        learned = sum(self.learned)
+        return np.concatenate([signals[:, :learned], measured, signals[:, learned:]], axis=1)
 
     def p_values(self, values: Floats, keys: Sequence[bytes]) -> Floats:
         """(N, S) p-values of (N, S) values that a score gave, and of the N images' keys."""
@@ -312,9 +308,7 @@ class Profile:
 
     def own_fingerprint(self) -> str:
         """As its parts are now; that of a view names its condition, so that no two conditions share counts."""
-        network = self.backbone.digest + (self.backbone.quantised.digest if self.backbone.quantised else "")
-        beginning = network + self.preparer.name + (self.condition and f"/condition/{self.condition}")
-        return tensor_digest(self._tensors(), n_bytes=8, beginning=beginning)
+        return tensor_digest(self._tensors(), n_bytes=8, beginning=beginning_of(self))
 
 
 load_profile = Profile.load

@@ -134,7 +134,7 @@ def _rate(backbone: Backbone, pixels: Pixels) -> float:
     """Batches a second."""
     started, batches = time.perf_counter(), 0
     while (elapsed := time.perf_counter() - started) < ROUND_S or not batches:
-        backbone(pixels)
+        backbone.features(pixels)
         batches += 1
     return batches / elapsed
 

@@ -16,7 +16,7 @@ WEIGHTS = frozenset({"embedded", "hub", "random"})
 Precision = Literal["float32", "bfloat16", "int8"]
 FIT_PRECISIONS: tuple[Precision, ...] = ("float32", "bfloat16")
 """Those that a fit can choose: an int8 network is made of a fitted profile (`detectors.profile.quantize`)."""
-EngineName = Literal["auto", "torch", "compile", "openvino"]
+EngineName = Literal["auto", "torch", "compile", "openvino", "cudagraphs"]
 ENGINES: tuple[EngineName, ...] = get_args(EngineName)
 """What runs the network when images are scored; see `detectors.engines.engine`."""
 

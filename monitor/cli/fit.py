@@ -67,7 +67,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _fitted(args: argparse.Namespace, show: Show) -> detectors.Profile:
-    with as_command_error("fit", InputError, detectors.TooFewImagesError, BackboneError):
+    with as_command_error("fit", InputError, detectors.TooFewImagesError, BackboneError, detectors.ProfileError):
         detector, options = _detector(args)
         images, backbone = _source(args)
         fit = detectors.FitOptions(

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 
 from detectors.images.decode import Limits
+from detectors.profile.files import DeviceError
 from monitor.config.errors import ConfigError
 from monitor.config.schema import Config
 from monitor.core.buckets import Layout
@@ -50,6 +51,7 @@ def checked_profiles(settings: Config, where: str) -> Profiles:
     Raises:
         ConfigError: as `check_profiles`; or one cannot be loaded.
     """
+    check_device(settings, where)
     check_profiles(settings, where)  # before the seconds that torch takes
     with _named(where):
         profiles = load_profiles(settings.scoring, settings.decoding)
@@ -62,12 +64,28 @@ def _check_rules(settings: Config, where: str, layouts: Mapping[str, Layout]) ->
         raise ConfigError([f"{where}: {line}" for line in wrong])
 
 
+def check_device(settings: Config, where: str) -> None:
+    """Refuse a device that this machine does not have. Loads torch, unless no special one is asked for.
+
+    Raises:
+        ConfigError: it cannot be used.
+    """
+    if settings.scoring.device in {"auto", "cpu"}:
+        return
+    from detectors.engines.device import choose_device  # noqa: PLC0415 - loads torch, see above
+
+    with _named(where):
+        choose_device(settings.scoring.device)
+
+
 @contextmanager
 def _named(where: str) -> Iterator[None]:
     try:
         yield
     except ConditionsError as error:
         raise ConfigError([f"{where}: {line}" for line in error.lines]) from error
+    except DeviceError as error:
+        raise ConfigError([f"{where}: scoring.device: {error}"]) from error
     except ValueError as error:
         raise ConfigError([f"{where}: scoring.profile: {error}"]) from error
 

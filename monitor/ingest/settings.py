@@ -36,6 +36,10 @@ class ProfileOverride(Section):
     path: ProfileAddress
 
 
+MOST_ON_A_DEVICE = 1024
+"""Four batches of the largest size that goes to a device at once: while one is computed, the next is uploaded."""
+
+
 class ScoringSettings(Section):
     profile: ProfileAddress = "profile"
     profiles: tuple[ProfileOverride, ...] = ()
@@ -46,7 +50,19 @@ class ScoringSettings(Section):
 
     A profile of `layerwatch quantize` needs OpenVINO."""
     batch_images: PositiveInt = 64
+    max_batch_images: PositiveInt | None = None
+    """Batches grow up to it while images wait; by default `batch_images` on a CPU, 1024 on another device."""
     batch_age_s: PositiveFloat = 0.05
+
+    @model_validator(mode="after")
+    def _sizes_fit(self) -> ScoringSettings:
+        if self.max_batch_images is not None and self.max_batch_images < self.batch_images:
+            raise ValueError(f"max_batch_images is less than batch_images ({self.batch_images})")
+        return self
+
+    def largest_batch(self, accelerated: bool) -> int:
+        """Images of a batch at most, by whether another device than the CPU scores."""
+        return self.max_batch_images or max(self.batch_images, MOST_ON_A_DEVICE if accelerated else 0)
 
 
 class StreamNaming(Section):

@@ -45,6 +45,7 @@ def written(folder: Path, tree: Mapping[str, Any]) -> Path:
         ({"kafka": {"topics": "a", "dead_letter_topic": "a"}}, "kafka.dead_letter_topic: is one of kafka.topics"),
         ({"redis": {"mode": "cluster", "url": "redis://localhost/3"}}, "redis.url: a Redis Cluster has only"),
         ({"redis": {"url": "rediss://localhost", "tls_ca_file": "/no/ca"}}, "redis.tls_ca_file: cannot use /no/ca"),
+        ({"scoring": {"device": "gpu"}}, "scoring.device: device 'gpu' cannot be used on this machine"),
         ({"decoding": {"formats": ["JPEG", "BMP9"]}}, "decoding.formats: unknown image formats ['BMP9']"),
         ({"receivers": [HOOK | {"url": "example.org"}]}, "receivers.hook.url: must be a URL"),
         ({"rules": [RULE | {"kind": "rate", "level": 0.07}]}, "rules.0 (frozen): level must be one of"),

@@ -17,9 +17,10 @@ from safetensors.torch import save_file
 
 from detectors.images.decode import Limits
 from detectors.images.prepare import Preparer
-from detectors.profile.backbone import Backbone, tensor_digest
+from detectors.profile.backbone import Backbone
 from detectors.profile.embedded import EmbeddedNetwork
 from detectors.profile.files import ProfileError
+from detectors.profile.network import tensor_digest
 from detectors.profile.profile import Profile
 from detectors.profile.reference import read_reference
 from detectors.profile.spec import EMBEDDED, BackboneError, BackboneSpec

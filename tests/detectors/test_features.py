@@ -40,7 +40,7 @@ def test_any_kind_of_backbone_gives_its_layers_side_by_side(
     backbone = Backbone(BackboneSpec(model, "random", **options), "cpu")  # type: ignore[arg-type]
     pixels = np.random.default_rng(0).integers(0, 256, (2, *backbone.shape, 3), dtype=np.uint8)
     assert backbone.layers == layers
-    assert backbone(pixels).shape == (2, sum(layers))
+    assert backbone.features(pixels).shape == (2, sum(layers))
     assert BackboneSpec.from_json(backbone.spec.to_json()) == backbone.spec
 
 
@@ -65,7 +65,7 @@ def test_every_layer_comes_as_a_map_whatever_the_network_gives(
     pixels = np.random.default_rng(0).integers(0, 256, (2, 64, 64, 3), dtype=np.uint8)
     maps = backbone.maps(pixels)
     assert [tuple(m.shape) for m in maps] == [(2, *shape) for shape in shapes]
-    assert torch.equal(backbone(pixels), torch.cat([m.mean(dim=(2, 3)) for m in maps], dim=1))
+    assert torch.equal(backbone.features(pixels), torch.cat([m.mean(dim=(2, 3)) for m in maps], dim=1))
 
 
 def test_tokens_without_a_grid_are_the_maps_that_timm_makes_of_them() -> None:
@@ -134,7 +134,7 @@ def test_half_precision_is_close_and_stays_with_the_profile(tmp_path: Path) -> N
     spec = replace(full, precision="bfloat16")
     whole, half = Backbone(full, "cpu"), Backbone(spec, "cpu")
     pixels = np.stack([Preparer(half.input_px)(image).pixels for _, image in pictures(0, 16)])
-    difference = (whole(pixels) - half(pixels)).abs().mean() / whole(pixels).abs().mean()
+    difference = (whole.features(pixels) - half.features(pixels)).abs().mean() / whole.features(pixels).abs().mean()
     assert 0.0 < difference < 0.05  # 8 bits of mantissa, in many layers
     fit_profile(pictures(0, 220), FitOptions("mahalanobis", spec)).save(tmp_path)
     profile = load_profile(tmp_path, "cpu")

@@ -15,9 +15,9 @@ import pytest
 from safetensors.torch import load, save
 
 from detectors.images.tones import Tones
-from detectors.profile.backbone import tensor_digest
 from detectors.profile.files import ProfileError
 from detectors.profile.fit import FitOptions, TooFewImagesError, fit_profile, recalibrate
+from detectors.profile.network import tensor_digest
 from detectors.profile.profile import Profile
 from tests.files import png16, tiff
 from tests.pictures import draw, encoded, pictures
@@ -77,7 +77,7 @@ from detectors.profile.spec import BackboneSpec
 from tests.pictures import pictures
 
 spec = BackboneSpec.embedded()
-Backbone(spec, "cpu")(np.zeros((64, spec.input_px, spec.input_px, 3), np.uint8))
+Backbone(spec, "cpu").features(np.zeros((64, spec.input_px, spec.input_px, 3), np.uint8))
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 large = ((name, np.tile(image, (26, 26, 1))) for name, image in pictures(0, 230))  # 4.7 MB each, one after the other
 fit_profile(large, FitOptions("mahalanobis", device="cpu"))
@@ -104,7 +104,7 @@ def test_an_unknown_version_a_cut_file_and_other_weights_are_refused_by_name(pro
     with pytest.raises(ProfileError, match="other weights of mobilenetv3_small_100"):
         Profile.load(tmp_path, "cpu")
     manifest.write_text(json.dumps({**document, "version": 99}))
-    with pytest.raises(ProfileError, match="version 99; this program reads versions 2 to 7"):
+    with pytest.raises(ProfileError, match="version 99; this program reads versions 2 to 8"):
         Profile.load(tmp_path, "cpu")
     manifest.write_text(json.dumps(document))
     tensors = tmp_path / "profile.safetensors"

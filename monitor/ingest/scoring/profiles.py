@@ -104,6 +104,11 @@ class Profiles:
         found = [*self._by_stream.all(), *self._views]
         return list({profile.fingerprint: profile for profile in found}.values())
 
+    @property
+    def accelerated(self) -> bool:
+        """Whether another device than the CPU scores."""
+        return any(profile.backbone.device.type != "cpu" for profile in self.all())
+
     def device_memory(self) -> dict[tuple[str, str], int]:
         """{(device, "used" or "total"): bytes} of the accelerators in use; empty on a CPU."""
         found = [(str(profile.backbone.device), profile.backbone.device_memory()) for profile in self.all()]
@@ -168,14 +173,16 @@ class Profiles:
 def _score_halving(profile: Profile, images: Sequence[Prepared], counted: str) -> Scores:
     """The scores of the images; a batch that does not fit into memory is scored in halves.
 
-    Out of memory is a subclass of RuntimeError on a GPU, and a plain one on a CPU.
+    A device's memory is looked after where its batches are made (`detectors.engines.pipeline`); here it is the host's.
 
     Args:
         counted: fingerprint that the metric names; raw scores are the same in all conditions.
     """
+    halvings = profile.scorer.pipeline.halvings
     try:
         failpoint("score")
         scores = profile.score(images)
+        metrics.HALVED.inc(profile.scorer.pipeline.halvings - halvings)
     except (MemoryError, RuntimeError) as error:
         exhausted = isinstance(error, MemoryError) or any(word in str(error) for word in MEMORY_WORDS)
         if not exhausted or len(images) < 2:

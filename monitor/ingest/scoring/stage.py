@@ -22,6 +22,7 @@ from monitor.core.aggregate import Judged, Outcome
 from monitor.core.heat import Heat
 from monitor.core.types import DeadLetter, Record
 from monitor.ingest.decode.records import Decoded
+from monitor.ingest.scoring.batch_size import BatchSize
 from monitor.ingest.scoring.profiles import Profiles
 from monitor.ingest.settings import ScoringSettings
 from monitor.ingest.work import Work
@@ -47,6 +48,7 @@ class ScoringStage:
 
     def __init__(self, profiles: Profiles, settings: ScoringSettings) -> None:
         self._profiles, self._settings = profiles, settings
+        self._size = BatchSize(settings.batch_images, settings.largest_batch(profiles.accelerated))
         self._submitted: queue.SimpleQueue[Work | _HeatMaps | None] = queue.SimpleQueue()
         self._scored: deque[Work] = deque()
         self._asked: list[_HeatMaps] = []
@@ -110,7 +112,7 @@ class ScoringStage:
         """
         works: list[Work] = []
         images, deadline = 0, float("inf")
-        while images < self._settings.batch_images:
+        while images < self._size.images:
             try:
                 work = self._submitted.get(timeout=max(0.0, deadline - time.monotonic()) if works else None)
             except queue.Empty:
@@ -138,6 +140,7 @@ class ScoringStage:
 
     @metrics.STAGE_SECONDS.labels("score").time()
     def _score(self, works: Sequence[Work]) -> None:
+        started = time.monotonic()
         decoded = [[future.result() for future in work.decoding] for work in works]
         results = [
             pair for work, found in zip(works, decoded, strict=True) for pair in zip(work.records, found, strict=True)
@@ -147,7 +150,9 @@ class ScoringStage:
         for work, records in zip(works, decoded, strict=True):
             work.outcomes = [found if isinstance(found, DeadLetter) else next(judged) for found in records]
             work.decoding = ()
-        metrics.BATCH_IMAGES.observe(sum(len(found) for _, found in usable))
+        images = sum(len(found) for _, found in usable)
+        metrics.BATCH_IMAGES.observe(images)
+        self._size.after(images, time.monotonic() - started, waiting=not self._submitted.empty())
 
     def _judge(self, records: Sequence[tuple[Record, Sequence[Decoded]]]) -> list[Outcome]:
         """One outcome per record. Where scoring fails, it is tried in halves, and a record that fails alone is refused.
@@ -160,7 +165,7 @@ class ScoringStage:
             views = [
                 self._profiles.view_of(i.stream, r, i.event_time_ms, i.prepared) for r, found in records for i in found
             ]
-            scores = iter(self._profiles.p_values(images, self._settings.batch_images, views))
+            scores = iter(self._profiles.p_values(images, self._size.images, views))
         except Exception as error:
             if len(records) > 1:
                 half = len(records) // 2

@@ -17,15 +17,12 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from functools import partial
 from importlib.metadata import version
 
 import structlog
 
 from monitor.config.errors import EXIT_CONFIG, EXIT_SOFTWARE, EXIT_UNAVAILABLE, CommandError
 from monitor.config.schema import Config
-from monitor.core.aggregate import Aggregation
-from monitor.core.buckets import counted_under
 from monitor.core.steps import steps_of
 from monitor.evaluate.closing import Closing
 from monitor.evaluate.evaluator import Evaluator
@@ -33,17 +30,15 @@ from monitor.evaluate.lease import Tenure
 from monitor.evaluate.presentation import Presentation
 from monitor.fleet.exporter import FleetExporter
 from monitor.ingest.assignment import Assignment, AssignmentPolicy
-from monitor.ingest.batch import thumbnail
 from monitor.ingest.consumer import Consumer
-from monitor.ingest.decode.pool import DecoderPool
-from monitor.ingest.decode.records import Decoder
-from monitor.ingest.evidence import EvidenceStage
 from monitor.ingest.image_log import open_image_log
 from monitor.ingest.maintenance import Maintenance
 from monitor.ingest.scoring.profiles import Profiles, publish_profiles
-from monitor.ingest.scoring.stage import ScoringError, ScoringStage
+from monitor.ingest.scoring.stage import ScoringError
+from monitor.ingest.serving import Serving
 from monitor.ingest.sinks import Sinks
-from monitor.ingest.stages import Stages
+from monitor.ingest.stages import StageFactory
+from monitor.ingest.watch import ProfileWatch
 from monitor.notify.delivery.context import DeliveryContext
 from monitor.notify.delivery.dispatcher import Dispatcher
 from monitor.notify.receivers.protocol import Receiver
@@ -69,8 +64,17 @@ MIN_REBUILD_MS = 300_000
 # ------------------------------------------------------------------------------------------------ parts
 
 
+def serving_of(settings: Config, profiles: Profiles, store: Store) -> Serving:
+    """The profiles with their stages, which begin at once; ended by `Consumer.close`."""
+    of = settings
+    return Serving(
+        StageFactory(store, of.stream, of.value, of.decoding, of.scoring, of.buckets, of.evidence),
+        profiles,
+    )
+
+
 def build_consumer(
-    settings: Config, profiles: Profiles, rules: Sequence[Rule], store: Store, join: Callable[[], Source]
+    settings: Config, serving: Serving, rules: Sequence[Rule], store: Store, join: Callable[[], Source]
 ) -> Consumer:
     """Everything that an image passes, from the source to Redis; ended by its `close`.
 
@@ -80,26 +84,9 @@ def build_consumer(
     alerts = SelfAlerts(store, settings.monitor, has_receivers=bool(settings.receivers))
     verdicts = settings.verdicts
     # the broker of the image log need not be the source's: each has its own section
-    image_log = open_image_log(
-        verdicts, profiles.layouts, lambda: open_producer(settings.source_settings(verdicts.type))
-    )
-    sinks = Sinks(image_log, alerts)
-    evidence = settings.evidence
-    aggregation = Aggregation(
-        buckets=settings.buckets,
-        layouts=profiles.layouts,
-        fingerprint_of=profiles.fingerprint_of,
-        exemplars=evidence.exemplars,
-        thumbnail=partial(thumbnail, longest_px=evidence.thumbnail_px) if evidence.thumbnails else lambda _: b"",
-    )
-    decoders = DecoderPool(Decoder(profiles.preparers(), settings.stream, settings.decoding, settings.value))
-    scoring = ScoringStage(profiles, settings.scoring)
-    stages = Stages(
-        decoders=decoders,
-        scoring=scoring,
-        aggregation=aggregation,
-        sinks=sinks,
-        evidence=EvidenceStage(store, decoders, scoring, evidence),
+    sinks = Sinks(
+        open_image_log(verdicts, lambda: open_producer(settings.source_settings(verdicts.type))),
+        alerts,
     )
     longest_ms = max([MIN_REBUILD_MS, *(rule.window_ms for rule in rules)])
     policy = AssignmentPolicy(
@@ -107,11 +94,11 @@ def build_consumer(
         rebuild_ms=longest_ms + settings.buckets.lateness_ms,
         dead_letters=settings.dead_letters,
         unnamed_stream=settings.stream.name,
-        exemplars=evidence.exemplars,
+        exemplars=settings.evidence.exemplars,
     )
-    publish = partial(publish_profiles, store, profiles)
-    maintenance = Maintenance(store, alerts, sinks, publish, settings.buckets.idle_timeout_s, settings.pipeline.stall_s)
-    return Consumer(join, store, stages, Assignment(store, alerts, policy), maintenance, settings.pipeline)
+    pipeline = settings.pipeline
+    maintenance = Maintenance(store, alerts, sinks, serving.publish, settings.buckets.idle_timeout_s, pipeline.stall_s)
+    return Consumer(join, store, serving.stages, Assignment(store, alerts, policy), maintenance, pipeline)
 
 
 def presentation_of(settings: Config, bound_port: int = 0) -> Presentation:
@@ -149,20 +136,24 @@ class Daemon:
 
     Args:
         settings: the configuration; parts get their sections, never the whole.
-        profiles, rules: loaded and checked beforehand, so that a wrong configuration never gets this far.
+        load: loads the profiles that the configuration names now, and checks that the rules can judge by them; called
+            again when a store has another active version.
 
     Raises:
+        ConfigError: they cannot be loaded.
         WebServerError: the address of the status page cannot be bound.
     """
 
-    def __init__(self, settings: Config, profiles: Profiles, rules: tuple[Rule, ...]) -> None:
+    def __init__(self, settings: Config, load: Callable[[], Profiles]) -> None:
         self._settings = settings
+        profiles, rules = load(), settings.rules
         self._stop = threading.Event()
         self._failure: CommandError | None = None
         self._store = open_store(settings.redis, settings.monitor, limits_of(settings))
         publish_profiles(self._store, profiles)
+        serving = serving_of(settings, profiles, self._store)
         self._consumer = build_consumer(
-            settings, profiles, rules, self._store, lambda: open_source(settings.source_settings())
+            settings, serving, rules, self._store, lambda: open_source(settings.source_settings())
         )
         self._receivers: list[Receiver] = [
             receiver.build(lambda: open_producer(settings.source_settings())) for receiver in settings.receivers
@@ -176,9 +167,10 @@ class Daemon:
         closing = Closing(self._store, settings.buckets, alerts)
         presentation = presentation_of(settings, self._web.bind())
         self._evaluator = Evaluator(self._store, rules, profiles.layouts, closing, presentation, self._on_lease)
-        self._evaluator.conditions_of = profiles.conditions_of
+        self._take_up(profiles)
+        serving.on_switch = self._take_up
+        self._watch_profiles = ProfileWatch(self._store, serving, settings.scoring, load, alerts)
         metrics.QUEUE_LIMIT_BYTES.set(settings.pipeline.queue_bytes)
-        _export(profiles)
 
     def run(self) -> None:
         """Run until SIGTERM or SIGINT.
@@ -195,6 +187,7 @@ class Daemon:
         # what is left of the grace period is for closing everything
         consuming = self._thread("reader", lambda: self._consumer.run(0.8 * self._settings.pipeline.grace_s))
         evaluating = self._thread("evaluator", self._evaluator.run)
+        self._watch_profiles.start()
         while not self._stop.wait(WATCH_S):
             self._watch()
         self._end(consuming, evaluating)
@@ -242,6 +235,7 @@ class Daemon:
         hard_end = threading.Timer(self._settings.pipeline.grace_s, os._exit, (EXIT_SOFTWARE,))
         hard_end.daemon = True
         hard_end.start()
+        self._watch_profiles.stop()
         self._consumer.stop()
         if self._failure is not None:
             self._flush_alerts()
@@ -285,20 +279,11 @@ class Daemon:
             dispatcher.start()
             self._lease_work.callback(dispatcher.stop)
 
+    def _take_up(self, profiles: Profiles) -> None:
+        self._evaluator.conditions_of = profiles.conditions_of
+
     def _why_unready(self) -> str:
         return "stopping" if self._stop.is_set() else self._consumer.why_unready()
-
-
-def _export(profiles: Profiles) -> None:
-    for device, kind in profiles.device_memory():
-        metrics.DEVICE_MEMORY.labels(device, kind).set_function(partial(_device_bytes, profiles, device, kind))
-    for profile in profiles.all():
-        detector, model = profile.manifest["detector"], profile.backbone.spec.model
-        metrics.PROFILE.labels(counted_under(profile.fingerprint), detector, model).set(1)
-
-
-def _device_bytes(profiles: Profiles, device: str, kind: str) -> float:
-    return profiles.device_memory()[device, kind]
 
 
 def _observe(receiver: str, outcome: str, seconds: float) -> None:

@@ -24,3 +24,9 @@ def keep_freed_memory() -> bool:
     # in this order: with the second alone, a C library that refuses the first would map every block separately
     kept = mallopt(_M_MMAP_THRESHOLD, _KEPT_BYTES) and mallopt(_M_TRIM_THRESHOLD, _KEPT_BYTES)
     return bool(kept and mallopt(_M_ARENA_MAX, 1))
+
+
+def release_freed_memory() -> None:
+    """Give what was freed and kept back to the system (glibc only): after something large has gone for good."""
+    if trim := getattr(ctypes.CDLL(None), "malloc_trim", None):
+        trim(0)

@@ -38,6 +38,8 @@ class ProfileStore:
 
     def __init__(self, root: str) -> None:
         self.root, self._place = root, place_of(root)
+        self._read: dict[int, Change] = {}
+        """Changes are never changed: each is read once."""
 
     # ---------------------------------------------------------------- reading
 
@@ -49,7 +51,12 @@ class ProfileStore:
         """What happened so far."""
         try:
             numbers = numbers_of(self._place.names("changes"))
-            return Journal.of(from_json(n, json.loads(self._place.read(_change_name(n)))) for n in numbers)
+            if self._read.keys() - set(numbers):  # somebody made the store anew
+                self._read = {}
+            for n in numbers:
+                if n not in self._read:
+                    self._read[n] = from_json(n, json.loads(self._place.read(_change_name(n))))
+            return Journal.of(self._read[n] for n in numbers)
         except (ProfileError, ValueError) as error:
             raise ProfileError(f"{self.root}: {error}") from error
 
@@ -176,13 +183,36 @@ def located(address: str | Path) -> Path:
     text = str(address)
     if is_folder(text):
         return Path(text)
-    root, _, wanted = text.partition("@") if "://" not in text else _split_uri(text)
-    store = ProfileStore(root)
+    store, wanted = _store_of(text)
     if not store.exists():
         if "://" in text:
-            raise ProfileError(f"{root}: there are no versions; `layerwatch profile add` makes the first")
+            raise ProfileError(f"{store.root}: there are no versions; `layerwatch profile add` makes the first")
         return Path(text)  # whoever reads it says what is missing
-    return store.fetch(store.find(wanted or State.ACTIVE))
+    return store.fetch(store.find(wanted))
+
+
+class Pointer:
+    """Which profile an address names now: that of a store moves when another version is made active."""
+
+    def __init__(self, address: str) -> None:
+        self.address = address
+        self._store: ProfileStore | None = None
+        self._wanted = ""
+
+    def pinned(self) -> str:
+        """The address of that profile alone: STORE@VERSION where it is in a store, else the folder.
+
+        Raises:
+            ProfileError: there is no such version, or the store cannot be read.
+        """
+        if is_folder(self.address):
+            return self.address
+        if self._store is None:
+            store, self._wanted = _store_of(self.address)
+            if not store.exists():
+                return self.address
+            self._store = store  # kept: it reads no change twice
+        return f"{self._store.root}@{self._store.find(self._wanted).number}"
 
 
 def is_folder(address: str | Path) -> bool:
@@ -193,6 +223,12 @@ def is_folder(address: str | Path) -> bool:
 def is_here(address: str) -> bool:
     """Whether the address lies on this machine, without asking another one."""
     return "://" not in address and any(Path(part).exists() for part in (address, address.partition("@")[0]))
+
+
+def _store_of(address: str) -> tuple[ProfileStore, str]:
+    """The store of an address, and the version wanted of it."""
+    root, _, wanted = address.partition("@") if "://" not in address else _split_uri(address)
+    return ProfileStore(root), wanted or State.ACTIVE
 
 
 def _split_uri(text: str) -> tuple[str, str, str]:

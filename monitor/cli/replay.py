@@ -23,7 +23,7 @@ from monitor.cli.progress import Show, show_progress
 from monitor.config.errors import EXIT_UNAVAILABLE, ConfigError, as_command_error
 from monitor.config.loading import checked_rules, load_config
 from monitor.config.schema import Config
-from monitor.daemon import build_consumer, limits_of, presentation_of
+from monitor.daemon import build_consumer, limits_of, presentation_of, serving_of
 from monitor.evaluate.closing import Closing
 from monitor.evaluate.evaluator import Evaluator
 from monitor.ingest.scoring.profiles import load_profiles
@@ -84,7 +84,9 @@ def replay_documents(settings: Config, span: Span, store: Store, show: Show) -> 
     """
     profiles = load_profiles(settings.scoring, settings.decoding)
     rules = tuple(rule for rule in checked_rules(settings) if not rule.reads_clock)
-    consumer = build_consumer(_without_traces(settings), profiles, rules, store, lambda: span)
+    without_traces = _without_traces(settings)
+    serving = serving_of(without_traces, profiles, store)
+    consumer = build_consumer(without_traces, serving, rules, store, lambda: span)
     closing = Closing(store, settings.buckets, SelfAlerts(store, settings.monitor, has_receivers=False))
     presentation = replace(presentation_of(settings), has_receivers=True)
     evaluator = Evaluator(store, rules, profiles.layouts, closing, presentation)

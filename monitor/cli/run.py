@@ -11,6 +11,7 @@ from monitor.config.checks import check, checked_profiles
 from monitor.config.errors import EXIT_UNAVAILABLE, ConfigError, as_command_error
 from monitor.config.loading import load_config
 from monitor.daemon import Daemon
+from monitor.ingest.scoring.profiles import Profiles
 from monitor.notify.receivers.protocol import ReceiverConfigError
 from monitor.store import StoreConfigError, StoreError
 from monitor.telemetry.logs import configure_logs
@@ -27,12 +28,16 @@ def run(args: argparse.Namespace) -> int:
     where = str(args.config or "defaults")
     for line in check(settings, where):
         log.warning("config.odd", advice=line)
-    profiles = checked_profiles(settings, where)
-    for line in profiles.oddities:
-        log.warning("config.odd", advice=f"{where}: {line}")
+
+    def load() -> Profiles:
+        profiles = checked_profiles(settings, where)
+        for line in profiles.oddities:
+            log.warning("config.odd", advice=f"{where}: {line}")
+        return profiles
+
     try:
         with as_command_error("run", StoreError, WebServerError, status=EXIT_UNAVAILABLE):
-            Daemon(settings, profiles, settings.rules).run()
+            Daemon(settings, load).run()
     except (StoreConfigError, ReceiverConfigError) as error:
         raise ConfigError([f"{where}: {error}"]) from error
     return 0

@@ -93,8 +93,9 @@ def withdraw(alert: Alert, at_ms: int) -> Alert:
         return Alert(alert.rule, alert.stream)
     verdict = alert.verdict and replace(alert.verdict, breached=False, summary="no rule watches this any more")
     return replace(
-        alert, phase=AlertPhase.RESOLVED, verdict=verdict, resolved_ms=at_ms, suppressed=False, breached_in=()
-    )
+        alert, phase=AlertPhase.RESOLVED, verdict=verdict, resolved_ms=at_ms, suppressed=False,
+        breached_in=(), breached_by=(), fresh=(),
+    )  # fmt: skip
 
 
 # ------------------------------------------------------------------------------------------------ storage
@@ -107,7 +108,7 @@ def to_json(alert: Alert) -> str:
     if alert.verdict is not None:
         fields["verdict"] = {name: getattr(alert.verdict, name) for name in _VERDICT_FIELDS}
     fields[_SUPPRESSED_KEY] = fields.pop("suppressed")
-    for name in ("condition", "breached_in"):  # alerts without conditions stay readable by versions that know none
+    for name in ("condition", "breached_in", "breached_by", "fresh"):  # readable by versions that do not know them
         if not fields[name]:
             del fields[name]
     return json.dumps({"version": _VERSION, **fields}, sort_keys=True, allow_nan=False)
@@ -128,5 +129,7 @@ def from_json(text: str | bytes) -> Alert:
         severity = verdict.pop("severity")
         verdict = Verdict(**verdict, severity=None if severity is None else tuple(severity))
     fields["suppressed"] = fields.pop(_SUPPRESSED_KEY, False)
-    fields["breached_in"] = tuple(fields.get("breached_in", ()))
+    for name in ("breached_in", "breached_by"):
+        fields[name] = tuple(fields.get(name, ()))
+    fields["fresh"] = tuple((fingerprint, images) for fingerprint, images in fields.get("fresh", ()))
     return Alert(**{**fields, "phase": AlertPhase(fields["phase"]), "verdict": verdict})

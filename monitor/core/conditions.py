@@ -66,7 +66,7 @@ def step(alert: Alert, found: Joint, bucket_ms: int, policy: Policy) -> Alert:
     """State after the bucket; as `alert_state.step`, and the alert knows in which conditions it is breached."""
     after = alerts.step(alert, found.verdict, bucket_ms, policy)
     if after.phase not in alerts.UNDER_WAY:
-        return replace(after, breached_in=()) if after.breached_in else after
+        return replace(after, breached_in=(), breached_by=(), fresh=())
     if after == alert and found.breached_in == breached_in(alert):
         return alert
     condition = alert.condition if after.id == alert.id else found.condition

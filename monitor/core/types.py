@@ -282,3 +282,8 @@ class Alert:
     """Of the images that raised it; empty where the profile's own calibration judged them."""
     breached_in: tuple[str, ...] = ()
     """Conditions in which it is breached; see `monitor.core.conditions.breached_in`, which knows what none means."""
+    breached_by: tuple[str, ...] = ()
+    """Fingerprints of the profiles by which it was breached; none where it is not about images, or was stored before
+    this was known."""
+    fresh: tuple[tuple[str, int], ...] = ()
+    """(fingerprint, images judged so far) of other profiles that have taken over while it is under way."""

@@ -23,7 +23,7 @@ from monitor.core.event_time import bucket_of
 from monitor.core.types import Alert, AlertPhase, Partition
 from monitor.evaluate.aging import Aging
 from monitor.evaluate.closing import Closing
-from monitor.evaluate.judging import ConditionsOf, Found, held, verdicts_of
+from monitor.evaluate.judging import ConditionsOf, Found, held, raised_by, settling, verdicts_of
 from monitor.evaluate.lease import Lease, Tenure
 from monitor.evaluate.memory import Change, Decision, Memory, Sealed
 from monitor.evaluate.presentation import Presentation
@@ -79,8 +79,7 @@ class Evaluator:
             for rule in rules
         }
         self._memory = Memory(store, rules, layouts, self._bucket_ms)
-        self._presentation, self._aging = presentation, Aging(store)
-        self._lease = Lease(store.evaluation)
+        self._presentation, self._aging, self._lease = presentation, Aging(store), Lease(store.evaluation)
         self._tenure: Tenure | None = None
         self._stop = threading.Event()
         self._silence_looked_s = 0.0
@@ -212,11 +211,12 @@ class Evaluator:
 
     def _step(self, rule: Rule, stream: str, found: Mapping[str, Found], bucket_ms: int, decision: Decision) -> None:
         """Advance one stream's alert by one bucket; `found` is by condition."""
-        before = self._memory.alerts.get((rule.name, stream), Alert(rule.name, stream))
+        known = self._memory.alerts.get((rule.name, stream), Alert(rule.name, stream))
+        before, found = settling(rule, known, found)
         waits = held(before, found.keys(), self._memory, self.conditions_of)
         joint = conditions.joint(before, {c: one.verdict for c, one in found.items()}, waits)
-        after = conditions.step(before, joint, bucket_ms, self._policies[rule.name])
-        if after == before:
+        after = raised_by(rule, conditions.step(before, joint, bucket_ms, self._policies[rule.name]), found)
+        if after == known:
             return
         # calm may have been shown earlier than in this bucket
         by = found.get(joint.condition) or Found(joint.verdict, self._memory.judging(stream, joint.condition))

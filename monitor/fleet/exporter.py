@@ -191,6 +191,8 @@ class FleetExporter(Collector):
         yield metrics.PARTITIONS, {(): len(state.partitions)}
         left_out = Counter(state.left_out.values())
         yield metrics.PARTITIONS_LEFT_OUT, {(kind,): left_out[kind] for kind in Unread}
+        by_profile = Counter(fingerprint for replica in state.replicas for fingerprint in replica.fingerprints)
+        yield metrics.REPLICAS, {(fingerprint,): count for fingerprint, count in by_profile.items()}
         yield metrics.BUCKET_LAG, {(): max(0.0, lag_ms / 1000)}
         yield metrics.FLEET_READ, {(): time.time()}
         yield metrics.P_VALUE, {(signal,): counts for signal, counts in self._counts.signals.items()}

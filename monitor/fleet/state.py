@@ -13,6 +13,7 @@ from monitor.core.alert_state import UNDER_WAY
 from monitor.core.buckets import Layout
 from monitor.core.event_time import fleet_watermark
 from monitor.core.readers import Unread
+from monitor.core.replicas import Replica
 from monitor.core.silences import Silence
 from monitor.core.types import Alert, Cursor, Partition, Totals
 from monitor.store import GONE_STREAM, EvaluatorState, Store
@@ -46,6 +47,8 @@ class FleetState:
     evaluator: EvaluatorState = field(default_factory=EvaluatorState)
     left_out: Mapping[Partition, Unread] = field(default_factory=dict)
     """Partitions that nobody reads."""
+    replicas: Sequence[Replica] = ()
+    """The processes that run, and the profiles that they score with."""
     watermark_ms: int | None = None
     """Event time up to which every other partition has been read; None while that is unknown."""
 
@@ -86,6 +89,7 @@ def read_state(store: Store, lateness_ms: int) -> FleetState:
         silences=read_silences(store),
         evaluator=store.evaluation.state(),
         left_out=left_out,
+        replicas=store.catalog.replicas(),
         watermark_ms=fleet_watermark((c for p, c in cursors.items() if p not in left_out), lateness_ms),
     )
 

@@ -93,7 +93,7 @@ def batch_of(
     return Batch(
         parts=[_part(owner, members, aggregation) for owner, members in mine.items()],
         letters=[outcome for outcome in outcomes if isinstance(outcome, DeadLetter)],
-        lines=[] if image_log is None else image_log.lines(images),
+        lines=[] if image_log is None else image_log.lines(images, aggregation.layouts),
     )
 
 

@@ -15,7 +15,7 @@ from monitor.ingest.health import ConsumerHealth
 from monitor.ingest.maintenance import Every, Maintenance
 from monitor.ingest.settings import PipelineSettings
 from monitor.ingest.sinks import SinkError
-from monitor.ingest.stages import Stages
+from monitor.ingest.stages import ReplaceableStages
 from monitor.ingest.work import Backlog
 from monitor.sources.protocol import FatalSourceError, Polled, Source, SourceError, UnreadableError
 from monitor.store import Store, StoreError
@@ -37,21 +37,23 @@ class Consumer:
 
     Args:
         open_source: joins the group; called again after every SourceError.
-        stages: ended by `close`.
+        stages: ended by `close`, as the sinks of the maintenance are.
     """
 
     def __init__(
         self,
         open_source: Callable[[], Source],
         store: Store,
-        stages: Stages,
+        stages: ReplaceableStages,
         assignment: Assignment,
         maintenance: Maintenance,
         settings: PipelineSettings,
     ) -> None:
-        self._open_source, self._store, self._stages = open_source, store, stages
+        self._open_source, self._store, self._replaceable = open_source, store, stages
         self._assignment, self._maintenance, self._settings = assignment, maintenance, settings
-        self._backlog = Backlog(settings.queue_bytes, stages.scoring.image_bytes, stages.decoders.max_images)
+        self._sinks = maintenance.sinks
+        first = stages.current
+        self._backlog = Backlog(settings.queue_bytes, first.scoring.image_bytes, first.decoders.max_images)
         self._batch: Batch | None = None  # waits for a sink or for Redis
         self._paused = False
         self._source: Source | None = None
@@ -105,7 +107,8 @@ class Consumer:
         Decoding and scoring run beside this thread, which polls and applies meanwhile: a round moves whatever is ready
         for its next step. The cursor moves only here, after the sinks have acknowledged, in one write with the counts.
         """
-        stages = self._stages
+        self._switch_when_through()
+        stages = self._replaceable.current
         # 1. poll, after every claim: see `_claim_due`
         if polling:
             self._claim_due(source)
@@ -113,8 +116,8 @@ class Consumer:
             failpoint("polled")
             self._follow(polled)
             self._backlog.add(polled, self._assignment.owned)
-        # 2. decode, in processes: as much as fits into memory
-        started = self._backlog.start()
+        # 2. decode, in processes: as much as fits into memory; nothing new by stages that are about to be replaced
+        started = self._backlog.start() if not self._replaceable.waits else []
         for work in started:
             work.decoding = stages.decoders.submit(work.records)
         # 3. score, in a thread: batches of images, in the order of the logs
@@ -124,13 +127,13 @@ class Consumer:
             scored = stages.scoring.take()
             self._backlog.finish(scored)
             works = [*self._assignment.take_skipped(), *scored]
-            self._batch = batch_of(works, self._assignment.owned, stages.aggregation, stages.sinks.image_log)
+            self._batch = batch_of(works, self._assignment.owned, stages.aggregation, self._sinks.image_log)
         batch = self._due_batch()
         if batch is None:
             return
         try:
             # 5. write the sinks: dead letters, image log
-            stages.sinks.write(source, batch)
+            self._sinks.write(source, batch)
             # 6. apply counts and cursors, each partition's in one atomic write
             failpoint("before_apply")
             started_s = time.perf_counter()
@@ -162,7 +165,7 @@ class Consumer:
         batch = self._batch
         if batch is None or time.monotonic() < batch.retry_at_s:
             # several records in a row that each hang their decoder are slow, but not stuck
-            moved_s = self._stages.decoders.answered_s if self.in_flight else time.monotonic()
+            moved_s = self._replaceable.current.decoders.answered_s if self.in_flight else time.monotonic()
             self.health.moved_s = max(self.health.moved_s, moved_s)
             return None
         if not any(self._assignment.is_current(part.owner) for part in batch.parts):
@@ -175,7 +178,7 @@ class Consumer:
         metrics.APPLIES.labels(str(outcome.status)).inc()
         if outcome.status in {ApplyStatus.OK, ApplyStatus.DUP}:
             part.advance_owner()
-            self._stages.evidence.submit(part.kept)
+            self._replaceable.current.evidence.submit(part.kept)
             try:
                 self._assignment.judge_rejects(source, owner)
             except StoreError as error:
@@ -235,7 +238,19 @@ class Consumer:
     def close(self) -> None:
         """End the threads and processes of the stages; work in flight is dropped."""
         self._leave()
-        self._stages.close()
+        self._replaceable.current.close()
+        self._sinks.close()
+
+    def _switch_when_through(self) -> None:
+        """Between two batches, when all that the old stages began is applied: what waits has not been decoded.
+
+        So no image is scored by both, and the cursor says which images are whose.
+        """
+        if self._replaceable.waits and not self._backlog.in_progress and self._batch is None:
+            failpoint("before_switch")
+            stages = self._replaceable.switch()
+            self._backlog.resize(stages.scoring.image_bytes, stages.decoders.max_images)
+            self._maintenance.after_switch()
 
     # ---------------------------------------------------------------- between and after rounds
 
@@ -273,7 +288,7 @@ class Consumer:
     def why_unready(self) -> str:
         """Why it does not read and apply; empty if it does."""
         stopped = [found.reason for found in self._assignment.stopped.values()]
-        return self.health.why_unready([*self._stages.sinks.failing.values(), *stopped])
+        return self.health.why_unready([*self._sinks.failing.values(), *stopped])
 
     def _drain(self, deadline_s: float) -> None:
         """Apply what is in flight, commit to the group, leave it."""
@@ -301,4 +316,4 @@ class Consumer:
                 log.warning("reader.left_unfinished", error=str(error))
                 return
             self.health.polled_s = time.monotonic()
-            self._stages.scoring.ready.wait(0.02)
+            self._replaceable.current.scoring.ready.wait(0.02)

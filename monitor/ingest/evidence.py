@@ -57,7 +57,7 @@ class EvidenceStage:
     def __init__(self, store: Store, decoders: DecoderPool, scoring: ScoringStage, settings: EvidenceSettings) -> None:
         self._store, self._decoders, self._scoring, self._settings = store, decoders, scoring, settings
         self._waiting: list[Kept] = []
-        self._closed = False
+        self._closed, self._at_work = False, False
         self._changed = threading.Condition()
         self._thread = threading.Thread(target=self._run, name="evidence", daemon=True)
         self._thread.start()
@@ -72,13 +72,18 @@ class EvidenceStage:
             while len(self._waiting) > MOST_WAITING or self._held_bytes() > MOST_WAITING_BYTES:
                 self._waiting.pop()
                 metrics.EVIDENCE.labels("left out").inc()
-            self._changed.notify()
+            self._changed.notify_all()
+
+    def finish(self, timeout_s: float) -> None:
+        """Wait until all that was submitted is made, that long at most."""
+        with self._changed:
+            self._changed.wait_for(lambda: not self._waiting and not self._at_work, timeout_s)
 
     def close(self) -> None:
         """End the thread, after the decoders are closed; what waits is left out."""
         with self._changed:
             self._closed = True
-            self._changed.notify()
+            self._changed.notify_all()
         self._thread.join(timeout=5.0)
 
     def _held_bytes(self) -> int:
@@ -102,10 +107,13 @@ class EvidenceStage:
     def _next(self) -> list[Kept]:
         """The most unusual images that wait; none to end."""
         with self._changed:
+            self._at_work = False
+            self._changed.notify_all()
             while not self._waiting and not self._closed:
                 self._changed.wait()
             some = [] if self._closed else self._waiting[:TOGETHER]
             self._waiting = self._waiting[TOGETHER:]
+            self._at_work = bool(some)
             return some
 
     def _keep(self, images: Sequence[Kept]) -> list[str]:

@@ -35,35 +35,19 @@ class ImageLog:
 
     Args:
         target: topic or stream key to write to.
-        layouts: fingerprint -> layout of the loaded profiles.
         max_p_value: images whose OOD p-value is larger are left out.
     """
 
-    def __init__(self, producer: Producer, target: str, layouts: Mapping[str, Layout], max_p_value: float) -> None:
-        self._producer, self._target = producer, target
-        self._layouts, self._max_p_value = layouts, max_p_value
+    def __init__(self, producer: Producer, target: str, max_p_value: float) -> None:
+        self._producer, self._target, self._max_p_value = producer, target, max_p_value
 
-    def lines(self, images: Iterable[Judged]) -> list[Line]:
-        """The lines of these images, in their order."""
-        return [(image.stream, self._line(image)) for image in images if image.p_values[0] <= self._max_p_value]
-
-    def _line(self, image: Judged) -> bytes:
-        """Names that are not UTF-8 are escaped."""
-        layout = self._layouts[image.fingerprint]
-        row = {
-            "schema": SCHEMA,
-            "id": image.id,
-            "stream": image.stream,
-            "event_time": rfc3339(image.event_time_ms),
-            "profile": image.fingerprint,
-            **({"condition": layout.condition} if layout.condition else {}),
-            "ood": bool(image.p_values[0] <= OOD_LEVEL),
-            # six digits: p-values of ten thousand calibration images differ in the fourth
-            "p_values": {
-                signal: float(f"{p:.6g}") for signal, p in zip(layout.signals, image.p_values.tolist(), strict=True)
-            },
-        }
-        return json.dumps(row, separators=(",", ":")).encode("ascii")
+    def lines(self, images: Iterable[Judged], layouts: Mapping[str, Layout]) -> list[Line]:
+        """The lines of these images, in their order; `layouts`: fingerprint -> layout of the profiles that judged."""
+        return [
+            (image.stream, _line(image, layouts[image.fingerprint]))
+            for image in images
+            if image.p_values[0] <= self._max_p_value
+        ]
 
     def write(self, lines: Iterable[Line]) -> None:
         """Return when all of them are on disk or acknowledged.
@@ -78,6 +62,24 @@ class ImageLog:
     def close(self) -> None:
         """Free everything; never raises."""
         self._producer.close()
+
+
+def _line(image: Judged, layout: Layout) -> bytes:
+    """Names that are not UTF-8 are escaped."""
+    row = {
+        "schema": SCHEMA,
+        "id": image.id,
+        "stream": image.stream,
+        "event_time": rfc3339(image.event_time_ms),
+        "profile": image.fingerprint,
+        **({"condition": layout.condition} if layout.condition else {}),
+        "ood": bool(image.p_values[0] <= OOD_LEVEL),
+        # six digits: p-values of ten thousand calibration images differ in the fourth
+        "p_values": {
+            signal: float(f"{p:.6g}") for signal, p in zip(layout.signals, image.p_values.tolist(), strict=True)
+        },
+    }
+    return json.dumps(row, separators=(",", ":")).encode("ascii")
 
 
 class LineFile:
@@ -129,9 +131,7 @@ def _cut_incomplete_line(file: BinaryIO) -> None:
         file.truncate(complete)
 
 
-def open_image_log(
-    settings: VerdictSettings, layouts: Mapping[str, Layout], open_producer: Callable[[], Producer]
-) -> ImageLog | None:
+def open_image_log(settings: VerdictSettings, open_producer: Callable[[], Producer]) -> ImageLog | None:
     """The configured log; None if `settings.type` is none.
 
     Args:
@@ -140,4 +140,4 @@ def open_image_log(
     if settings.type == "none":
         return None
     producer = LineFile(Path(settings.target)) if settings.type == "jsonl" else open_producer()
-    return ImageLog(producer, settings.target, layouts, settings.max_p_value)
+    return ImageLog(producer, settings.target, settings.max_p_value)

@@ -75,7 +75,7 @@ class Maintenance:
         idle_timeout_s: float,
         stall_s: float,
     ) -> None:
-        self._store, self._alerts, self._sinks, self._publish = store, alerts, sinks, publish
+        self._store, self._alerts, self.sinks, self._publish = store, alerts, sinks, publish
         self._idle_timeout_s, self._stall_s = idle_timeout_s, stall_s
         self._streams_alert_raised = False
         self._register_every, self._commit_every, self._lag_every = Every(REGISTER_S), Every(COMMIT_S), Every(LAG_S)
@@ -85,6 +85,10 @@ class Maintenance:
     def after_claim(self) -> None:
         """Commit and register soon: if Redis lost the partition, it may have lost what the evaluator needs too."""
         self._commit_every.soon(FIRST_COMMIT_S)
+        self._register_every.soon()
+
+    def after_switch(self) -> None:
+        """Say soon that this process scores with other profiles."""
         self._register_every.soon()
 
     def run(self, source: Source, owned: Owned, in_flight: bool, paused: bool) -> bool:
@@ -102,8 +106,8 @@ class Maintenance:
             self._mark_idle(source, owned)
         if self._lag_every.due():
             self._measure_lag(source, owned, in_flight)
-        if self._sinks.unlogged and self._letters_every.due():
-            self._sinks.log_letters()
+        if self.sinks.unlogged and self._letters_every.due():
+            self.sinks.log_letters()
         return registered
 
     def commit(self, source: Source, owned: Owned) -> None:
@@ -131,7 +135,7 @@ class Maintenance:
             owner.facts = self._store.partitions.alive(owner.facts, newest_ms)
         metrics.STREAMS_OVER_LIMIT.set(self._store.counts.streams_over_limit(owned))
         self._judge_streams(partitions)
-        self._sinks.end_alerts(partition.topic for partition in owned)
+        self.sinks.end_alerts(partition.topic for partition in owned)
 
     def _judge_streams(self, partitions: Sequence[Partition]) -> None:
         """Open or end the alert about too many streams; all processes look at all partitions, and decide alike."""

@@ -93,8 +93,7 @@ class Backlog:
         """Split the records into parts of which several fit into `queue_bytes`; a record is never split."""
         part = Work(owner, [], next_offset)
         for record in records:
-            # its bytes and the prepared images: what decoding and scoring hold together
-            size = record.size + most_images(record, self._max_images) * self._image_bytes
+            size = self._size(record)
             if part.records and part.size + size > self._queue_bytes // 4:
                 part.next_offset = record.offset
                 yield part
@@ -117,6 +116,21 @@ class Backlog:
             started.append(work)
         self._decoding += started
         return started
+
+    @property
+    def in_progress(self) -> bool:
+        """Whether work has been started that is not finished."""
+        return self.works > len(self._waiting)
+
+    def resize(self, image_bytes: int, max_images: int) -> None:
+        """Count the work that is to be started by other sizes of images; none may be in progress."""
+        self._image_bytes, self._max_images = image_bytes, max_images
+        for work in self._waiting:
+            work.size = sum(self._size(record) for record in work.records)
+
+    def _size(self, record: Record) -> int:
+        """Its bytes and the prepared images: what decoding and scoring hold together."""
+        return record.size + most_images(record, self._max_images) * self._image_bytes
 
     def _settle(self) -> None:
         """Give back what was set aside for images that decoded work does not hold."""

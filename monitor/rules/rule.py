@@ -141,6 +141,11 @@ class Rule(Section):
         """How far back its evidence reaches: over its own window, so that it shows what the rule judged."""
         return self.window_ms or EVIDENCE_MS
 
+    @property
+    def settled_images(self) -> int:
+        """Images of a stream that another profile must have judged before calm by it ends an alert."""
+        return 0
+
     def check_numbers(self, bucket_s: int) -> None:
         """Raise ValueError where its numbers are not consistent with each other or with buckets of that length."""
 
@@ -226,6 +231,11 @@ class WindowRule(Rule):
     def window_ms(self) -> int:
         """Length of the window."""
         return round(self.window_s * 1000)
+
+    @property
+    def settled_images(self) -> int:
+        """What any window must hold."""
+        return self.min_images
 
     def check_numbers(self, bucket_s: int) -> None:  # noqa: ARG002 - buckets of any length do
         """Raise ValueError where the confidence is below one half."""

@@ -5,10 +5,12 @@ from __future__ import annotations
 import json
 from base64 import b64encode
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict
+from contextlib import suppress
+from dataclasses import asdict, replace
 
 from monitor.core.buckets import LEVELS, Layout
 from monitor.core.readers import Absence, Sign, Unread
+from monitor.core.replicas import GONE_S, Replica
 from monitor.core.types import Partition
 from monitor.store.connection import ADVICE, SCRIPTS, StoreConfigError
 from monitor.store.keyspace import TTL_S, MonitorKeys, name_of, partition_of
@@ -27,6 +29,7 @@ class Catalog:
         )
         self._first_read = keys.key("first_read")
         self._layouts, self._profiles = keys.texts("layouts"), keys.texts("profiles")
+        self._replicas = keys.texts("replicas")
 
     def register_partitions(self, partitions: Iterable[Partition]) -> None:
         """Make partitions known to the evaluator, wherever it runs; each call is a sign that they are configured."""
@@ -109,6 +112,25 @@ class Catalog:
     def profiles(self) -> dict[str, str]:
         """What `put_profiles` stored, of every profile that counted here lately."""
         return self._profiles.all()
+
+    def put_replica(self, replica: Replica) -> None:
+        """Store what a process says of itself, in the place of what it said before."""
+        self._replicas.put(replica.name, replace(replica, seen_ms=self._now_ms()).to_json())
+
+    def replicas(self) -> list[Replica]:
+        """What the processes said that run, by name; what those said that have ended is removed."""
+        now_ms, found = self._now_ms(), []
+        for name, text in sorted(self._replicas.all().items()):
+            with suppress(ValueError, TypeError):  # of another version of the program
+                replica = Replica.from_json(text)
+                if now_ms - replica.seen_ms <= 1000 * GONE_S:
+                    found.append(replica)
+                else:
+                    self._replicas.remove(name)
+        return found
+
+    def _now_ms(self) -> int:
+        return int(self._connection.run(SCRIPTS["clock"], [self._keys.key("replicas")]))
 
     def put_examples(self, fingerprint: str, examples: Mapping[str, bytes]) -> None:
         """{name: JPEG} of the profile's reference, for the pages.

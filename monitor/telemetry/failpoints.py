@@ -24,6 +24,7 @@ PLACES = {
     "after_letters": "the dead letters are acknowledged; no verdict is written",
     "before_apply": "dead letters and verdicts are acknowledged; nothing is applied",
     "after_apply": "applied in Redis; the cursor in memory is not advanced",
+    "before_switch": "all that was begun by the old profiles is applied; nothing is begun by the new ones",
     "before_picture": "the worst images are applied; a heat map or a large picture of one is not kept",
     "before_commit": "about to commit the offsets to the consumer group",
     "after_commit": "the offsets are committed",

@@ -42,6 +42,12 @@ BUILD = _gauge(
 )
 PROFILE = _gauge("layerwatch_profile_info", "1 for every loaded profile", ("fingerprint", "detector", "backbone"))
 
+PROFILE_SWITCHES = _counter(
+    "layerwatch_profile_switches_total",
+    "Attempts to take up another active version of a profile while running: `done`, or `failed`: the old one goes on",
+    ("outcome",),
+)
+
 # ------------------------------------------------------------------------------------------------ this process
 
 IMAGES_APPLIED = _counter("layerwatch_images_applied_total", "Images counted by this process")
@@ -176,6 +182,11 @@ PARTITIONS_LEFT_OUT = _fleet(
     "layerwatch_partitions_left_out",
     "Partitions that hold no bucket open because nobody reads them: `unread`, or `retired` (no longer configured)",
     ("state",),
+)
+REPLICAS = _fleet(
+    "layerwatch_replicas",
+    "Processes that score with a profile; while another version is taken up, some score with one, some with the other",
+    ("fingerprint",),
 )
 BUCKET_LAG = _fleet(
     "layerwatch_bucket_lag_seconds", "How far the oldest bucket that is due but not judged lies behind the watermark"

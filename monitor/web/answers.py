@@ -151,8 +151,24 @@ class ProfileJson(Answer):
     """Those whose newest images of the last hour it judged."""
 
 
+class ReplicaJson(Answer):
+    """One process, and what it scores with."""
+
+    name: str
+    """Host and process number."""
+    profiles: dict[str, str]
+    """Address in the configuration -> address of the profile that it has loaded; of a store it names the version."""
+    fingerprints: list[str]
+    failure: str
+    """Why it has not taken the active version up; empty where it has."""
+
+
 class ProfilesJson(Answer):
     profiles: dict[str, ProfileJson]
+    replicas: list[ReplicaJson]
+    """The processes that run."""
+    disagree: bool
+    """Whether two of them score with different profiles: for seconds after another version became active."""
 
 
 class PartitionJson(Answer):

@@ -112,7 +112,8 @@ def alerts(site: Site, snapshot: Snapshot, request: Request) -> Facts:
 
 def profile(site: Site, snapshot: Snapshot, _: Request) -> Facts:
     """What each profile in use was learned from, and what it measures."""
-    return {"profiles": site.profiles(snapshot).profiles}
+    found = site.profiles(snapshot)
+    return {"profiles": found.profiles, "replicas": found.replicas, "disagree": found.disagree}
 
 
 def health(site: Site, _: Snapshot, __: Request) -> Facts:

@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from importlib.metadata import version
 from urllib.parse import urlsplit
 
+from monitor.core.replicas import disagree
 from monitor.core.types import Alert, Cursor, Partition
 from monitor.fleet.overview import Overview, Snapshot
 from monitor.fleet.stream_view import StreamView, view_stream
@@ -22,6 +23,7 @@ from monitor.web.answers import (
     PartitionJson,
     ProfileJson,
     ProfilesJson,
+    ReplicaJson,
     SeverityJson,
     SilenceJson,
     UndeliveredJson,
@@ -99,7 +101,9 @@ class Site:
                     streams=judged_by.get(fingerprint, []),
                 )
                 for fingerprint, layout in sorted(snapshot.layouts.items())
-            }
+            },
+            replicas=[ReplicaJson.model_validate(replica) for replica in snapshot.replicas],
+            disagree=disagree(snapshot.replicas),
         )
 
     def health(self) -> HealthJson:

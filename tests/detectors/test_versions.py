@@ -176,10 +176,10 @@ def test_a_change_that_is_missing_or_of_a_later_program_is_refused(tmp_path: Pat
     changes = tmp_path / "store" / "changes"
     (changes / "000002.json").write_text(json.dumps({"kind": "melt", "version": 1, "at": "", "by": ""}))
     with pytest.raises(ProfileError, match="store: change 2 is not one that this program knows"):
-        store.journal()
+        ProfileStore(store.root).journal()
     os.rename(changes / "000002.json", changes / "000003.json")
     with pytest.raises(ProfileError, match="store: change 2 is missing"):
-        store.journal()
+        ProfileStore(store.root).journal()
 
 
 def test_a_store_that_cannot_be_reached_is_named(tmp_path: Path) -> None:

@@ -26,7 +26,12 @@ from tests.evaluate.test_evaluator import SCHEMA
 from tests.vectors import fill
 
 PLAIN = Layout(("ood",), (1999,), (False,), (True,), (1.0,))
-LAYOUTS = {"fp": PLAIN, "fp-day": replace(PLAIN, condition="day"), "fp-night": replace(PLAIN, condition="night")}
+LAYOUTS = {
+    "fp": PLAIN,
+    "fp-next": PLAIN,
+    "fp-day": replace(PLAIN, condition="day"),
+    "fp-night": replace(PLAIN, condition="night"),
+}
 LOG = Partition("images", 0)
 BUCKET_MS, T0_MS = 10_000, 1_750_000_000_000
 PER_BUCKET = 20

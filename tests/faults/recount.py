@@ -7,7 +7,7 @@ with plain loops and dictionaries.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
@@ -58,9 +58,11 @@ class Recount:
     """Of a whole topic."""
 
     buckets: dict[int, dict[str, list[int]]]
+    """By the one profile, or the first."""
     rejected: set[str]
     accepted: int = 0
     totals: dict[str, tuple[int, int]] = field(default_factory=dict)
+    by_profile: dict[Path, dict[int, dict[str, list[int]]]] = field(default_factory=dict)
 
 
 @cache
@@ -88,10 +90,21 @@ def p_values(folder: Path, value: bytes, key: bytes) -> tuple[NDArray[np.float64
     return profile_of(folder).p_values(values, [key])[0], prepared
 
 
-def recount(partitions: Sequence[Sequence[Record]], folder: Path, rates: Rates) -> Recount:
-    """Count every record of each partition's log."""
+def recount(
+    partitions: Sequence[Sequence[Record]],
+    folder: Path,
+    rates: Rates,
+    judged_by: Callable[[Record], Path] | None = None,
+) -> Recount:
+    """Count every record of each partition's log.
+
+    Args:
+        judged_by: the profile that judged a record; by default all are judged by the one in `folder`.
+    """
     signals = len(profile_of(folder).signals)
-    counted: dict[tuple[int, str], Counts] = defaultdict(lambda: Counts(np.zeros((signals, len(CUTS) + 1), np.int64)))
+    counted: dict[tuple[Path, int, str], Counts] = defaultdict(
+        lambda: Counts(np.zeros((signals, len(CUTS) + 1), np.int64))
+    )
     found = Recount({}, set())
     for log in partitions:
         high: int | None = None
@@ -105,10 +118,11 @@ def recount(partitions: Sequence[Sequence[Record]], folder: Path, rates: Rates) 
             oldest = high - rates.lateness_ms
             oldest -= oldest % rates.bucket_ms
             stream = (record.key or b"default").decode()
-            counts = counted[max(own, oldest), stream]
+            judge = judged_by(record) if judged_by else folder
+            counts = counted[judge, max(own, oldest), stream]
             where = f"{record.partition.topic}/{record.partition.index}/{record.offset}"
             usable = record.value and POISON not in record.value
-            scored = p_values(folder, record.value or b"", where.encode()) if usable else None
+            scored = p_values(judge, record.value or b"", where.encode()) if usable else None
             if scored is None:
                 counts.rejected += 1
                 found.rejected.add(f"{record.partition}:{record.offset}")
@@ -125,10 +139,9 @@ def recount(partitions: Sequence[Sequence[Record]], folder: Path, rates: Rates) 
             counts.changes += shape is not None and shape != (image.width, image.height, image.mode)
             counts.longest_run = max(counts.longest_run, run)
             last[stream] = (image.digest, run, (image.width, image.height, image.mode))
-    merged: dict[int, dict[str, list[int]]] = {}
-    for (bucket, stream), counts in sorted(counted.items()):
-        merged.setdefault(bucket, {})[stream] = counts.vector()
+    for (judge, bucket, stream), counts in sorted(counted.items()):
+        found.by_profile.setdefault(judge, {}).setdefault(bucket, {})[stream] = counts.vector()
         images, rejected = found.totals.get(stream, (0, 0))
         found.totals[stream] = (images + counts.images, rejected + counts.rejected)
-    found.buckets = merged
+    found.buckets = found.by_profile.get(folder, {})
     return found

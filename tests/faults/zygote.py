@@ -34,6 +34,7 @@ def load() -> None:
     import monitor.daemon  # noqa: PLC0415
     import monitor.evaluate.evaluator  # noqa: PLC0415
     import monitor.evaluate.lease  # noqa: PLC0415
+    import monitor.ingest.watch  # noqa: PLC0415
     import monitor.sources.kafka.source  # noqa: PLC0415
     import monitor.sources.redis_streams.source  # noqa: PLC0415
     from tests.templates import share_templates  # noqa: PLC0415
@@ -42,6 +43,7 @@ def load() -> None:
     share_templates()
     monitor.evaluate.lease.LEASE_S = 4.0  # most tests wait for a dead evaluator's successor
     monitor.evaluate.evaluator.SILENCE_LOOK_S = 1.0
+    monitor.ingest.watch.LOOK_S = 1.0
     threads = len(list(Path("/proc/self/task").iterdir()))
     if threads != 1:  # a lock held by another thread would stay held for ever in the fork
         raise SystemExit(f"{threads} threads run before the fork")

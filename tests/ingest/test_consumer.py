@@ -21,7 +21,7 @@ from pydantic import SecretStr
 
 from monitor.config.schema import Config
 from monitor.core.types import Applied, ApplyStatus, Delta, Exemplar, Partition
-from monitor.daemon import build_consumer, limits_of
+from monitor.daemon import build_consumer, limits_of, serving_of
 from monitor.ingest import assignment, sinks
 from monitor.ingest.consumer import Consumer
 from monitor.ingest.scoring.profiles import load_profiles
@@ -102,8 +102,8 @@ def make(redis_server: PrivateRedis, profile_folder: Path, tmp_path: Path) -> It
         send(settings, [b"no picture" if i in BAD else npy(image) for i, (_, image) in enumerate(PICTURES)])
         store = open_store(settings.redis, name, limits_of(settings))
         change(store, settings)
-        profiles = load_profiles(settings.scoring, settings.decoding)
-        consumer = build_consumer(settings, profiles, (), store, lambda: open_source(settings.source_settings()))
+        serving = serving_of(settings, load_profiles(settings.scoring, settings.decoding), store)
+        consumer = build_consumer(settings, serving, (), store, lambda: open_source(settings.source_settings()))
         thread = threading.Thread(target=consumer.run)
         thread.start()
 

@@ -38,7 +38,7 @@ def judged(i: int, p_value: float, stream: str = "cam-1") -> Judged:
 
 def opened(settings: Config) -> ImageLog:
     broker = settings.model_copy(update={"source": settings.verdicts.type})
-    image_log = open_image_log(settings.verdicts, {"fp": LAYOUT}, lambda: open_producer(broker.source_settings()))
+    image_log = open_image_log(settings.verdicts, lambda: open_producer(broker.source_settings()))
     assert image_log is not None
     return image_log
 
@@ -78,7 +78,7 @@ def check_rows(rows: list[Mapping[str, Any]]) -> None:
 
 
 def write(sink: ImageLog, *images: Judged) -> None:
-    sink.write(sink.lines(images))
+    sink.write(sink.lines(images, {"fp": LAYOUT}))
 
 
 def write_three(sink: ImageLog) -> None:
@@ -87,7 +87,7 @@ def write_three(sink: ImageLog) -> None:
 
 
 def test_without_a_type_there_is_no_sink() -> None:
-    assert open_image_log(VerdictSettings(), {}, lambda: open_producer(Config().source_settings())) is None
+    assert open_image_log(VerdictSettings(), lambda: open_producer(Config().source_settings())) is None
 
 
 def test_a_file_holds_what_passes_the_filter_in_order(tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ import pytest
 from pydantic import SecretStr
 
 import detectors
+from monitor.core.replicas import Replica
 from monitor.core.types import AlertPhase, Delta, StreamFacts
 from monitor.fleet.images import ExemplarJson
 from monitor.ingest.scoring.profiles import layout_of
@@ -173,6 +174,22 @@ def test_the_model_card_of_a_real_profile_is_shown(redis_server: PrivateRedis, p
         assert page.count('<tr><th scope="row">') == len(profile.signals)
         assert "No images yet" in get(address).text
     store.close()
+
+
+def test_processes_that_score_with_different_profiles_are_shown(redis_server: PrivateRedis) -> None:
+    store = open_store(RedisSettings(url=SecretStr(redis_server.url)), "processes")
+    store.catalog.put_replica(Replica("host/1", {"store": "store@1"}, ["aaaa"]))
+    with served(store) as address:
+        assert "<h2" not in get(f"{address}/profile").text
+        assert get(f"{address}/api/v1/profile").json()["disagree"] is False
+    store.catalog.put_replica(Replica("host/2", {"store": "store@2"}, ["bbbb"], "profile.json is <damaged>"))
+    with served(store) as address:
+        page, answer = get(f"{address}/profile").text, get(f"{address}/api/v1/profile").json()
+    store.close()
+    assert "Processes score with different profiles" in page
+    assert "profile.json is &lt;damaged&gt;" in page
+    assert [(r["name"], r["fingerprints"]) for r in answer["replicas"]] == [("host/1", ["aaaa"]), ("host/2", ["bbbb"])]
+    assert answer["disagree"] is True
 
 
 def test_each_profile_names_the_streams_that_it_judges_now(redis_server: PrivateRedis) -> None:

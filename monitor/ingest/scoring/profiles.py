@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import defaultdict
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache, lru_cache
 from itertools import groupby
@@ -18,6 +18,7 @@ from detectors.images.decode import Limits
 from detectors.images.prepare import Prepared
 from detectors.images.regions import hottest
 from detectors.profile.outline import Outline, read_outline
+from detectors.versions.store import Pointer
 from monitor.core.buckets import Layout, counted_under
 from monitor.core.heat import Heat
 from monitor.core.types import Record
@@ -76,6 +77,8 @@ class Profiles:
         """What runs, and is hardly meant; each line begins with its key."""
         self.layouts = {counted_under(profile.fingerprint): layout_of(profile) for profile in self.all()}
         """Fingerprint -> layout of the bucket vectors."""
+        self.pins: Mapping[str, str] = {}
+        """Address in the configuration -> address of the profile that was loaded; of a store it names the version."""
 
     def fingerprint_of(self, stream: str) -> str:
         """The fingerprint that the counts of a stream carry where no image names a condition."""
@@ -98,6 +101,11 @@ class Profiles:
         if (view := profile.conditions.get(condition or "")) is None:
             metrics.UNCONDITIONED.labels("missing" if condition is None else "unknown").inc()
         return view or profile
+
+    @property
+    def fingerprints(self) -> list[str]:
+        """Of the profiles, as their counts carry them; without those of their views."""
+        return sorted({counted_under(profile.fingerprint) for profile in self._by_stream.all()})
 
     def all(self) -> list[Profile]:
         """Every profile once, and their views by the conditions in use."""
@@ -123,8 +131,12 @@ class Profiles:
 
     def probe(self, stream: str) -> None:
         """Score a plain image with the profile of a stream; raises whatever scoring raises."""
-        profile = self.of(stream)
-        profile.score([profile.prepare(np.zeros((8, 8, 3), np.uint8))])
+        _probe(self.of(stream))
+
+    def probe_all(self) -> None:
+        """Likewise with every profile: the first image takes longer than those after it."""
+        for profile in self._by_stream.all():
+            _probe(profile)
 
     def p_values(
         self, images: Sequence[tuple[str, Prepared]], batch_images: int, views: Sequence[Profile] = ()
@@ -168,6 +180,10 @@ class Profiles:
             maps = profile.heat_maps(some) if profile.places else [None] * len(some)
             found += [None if heat is None else Heat.of(heat, hottest(heat)) for heat in maps]
         return found
+
+
+def _probe(profile: Profile) -> None:
+    profile.score([profile.prepare(np.zeros((8, 8, 3), np.uint8))])
 
 
 def _score_halving(profile: Profile, images: Sequence[Prepared], counted: str) -> Scores:
@@ -237,15 +253,25 @@ def load_profiles(scoring: ScoringSettings, decoding: DecodingSettings) -> Profi
     """
     from detectors import load_profile  # noqa: PLC0415 - loads torch, see above
 
+    pins = {pointer.address: pointer.pinned() for pointer in pointers(scoring)}
+
     @cache
     def load(address: str) -> Profile:
-        profile = load_profile(address, scoring.device, scoring.engine)
-        log.info("scoring.engine", profile=address, engine=profile.runs_by)
+        profile = load_profile(pins[address], scoring.device, scoring.engine)
+        log.info("scoring.engine", profile=pins[address], engine=profile.runs_by)
         return profile
 
     limits = Limits(decoding.max_record_bytes, decoding.max_pixels, tuple(decoding.formats))
     overrides = tuple((override.streams, load(override.path)) for override in scoring.profiles)
-    return Profiles(ByStream(load(scoring.profile), overrides), limits, _conditions(scoring))
+    profiles = Profiles(ByStream(load(scoring.profile), overrides), limits, _conditions(scoring))
+    profiles.pins = pins
+    return profiles
+
+
+def pointers(scoring: ScoringSettings) -> list[Pointer]:
+    """One for each address of a profile in the configuration."""
+    addresses = dict.fromkeys([scoring.profile, *(override.path for override in scoring.profiles)])
+    return [Pointer(address) for address in addresses]
 
 
 def outline_profiles(scoring: ScoringSettings) -> tuple[dict[str, Layout], list[str]]:

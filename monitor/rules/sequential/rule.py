@@ -18,6 +18,9 @@ from monitor.rules.sequential.rows import unpack
 from monitor.rules.sequential.table import RowTable
 from monitor.rules.sequential.verdicts import at_the_alarm
 
+SETTLED_IMAGES = 1000
+"""Its statistic begins at nothing under another profile, and calm from the first image would say nothing."""
+
 
 class SequentialRule(Rule):
     """Drift alarms with a proven bound on false alarms, evaluated after every bucket."""
@@ -53,6 +56,11 @@ class SequentialRule(Rule):
             reference=self.reference,
             dependence=self.dependence,
         )
+
+    @property
+    def settled_images(self) -> int:
+        """By so many a drift of 4 % of the images that goes on raises an alarm (docs/explanation/statistics.md)."""
+        return SETTLED_IMAGES
 
     def check_numbers(self, bucket_s: int) -> None:
         """Raise ValueError as `Sequential`."""

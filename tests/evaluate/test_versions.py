@@ -1,0 +1,69 @@
+"""An alert across the change to another version of the profile, on a real Redis."""
+
+from __future__ import annotations
+
+from monitor.core.types import AlertPhase
+from monitor.store.private_server import PrivateRedis
+from tests.evaluate.test_conditions import DRIFT, PER_BUCKET, RATE, Camera
+
+FIRING, RESOLVED = AlertPhase.FIRING, AlertPhase.RESOLVED
+NEEDED = DRIFT.settled_images // PER_BUCKET
+"""Buckets."""
+
+
+def firing(redis_url: str, monitor: str) -> Camera:
+    """A camera with a fault that version 1 of its profile has raised alerts about."""
+    camera = Camera(redis_url, monitor, DRIFT, RATE)
+    camera.send(20, plain=0.0)
+    camera.send(10, plain=0.6)
+    assert [camera.alert(rule).phase for rule in ("drift", "rate")] == [FIRING, FIRING]
+    return camera
+
+
+def test_an_alert_ends_by_the_next_version_only_after_enough_images(redis_server: PrivateRedis) -> None:
+    camera = firing(redis_server.url, "versions-ends")
+    camera.send(1, plain=0.6, next=0.0)  # the bucket in which the version changes
+    camera.send(1, next=0.0)
+    assert camera.alert("rate").phase is FIRING
+    camera.start()  # another process takes the lease
+    camera.send(NEEDED - 3, next=0.0)
+    alert = camera.alert("drift")
+    assert (alert.phase, alert.fresh) == (FIRING, (("fp-next", (NEEDED - 2) * PER_BUCKET),))
+    assert camera.alert("rate").phase is RESOLVED  # its window was full after two buckets, and calm for 30 s
+    camera.send(2, next=0.0)
+    assert (camera.alert("drift").phase, camera.alert("drift").fresh) == (RESOLVED, ())
+    for rule in ("drift", "rate"):
+        fired, resolved = camera.documents(rule)
+        assert (fired["phase"], resolved["phase"]) == ("firing", "resolved")
+        assert fired["alert_id"] == resolved["alert_id"]
+    camera.store.close()
+
+
+def test_a_fault_that_the_next_version_sees_too_stays_the_same_alert_until_it_is_over(
+    redis_server: PrivateRedis,
+) -> None:
+    camera = firing(redis_server.url, "versions-goes-on")
+    camera.send(NEEDED + 10, next=0.6)
+    assert camera.alert("drift").breached_by == ("fp", "fp-next")
+    assert len(camera.documents("drift")) == len(camera.documents("rate")) == 1
+    camera.send(60, next=0.0)
+    for rule in ("drift", "rate"):
+        fired, resolved = camera.documents(rule)
+        assert (fired["alert_id"], resolved["phase"]) == (resolved["alert_id"], "resolved")
+    camera.store.close()
+
+
+def test_a_roll_back_goes_on_where_the_version_before_stood(redis_server: PrivateRedis) -> None:
+    camera = firing(redis_server.url, "versions-back")
+    camera.send(20, next=0.0)
+    camera.send(3, plain=0.6)
+    assert (camera.alert("drift").phase, len(camera.documents("drift"))) == (FIRING, 1)
+    camera.send(60, plain=0.0)
+    fired, resolved = camera.documents("drift")
+    assert (fired["alert_id"], resolved["phase"]) == (resolved["alert_id"], "resolved")
+    # an old version that saw nothing before has as little to say at first as a new one
+    camera.send(10, next=0.6)
+    assert camera.alert("drift").phase is FIRING
+    camera.send(NEEDED // 2, plain=0.0)
+    assert camera.alert("drift").phase is FIRING
+    camera.store.close()

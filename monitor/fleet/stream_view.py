@@ -16,7 +16,7 @@ from monitor.core.alert_document import Direction, Triage
 from monitor.core.alert_state import UNDER_WAY
 from monitor.core.buckets import IMAGES, REJECTED, Layout, cut_index, exceedances, sum_vectors
 from monitor.core.steps import DAY_MS, HOUR_MS
-from monitor.core.types import Alert, Vector
+from monitor.core.types import Alert, Partition, Vector
 from monitor.fleet.answers import Answer, Count, Rounded, Time
 from monitor.fleet.counts import bands
 from monitor.fleet.evidence import REACH_MS, evidence_span, stream_evidence
@@ -24,6 +24,8 @@ from monitor.fleet.history import LEVEL
 from monitor.fleet.images import ExemplarJson, MixJson, shift_of_the_mix, shown
 from monitor.fleet.overview import Snapshot
 from monitor.fleet.spread import Spread, widest
+from monitor.fleet.warming import WarmingJson, warming
+from monitor.rules.rule import Rule
 from monitor.store import Store
 
 EVIDENCE_MS = 300_000
@@ -99,20 +101,31 @@ class StreamView:
     """The signal whose counts vary most for what the profile assumes, in the calm part of the time line."""
     mix: MixJson | None = None
     """How the mix of images moved, where that is what the evidence says."""
+    warming: Sequence[WarmingJson] = ()
+    """Rules that have too few images to judge now."""
 
 
-def view_stream(
-    store: Store, snapshot: Snapshot, name: str, alert_id: str = "", in_short: bool = False, span: str = ""
-) -> StreamView:
-    """Look at a stream of the snapshot, at the time of that alert where there is one.
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """What is asked of a stream."""
 
-    Args:
-        span: key of SPANS_MS: the time line is that long and ends now; "" for what suits the alert.
-        in_short: read the evidence and a few images; leave the time line and the typical images empty.
+    alert_id: str = ""
+    """The alert that the view is about; without one the most urgent."""
+    span: str = ""
+    """Key of SPANS_MS: the time line is that long and ends now; "" for what suits the alert."""
+    in_short: bool = False
+    """Read the evidence and a few images; leave the rest empty."""
+    rules: Sequence[Rule] = ()
+    """Those that watch it, for what they still wait for."""
+
+
+def view_stream(store: Store, snapshot: Snapshot, name: str, asked: Asked = Asked()) -> StreamView:
+    """Look at a stream of the snapshot, at the time of an alert where there is one.
 
     Raises:
         StoreError: Redis does not answer.
     """
+    alert_id, span, in_short = asked.alert_id, asked.span, asked.in_short
     stream, layouts = snapshot.streams.get(name), snapshot.layouts
     partitions = (stream.partitions if stream else ()) or snapshot.partitions
     last_ms = (stream.last_event if stream else None) or snapshot.high_ms
@@ -173,6 +186,7 @@ def view_stream(
         step_ms=step_ms,
         by_condition=by_condition,
         spread=None if in_short or focus or span else widest(layout, _calm(buckets[newest], line_since, alerts)),
+        warming=_warming(store, partitions, name, asked.rules, last_ms + 1),
         mix=None if in_short else shift_of_the_mix(store, found, sample, layout, newest),
     )
 
@@ -182,6 +196,17 @@ def _focus(alerts: Sequence[Alert], alert_id: str) -> Alert | None:
     # where several rules fire, the one that saw it first explains most of it
     active = [alert for alert in alerts if alert.phase in UNDER_WAY]
     return asked or min(active, key=lambda alert: (UNDER_WAY.index(alert.phase), alert.since_ms), default=None)
+
+
+def _warming(
+    store: Store, partitions: Sequence[Partition], name: str, rules: Sequence[Rule], until_ms: int
+) -> list[WarmingJson]:
+    """Now, whatever time the view is about."""
+    if not rules:
+        return []
+    hour = until_ms - LINE_MS, until_ms
+    held = {f: store.counts.of_stream(partitions, f, name, hour) for f in store.catalog.layouts()}
+    return list(warming(store, partitions, rules, name, (held, until_ms)))
 
 
 def _line_span(focus: Alert | None, last_ms: int, evidence_until_ms: int) -> tuple[int, int]:

@@ -142,6 +142,11 @@ class Rule(Section):
         return self.window_ms or EVIDENCE_MS
 
     @property
+    def least_images(self) -> int:
+        """Images of a stream without which it never breaches, in its window or since the profile began to judge."""
+        return 0
+
+    @property
     def settled_images(self) -> int:
         """Images of a stream that another profile must have judged before calm by it ends an alert."""
         return 0
@@ -233,8 +238,13 @@ class WindowRule(Rule):
         return round(self.window_s * 1000)
 
     @property
-    def settled_images(self) -> int:
+    def least_images(self) -> int:
         """What any window must hold."""
+        return self.min_images
+
+    @property
+    def settled_images(self) -> int:
+        """The same."""
         return self.min_images
 
     def check_numbers(self, bucket_s: int) -> None:  # noqa: ARG002 - buckets of any length do

@@ -11,6 +11,7 @@ from monitor.fleet.answers import Answer, Count, Rounded, Time
 from monitor.fleet.images import ExemplarJson, MixJson
 from monitor.fleet.overview import StreamJson
 from monitor.fleet.stream_view import EvidenceJson, PointJson
+from monitor.fleet.warming import WarmingJson
 
 
 class ErrorJson(Answer):
@@ -46,6 +47,8 @@ class AlertJson(Answer):
     severity: SeverityJson | None
     silenced_by: str | None
     """Id of the silence in force."""
+    warming: WarmingJson | None
+    """Under way, and judged by another profile than raised it: the images after which calm by that one counts."""
     silence: Silence | None = Field(exclude=True)
     duration_ms: int = Field(exclude=True)
     """In event time, up to now or to its end."""
@@ -128,6 +131,8 @@ class StreamViewJson(StreamJson):
     """Of the images of `history` outside of alerts; null during one, and where too few buckets have images."""
     mix: MixJson | None
     """How the mix of images moved; null where it did not, or not for sure."""
+    warming: list[WarmingJson]
+    """Rules that have too few images of the stream to judge it now: it is new or slow, or another profile took over."""
     step_s: float
     """Length of a step of `history`."""
     history: list[PointJson]

@@ -18,7 +18,7 @@ from starlette.responses import Response
 from starlette.routing import BaseRoute, Route
 
 from monitor.fleet.answers import Answer
-from monitor.fleet.stream_view import SPANS_MS, view_stream
+from monitor.fleet.stream_view import SPANS_MS, Asked, view_stream
 from monitor.web import silencing
 from monitor.web.answers import (
     AlertsJson,
@@ -100,7 +100,7 @@ def _stream(site: Site, request: Request) -> StreamViewJson:
     span = request.query_params.get("span", "")
     if span and span not in SPANS_MS:
         raise RequestError(f"span: one of {', '.join(SPANS_MS)}", 422)
-    view = view_stream(site.store, snapshot, name, request.query_params.get("alert", ""), span=span)
+    view = view_stream(site.store, snapshot, name, Asked(request.query_params.get("alert", ""), span, rules=site.rules))
     return StreamViewJson(
         **dict(snapshot.streams[name]),
         stream=name,
@@ -111,6 +111,7 @@ def _stream(site: Site, request: Request) -> StreamViewJson:
         images_by_condition=dict(view.by_condition),
         dependence=DependenceJson.model_validate(view.spread) if view.spread else None,
         mix=view.mix,
+        warming=list(view.warming),
         step_s=view.step_ms / 1000,
         history=list(view.points),
     )

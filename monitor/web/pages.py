@@ -19,7 +19,7 @@ from starlette.routing import BaseRoute, Route
 
 from monitor.core.alert_document import rfc3339, stream_path
 from monitor.fleet.overview import Snapshot, StreamJson
-from monitor.fleet.stream_view import SPANS_MS, view_stream
+from monitor.fleet.stream_view import SPANS_MS, Asked, view_stream
 from monitor.telemetry.clock import wall_ms
 from monitor.web import drawing, labels, silencing
 from monitor.web.answers import AlertJson
@@ -87,7 +87,7 @@ def stream(site: Site, snapshot: Snapshot, request: Request) -> Facts | None:
         return None
     asked = request.query_params.get("span", "")
     span = asked if asked in SPANS_MS else ""
-    view = view_stream(site.store, snapshot, name, request.query_params.get("alert", ""), span=span)
+    view = view_stream(site.store, snapshot, name, Asked(request.query_params.get("alert", ""), span, rules=site.rules))
     alerts = site.alerts(snapshot, name)
     chart = drawing.Chart(view.points, view.step_ms) if view.points else None
     layout = view.evidence.layout

@@ -11,7 +11,8 @@ from urllib.parse import urlsplit
 from monitor.core.replicas import disagree
 from monitor.core.types import Alert, Cursor, Partition
 from monitor.fleet.overview import Overview, Snapshot
-from monitor.fleet.stream_view import StreamView, view_stream
+from monitor.fleet.stream_view import Asked, StreamView, view_stream
+from monitor.fleet.warming import warming_of_alert
 from monitor.rules.rule import Rule
 from monitor.store import Store
 from monitor.telemetry.clock import wall_ms
@@ -58,7 +59,7 @@ class Site:
         self.credentials, self.hosts = Credentials(settings), Hosts(settings)
         self.base = urlsplit(settings.external_url).path.rstrip("/")
         """Path below which a proxy puts the pages, as /layerwatch; empty without one."""
-        self._rules = {rule.name: rule for rule in rules}
+        self.rules, self._rules = tuple(rules), {rule.name: rule for rule in rules}
         self._evidence: Mapping[str, tuple[float, StreamView]] = {}
 
     def alerts(self, snapshot: Snapshot, stream: str | None = None) -> list[AlertJson]:
@@ -84,7 +85,7 @@ class Site:
         fresh = {alert: read for alert, read in self._evidence.items() if now_s - read[0] < EVIDENCE_FRESH_S}
         found = {
             alert.alert_id: fresh.get(alert.alert_id)
-            or (now_s, view_stream(self.store, snapshot, alert.stream, alert.alert_id, in_short=True))
+            or (now_s, view_stream(self.store, snapshot, alert.stream, Asked(alert.alert_id, in_short=True)))
             for alert in alerts
         }
         self._evidence = found  # only of the alerts just shown, so it stays small
@@ -152,6 +153,7 @@ class Site:
                 **{name: getattr(verdict, name, None) for name in ("value", "bound", "threshold", "images")},
                 "severity": dict(zip(SeverityJson.model_fields, severity, strict=True)) if severity else None,
                 "silenced_by": silence.id if silence else None,
+                "warming": warming_of_alert(alert, rule),
                 "silence": silence,
                 "duration_ms": (alert.resolved_ms or max(snapshot.high_ms, alert.since_ms)) - alert.since_ms,
             }

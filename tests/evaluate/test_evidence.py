@@ -19,7 +19,7 @@ from monitor.evaluate.evaluator import Evaluator
 from monitor.evaluate.presentation import Presentation
 from monitor.fleet.evidence import StreamEvidence, stream_evidence
 from monitor.fleet.overview import Overview
-from monitor.fleet.stream_view import view_stream
+from monitor.fleet.stream_view import Asked, view_stream
 from monitor.ingest.scoring.profiles import layout_of
 from monitor.rules.rate import RateRule
 from monitor.rules.rule import Rule
@@ -93,7 +93,9 @@ def test_two_rules_on_one_drift_agree_on_its_begin_on_the_sensor_and_on_the_imag
         assert data["images"] > 0
         assert {s["signal"] for s in data["signals"]} == {"noise", "ood"}
     assert found["slow", "firing"]["severity"]["estimate"] == pytest.approx(0.4, abs=0.1)
-    view = view_stream(story.store, Overview(story.store, 0).snapshot(), "cam", found["rate", "firing"]["alert_id"])
+    view = view_stream(
+        story.store, Overview(story.store, 0).snapshot(), "cam", Asked(found["rate", "firing"]["alert_id"])
+    )
     assert (view.evidence.triage, view.evidence.since) == ("sensor", T0_MS + 40 * BUCKET_MS)
     assert view.evidence.causes == ["noise", "ood"]
     story.store.close()
@@ -148,7 +150,7 @@ def test_the_end_of_an_alert_says_what_it_was_and_links_to_its_evidence(redis_se
     assert data["images"] > 0
     assert (data["triage"], data["signals"][0]["signal"]) == ("sensor", "noise")
     assert data["links"]["status"] == f"http://page/streams/cam?alert={data['alert_id']}"
-    view = view_stream(story.store, Overview(story.store, 0).snapshot(), "cam", data["alert_id"])
+    view = view_stream(story.store, Overview(story.store, 0).snapshot(), "cam", Asked(data["alert_id"]))
     assert [s.signal for s in view.evidence.signals] == [s["signal"] for s in data["signals"]]
     assert (view.evidence.images, view.evidence.triage) == (sum(data["signals"][0]["histogram"]), "sensor")
     story.store.close()
@@ -196,6 +198,6 @@ def test_a_recording_of_the_reference_played_again_is_called_that(
     data = story.documents()["replayed", "firing"]
     assert data["triage"] == "replay"
     assert next(signal["effect"] for signal in data["signals"] if signal["signal"] == "seen") > 0.5
-    view = view_stream(story.store, Overview(story.store, 0).snapshot(), "cam", data["alert_id"])
+    view = view_stream(story.store, Overview(story.store, 0).snapshot(), "cam", Asked(data["alert_id"]))
     assert view.evidence.triage == "replay"
     story.store.close()

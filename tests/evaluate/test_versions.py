@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 from monitor.core.types import AlertPhase
+from monitor.fleet.overview import Overview
+from monitor.fleet.stream_view import Asked, view_stream
+from monitor.fleet.warming import warming_of_alert
 from monitor.store.private_server import PrivateRedis
 from tests.evaluate.test_conditions import DRIFT, PER_BUCKET, RATE, Camera
 
@@ -25,12 +28,19 @@ def test_an_alert_ends_by_the_next_version_only_after_enough_images(redis_server
     camera.send(1, plain=0.6, next=0.0)  # the bucket in which the version changes
     camera.send(1, next=0.0)
     assert camera.alert("rate").phase is FIRING
+    waits = warming_of_alert(camera.alert("drift"), DRIFT)
+    assert waits is not None
+    assert (waits.profile, waits.images, waits.needed) == ("fp-next", PER_BUCKET, DRIFT.settled_images)
+    snapshot = Overview(camera.store, 0).snapshot()
+    found = view_stream(camera.store, snapshot, "cam", Asked(rules=(DRIFT, RATE))).warming
+    assert [(w.rule, w.profile, w.images, w.needed) for w in found] == [("drift", "fp-next", 2 * PER_BUCKET, 50)]
     camera.start()  # another process takes the lease
     camera.send(NEEDED - 3, next=0.0)
     alert = camera.alert("drift")
     assert (alert.phase, alert.fresh) == (FIRING, (("fp-next", (NEEDED - 2) * PER_BUCKET),))
     assert camera.alert("rate").phase is RESOLVED  # its window was full after two buckets, and calm for 30 s
     camera.send(2, next=0.0)
+    assert warming_of_alert(camera.alert("drift"), DRIFT) is None
     assert (camera.alert("drift").phase, camera.alert("drift").fresh) == (RESOLVED, ())
     for rule in ("drift", "rate"):
         fired, resolved = camera.documents(rule)

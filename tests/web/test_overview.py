@@ -11,7 +11,7 @@ from pydantic import SecretStr
 
 from monitor.fleet.history import REACH_MS, History
 from monitor.fleet.overview import Overview, StreamJson
-from monitor.fleet.stream_view import view_stream
+from monitor.fleet.stream_view import Asked, view_stream
 from monitor.store import Store, open_store
 from monitor.store.private_server import PrivateRedis
 from monitor.store.settings import RedisSettings
@@ -182,8 +182,8 @@ def test_a_time_line_of_days_is_made_of_what_was_rolled_up(own: Fleet) -> None:
     snapshot = Overview(own.store, LATENESS_MS).snapshot()
     last = 2 * IMAGES  # the newest bucket of before was open, and is counted with this one
     assert [point.images for point in view_stream(own.store, snapshot, "calm").points] == [last]
-    assert [point.images for point in view_stream(own.store, snapshot, "calm", span="1d").points] == [last]
-    view = view_stream(own.store, snapshot, "calm", span="7d")
+    assert [point.images for point in view_stream(own.store, snapshot, "calm", Asked(span="1d")).points] == [last]
+    view = view_stream(own.store, snapshot, "calm", Asked(span="7d"))
     assert sum(point.images for point in view.points) == (BUCKETS + 1) * IMAGES
     assert view.step_ms == 3_600_000
     assert len(view.points) < 4

@@ -265,7 +265,7 @@ def test_a_card_about_a_mix_shows_no_single_images_since_none_is_unusual(triage:
     alert = AlertJson(
         alert_id="a", rule="drift", kind="sequential", stream="cam", phase="firing", since=NOW_MS, fired_at=NOW_MS,
         resolved_at=None, summary="", cause="mix2: fewer images", condition="", value=None, bound=None, threshold=None,
-        images=None, severity=None, silenced_by=None, silence=None, duration_ms=1000,
+        images=None, severity=None, silenced_by=None, warming=None, silence=None, duration_ms=1000,
     )  # fmt: skip
     image = ExemplarJson(id="images/0/1", event_time=NOW_MS, p_value=0.01, p_values={}, thumbnail="data:,", name="")
     page = _environment("").from_string(

@@ -58,6 +58,11 @@ class SequentialRule(Rule):
         )
 
     @property
+    def least_images(self) -> int:
+        """Before them no evidence raises an alarm."""
+        return self.statistic().min_images
+
+    @property
     def settled_images(self) -> int:
         """By so many a drift of 4 % of the images that goes on raises an alarm (docs/explanation/statistics.md)."""
         return SETTLED_IMAGES

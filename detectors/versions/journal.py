@@ -17,6 +17,7 @@ class Kind(StrEnum):
     PROMOTE = "promote"
     ROLL_BACK = "roll-back"
     RETIRE = "retire"
+    SHADOW = "shadow"
 
 
 class State(StrEnum):
@@ -24,6 +25,8 @@ class State(StrEnum):
 
     CANDIDATE = "candidate"
     """Added, or active before: it can be promoted."""
+    SHADOW = "shadow"
+    """It scores the same images as the active one where the configuration says so, to be compared with it."""
     ACTIVE = "active"
     """The one that scores."""
     RETIRED = "retired"
@@ -73,6 +76,8 @@ class Journal:
     changes: int = 0
     _active: list[int] = field(default_factory=list)
     """Numbers that were promoted and not rolled back, the active one last."""
+    _shadow: int = 0
+    """Number of the one in shadow; 0 for none."""
 
     @classmethod
     def of(cls, changes: Iterable[Change]) -> Journal:
@@ -87,6 +92,8 @@ class Journal:
         if change.kind is Kind.ADD:
             version = Version(len(self.versions) + 1, change.fingerprint, change.content, change)
             self.versions.append(version)
+        elif change.kind is Kind.SHADOW:
+            self._shadow = change.version
         elif change.kind is Kind.ROLL_BACK:
             self._active.pop()
         elif change.kind is Kind.PROMOTE:
@@ -94,21 +101,33 @@ class Journal:
         else:
             self.versions[change.version - 1].state = State.RETIRED
         self.versions[change.version - 1].changes.append(change)
+        if change.kind is not Kind.SHADOW and change.version == self._shadow:
+            self._shadow = 0
         for version in self.versions:
             if version.state is not State.RETIRED:
-                version.state = State.ACTIVE if self._active[-1:] == [version.number] else State.CANDIDATE
+                state = State.SHADOW if version.number == self._shadow else State.CANDIDATE
+                version.state = State.ACTIVE if self._active[-1:] == [version.number] else state
 
     @property
     def active(self) -> Version | None:
         """The version that scores; None before the first promotion."""
         return self.versions[self._active[-1] - 1] if self._active else None
 
+    @property
+    def shadow(self) -> Version | None:
+        """The version in shadow, if one is."""
+        return self.versions[self._shadow - 1] if self._shadow else None
+
     def find(self, wanted: str) -> Version:
-        """The version of that number or fingerprint (its beginning is enough), or `active`.
+        """The version of that number or fingerprint (its beginning is enough), or `active`, or `shadow`.
 
         Raises:
             ProfileError: there is none, or more than one.
         """
+        if wanted == State.SHADOW:
+            if self.shadow is None:
+                raise ProfileError("no version is in shadow: `layerwatch profile shadow` names one")
+            return self.shadow
         if wanted == State.ACTIVE:
             if self.active is None:
                 raise ProfileError("no version is active yet: promote one")
@@ -131,6 +150,13 @@ class Journal:
             raise ProfileError(f"version {version.number} is active already")
         return version
 
+    def shadowable(self, wanted: str) -> Version:
+        """The version that `shadow` would put in shadow; errors as `find`, and where it must not be."""
+        version = self.find(wanted)
+        if version.state is not State.CANDIDATE:
+            raise ProfileError(f"version {version.number} is {version.state}")
+        return version
+
     def before(self) -> Version:
         """The version that `roll-back` would make active again.
 
@@ -147,7 +173,7 @@ class Journal:
     def retirable(self, wanted: str) -> Version:
         """The version that `retire` would retire; errors as `find`, and where it must not be."""
         version = self.find(wanted)
-        if version.state is not State.CANDIDATE:
+        if version.state not in {State.CANDIDATE, State.SHADOW}:
             raise ProfileError(f"version {version.number} is {version.state}")
         return version
 

@@ -146,6 +146,10 @@ class ProfileStore:
         """Make that version active again which was before the active one."""
         return self._change(lambda journal: _change(Kind.ROLL_BACK, journal.before().number, reason))
 
+    def shadow(self, wanted: str, reason: str = "") -> Version:
+        """Put a version in shadow, in the place of the one that is."""
+        return self._change(lambda journal: _change(Kind.SHADOW, journal.shadowable(wanted).number, reason))
+
     def retire(self, wanted: str, reason: str = "") -> Version:
         """Keep a version from being promoted again; its files stay."""
         return self._change(lambda journal: _change(Kind.RETIRE, journal.retirable(wanted).number, reason))
@@ -202,6 +206,8 @@ class Pointer:
     def pinned(self) -> str:
         """The address of that profile alone: STORE@VERSION where it is in a store, else the folder.
 
+        Empty for STORE@shadow while no version is in shadow.
+
         Raises:
             ProfileError: there is no such version, or the store cannot be read.
         """
@@ -212,6 +218,8 @@ class Pointer:
             if not store.exists():
                 return self.address
             self._store = store  # kept: it reads no change twice
+        if self._wanted == State.SHADOW and self._store.journal().shadow is None:
+            return ""
         return f"{self._store.root}@{self._store.find(self._wanted).number}"
 
 

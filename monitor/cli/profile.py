@@ -15,9 +15,10 @@ import detectors
 from detectors.evaluation.tables import profile_tables
 from detectors.versions.journal import Change, Version
 from detectors.versions.store import ProfileStore
+from monitor.cli import compare
 from monitor.cli.console import open_console
 from monitor.cli.image_rules import print_worth
-from monitor.cli.options import PROFILE_HELP, add_config_option
+from monitor.cli.options import DURATION_HELP, PROFILE_HELP, add_config_option, parse_duration
 from monitor.config.errors import as_command_error
 
 
@@ -42,11 +43,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     diff.add_argument("before", help=PROFILE_HELP)
     diff.add_argument("after", help=PROFILE_HELP)
     diff.add_argument("--json", action="store_true")
+    compared = command(
+        "compare", "a profile in shadow beside the one that judges, on the images of a monitor", compare.run
+    )
+    compared.add_argument("--since", type=parse_duration, metavar="DURATION", help=f"{DURATION_HELP} (24h)")
+    compared.add_argument("--json", action="store_true")
+    add_config_option(compared)
     add = command("add", "copy a profile into a store, as a candidate; makes the store where there is none", _add)
     add.add_argument("profile", type=Path, help="folder")
     add.add_argument("store", help="folder or URI")
     for name, meaning, act in (
         ("promote", "make a version the active one", _promote),
+        ("shadow", "let a version score beside the active one, where `scoring.shadow` names the store", _shadow),
         ("retire", "keep a version from being promoted again", _retire),
     ):
         change = command(name, meaning, act)
@@ -156,6 +164,12 @@ def _promote(args: argparse.Namespace) -> int:
     store = ProfileStore(args.store)
     detectors.Profile.load(store.fetch(store.find(args.version)), "cpu")  # nor be promoted
     return _say(args.store, store.promote(args.version, args.reason))
+
+
+def _shadow(args: argparse.Namespace) -> int:
+    store = ProfileStore(args.store)
+    detectors.Profile.load(store.fetch(store.find(args.version)), "cpu")
+    return _say(args.store, store.shadow(args.version, args.reason))
 
 
 def _roll_back(args: argparse.Namespace) -> int:

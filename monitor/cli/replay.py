@@ -82,9 +82,9 @@ def replay_documents(settings: Config, span: Span, store: Store, show: Show) -> 
     Raises:
         SourceError, FatalSourceError: the span cannot be read to its end.
     """
-    profiles = load_profiles(settings.scoring, settings.decoding)
-    rules = tuple(rule for rule in checked_rules(settings) if not rule.reads_clock)
     without_traces = _without_traces(settings)
+    profiles = load_profiles(without_traces.scoring, settings.decoding)
+    rules = tuple(rule for rule in checked_rules(settings) if not rule.reads_clock)
     serving = serving_of(without_traces, profiles, store)
     consumer = build_consumer(without_traces, serving, rules, store, lambda: span)
     closing = Closing(store, settings.buckets, SelfAlerts(store, settings.monitor, has_receivers=False))
@@ -112,6 +112,7 @@ def _without_traces(settings: Config) -> Config:
             source: getattr(settings, source).model_copy(update={"start": "earliest"}),
             "verdicts": VerdictSettings(),
             "receivers": (),
+            "scoring": settings.scoring.model_copy(update={"shadow": ()}),
             "evidence": settings.evidence.model_copy(update={"thumbnails": False}),
             "buckets": settings.buckets.model_copy(update={"idle_timeout_s": 0.0}),
         }

@@ -55,7 +55,8 @@ def checked_profiles(settings: Config, where: str) -> Profiles:
     check_profiles(settings, where)  # before the seconds that torch takes
     with _named(where):
         profiles = load_profiles(settings.scoring, settings.decoding)
-    _check_rules(settings, where, profiles.layouts)  # again: a store may have another active version by now
+    # again: a store may have another active version by now
+    _check_rules(settings, where, {**profiles.layouts, **profiles.shadow_layouts})
     return profiles
 
 

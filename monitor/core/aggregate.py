@@ -14,6 +14,7 @@ from monitor.core.buckets import CHANGES, DUPLICATES, LATE, LONGEST_RUN, REJECTE
 from monitor.core.event_time import PartitionClock, Placed
 from monitor.core.kept_images import SAMPLED, KeptImages, sample_score
 from monitor.core.settings import BucketSettings
+from monitor.core.shadow import disagreement
 from monitor.core.types import DeadLetter, Delta, Exemplar, Sampled, StreamFacts, Vector
 
 EXEMPLAR_P = 0.05
@@ -37,6 +38,8 @@ class Judged:
     prepared: Prepared
     beyond: float = 0.0
     """How far its scores lie outside of those of the calibration, in units of their range."""
+    shadow: tuple[str, NDArray[np.float64]] | None = None
+    """(fingerprint as `shadow_of` gives it, (S,) p-values) of a profile in shadow; None where there is none."""
 
 
 Outcome = Sequence[Judged] | DeadLetter
@@ -170,9 +173,29 @@ class _Run:
         count.duplicates += after.run > 1
         count.changes += bool(before.shape) and before.shape != after.shape
         count.longest_run = max(count.longest_run, after.run)
+        if image.shadow is not None:
+            self._beside(image, placed, *image.shadow)
         # one image that a camera repeats would push all others out
         repeat = after.run > 1 and before.event_time_ms >= placed.bucket_ms
         self._facts[image.stream] = self._shown(image, placed, after, repeat)
+
+    def _beside(self, image: Judged, placed: Placed, shadow: str, p_values: NDArray[np.float64]) -> None:
+        """Count an image for the profile in shadow, and keep it if the two disagree on it more than on others."""
+        self._count(shadow, placed, image.stream).rows.append(p_values)
+        both = float(image.p_values[0]), float(p_values[0])
+        score = disagreement(*both)
+        if self._aggregation.exemplars and self._kept.sample.admits(shadow, image.stream, score):
+            exemplar = Exemplar(
+                id=image.id,
+                stream=image.stream,
+                event_time_ms=placed.event_time_ms,
+                bucket_ms=placed.bucket_ms,
+                p_value=both[0],
+                p_values=both,
+                thumbnail=b"",
+                fingerprint=shadow,
+            )
+            self._sample.setdefault((shadow, image.stream), []).append((score, image, exemplar))
 
     def _shown(self, image: Judged, placed: Placed, facts: StreamFacts, repeat: bool) -> StreamFacts:
         """Keep the image where it is unusual or typical of its stream; returns the facts after it.

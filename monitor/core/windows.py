@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from monitor.core.buckets import TAIL, Layout, empty, sum_vectors
+from monitor.core.shadow import is_shadow, shadow_of
 from monitor.core.table import Table, as_slice
 from monitor.core.types import Vector
 
@@ -61,10 +62,9 @@ class Windows:
             until_ms: no less than at the call before, by fingerprint and window.
         """
         running = self._running.setdefault((fingerprint, window_ms), _RunningSums())
-        names = list(self._held) if fingerprint == EVERY else [fingerprint]
         inside = [
             (start, name, table)
-            for name in names
+            for name in self._names(fingerprint)
             for start, table in self._held.get(name, ())
             if until_ms - window_ms < start <= until_ms
         ]
@@ -75,17 +75,33 @@ class Windows:
 
     def buckets(self, fingerprint: str, stream: str) -> list[tuple[int, Vector]]:
         """(start ms, counts) of the stream's buckets within reach, oldest first."""
+        found = [
+            (start, table[stream])
+            for name in self._names(fingerprint)
+            for start, table in self._held.get(name, ())
+            if stream in table
+        ]
+        if fingerprint == EVERY:
+            return merged(found)
+        if shadow_of(fingerprint) not in self._held:
+            return found
+        of_start: dict[int, list[Vector]] = {}
+        for start, vector in found:
+            of_start.setdefault(start, []).append(vector)
+        return [(start, sum_vectors(of_start[start])) for start in sorted(of_start)]
+
+    def _names(self, fingerprint: str) -> list[str]:
+        """Whose counts its window holds: also what the profile counted in shadow, before it was made active."""
         if fingerprint != EVERY:
-            return [(start, table[stream]) for start, table in self._held.get(fingerprint, ()) if stream in table]
-        return merged(
-            (start, table[stream]) for held in self._held.values() for start, table in held if stream in table
-        )
+            return [fingerprint, shadow_of(fingerprint)]
+        return [name for name in self._held if not is_shadow(name)]
 
     def fingerprints_of(self, stream: str) -> list[str]:
         """The profiles that judged the stream within reach, the latest last."""
         latest = {
             fingerprint: next((start for start, table in reversed(held) if stream in table), None)
             for fingerprint, held in self._held.items()
+            if not is_shadow(fingerprint)
         }
         found = [(start, fingerprint) for fingerprint, start in latest.items() if start is not None]
         return [fingerprint for _, fingerprint in sorted(found)]

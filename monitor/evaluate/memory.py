@@ -10,6 +10,7 @@ import numpy as np
 from monitor.core.alert_state import UNDER_WAY
 from monitor.core.buckets import Layout, sum_vectors
 from monitor.core.conditions import breached_in
+from monitor.core.shadow import is_shadow
 from monitor.core.table import Table
 from monitor.core.types import Alert, AlertPhase, Partition, Vector
 from monitor.core.windows import EVERY, Windows, merged, tails
@@ -109,7 +110,7 @@ class Memory:
         found = store.counts.members(store.catalog.partitions(), since_ms, ("closed",), self.state.bucket_ms + 1)
         of_start: dict[int, list[Member]] = {}
         for member in found:
-            if member[1] in self.layouts:
+            if member[1] in self.layouts or is_shadow(member[1]):
                 of_start.setdefault(member[2], []).append(member)
         stateful = [rule for rule in self._rules if rule.keeps_state]
         for start_ms in sorted(of_start):
@@ -122,7 +123,7 @@ class Memory:
 
     def add_bucket(self, bucket_ms: int, sealed: Sealed) -> None:
         """Add a closed bucket; reads the layouts of profiles that another replica has begun to use."""
-        if any(fingerprint not in self.layouts for fingerprint in sealed):
+        if any(fingerprint not in self.layouts for fingerprint in sealed if not is_shadow(fingerprint)):
             self._read_layouts()
         self.windows.add(bucket_ms, sealed)
 
@@ -132,7 +133,8 @@ class Memory:
         A rule about the stream itself judges all of its counts together, under EVERY: a record that could not be read
         has no condition.
         """
-        known = [(name, table) for name, table in sealed.items() if name in self.layouts or not rule.reads_images]
+        judging = [(name, table) for name, table in sealed.items() if not is_shadow(name)]
+        known = [(name, table) for name, table in judging if name in self.layouts or not rule.reads_images]
         chosen = {name: self._watched(rule, table) for name, table in known}
         chosen = {name: table for name, table in chosen.items() if table}
         if rule.reads_images or not chosen:

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from monitor.core.buckets import IMAGES
+from monitor.core.shadow import shadow_of
 from monitor.core.steps import DAY_MS, HOUR_MS
 from monitor.core.types import Alert, Partition, Vector
 from monitor.fleet.answers import Answer, Count
@@ -56,14 +57,20 @@ def warming(
     newest = max((f for f, buckets in counted.items() if buckets), key=lambda f: max(counted[f]), default="")
     if not newest:
         return
+    hour = until_ms - HOUR_MS, until_ms
+    shadow = shadow_of(newest)
+    before = store.counts.of_stream(partitions, shadow, stream, hour) if shadow in store.catalog.shadows() else {}
     for rule in rules:
         if not rule.least_images or not rule.watches(stream):
             continue
         images = _images(counted[newest], until_ms - (rule.window_ms or HOUR_MS))
+        images += _images(before, until_ms - rule.window_ms) if rule.window_ms else 0
         reach_ms = rule.window_ms or DAY_MS  # without a window it counts from the first image on
         if images < rule.least_images and reach_ms > HOUR_MS:
             since_ms = until_ms - reach_ms
-            images = _images(store.counts.of_stream(partitions, newest, stream, (since_ms, until_ms)), since_ms)
+            names = (newest, shadow) if rule.window_ms and before else (newest,)
+            found = (store.counts.of_stream(partitions, name, stream, (since_ms, until_ms)) for name in names)
+            images = sum(_images(buckets, since_ms) for buckets in found)
         if images < rule.least_images:
             yield WarmingJson(rule=rule.name, profile=newest, images=images, needed=rule.least_images)
 

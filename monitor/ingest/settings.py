@@ -36,6 +36,14 @@ class ProfileOverride(Section):
     path: ProfileAddress
 
 
+class ShadowProfile(Section):
+    """A profile that scores the images of these streams too, to be compared: it raises no alert."""
+
+    streams: Glob = "*"
+    version: ProfileAddress
+    """As `scoring.profile`; STORE@shadow is the one that `layerwatch profile shadow` names, if any."""
+
+
 MOST_ON_A_DEVICE = 1024
 """Four batches of the largest size that goes to a device at once: while one is computed, the next is uploaded."""
 
@@ -43,6 +51,8 @@ MOST_ON_A_DEVICE = 1024
 class ScoringSettings(Section):
     profile: ProfileAddress = "profile"
     profiles: tuple[ProfileOverride, ...] = ()
+    shadow: tuple[ShadowProfile, ...] = ()
+    """Profiles that score the same images, to be compared with those that judge: no rule judges their counts."""
     conditions: tuple[AnyCondition, ...] = ()
     device: str = "auto"
     engine: EngineName = "auto"

@@ -53,7 +53,7 @@ class StageFactory:
         evidence = self.evidence
         aggregation = Aggregation(
             buckets=self.buckets,
-            layouts=profiles.layouts,
+            layouts={**profiles.layouts, **profiles.shadow_layouts},
             fingerprint_of=profiles.fingerprint_of,
             exemplars=evidence.exemplars,
             thumbnail=partial(thumbnail, longest_px=evidence.thumbnail_px) if evidence.thumbnails else lambda _: b"",

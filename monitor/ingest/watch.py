@@ -74,6 +74,8 @@ class ProfileWatch:
                 self.look()
             except StoreError as error:
                 log.warning("profiles.redis_away", error=str(error))
+            except Exception:
+                log.exception("profiles.failed")  # no reason not to count, nor to look no more
 
     def look(self) -> None:
         """Take up other versions where the stores name some.

@@ -29,7 +29,7 @@ class Catalog:
         )
         self._first_read = keys.key("first_read")
         self._layouts, self._profiles = keys.texts("layouts"), keys.texts("profiles")
-        self._replicas = keys.texts("replicas")
+        self._replicas, self._shadows = keys.texts("replicas"), keys.texts("shadow_layouts")
 
     def register_partitions(self, partitions: Iterable[Partition]) -> None:
         """Make partitions known to the evaluator, wherever it runs; each call is a sign that they are configured."""
@@ -104,6 +104,15 @@ class Catalog:
         """What `put_layouts` stored, of every profile that counted here lately with the levels of this version."""
         layouts = {name: Layout.from_json(text) for name, text in self._layouts.all().items()}
         return {name: layout for name, layout in layouts.items() if layout.levels == LEVELS}
+
+    def put_shadows(self, layouts: Mapping[str, Layout]) -> None:
+        """{fingerprint as `shadow_of` gives it: layout}, for a comparison alone."""
+        if layouts:
+            self._shadows.put_all({name: layout.to_json() for name, layout in layouts.items()})
+
+    def shadows(self) -> dict[str, Layout]:
+        """What `put_shadows` stored, of every profile that was in shadow here lately."""
+        return {name: Layout.from_json(text) for name, text in self._shadows.all().items()}
 
     def put_profiles(self, manifests: Mapping[str, str]) -> None:
         """{profile fingerprint: JSON of its manifest}: what the profile page shows."""

@@ -190,6 +190,17 @@ class Exemplars:
         inside = [e for e in found if span_ms[0] <= e.event_time_ms < span_ms[1]]
         return sorted(inside, key=lambda e: -e.event_time_ms)
 
+    def disagreed(self, partitions: Iterable[Partition], shadow: str, stream: str) -> list[tuple[float, Exemplar]]:
+        """(`core.shadow.disagreement`, image) of the images that are kept for it; their p-values are (judging, shadow).
+
+        Args:
+            shadow: fingerprint as `shadow_of` gives it.
+        """
+        name = packed_name(stream)
+        keys = [self._keys.of(p, f"sample:{shadow}:{name}") for p in partitions]
+        replies = self._keys.connection.read_many([("ZRANGE", key, 0, -1, "WITHSCORES") for key in keys])
+        return [(float(score), unpacked_exemplar(packed)) for reply in replies for packed, score in _pairs(reply)]
+
     def unusual(
         self, partitions: Iterable[Partition], fingerprint: str, stream: str, since_ms: int, until_ms: int, limit: int
     ) -> list[Exemplar]:

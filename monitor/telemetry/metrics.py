@@ -85,6 +85,9 @@ EVIDENCE = _counter(
     "too many waited, failed",
     ("outcome",),
 )
+SHADOW_FAILURES = _counter(
+    "layerwatch_shadow_failures_total", "Images that a profile in shadow could not score; they are counted as ever"
+)
 HALVED = _counter("layerwatch_batches_halved_total", "Batches halved because memory ran out")
 DEVICE_MEMORY = _gauge(
     "layerwatch_device_memory_bytes",

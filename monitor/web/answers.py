@@ -8,6 +8,7 @@ from pydantic import Field, PlainSerializer
 
 from monitor.core.silences import Silence
 from monitor.fleet.answers import Answer, Count, Rounded, Time
+from monitor.fleet.comparison import ComparisonJson
 from monitor.fleet.images import ExemplarJson, MixJson
 from monitor.fleet.overview import StreamJson
 from monitor.fleet.stream_view import EvidenceJson, PointJson
@@ -174,6 +175,8 @@ class ProfilesJson(Answer):
     """The processes that run."""
     disagree: bool
     """Whether two of them score with different profiles: for seconds after another version became active."""
+    shadows: list[ComparisonJson]
+    """Profiles in shadow beside those that judge, over the last hour; five minutes where there are many streams."""
 
 
 class PartitionJson(Answer):

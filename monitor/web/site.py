@@ -10,6 +10,7 @@ from urllib.parse import urlsplit
 
 from monitor.core.replicas import disagree
 from monitor.core.types import Alert, Cursor, Partition
+from monitor.fleet.comparison import ComparisonJson, compare
 from monitor.fleet.overview import Overview, Snapshot
 from monitor.fleet.stream_view import Asked, StreamView, view_stream
 from monitor.fleet.warming import warming_of_alert
@@ -32,6 +33,8 @@ from monitor.web.answers import (
 from monitor.web.guard import Credentials, Hosts
 from monitor.web.settings import WebSettings
 
+COMPARED_MS, FEW_MS, COMPARED_STREAMS = 3_600_000, 300_000, 200
+"""How far back profiles in shadow are compared: an hour of more streams takes seconds to read."""
 EVIDENCE_FRESH_S = 10.0
 """Age up to which the evidence of an alert is reused: one default bucket."""
 
@@ -61,6 +64,7 @@ class Site:
         """Path below which a proxy puts the pages, as /layerwatch; empty without one."""
         self.rules, self._rules = tuple(rules), {rule.name: rule for rule in rules}
         self._evidence: Mapping[str, tuple[float, StreamView]] = {}
+        self._compared: tuple[float, list[ComparisonJson]] = (-EVIDENCE_FRESH_S, [])
 
     def alerts(self, snapshot: Snapshot, stream: str | None = None) -> list[AlertJson]:
         """All stored alerts, or those of one stream."""
@@ -105,7 +109,18 @@ class Site:
             },
             replicas=[ReplicaJson.model_validate(replica) for replica in snapshot.replicas],
             disagree=disagree(snapshot.replicas),
+            shadows=self._shadows(snapshot),
         )
+
+    def _shadows(self, snapshot: Snapshot) -> list[ComparisonJson]:
+        """Those that scored images lately; read every ten seconds at most."""
+        now_s, until_ms = time.monotonic(), snapshot.high_ms + 1
+        if now_s - self._compared[0] >= EVIDENCE_FRESH_S:
+            span_ms = until_ms - (COMPARED_MS if len(snapshot.streams) <= COMPARED_STREAMS else FEW_MS), until_ms
+            shadows = self.store.catalog.shadows()
+            found = [compare(self.store, snapshot.layouts, name, span_ms) for name in sorted(shadows)]
+            self._compared = now_s, [comparison for comparison in found if comparison.shadow_side.images]
+        return self._compared[1]
 
     def health(self) -> HealthJson:
         """Readiness, Redis, partitions and receivers of the monitor itself."""

@@ -17,7 +17,7 @@ from detectors.profile.files import ProfileError
 from detectors.profile.profile import Profile
 from detectors.versions.difference import facts, moved
 from detectors.versions.journal import State
-from detectors.versions.store import ProfileStore, located
+from detectors.versions.store import Pointer, ProfileStore, located
 from monitor.__main__ import main
 from tests.pictures import pictures
 
@@ -94,6 +94,28 @@ def test_the_life_of_versions(root: str, tmp_path: Path) -> None:
     folder = located(f"{root}@3")
     assert (folder / "examples" / "one.jpg").read_bytes() == b"cccc" * 100
     assert json.loads((located(root) / "profile.json").read_text())["fingerprint"].startswith("aaaa")
+
+
+def test_one_version_is_in_shadow_until_it_is_active_retired_or_replaced(tmp_path: Path) -> None:
+    store, pointer = ProfileStore(str(tmp_path / "store")), Pointer(f"{tmp_path / 'store'}@shadow")
+    for text in ("aaaa", "bbbb", "cccc"):
+        store.add(made(tmp_path, text))
+    store.promote("1")
+    assert pointer.pinned() == ""
+    with pytest.raises(ProfileError, match="no version is in shadow"):
+        store.find("shadow")
+    assert store.shadow("2", "new lamps").state is State.SHADOW
+    assert pointer.pinned() == f"{store.root}@2"
+    store.shadow("3")
+    assert states(store) == ["active", "candidate", "shadow"]
+    for wanted in ("1", "3"):
+        with pytest.raises(ProfileError, match=f"version {wanted} is (active|shadow)"):
+            store.shadow(wanted)
+    store.retire("3")
+    assert (states(store), pointer.pinned()) == (["active", "candidate", "retired"], "")
+    store.shadow("2")
+    store.promote("2")
+    assert (states(store), pointer.pinned()) == (["candidate", "active", "retired"], "")
 
 
 def test_what_is_active_before_a_retired_one_is_not_rolled_back_to(tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ import numpy as np
 from pydantic import SecretStr
 
 from monitor.core.buckets import REJECTED, Layout, empty
+from monitor.core.shadow import shadow_of
 from monitor.core.types import Alert, AlertPhase, Delta, Partition, StreamFacts
 from monitor.evaluate.evaluator import Evaluator
 from monitor.evaluate.presentation import Presentation
@@ -67,7 +68,7 @@ class Camera:
             for condition, share in unusual.items():
                 p = self._rng.uniform(1e-3, 1, (PER_BUCKET, 1))
                 p[: round(share * PER_BUCKET)] = 0.001
-                name = "fp" if condition == "plain" else f"fp-{condition}"
+                name = {"plain": "fp", "shadow": shadow_of("fp-next")}.get(condition, f"fp-{condition}")
                 vectors[name, start_ms, "cam"] = fill(PLAIN, p)
             if rejected:
                 vectors.setdefault(("fp", start_ms, "cam"), empty(PLAIN))[REJECTED] += rejected

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import pytest
+
 from monitor.core.types import AlertPhase
 from monitor.fleet.overview import Overview
 from monitor.fleet.stream_view import Asked, view_stream
 from monitor.fleet.warming import warming_of_alert
+from monitor.rules.stream_health import RejectedRule
 from monitor.store.private_server import PrivateRedis
-from tests.evaluate.test_conditions import DRIFT, PER_BUCKET, RATE, Camera
+from tests.evaluate.test_conditions import DRIFT, LOG, PER_BUCKET, RATE, Camera
 
+REJECTED = RejectedRule(name="rejected", kind="rejected", min_images=20)
 FIRING, RESOLVED = AlertPhase.FIRING, AlertPhase.RESOLVED
 NEEDED = DRIFT.settled_images // PER_BUCKET
 """Buckets."""
@@ -76,4 +80,24 @@ def test_a_roll_back_goes_on_where_the_version_before_stood(redis_server: Privat
     assert camera.alert("drift").phase is FIRING
     camera.send(NEEDED // 2, plain=0.0)
     assert camera.alert("drift").phase is FIRING
+    camera.store.close()
+
+
+@pytest.mark.parametrize("shadow", [0.6, 0.0])
+@pytest.mark.parametrize("restarted", [False, True])
+def test_what_a_version_counted_in_shadow_is_in_its_window_when_it_is_made_active(
+    redis_server: PrivateRedis, shadow: float, restarted: bool
+) -> None:
+    camera = Camera(redis_server.url, f"versions-shadow-{shadow}-{restarted}", DRIFT, RATE, REJECTED)
+    camera.send(10, plain=0.0, shadow=shadow)
+    assert not camera.store.evaluation.alerts()  # no rule judges it
+    totals = camera.store.counts.totals([LOG])["cam"]
+    assert totals.applied == 10 * PER_BUCKET
+    if restarted:
+        camera.start()
+    camera.send(1, next=0.6)  # of 20 images alone nothing could be said
+    assert (("rate", "cam") in camera.store.evaluation.alerts()) is (shadow > 0)
+    if shadow:
+        (fired,) = camera.documents("rate")
+        assert fired["images"] == 6 * PER_BUCKET
     camera.store.close()

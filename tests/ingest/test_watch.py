@@ -6,7 +6,7 @@ import itertools
 import json
 import threading
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
@@ -24,7 +24,7 @@ from monitor.core.types import Partition
 from monitor.daemon import build_consumer, limits_of, serving_of
 from monitor.ingest import watch as watching
 from monitor.ingest.scoring.profiles import Profiles
-from monitor.ingest.settings import DecodingSettings, ScoringSettings, VerdictSettings
+from monitor.ingest.settings import DecodingSettings, ScoringSettings, ShadowProfile, VerdictSettings
 from monitor.ingest.watch import ProfileWatch
 from monitor.notify.receivers.webhook import WebhookSettings
 from monitor.notify.self_alerts import SelfAlerts
@@ -58,14 +58,21 @@ def versions(profile_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> 
 class Running:
     """A consumer that scores with the active version of a store."""
 
-    def __init__(self, name: str, redis_url: str, root: Path, path: Path) -> None:
+    def __init__(self, name: str, redis_url: str, root: Path, path: Path, shadow: str = "") -> None:
         self.path, self.partitions = path, [Partition(name, i) for i in range(2)]
         self.settings = Config(
             monitor=name,
             source="redis-stream",
             redis=RedisSettings(url=SecretStr(redis_url)),
             redis_stream=RedisStreamSettings(topics=(name,), partitions=2, dead_letter_topic=f"{name}.dead"),
-            scoring=ScoringSettings(profile=str(root), device="cpu", engine="torch", batch_images=8, batch_age_s=0.01),
+            scoring=ScoringSettings(
+                profile=str(root),
+                shadow=(ShadowProfile(streams="cam-1", version=f"{root}@{shadow}"),) if shadow else (),
+                device="cpu",
+                engine="torch",
+                batch_images=8,
+                batch_age_s=0.01,
+            ),
             decoding=DecodingSettings(workers=1),
             rules=(RateRule(name="rate", kind="rate", level=0.05, min_images=20),),
             receivers=(WebhookSettings(name="hook", type="webhook", url=SecretStr("http://127.0.0.1:9/")),),
@@ -85,10 +92,10 @@ class Running:
     def load(self) -> Profiles:
         return checked_profiles(self.settings, "config.yaml")
 
-    def send(self, records: int) -> None:
+    def send(self, records: int, values: Sequence[bytes] = VALUES) -> None:
         producer = open_producer(self.settings.source_settings())
         for i in range(self.sent, self.sent + records):
-            value = b"no picture" if i % BAD_EVERY == 7 else VALUES[i % len(VALUES)]
+            value = b"no picture" if i % BAD_EVERY == 7 else values[i % len(values)]
             producer.send(self.settings.monitor, value, f"cam-{i % 3}".encode(), (), 1_750_000_000_000 + 100 * i)
         producer.flush()
         producer.close()

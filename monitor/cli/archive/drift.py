@@ -1,44 +1,25 @@
 """How the images of an archive differ from the profile's: their counts in buckets, and what the rules say of these.
 
-Counts add up in any order, so the shards are read one by one and nothing is sorted. The buckets then go through the
-daemon's own store and evaluator, in a Redis of this process: an alert of the report is the document that a receiver
-would have got. The rules `silence` and `frozen` are left out: an archive has no clock, and no order within a bucket.
+Counts add up in any order, so the shards are read one by one and nothing is sorted. The buckets then are judged as in
+`monitor.cli.judged`. The rules `silence` and `frozen` are left out: an archive has no clock, no order within a bucket.
 """
 
 from __future__ import annotations
 
 import heapq
-import json
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Mapping
-from contextlib import closing
-from dataclasses import dataclass, field, replace
-from itertools import groupby
-from typing import Any
+from collections.abc import Callable
+from dataclasses import dataclass, field
 
 import numpy as np
 import pyarrow as pa
-from pydantic import SecretStr
 
 from monitor.cli.archive.results import Results
 from monitor.cli.archive.tables import P_VALUE
-from monitor.cli.replay import sent_documents
-from monitor.config.loading import checked_rules
-from monitor.config.schema import Config
 from monitor.core.aggregate import unusual_p
 from monitor.core.buckets import REJECTED, Layout, empty, fill_groups, sum_vectors
-from monitor.core.types import Delta, Partition, Vector
-from monitor.daemon import limits_of, presentation_of
-from monitor.evaluate.closing import Closing
-from monitor.evaluate.evaluator import Evaluator
-from monitor.notify.self_alerts import SelfAlerts
-from monitor.rules.rule import Rule
-from monitor.rules.stream_health import FrozenRule
-from monitor.store import open_store
-from monitor.store.private_server import PrivateRedis
+from monitor.core.types import Vector
 
-PARTITION, TOKEN = Partition("archive", 0), "archive"
-BUCKETS_AT_ONCE = 200
 WORST = 12
 """Images of each stream that the report names."""
 
@@ -102,42 +83,3 @@ def count(results: Results, layout: Layout, bucket_ms: int, progress: Progress) 
         counted.add(table, bucket_ms)
         progress((done + 1) / total)
     return counted
-
-
-def judged_rules(settings: Config) -> tuple[Rule, ...]:
-    """The configured rules that can judge an archive."""
-    return tuple(r for r in checked_rules(settings) if not r.reads_clock and not isinstance(r, FrozenRule))
-
-
-def documents_of(counted: Counted, fingerprint: str, settings: Config, progress: Progress) -> list[dict[str, Any]]:
-    """The alert documents, oldest first.
-
-    Raises:
-        ChildError, StoreError: the private Redis does not start or answer.
-    """
-    buckets, lateness_ms = settings.buckets, settings.buckets.lateness_ms
-    presentation = replace(presentation_of(settings), has_receivers=True)
-    with PrivateRedis() as server:
-        redis = settings.redis.model_copy(update={"mode": "single", "url": SecretStr(server.url)})
-        with closing(open_store(redis, settings.monitor, limits_of(settings))) as store:
-            store.catalog.put_layouts({fingerprint: counted.layout})
-            store.catalog.register_partitions([PARTITION])
-            store.partitions.start(PARTITION, 1, TOKEN, 0)
-            closed = Closing(store, buckets, SelfAlerts(store, settings.monitor, has_receivers=False))
-            evaluator = Evaluator(store, judged_rules(settings), {fingerprint: counted.layout}, closed, presentation)
-            evaluator.load()
-            starts = [(at, dict(some)) for at, some in _by_start(counted.buckets)]
-            for done, (at, vectors) in enumerate(starts):
-                # the event time that closes this bucket: all of its images are counted
-                high_ms = at + buckets.length_ms + lateness_ms
-                counts = {(fingerprint, at, stream): vector for stream, vector in vectors.items()}
-                store.partitions.apply([Delta(PARTITION, TOKEN, done, done + 1, high_ms, counts)])
-                if done % BUCKETS_AT_ONCE == BUCKETS_AT_ONCE - 1 or done + 1 == len(starts):
-                    evaluator.look()
-                    progress((done + 1) / len(starts))
-            return [json.loads(document) for document in sent_documents(store)]
-
-
-def _by_start(buckets: Mapping[tuple[int, str], Vector]) -> Iterable[tuple[int, list[tuple[str, Vector]]]]:
-    for start, some in groupby(sorted(buckets), key=lambda key: key[0]):
-        yield start, [(stream, buckets[start, stream]) for _, stream in some]

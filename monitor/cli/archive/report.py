@@ -14,17 +14,21 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from rich.console import Console
 
 from detectors.images.reading import InputError
-from monitor.cli.archive.drift import Counted, count, documents_of, judged_rules
+from monitor.cli.archive.drift import Counted, count
 from monitor.cli.archive.results import Results
+from monitor.cli.judged import documents_of
 from monitor.cli.progress import show_progress
 from monitor.config.errors import EXIT_UNAVAILABLE, as_command_error
-from monitor.config.loading import load_config
+from monitor.config.loading import checked_rules, load_config
+from monitor.config.schema import Config
 from monitor.core.alert_document import MovedSignal, Triage, rfc3339
 from monitor.core.buckets import IMAGES, REJECTED, Layout, counted_under, cut_index, exceedances, sum_vectors
 from monitor.core.types import Vector
 from monitor.fleet.counts import bands
 from monitor.fleet.stream_view import PointJson
 from monitor.rules.evidence import moved_signals, triage
+from monitor.rules.rule import Rule
+from monitor.rules.stream_health import FrozenRule
 from monitor.store import StoreError
 from monitor.store.child_process import ChildError
 from monitor.web import labels
@@ -76,8 +80,10 @@ def write_report(out: str, html: str | None, config: Path | None, as_json: bool)
             raise InputError(f"{out}: no shard is finished yet")
         with as_command_error("archive", ChildError, StoreError, status=EXIT_UNAVAILABLE):
             judging = partial(show, f"judging {len(counted.buckets)} buckets")
-            documents = documents_of(counted, counted_under(manifest["profile"]), settings, judging)
-    page = _render(manifest, counted, documents, [rule.name for rule in judged_rules(settings)])
+            fingerprint, rules = counted_under(manifest["profile"]), _judged_rules(settings)
+            buckets = {(fingerprint, *key): vector for key, vector in counted.buckets.items()}
+            documents = documents_of(buckets, {fingerprint: layout}, rules, settings, judging)
+    page = _render(manifest, counted, documents, [rule.name for rule in rules])
     if html is None and "://" in out:
         raise InputError(f"{out}: say with --html FILE where to write the page")
     path = Path(html or Path(out) / "report.html")
@@ -87,6 +93,11 @@ def write_report(out: str, html: str | None, config: Path | None, as_json: bool)
     left = "" if finished == total else f"; only {finished} of {total} shards are finished"
     images = sum(int(vector[IMAGES]) for vector in counted.buckets.values())
     return [f"{path}: {images} images{left}", *map(_in_words, documents)]
+
+
+def _judged_rules(settings: Config) -> tuple[Rule, ...]:
+    """The configured rules that can judge an archive."""
+    return tuple(r for r in checked_rules(settings) if not r.reads_clock and not isinstance(r, FrozenRule))
 
 
 def _in_words(document: Mapping[str, Any]) -> str:

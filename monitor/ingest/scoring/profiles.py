@@ -21,23 +21,23 @@ from detectors.profile.outline import Outline, read_outline
 from detectors.versions.store import Pointer
 from monitor.core.buckets import Layout, counted_under
 from monitor.core.heat import Heat
+from monitor.core.shadow import shadow_of
 from monitor.core.types import Record
 from monitor.ingest.by_stream import ByStream, Preparers
 from monitor.ingest.conditions import ConditionRule
-from monitor.ingest.scoring.views import misfits, views_in_use
+from monitor.ingest.scoring.halving import Beside, score_halving
+from monitor.ingest.scoring.views import ConditionsError, misfits, unlike, views_in_use
 from monitor.ingest.settings import DecodingSettings, ScoringSettings
 from monitor.telemetry import metrics
-from monitor.telemetry.failpoints import failpoint
 
 if TYPE_CHECKING:  # torch takes seconds to load, and only a process that scores needs it
     from detectors import Profile
-    from detectors.profile.calibration import Scores
     from monitor.store import Store
 
 log = structlog.get_logger(__name__)
 
-MEMORY_WORDS = ("out of memory", "not enough memory", "allocate memory")
 UNCONDITIONAL: ByStream[ConditionRule | None] = ByStream(None)
+UNSHADOWED: ByStream[Profile | None] = ByStream(None)
 CACHED_STREAMS = 100_000
 """Bounds the cache: senders choose the names of streams."""
 
@@ -52,6 +52,7 @@ class Judgement:
     """(S,)"""
     beyond: float
     """How far its scores lie outside of the calibration."""
+    shadow: Beside = None
 
 
 class Profiles:
@@ -59,15 +60,23 @@ class Profiles:
 
     Args:
         conditions: how streams name the condition of an image; None for those that have none.
+        shadow: the profiles in shadow, by stream.
 
     Raises:
-        ConditionsError: a profile is not calibrated for one of them.
+        ConditionsError: a profile is not calibrated for one of them, or one in shadow prepares images otherwise.
     """
 
     def __init__(
-        self, by_stream: ByStream[Profile], limits: Limits, conditions: ByStream[ConditionRule | None] = UNCONDITIONAL
+        self,
+        by_stream: ByStream[Profile],
+        limits: Limits,
+        conditions: ByStream[ConditionRule | None] = UNCONDITIONAL,
+        shadow: ByStream[Profile | None] = UNSHADOWED,
     ) -> None:
+        if wrong := list(unlike(by_stream, shadow)):
+            raise ConditionsError(wrong)
         self._by_stream, self._limits, self._conditions = by_stream, limits, conditions
+        self._shadow_of: Callable[[str], Profile | None] = lru_cache(CACHED_STREAMS)(shadow.of)
         self.of: Callable[[str], Profile] = lru_cache(CACHED_STREAMS)(by_stream.of)
         """The profile that judges a stream; images of a condition are judged by a view of it."""
         namers = {id(rule): rule.namer() for rule in conditions.all() if rule}
@@ -77,6 +86,10 @@ class Profiles:
         """What runs, and is hardly meant; each line begins with its key."""
         self.layouts = {counted_under(profile.fingerprint): layout_of(profile) for profile in self.all()}
         """Fingerprint -> layout of the bucket vectors."""
+        shadows = {shadow_of(counted_under(p.fingerprint)): p for p in shadow.all() if p is not None}
+        shadows |= {shadow_of(counted_under(v.fingerprint)): v for p in shadows.values() for v in p.conditions.values()}
+        self.shadow_layouts = {name: layout_of(profile) for name, profile in shadows.items()}
+        """As `layouts`, of the profiles in shadow and their views."""
         self.pins: Mapping[str, str] = {}
         """Address in the configuration -> address of the profile that was loaded; of a store it names the version."""
 
@@ -158,15 +171,23 @@ class Profiles:
                     judges[views[i] if views else profile].append(row)
                 # one pass through the network, whatever the conditions; most batches have one alone
                 first = next(iter(judges)) if len(judges) == 1 else profile
-                scores = _score_halving(first, [images[i][1] for i in batch], profile.fingerprint)
+                shadows = [self._shadow(images[i][0], views[i] if views else profile) for i in batch]
+                scores, beside = score_halving(first, [images[i][1] for i in batch], profile.fingerprint, shadows)
                 for judge, rows in judges.items():
                     values, p_values = scores.values[rows], scores.p_values[rows]
                     if judge is not first:
                         p_values = judge.p_values(values, [images[batch[row]][1].key for row in rows])
                     fingerprint, beyond = counted_under(judge.fingerprint), judge.beyond(values).tolist()
                     for row, p, far in zip(rows, p_values, beyond, strict=True):
-                        found[batch[row]] = Judgement(fingerprint, p, far)
+                        found[batch[row]] = Judgement(fingerprint, p, far, beside[row])
         return [found[i] for i in range(len(images))]
+
+    def _shadow(self, stream: str, judging: Profile) -> Profile | None:
+        """The profile in shadow that scores an image of the stream too, by its calibration of the same condition."""
+        shadow = self._shadow_of(stream)
+        if shadow is None or shadow.fingerprint == self.of(stream).fingerprint:
+            return None  # compared with itself it would only count twice in the windows of rules
+        return shadow.conditions.get(judging.condition, shadow)
 
     def heat(self, images: Sequence[tuple[str, Prepared]]) -> list[Heat | None]:
         """Where each (stream, image) is unusual; None where the profile of its stream has no heat maps.
@@ -184,35 +205,6 @@ class Profiles:
 
 def _probe(profile: Profile) -> None:
     profile.score([profile.prepare(np.zeros((8, 8, 3), np.uint8))])
-
-
-def _score_halving(profile: Profile, images: Sequence[Prepared], counted: str) -> Scores:
-    """The scores of the images; a batch that does not fit into memory is scored in halves.
-
-    A device's memory is looked after where its batches are made (`detectors.engines.pipeline`); here it is the host's.
-
-    Args:
-        counted: fingerprint that the metric names; raw scores are the same in all conditions.
-    """
-    halvings = profile.scorer.pipeline.halvings
-    try:
-        failpoint("score")
-        scores = profile.score(images)
-        metrics.HALVED.inc(profile.scorer.pipeline.halvings - halvings)
-    except (MemoryError, RuntimeError) as error:
-        exhausted = isinstance(error, MemoryError) or any(word in str(error) for word in MEMORY_WORDS)
-        if not exhausted or len(images) < 2:
-            raise
-        metrics.HALVED.inc()
-        half = len(images) // 2
-        halves = [_score_halving(profile, part, counted) for part in (images[:half], images[half:])]
-        values, p_values = ([getattr(half, name) for half in halves] for name in ("values", "p_values"))
-        return type(halves[0])(np.concatenate(values), np.concatenate(p_values))
-    for i in np.flatnonzero(profile.learned):
-        histogram = metrics.SCORES.labels(counted, profile.signals[i])
-        for value in scores.values[:, i].tolist():
-            histogram.observe(value)
-    return scores
 
 
 def layout_of(profile: Profile | Outline) -> Layout:
@@ -237,6 +229,7 @@ def publish_profiles(store: Store, profiles: Profiles) -> None:
         StoreConfigError: it holds counts of one of them that ours cannot be added to.
     """
     store.catalog.put_layouts(profiles.layouts)
+    store.catalog.put_shadows(profiles.shadow_layouts)
     store.catalog.put_profiles(
         {counted_under(profile.fingerprint): json.dumps(profile.manifest) for profile in profiles.all()}
     )
@@ -255,6 +248,9 @@ def load_profiles(scoring: ScoringSettings, decoding: DecodingSettings) -> Profi
 
     pins = {pointer.address: pointer.pinned() for pointer in pointers(scoring)}
 
+    def beside(address: str) -> Profile | None:
+        return load(address) if pins[address] else None
+
     @cache
     def load(address: str) -> Profile:
         profile = load_profile(pins[address], scoring.device, scoring.engine)
@@ -263,14 +259,16 @@ def load_profiles(scoring: ScoringSettings, decoding: DecodingSettings) -> Profi
 
     limits = Limits(decoding.max_record_bytes, decoding.max_pixels, tuple(decoding.formats))
     overrides = tuple((override.streams, load(override.path)) for override in scoring.profiles)
-    profiles = Profiles(ByStream(load(scoring.profile), overrides), limits, _conditions(scoring))
+    shadow = ByStream(None, tuple((entry.streams, beside(entry.version)) for entry in scoring.shadow))
+    profiles = Profiles(ByStream(load(scoring.profile), overrides), limits, _conditions(scoring), shadow)
     profiles.pins = pins
     return profiles
 
 
 def pointers(scoring: ScoringSettings) -> list[Pointer]:
     """One for each address of a profile in the configuration."""
-    addresses = dict.fromkeys([scoring.profile, *(override.path for override in scoring.profiles)])
+    shadows = (entry.version for entry in scoring.shadow)
+    addresses = dict.fromkeys([scoring.profile, *(override.path for override in scoring.profiles), *shadows])
     return [Pointer(address) for address in addresses]
 
 

@@ -176,7 +176,7 @@ class ScoringStage:
             return [DeadLetter(record, found[0].stream, "scoring", f"scoring fails: {type(error).__name__}: {error}")]
         return [
             [
-                Judged(i.id, i.stream, i.event_time_ms, s.fingerprint, s.p_values, i.prepared, s.beyond)
+                Judged(i.id, i.stream, i.event_time_ms, s.fingerprint, s.p_values, i.prepared, s.beyond, s.shadow)
                 for i, s in zip(found, islice(scores, len(found)), strict=True)
             ]
             for _, found in records

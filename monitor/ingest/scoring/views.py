@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, TypeVar
 
@@ -19,7 +20,7 @@ _PLAIN = re.compile(r"[^*?\[\]]*")
 
 
 class ConditionsError(ValueError):
-    """A profile is not calibrated for conditions that the configuration names; `lines` has one per key."""
+    """A profile does not fit the conditions or the other profiles of the configuration; `lines` has one per key."""
 
     def __init__(self, lines: Sequence[str]) -> None:
         super().__init__("\n".join(lines))
@@ -46,6 +47,24 @@ def views_in_use(by_stream: ByStream[AnyProfile], conditions: ByStream[Condition
     if wrong:
         raise ConditionsError(wrong)
     return found
+
+
+def unlike(by_stream: ByStream[Profile], shadow: ByStream[Profile | None]) -> Iterator[str]:
+    """One line per profile in shadow that prepares images otherwise than a profile whose streams it may score.
+
+    Images are decoded and prepared once.
+    """
+    for i, (streams, profile) in enumerate(shadow.overrides):
+        for glob, judging in by_stream.entries():
+            if profile is None or not may_overlap(streams, glob):
+                continue
+            if replace(profile.preparer, limits=judging.preparer.limits) != judging.preparer:
+                yield (
+                    f"scoring.shadow.{i}.version: profile {profile.fingerprint} prepares images otherwise than "
+                    f"{judging.fingerprint} (size, resizing, tones or decoding), so it cannot score the same ones"
+                )
+            if fnmatchcase(streams, glob):  # all its streams are judged by this profile
+                break
 
 
 def misfits(by_stream: ByStream[AnyProfile], conditions: ByStream[ConditionRule | None]) -> Iterator[str]:

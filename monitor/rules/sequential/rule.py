@@ -64,7 +64,7 @@ class SequentialRule(Rule):
 
     @property
     def settled_images(self) -> int:
-        """By so many a drift of 4 % of the images that goes on raises an alarm (docs/explanation/statistics.md)."""
+        """By so many a drift of 10 % of the images that goes on raises an alarm (docs/explanation/statistics.md)."""
         return SETTLED_IMAGES
 
     def check_numbers(self, bucket_s: int) -> None:

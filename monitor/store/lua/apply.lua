@@ -49,8 +49,11 @@ for _, entry in ipairs(delta.vectors) do
     vector = all_late(vector)
   end
   local images, rejected, late, duplicates, changes = tail_of(vector)
-  sums[name] = totals_plus(sums[name], images, rejected, late, duplicates, changes)
-  if name ~= stream then over_limit = over_limit + images + rejected end
+  -- profiles in shadow count the same images once more
+  if string.sub(fingerprint, 1, #SHADOW) ~= SHADOW then
+    sums[name] = totals_plus(sums[name], images, rejected, late, duplicates, changes)
+    if name ~= stream then over_limit = over_limit + images + rejected end
+  end
   local member = fingerprint .. ":" .. start
   local key = delta.prefix .. ":b:" .. member
   local bucket = buckets[key] or {index = index, member = member, start = start, streams = {}, worst = {}}

@@ -7,6 +7,7 @@
 
 local OTHER = "(other)"
 local GONE = "(gone)"
+local SHADOW = "shadow-" -- as in core/shadow.py
 local TAIL = 6
 
 local formats = {}

@@ -1,6 +1,7 @@
 """What an engine is worth: images per second of `Profile.score` with each, beside the bare forward pass of torch.
 
-    forward     the network alone, by torch in channels-last, on ready pixels: what any program would start with
+    forward     the network alone, by torch as timm makes it, on normalised pixels: what any program would start with
+    tuned       the same in channels-last, as the profile runs it, with the normalising
     torch       Profile.score: pooling, detector, mix, properties and calibrated p-values added
     openvino    the same by OpenVINO in float32
     int8        the same with a quantised network, by OpenVINO (needs nncf)
@@ -23,6 +24,7 @@ take turns in rounds, since the machine is noisy; ratios to `forward` are of the
 from __future__ import annotations
 
 import argparse
+import copy
 import json
 import os
 import sys
@@ -114,7 +116,7 @@ def measure(scenario: str, arguments: argparse.Namespace) -> dict[str, Any]:
         use_engine(profile, "compile")
         engines["compile"] = profile.backbone.engine
     on_device = measure_device(learned, options, arguments)
-    stages: dict[str, Stage] = {"forward": lambda: profile.backbone.maps(pixels)}
+    stages: dict[str, Stage] = {"forward": _forward(profile, pixels), "tuned": lambda: profile.backbone.maps(pixels)}
     stages |= {name: partial(_score, profile, engine, images) for name, engine in engines.items()}
     stages["int8"] = lambda: quantised.score(images)
     stages["published"] = lambda: published.score(profile.backbone.features(pixels))
@@ -182,6 +184,17 @@ def device_table(found: dict[str, dict[str, Any]], device: str) -> Table | str:
     return table
 
 
+def _forward(profile: Profile, pixels: np.ndarray) -> Stage:
+    network = copy.deepcopy(profile.backbone.network).to(memory_format=torch.contiguous_format)
+    images = torch.from_numpy(pixels).permute(0, 3, 1, 2).float().div(255).contiguous()
+
+    def run() -> object:
+        with torch.inference_mode():
+            return network(images)
+
+    return run
+
+
 def _score(profile: Profile, engine: Any, images: list[Any]) -> object:
     profile.backbone.engine = engine
     return profile.score(images)
@@ -194,8 +207,10 @@ def _padim(profile: Profile, pixels: np.ndarray) -> Stage:
     spec = profile.backbone.spec
     network: Any = timm.create_model(spec.model, features_only=True)
     layers = network.feature_info
-    names = [layers.module_name(i) for i, stride in enumerate(layers.reduction()) if 4 <= stride <= 16]
-    model = PadimModel(spec.model, names, pre_trained=False, n_features=100)
+    chosen = [i for i, stride in enumerate(layers.reduction()) if 4 <= stride <= 16]
+    names = [layers.module_name(i) for i in chosen]
+    features = min(100, sum(layers.channels()[i] for i in chosen))  # as anomalib does with ResNet-18
+    model = PadimModel(spec.model, names, pre_trained=False, n_features=features)
     images = torch.from_numpy(pixels).permute(0, 3, 1, 2).float().div(255).contiguous()
     model.train()
     with torch.no_grad():

@@ -14,7 +14,7 @@ import torch
 from detectors import Profile, load_profile
 from detectors.engines.compiled import CompiledEngine
 from detectors.engines.engine import EngineError, surfaces, use_engine
-from detectors.engines.openvino import OpenVinoEngine
+from detectors.engines.openvino import OpenVinoEngine, tile_of
 from detectors.profile.backbone import Backbone
 from detectors.profile.spec import BackboneSpec
 from tests.pictures import draw
@@ -44,8 +44,16 @@ def test_an_engine_scores_as_torch_does_and_an_image_does_not_depend_on_the_othe
     assert (found.p_values == by_torch.p_values).mean() >= 0.999
     alone = np.concatenate([profile.score([image]).values for image in images[:5]])
     assert np.allclose(alone, found.values[:5], rtol=1e-6, atol=1e-6)
+    pixels = torch.from_numpy(np.stack([image.pixels for image in images]))
+    together, parts = profile.backbone.engine.features(pixels), (pixels[:1], pixels[1:6], pixels[6:])
+    assert torch.equal(torch.cat([profile.backbone.engine.features(part) for part in parts]), together)
     assert use_engine(profile, "torch") == "torch"
     assert np.array_equal(profile.score(images).values, by_torch.values)
+
+
+def test_a_tile_holds_as_many_images_as_the_caches_do() -> None:
+    """A network of small maps takes many, one of large maps takes one."""
+    assert [tile_of(values) for values in (1, 16 * 48 * 48, 96 * 48 * 48, 96 * 112 * 112)] == [32, 16, 4, 1]
 
 
 def test_heat_maps_and_features_of_a_fit_are_torch_s_own(profile: Profile) -> None:

@@ -33,6 +33,7 @@ COMMANDS = {
     "produce": ("monitor.cli.produce", "write images to the configured source, one record each"),
     "replay": ("monitor.cli.replay", "what the rules say about a span of the log; changes nothing"),
     "alerts": ("monitor.cli.alerts", "what fires, and silences"),
+    "feedback": ("monitor.cli.feedback", "say what alerts were; export it, and the images it was said of"),
 }
 """Name -> (module, what `layerwatch --help` says about it)."""
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import getpass
 import json
 import sys
 from contextlib import closing
@@ -15,7 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 from monitor.cli.console import open_console
-from monitor.cli.options import DURATION_HELP, add_config_option, parse_duration
+from monitor.cli.options import DURATION_HELP, add_config_option, parse_duration, user_name
 from monitor.config.errors import EXIT_UNAVAILABLE, EXIT_USAGE, CommandError, as_command_error
 from monitor.config.loading import load_config
 from monitor.core import silences
@@ -105,7 +104,7 @@ def _silence(args: argparse.Namespace, store: Store, _monitor: str) -> None:
         raise CommandError(
             "layerwatch alerts silence: give --stream, --rule or --label NAME=GLOB ('*' is all)", EXIT_USAGE
         )
-    author = args.author if args.author is not None else _user()
+    author = args.author if args.author is not None else user_name()
     silence = create_silence(store, matchers, args.duration, author, args.comment, known=_silences(store))
     text = silences.to_json(silence)
     sys.stdout.write((text if args.json else f"{silence.id} until {rfc3339(silence.ends_ms)}") + "\n")
@@ -144,10 +143,3 @@ def _alert_json(alert: Alert) -> dict[str, Any]:
         "summary": alert.verdict.summary if alert.verdict else "",
         **{name: getattr(alert.verdict, name, None) for name in facts},
     }
-
-
-def _user() -> str:
-    try:
-        return getpass.getuser()
-    except (OSError, KeyError):  # a container's user without an entry
-        return ""

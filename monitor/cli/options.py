@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import getpass
 from pathlib import Path
 
 from monitor.core.time_text import parse_duration_s, parse_time_ms
@@ -68,3 +69,11 @@ def parse_share(text: str) -> float:
     if not 0 < share <= 1 or rest:
         raise argparse.ArgumentTypeError(f"must be a share above 0 and up to 1, such as 0.2 or 20% (got {text!r})")
     return share
+
+
+def user_name() -> str:
+    """Of the user who gives a command; empty where the system knows none."""
+    try:
+        return getpass.getuser()
+    except (OSError, KeyError):  # a container's user without an entry
+        return ""

@@ -10,6 +10,7 @@ from monitor.store.client import connect
 from monitor.store.connection import Connection
 from monitor.store.counts import Counts, Exemplars
 from monitor.store.evaluation import Evaluation
+from monitor.store.feedback import FeedbackStore
 from monitor.store.keyspace import MonitorKeys, PartitionKeys
 from monitor.store.limits import Limits
 from monitor.store.outbox import Outbox
@@ -24,7 +25,8 @@ class Store:
 
     Consumers write through `partitions`; everybody reads `counts`, `exemplars` and `pictures`. The evaluator decides
     through `evaluation`, which fills the `outbox` that the dispatcher empties, and shortens the history by `rollup`.
-    What the rules remember lies in `checkpoints`; `catalog` and `silences` (JSON by id) are small and shared.
+    What the rules remember lies in `checkpoints`; `catalog`, `silences` (JSON by id) and `feedback`, which outlives
+    the alerts it is about, are small and shared.
     """
 
     def __init__(self, connection: Connection, monitor: str, limits: Limits, wait_aof_ms: int = 0) -> None:
@@ -41,6 +43,7 @@ class Store:
         self.evaluation = Evaluation(self._monitor_keys)
         self.checkpoints = Checkpoints(self._monitor_keys)
         self.silences = self._monitor_keys.texts("silences")
+        self.feedback = FeedbackStore(self._monitor_keys)
         self.outbox = Outbox(self._monitor_keys)
 
     def ping(self) -> None:

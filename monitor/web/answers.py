@@ -6,6 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, PlainSerializer
 
+from monitor.core.feedback import FeedbackKind
 from monitor.core.silences import Silence
 from monitor.fleet.answers import Answer, Count, Rounded, Time
 from monitor.fleet.comparison import ComparisonJson
@@ -91,6 +92,30 @@ class SilenceJson(Answer):
 
 class SilencesJson(Answer):
     silences: list[SilenceJson]
+
+
+class FeedbackJson(Answer):
+    """One answer of a person; a later one about the same alert or image replaces it."""
+
+    id: str
+    kind: FeedbackKind
+    before: FeedbackKind | None
+    """What counted until then."""
+    alert_id: str
+    image: str | None
+    """Id of the image; null: the alert as a whole."""
+    rule: str
+    stream: str
+    since: str
+    """Of the evidence when it was given, as `until`."""
+    until: str
+    author: str
+    comment: str
+    at: str
+
+
+class FeedbackListJson(Answer):
+    feedback: list[FeedbackJson]
 
 
 class StreamsJson(Answer):

@@ -17,12 +17,16 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import BaseRoute, Route
 
+from monitor.core.feedback import as_fields
 from monitor.fleet.answers import Answer
+from monitor.fleet.feedback import read_feedback
 from monitor.fleet.stream_view import SPANS_MS, Asked, view_stream
-from monitor.web import silencing
+from monitor.web import feedback, silencing
 from monitor.web.answers import (
     AlertsJson,
     DependenceJson,
+    FeedbackJson,
+    FeedbackListJson,
     HealthJson,
     ProfilesJson,
     SilenceJson,
@@ -30,6 +34,7 @@ from monitor.web.answers import (
     StreamsJson,
     StreamViewJson,
 )
+from monitor.web.feedback import NewFeedback
 from monitor.web.guard import from_our_pages
 from monitor.web.silencing import NewSilence, RequestError, read_body
 from monitor.web.site import Site
@@ -48,7 +53,8 @@ class Endpoint:
     summary: str
     run: Run
     answer: type[Answer] | None
-    takes_body: bool
+    body: type[NewSilence] | type[NewFeedback] | None
+    """Of its JSON body."""
     paged: bool
     """Whether it takes `limit` and `after`."""
 
@@ -65,7 +71,8 @@ def _endpoint(method: str, path: str, summary: str, *, paged: bool = False) -> C
     def register(run: Run) -> Run:
         types = get_type_hints(run)
         answer = types["return"] if issubclass(types["return"], Answer) else None
-        ENDPOINTS.append(Endpoint(method, path, summary, run, answer, NewSilence in types.values(), paged))
+        body = next((model for model in (NewSilence, NewFeedback) if model in types.values()), None)
+        ENDPOINTS.append(Endpoint(method, path, summary, run, answer, body, paged))
         return run
 
     return register
@@ -141,6 +148,19 @@ def _expire_silence(site: Site, request: Request) -> None:
     site.overview.changed()
 
 
+@_endpoint("GET", "/feedback", "All that people said of alerts and their images, in the order in which they said it")
+def _feedback(site: Site, _: Request) -> FeedbackListJson:
+    answers = [FeedbackJson.model_validate(as_fields(answer)) for answer in read_feedback(site.store)]
+    return FeedbackListJson(feedback=answers)
+
+
+@_endpoint("POST", "/feedback", "Say of an alert, or of one of its images, what it was")
+def _give_feedback(site: Site, request: Request, wanted: NewFeedback) -> FeedbackJson:
+    answer = feedback.keep(site, request, wanted)
+    site.overview.changed()
+    return FeedbackJson.model_validate(as_fields(answer))
+
+
 @_endpoint("GET", "/profile", "The profiles that images are compared with")
 def _profile(site: Site, _: Request) -> ProfilesJson:
     return site.profiles(site.overview.snapshot())
@@ -164,7 +184,7 @@ async def _answer(site: Site, endpoint: Endpoint, request: Request) -> Response:
         raise RequestError("nothing can be written without a token or password: set web.token", 403)
     if endpoint.writes and not from_our_pages(request.headers):
         raise RequestError("sent by another site", 403)
-    body = [silencing.from_json(await _json_body(request))] if endpoint.takes_body else []
+    body = [silencing.parsed(endpoint.body, await _json_body(request))] if endpoint.body else []
     found = await run_in_threadpool(endpoint.run, site, request, *body)
     if found is None:
         return Response(status_code=204)

@@ -137,3 +137,7 @@ def where(boxes: Sequence[BoxJson] | None) -> str:
     return {"middle centre": "middle", "upper centre": "top", "lower centre": "bottom"}.get(
         f"{row} {column}", column if row == "middle" else f"{row} {column}"
     )
+
+
+KINDS = {"expected": "Expected change", "fault": "Real fault", "withdrawn": "withdrawn"}
+"""What people say of alerts and images."""

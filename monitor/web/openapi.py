@@ -6,20 +6,19 @@ import re
 from collections.abc import Iterable
 from typing import Any
 
+from pydantic import BaseModel
 from pydantic.json_schema import GenerateJsonSchema, models_json_schema
 
-from monitor.fleet.answers import Answer
 from monitor.fleet.stream_view import SPANS_MS
 from monitor.web.answers import ErrorJson
 from monitor.web.api import Endpoint
-from monitor.web.silencing import NewSilence
 
 DESCRIPTION = (
     "State of a monitor, for scripts. New fields may join version 1; a change that breaks readers gets another path."
 )
 SUCCESS = {
     "GET": (200, "The current state."),
-    "POST": (201, "The silence is in force."),
+    "POST": (201, "It is kept, and in force."),
     "DELETE": (204, "The silence has ended."),
 }
 ERRORS = {
@@ -75,9 +74,10 @@ class _Schemas(GenerateJsonSchema):
 def document(endpoints: Iterable[Endpoint]) -> dict[str, Any]:
     """The document as JSON; its schemas are closed: an answer has no fields besides those described."""
     found = list(endpoints)
+    bodies = {endpoint.body for endpoint in found if endpoint.body}
     answers = [(answer, "serialization") for answer in {endpoint.answer for endpoint in found} if answer]
     _, schemas = models_json_schema(
-        [*answers, (ErrorJson, "serialization"), (NewSilence, "validation")],  # type: ignore[list-item]
+        [*answers, (ErrorJson, "serialization"), *((body, "validation") for body in bodies)],  # type: ignore[list-item]
         ref_template="#/components/schemas/{model}",
         schema_generator=_Schemas,
     )
@@ -109,7 +109,7 @@ def _operation(endpoint: Endpoint, names: list[str]) -> dict[str, Any]:
     statuses = [
         *([403] if endpoint.writes else []),
         *([404] if names else []),
-        *([415, 422] if endpoint.takes_body else [422] if "name" in names or endpoint.paged else []),
+        *([415, 422] if endpoint.body else [422] if "name" in names or endpoint.paged else []),
         503,
     ]
     refused = {"text/plain": {"schema": {"type": "string"}}}
@@ -121,8 +121,8 @@ def _operation(endpoint: Endpoint, names: list[str]) -> dict[str, Any]:
             **{str(error): {"description": ERRORS[error], "content": _json_of(ErrorJson)} for error in statuses},
         },
     }
-    if endpoint.takes_body:
-        operation["requestBody"] = {"required": True, "content": _json_of(NewSilence)}
+    if endpoint.body:
+        operation["requestBody"] = {"required": True, "content": _json_of(endpoint.body)}
     parameters: list[dict[str, Any]] = [
         {"name": name, "in": "path", "required": True, "schema": {"type": "string"}} for name in names
     ]
@@ -134,6 +134,6 @@ def _operation(endpoint: Endpoint, names: list[str]) -> dict[str, Any]:
     return {**operation, "parameters": parameters} if parameters else operation
 
 
-def _json_of(model: type[Answer] | type[NewSilence]) -> dict[str, Any]:
+def _json_of(model: type[BaseModel]) -> dict[str, Any]:
     name = model.__name__.removesuffix("Json")
     return {"application/json": {"schema": {"$ref": f"#/components/schemas/{name}"}}}

@@ -18,10 +18,12 @@ from starlette.responses import HTMLResponse, PlainTextResponse, RedirectRespons
 from starlette.routing import BaseRoute, Route
 
 from monitor.core.alert_document import rfc3339, stream_path
+from monitor.core.feedback import in_force
+from monitor.fleet.feedback import read_feedback
 from monitor.fleet.overview import Snapshot, StreamJson
 from monitor.fleet.stream_view import SPANS_MS, Asked, view_stream
 from monitor.telemetry.clock import wall_ms
-from monitor.web import drawing, labels, silencing
+from monitor.web import drawing, feedback, labels, silencing
 from monitor.web.answers import AlertJson
 from monitor.web.guard import from_our_pages, user_of
 from monitor.web.silencing import RequestError, read_body
@@ -35,12 +37,13 @@ POINTS = 60
 RESOLVED = 100
 FIELDS = ("stream", "rule", "duration_s", "author", "comment")
 DONE = {"silenced": "Silenced.", "expired": "The silence is over."}
+"""What the page of alerts says after a form."""
 
 Facts = Mapping[str, Any]
 """What a template shows, by name."""
 View = Callable[[Site, Snapshot, Request], Facts | None]
 Submit = Callable[[Site, Request, Mapping[str, str]], str]
-"""Does what a form asks for and returns the key of its text in DONE; raises RequestError where the form is wrong."""
+"""Does what a form asks for and returns the path of the page to show; raises RequestError where the form is wrong."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,7 +94,11 @@ def stream(site: Site, snapshot: Snapshot, request: Request) -> Facts | None:
     alerts = site.alerts(snapshot, name)
     chart = drawing.Chart(view.points, view.step_ms) if view.points else None
     layout = view.evidence.layout
+    answers = in_force(read_feedback(site.store, view.focus.id)) if view.focus else {}
     return {
+        "answers": {image: answer for (_, image), answer in answers.items()},
+        "form_token": _form_token(site),
+        "user": user_of(request.headers.get("authorization", "")),
         "name": name,
         "line": _lines(site, snapshot, [name], site.alerting(snapshot))[0],
         "focus": next((alert for alert in alerts if view.focus and alert.alert_id == view.focus.id), None),
@@ -144,11 +151,16 @@ def _alerts(site: Site, snapshot: Snapshot, request: Request, asked: Mapping[str
         "silences": site.silences(snapshot),
         "durations": silencing.DURATIONS_S,
         "user": user_of(request.headers.get("authorization", "")),
-        "form_token": site.credentials.form_token() if site.credentials.configured else "",
+        "form_token": _form_token(site),
         "asked": {**dict.fromkeys(FIELDS, ""), **asked},
         "done": DONE.get(asked.get("done", ""), ""),
         "error": error,
     }
+
+
+def _form_token(site: Site) -> str:
+    """Empty where nothing can be written."""
+    return site.credentials.form_token() if site.credentials.configured else ""
 
 
 def _lines(
@@ -198,6 +210,7 @@ class Pages:
             *(Route(path, partial(self._show, view)) for path, view, _ in PAGES),
             Route("/alerts/silences", partial(self._submitted, _add_silence), methods=["POST"]),
             Route("/alerts/silences/expire", partial(self._submitted, _expire_silence), methods=["POST"]),
+            Route("/alerts/feedback", partial(self._submitted, _give_feedback), methods=["POST"]),
         ]
 
     def first(self) -> None:
@@ -232,23 +245,28 @@ class Pages:
     def _submit(self, submit: Submit, request: Request, fields: Mapping[str, str]) -> Response:
         site = self._site
         try:
-            done = submit(site, request, fields)
+            path = submit(site, request, fields)
         except RequestError as error:
             snapshot = site.overview.snapshot()
             return self._page("alerts", snapshot, _alerts(site, snapshot, request, fields, str(error)), 422)
         site.overview.changed()
-        return RedirectResponse(f"{site.base}/alerts?{urlencode({'done': done})}", 303)
+        return RedirectResponse(f"{site.base}{path}", 303)
 
 
 def _add_silence(site: Site, request: Request, fields: Mapping[str, str]) -> str:
     user = user_of(request.headers.get("authorization", ""))
     silencing.keep(site.store, silencing.from_form(fields, user))
-    return "silenced"
+    return "/alerts?done=silenced"
 
 
 def _expire_silence(site: Site, _: Request, fields: Mapping[str, str]) -> str:
     silencing.expire(site.store, fields.get("id", ""))
-    return "expired"
+    return "/alerts?done=expired"
+
+
+def _give_feedback(site: Site, request: Request, fields: Mapping[str, str]) -> str:
+    about = feedback.keep(site, request, feedback.from_form(fields)).about
+    return f"{stream_path(about.stream, about.alert_id)}#{'pictures' if about.image else 'feedback'}"
 
 
 def _environment(base: str) -> Environment:
@@ -276,7 +294,7 @@ def _environment(base: str) -> Environment:
         where=labels.where,
     )
     nav = [(view.__name__, path, text) for path, view, text in PAGES if text]
-    made.globals.update(base=base, nav=nav, TRIAGE=labels.TRIAGE, version=_static_version())
+    made.globals.update(base=base, nav=nav, TRIAGE=labels.TRIAGE, KINDS=labels.KINDS, version=_static_version())
     return made
 
 

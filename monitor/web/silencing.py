@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from typing import Annotated
+from typing import Annotated, TypeVar
 from urllib.parse import parse_qsl
 
 import structlog
@@ -45,14 +45,17 @@ class NewSilence(BaseModel):
     comment: Short = ""
 
 
-def from_json(body: str | bytes) -> NewSilence:
+Body = TypeVar("Body", bound=BaseModel)
+
+
+def parsed(model: type[Body], body: str | bytes) -> Body:
     """A JSON body.
 
     Raises:
-        RequestError: it is not a silence, or a field is wrong.
+        RequestError: it is not what the model says, or a field is wrong.
     """
     try:
-        return NewSilence.model_validate_json(body)
+        return model.model_validate_json(body)
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"])
@@ -70,7 +73,7 @@ def from_form(fields: Mapping[str, str], user: str) -> NewSilence:
         raise RequestError("give a stream or a rule; * is all")
     author = fields.get("author", "").strip() or user
     given = {"duration_s": fields.get("duration_s", ""), "author": author, "comment": fields.get("comment", "")}
-    return from_json(json.dumps({"matchers": matchers, **given}))
+    return parsed(NewSilence, json.dumps({"matchers": matchers, **given}))
 
 
 def parse_form(body: bytes) -> dict[str, str]:

@@ -5,7 +5,7 @@ the sinks, apply, move the cursor. The way of an alert is `Evaluator.look`: seal
 
     source ─► consumer ─► decoders (processes) ─► scoring (thread) ─► consumer ─► Redis
                                                                                     │
-    receivers ◄─ dispatcher ◄─ outbox ◄─ evaluator (where the lease is held) ◄──────┘
+    receivers ◄─ dispatcher ◄─ outbox ◄─ evaluator (where a shard is held) ◄────────┘
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from contextlib import ExitStack
 from importlib.metadata import version
 
@@ -25,9 +25,10 @@ from monitor.config.errors import EXIT_CONFIG, EXIT_SOFTWARE, EXIT_UNAVAILABLE, 
 from monitor.config.schema import Config
 from monitor.core.steps import steps_of
 from monitor.evaluate.closing import Closing
-from monitor.evaluate.evaluator import Evaluator
+from monitor.evaluate.evaluator import Evaluator, HeldShard
 from monitor.evaluate.lease import Tenure
 from monitor.evaluate.presentation import Presentation
+from monitor.evaluate.replica import Replica
 from monitor.fleet.exporter import FleetExporter
 from monitor.ingest.assignment import Assignment, AssignmentPolicy
 from monitor.ingest.consumer import Consumer
@@ -40,13 +41,13 @@ from monitor.ingest.sinks import Sinks
 from monitor.ingest.stages import StageFactory
 from monitor.ingest.watch import ProfileWatch
 from monitor.notify.delivery.context import DeliveryContext
-from monitor.notify.delivery.dispatcher import Dispatcher
+from monitor.notify.delivery.dispatcher import STOP_TIMEOUT_S, Dispatcher
 from monitor.notify.receivers.protocol import Receiver
 from monitor.notify.self_alerts import SelfAlerts
 from monitor.rules.rule import Rule
 from monitor.sources import open_producer, open_source
 from monitor.sources.protocol import FatalSourceError, Source
-from monitor.store import Limits, Store, StoreConfigError, StoreError, open_store
+from monitor.store import Limits, Shard, Store, StoreConfigError, StoreError, open_store
 from monitor.telemetry import metrics
 from monitor.telemetry.clock import SteadyClock
 from monitor.web.server import WebServer
@@ -158,7 +159,8 @@ class Daemon:
         self._receivers: list[Receiver] = [
             receiver.build(lambda: open_producer(settings.source_settings())) for receiver in settings.receivers
         ]
-        self._lease_work = ExitStack()
+        self._lease_work: dict[int, ExitStack] = {}
+        """By shard."""
         self._rates = settings.buckets.length_ms, settings.buckets.lateness_ms
         alerts = SelfAlerts(self._store, settings.monitor, has_receivers=bool(settings.receivers))
         lateness_ms = settings.buckets.lateness_ms
@@ -166,7 +168,14 @@ class Daemon:
         self._web = WebServer(site, settings.web.host, settings.web.port)
         closing = Closing(self._store, settings.buckets, alerts)
         presentation = presentation_of(settings, self._web.bind())
-        self._evaluator = Evaluator(self._store, rules, profiles.layouts, closing, presentation, self._on_lease)
+
+        def evaluator_of(held: HeldShard) -> Evaluator:
+            evaluator = Evaluator(self._store, rules, self._profiles.layouts, closing, presentation, held)
+            evaluator.conditions_of = self._conditions_of
+            return evaluator
+
+        shards = settings.evaluation.shards
+        self._replica = Replica(self._store, evaluator_of, rules, shards, self._on_lease)
         self._take_up(profiles)
         serving.on_switch = self._take_up
         self._watch_profiles = ProfileWatch(self._store, serving, settings.scoring, load, alerts)
@@ -186,7 +195,7 @@ class Daemon:
         log.info("daemon.started", monitor=self._settings.monitor, web=self._web.address, pid=os.getpid())
         # what is left of the grace period is for closing everything
         consuming = self._thread("reader", lambda: self._consumer.run(0.8 * self._settings.pipeline.grace_s))
-        evaluating = self._thread("evaluator", self._evaluator.run)
+        evaluating = self._thread("evaluator", self._replica.run)
         self._watch_profiles.start()
         while not self._stop.wait(WATCH_S):
             self._watch()
@@ -223,7 +232,7 @@ class Daemon:
         """Exit at once when a thread hangs, so that its partitions go to another replica."""
         health, now_s = self._consumer.health, time.monotonic()
         stall_s = self._settings.pipeline.stall_s
-        for what, seen_s in (("poll", health.polled_s), ("apply", health.moved_s), ("look", self._evaluator.seen_s)):
+        for what, seen_s in (("poll", health.polled_s), ("apply", health.moved_s), ("look", self._replica.seen_s)):
             if now_s - seen_s > stall_s:
                 log.error("watchdog.stalled", what=what, seconds=round(now_s - seen_s, 1))
                 sys.stderr.flush()
@@ -239,7 +248,7 @@ class Daemon:
         self._consumer.stop()
         if self._failure is not None:
             self._flush_alerts()
-        self._evaluator.stop()
+        self._replica.stop()
         consuming.join()
         evaluating.join()
         self._consumer.close()
@@ -253,7 +262,7 @@ class Daemon:
     def _flush_alerts(self) -> None:
         """Deliver the alert about the failure that ends this process: no other replica may be there to do it."""
         deadline = time.monotonic() + FINAL_FLUSH_S
-        backlog = self._store.outbox.backlog
+        backlog = self._store.shards.backlog
         try:
             while time.monotonic() < deadline and any(backlog(receiver.name).entries for receiver in self._receivers):
                 time.sleep(0.1)
@@ -262,25 +271,31 @@ class Daemon:
 
     # ---------------------------------------------------------------- callbacks
 
-    def _on_lease(self, tenure: Tenure | None) -> None:
-        """The replica that evaluates also delivers alerts and exports the metrics of the whole fleet."""
-        self._lease_work.close()
+    def _on_lease(self, shard: Shard, tenure: Tenure | None) -> None:
+        """Who judges a shard also delivers its alerts; who judges the first one exports the metrics of the fleet."""
+        if work := self._lease_work.pop(shard.number, None):
+            work.close()
         if not tenure:
             return
-        monitor = self._settings.monitor
+        work, monitor = self._lease_work.setdefault(shard.number, ExitStack()), self._settings.monitor
         names = [receiver.name for receiver in self._receivers]
-        self._lease_work.callback(FleetExporter(self._store, monitor, names, self._rates).start().stop)
+        if not shard.number:
+            work.callback(FleetExporter(self._store, monitor, names, self._rates).start().stop)
         if self._receivers:
             steady_ms = SteadyClock(self._store.outbox.now_ms)
             context = DeliveryContext(
-                self._store, monitor, holds_lease=tenure.holds, observe=_observe, steady_ms=steady_ms
+                self._store, monitor, holds_lease=tenure.holds, observe=_observe, steady_ms=steady_ms, shard=shard
             )
             dispatcher = Dispatcher(context, self._receivers)
             dispatcher.start()
-            self._lease_work.callback(dispatcher.stop)
+            # together as long as one: all of them end when a process does
+            work.callback(dispatcher.stop, STOP_TIMEOUT_S / shard.of)
 
     def _take_up(self, profiles: Profiles) -> None:
-        self._evaluator.conditions_of = profiles.conditions_of
+        self._profiles = profiles
+
+    def _conditions_of(self, stream: str) -> Collection[str]:
+        return self._profiles.conditions_of(stream)
 
     def _why_unready(self) -> str:
         return "stopping" if self._stop.is_set() else self._consumer.why_unready()

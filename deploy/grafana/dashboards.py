@@ -361,9 +361,9 @@ def operations() -> dict[str, Any]:
     for panel in (
         number("Replicas", "Processes of the chosen monitors.", f"count({build})", [(None, BLUE)]),
         number(
-            "Evaluators",
-            "One process judges and delivers: exactly one per monitor.",
-            f"sum{mine('layerwatch_evaluator_lease')}",
+            "Shards judged",
+            "Share of the shards that a process judges and delivers: 1, but for some seconds after a crash.",
+            f"sum{mine('layerwatch_shards_held')} / max{mine('layerwatch_shards')}",
             [(None, RED), (1, GREEN)],
         ),
         number(

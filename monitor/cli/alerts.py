@@ -66,9 +66,9 @@ def run(args: argparse.Namespace) -> int:
 
 def _list(args: argparse.Namespace, store: Store, _monitor: str) -> None:
     now_ms = wall_ms()
-    alerts = sorted(store.evaluation.alerts().values(), key=lambda a: (a.phase, a.rule, a.stream))
+    alerts = sorted(store.shards.alerts().values(), key=lambda a: (a.phase, a.rule, a.stream))
     kept = _silences(store)
-    undelivered = store.outbox.dead_alerts()
+    undelivered = store.shards.dead_alerts()
     if args.json:
         body = {
             "alerts": [_alert_json(alert) for alert in alerts],

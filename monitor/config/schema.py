@@ -8,6 +8,7 @@ from pydantic import Field, model_validator
 
 from monitor.core.alert_state import OWN_RULES
 from monitor.core.settings import BucketSettings, Section
+from monitor.evaluate.settings import EvaluationSettings
 from monitor.ingest.settings import (
     DeadLetterSettings,
     DecodingSettings,
@@ -45,6 +46,7 @@ class Config(Section):
     scoring: ScoringSettings = ScoringSettings()
     decoding: DecodingSettings = DecodingSettings()
     buckets: BucketSettings = BucketSettings()
+    evaluation: EvaluationSettings = EvaluationSettings()
     rules: tuple[AnyRule, ...] = ()
     receivers: tuple[AnyReceiver, ...] = ()
     evidence: EvidenceSettings = EvidenceSettings()

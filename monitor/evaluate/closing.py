@@ -1,9 +1,13 @@
-"""Which buckets are due, which partitions hold them open, and the alerts about a watermark that does not move."""
+"""Which buckets are due, which partitions hold them open, and the alerts about a watermark that does not move.
+
+The holder of the first shard seals for all shards, and says so in Redis before any of them judges.
+"""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 
 import structlog
 
@@ -12,10 +16,10 @@ from monitor.core.event_time import closable, fleet_watermark, watermark_ms
 from monitor.core.readers import Readers, Unread
 from monitor.core.settings import BucketSettings
 from monitor.core.types import Cursor, Partition
-from monitor.evaluate.memory import Memory, Sealed
 from monitor.notify.self_alerts import CLOSING, UNREAD, SelfAlerts
-from monitor.store import Store
+from monitor.store import Sealed, Store
 from monitor.telemetry import metrics
+from monitor.telemetry.failpoints import failpoint
 
 log = structlog.get_logger(__name__)
 
@@ -30,7 +34,7 @@ Cursors = Mapping[Partition, Cursor | None]
 
 
 class Closing:
-    """What the evaluator knows about open buckets; used by its thread while it holds the lease.
+    """What a process knows about open buckets; used by its evaluators' thread while it holds the first shard's lease.
 
     Args:
         now_s: the monotonic clock.
@@ -45,50 +49,73 @@ class Closing:
         self._readers = Readers()
         self._left_out: dict[Partition, Unread] = {}
         self._observe_at_s = 0.0
-        self._progress: tuple[int, int | None] | None = None  # (last bucket decided, watermark)
+        self._progress: tuple[int, int | None] | None = None  # (last bucket sealed, watermark)
         self._moved_s = 0.0
         self._looked_s = float("-inf")
         self._held_alert: bool | None = None  # None: whether it is open is not known
-        self.muted = False
-        """Lost counts are being rebuilt, and alerts that fire were published before."""
 
-    def due(self, partitions: tuple[Partition, ...], memory: Memory) -> list[int]:
-        """Buckets that the watermark has passed, and those that an evaluator sealed but crashed before deciding."""
-        self._repair(partitions, memory)
-        decided_ms, cursors = memory.decided_ms, self._store.partitions.cursors(partitions)
+    def due(self, partitions: tuple[Partition, ...], sealed: Sealed) -> tuple[Sealed, list[int]]:
+        """Buckets that the watermark has passed, and those that were sealed before a process died; oldest first.
+
+        Returns:
+            (what is sealed, as this look has changed it; the buckets to be sealed next).
+        """
+        self._repair(partitions, sealed)
+        cursors = self._store.partitions.cursors(partitions)
         self._observe(cursors)
         read = {partition: cursor for partition, cursor in cursors.items() if partition not in self._left_out}
-        self.muted = any(cursor and cursor.next_offset < cursor.rebuild_until for cursor in read.values())
-        metrics.MUTED.set(self.muted)
+        muted = any(cursor and cursor.next_offset < cursor.rebuild_until for cursor in read.values())
+        if muted is not sealed.muted:
+            self._store.sealing.mute(muted)
+            sealed = replace(sealed, muted=muted)
+        metrics.MUTED.set(muted)
         watermark = fleet_watermark(read.values(), self._lateness_ms)
         metrics.WATERMARK.set((watermark or 0) / 1000)
         opened = {start for found in self._store.partitions.open_buckets(partitions).values() for _, start in found}
-        opened = {start for start in opened if start > decided_ms}
+        opened = {start for start in opened if start > sealed.bucket_ms}
         due = set(closable(opened, watermark, self.bucket_ms))
-        self._watch(read, opened - due, (decided_ms, watermark))
-        return sorted(due | set(self._store.partitions.sealed_buckets(partitions, decided_ms)))
+        self._watch(read, opened - due, (sealed.bucket_ms, watermark))
+        return sealed, sorted(due | set(self._store.partitions.sealed_buckets(partitions, sealed.bucket_ms)))
 
-    def seal(
-        self, partitions: tuple[Partition, ...], bucket_ms: int, memory: Memory
-    ) -> tuple[Sealed, Mapping[Partition, int]]:
-        """Make a bucket immutable; returns its counts, and how `memory.judged` changes when it is decided."""
+    def seal(self, partitions: tuple[Partition, ...], bucket_ms: int, before: Sealed) -> Sealed | None:
+        """Make a bucket immutable, and let all shards judge it; None where another process has gone on meanwhile."""
         store = self._store.partitions
-        counts = store.seal(partitions, bucket_ms, memory.decided_ms, memory.judged)
+        store.seal(partitions, bucket_ms, before.bucket_ms, before.judged)
+        failpoint("after_seal")
         # never less than before: of a partition that reads again after a fall-back, more is judged than it has read
         judged = {
-            partition: max(next_offset, memory.judged.get(partition, 0))
-            for partition, (sealed_ms, next_offset) in store.sealed(partitions).items()
-            if sealed_ms == bucket_ms
+            partition: max(until.next_offset, before.judged.get(partition, 0))
+            for partition, until in store.sealed(partitions).items()
+            if until.bucket_ms == bucket_ms
         }
-        return counts, judged
+        return self._store.sealing.add(before, bucket_ms, judged)
 
-    def _repair(self, partitions: tuple[Partition, ...], memory: Memory) -> None:
+    def judgeable(self, partitions: tuple[Partition, ...], decided_ms: int, sealed: Sealed) -> list[int] | None:
+        """The sealed buckets after that one, oldest first; None where they must wait.
+
+        A partition whose node fell back counts again, in the buckets that it had lost, what some shards have judged.
+        The others wait for it, but not for one that nobody reads.
+        """
+        if decided_ms >= sealed.bucket_ms:
+            return []
+        starts = self._store.partitions.sealed_buckets(partitions, decided_ms)
+        found = [start for start in starts if start <= sealed.bucket_ms]
+        until = self._store.partitions.sealed(partitions)
+        lacking = {p for p in sealed.judged if p not in until or until[p].bucket_ms < sealed.bucket_ms}
+        lacking |= {p for p, known in until.items() if found and known.read_again_ms >= found[0]}
+        lacking -= self._store.catalog.left_out().keys() if lacking else set()
+        if lacking:
+            log.info("evaluator.waits", after=decided_ms, partitions=sorted(map(str, lacking)))
+            return None
+        return found
+
+    def _repair(self, partitions: tuple[Partition, ...], sealed: Sealed) -> None:
         """Tell the partitions whose node fell back behind ours what is judged, before more of it is counted again."""
-        sealed = self._store.partitions.sealed(partitions)
-        fallen = [p for p, (sealed_ms, _) in sealed.items() if p in memory.judged and sealed_ms < memory.decided_ms]
+        until = self._store.partitions.sealed(partitions)
+        fallen = [p for p, known in until.items() if p in sealed.judged and known.bucket_ms < sealed.bucket_ms]
         if fallen:
-            log.warning("partition.fell_back", partitions=[*map(str, fallen)], decided=memory.decided_ms)
-            self._store.partitions.seal(fallen, memory.decided_ms, memory.decided_ms, memory.judged)
+            log.warning("partition.fell_back", partitions=[*map(str, fallen)], decided=sealed.bucket_ms)
+            self._store.partitions.seal(fallen, sealed.bucket_ms, sealed.bucket_ms, sealed.judged)
 
     # ---------------------------------------------------------------- partitions that nobody reads
 

@@ -9,7 +9,7 @@ from monitor.core.alert_state import UNDER_WAY
 from monitor.core.buckets import IMAGES
 from monitor.core.conditions import OVERALL, breached_in
 from monitor.core.types import Alert, Verdict
-from monitor.evaluate.memory import Memory, Sealed
+from monitor.evaluate.memory import Closed, Memory
 from monitor.rules.rule import ClosedBucket, Rule
 
 ConditionsOf = Callable[[str], Collection[str]]
@@ -29,7 +29,7 @@ class Found:
     """Of the stream in the bucket, that the profile judged."""
 
 
-def verdicts_of(rule: Rule, memory: Memory, bucket_ms: int, sealed: Sealed) -> Mapping[str, Mapping[str, Found]]:
+def verdicts_of(rule: Rule, memory: Memory, bucket_ms: int, sealed: Closed) -> Mapping[str, Mapping[str, Found]]:
     """{stream: {condition: verdict}} of the streams that are breached or under way; the rule's state moves on.
 
     Args:

@@ -1,4 +1,4 @@
-"""The evaluator's lease, with a deadline that its holder keeps by its own clock.
+"""The leases of the shards, with deadlines that their holder keeps by its own clock.
 
 Redis ends a lease by itself. A holder that was stopped meanwhile (SIGSTOP, a suspended machine, a long pause of the
 network) would not know; so it counts from the moment before it asked, and is over before Redis can give the lease away.
@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import threading
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Mapping
 
-from monitor.store.evaluation import Evaluation
+from monitor.store.shards import Seats, Shards
 from monitor.telemetry.clock import elapsed_s
 
 LEASE_S = 15.0
-"""A dead evaluator is replaced after this; a live one renews it with every look."""
+"""A dead process is replaced after this; a live one renews its leases with every look."""
 MARGIN_S = 1.0
 """The holder stops so long before: the way from its check to the write or the request that follows."""
 
@@ -46,38 +46,45 @@ class Tenure:
             self._until_s = float("-inf")
 
 
-class Lease:
-    """Takes, keeps and gives up the lease; for one thread. Every method but `drop` may raise StoreError."""
+class Leases:
+    """Takes, keeps and gives up the leases of one process; for one thread. Methods that ask Redis may raise StoreError.
 
-    def __init__(self, evaluation: Evaluation, clock: Callable[[], float] = elapsed_s) -> None:
-        self._evaluation, self._clock = evaluation, clock
-        self._token = uuid.uuid4().hex
-        self._tenure: Tenure | None = None
+    Args:
+        wished: shards that the process is configured for.
+    """
 
-    def renew(self) -> Tenure | None:
-        """Take or keep it. The same tenure while it was never interrupted, else a new one; None while another holds it
-        or where the answer came too late."""
+    def __init__(self, shards: Shards, wished: int = 1, clock: Callable[[], float] = elapsed_s) -> None:
+        self._shards, self._wished, self._clock = shards, wished, clock
+        self.token = uuid.uuid4().hex
+        self.seats = Seats()
+        """As of the last answer."""
+        self._tenures: dict[int, Tenure] = {}
+
+    def renew(self, give_up: Collection[int] = ()) -> Mapping[int, Tenure]:
+        """Take or keep; returns the tenure of each shard that is held. It is the same while it was never interrupted,
+        else a new one; there is none where the answer came too late.
+
+        Args:
+            give_up: shards whose tenure has ended here, so that another process may take them.
+        """
         asked_s = self._clock()
-        held = self._evaluation.lease(self._token, LEASE_S)
+        self.drop(give_up)
+        self.seats = seats = self._shards.lease(self.token, LEASE_S, self._wished, give_up)
         until_s = asked_s + LEASE_S - MARGIN_S
-        if not held:
-            self.drop()
-        elif self._tenure is None or not self._tenure.extend(until_s):
-            self._tenure = Tenure(until_s, self._clock)
-        return self._tenure if self._tenure and self._tenure.holds() else None
+        self.drop(self._tenures.keys() - seats.held)
+        for number in seats.held:
+            tenure = self._tenures.get(number)
+            if tenure is None or not tenure.extend(until_s):
+                self._tenures[number] = Tenure(until_s, self._clock)
+        return {number: tenure for number, tenure in sorted(self._tenures.items()) if tenure.holds()}
 
-    @property
-    def is_held(self) -> bool:
-        """Whether it was, when last asked for."""
-        return self._tenure is not None
-
-    def drop(self) -> None:
-        """Act no more under it; Redis is not asked."""
-        if self._tenure:
-            self._tenure.end()
-            self._tenure = None
+    def drop(self, numbers: Collection[int]) -> None:
+        """Act no more under these; Redis is not asked."""
+        for number in tuple(numbers):
+            if tenure := self._tenures.pop(number, None):
+                tenure.end()
 
     def release(self) -> None:
-        """Let another process take it now."""
-        self.drop()
-        self._evaluation.release(self._token)
+        """Let other processes take all of them now."""
+        self.drop(tuple(self._tenures))
+        self._shards.leave(self.token)

@@ -12,17 +12,17 @@ from monitor.core.buckets import Layout, sum_vectors
 from monitor.core.conditions import breached_in
 from monitor.core.shadow import is_shadow
 from monitor.core.table import Table
-from monitor.core.types import Alert, AlertPhase, Partition, Vector
+from monitor.core.types import Alert, AlertPhase, Vector
 from monitor.core.windows import EVERY, Windows, merged, tails
 from monitor.evaluate.rule_states import RuleStates
 from monitor.fleet.evidence import REACH_MS
 from monitor.rules.rule import Rule
-from monitor.store import EvaluatorState, Store
+from monitor.store import EvaluatorState, Shard, Store
 from monitor.store.keyspace import Member
 
 AlertKey = tuple[str, str]
 """(rule, stream)."""
-Sealed = Mapping[str, Table]
+Closed = Mapping[str, Table]
 """{fingerprint: counts} of one closed bucket."""
 
 
@@ -46,8 +46,6 @@ class Decision:
     alerts: dict[AlertKey, Alert] = field(default_factory=dict)
     published: list[Change] = field(default_factory=list)
     """Changes that go to the receivers."""
-    judged: Mapping[Partition, int] = field(default_factory=dict)
-    """What changed of `Memory.judged`."""
     phases: list[tuple[AlertKey, str]] = field(default_factory=list)
     """((rule, stream), phase) of every change of phase."""
 
@@ -62,24 +60,25 @@ class Decision:
 
 
 class Memory:
-    """Alerts, rule states and the latest closed buckets; `load` reads them, `take_up` adds a committed decision.
+    """Alerts, rule states and the latest closed buckets of one shard; `load` reads them, `take_up` adds a committed
+    decision.
 
     Args:
         layouts: fingerprint -> layout of the profiles loaded here; those of other replicas are read from Redis.
         bucket_ms: length of a bucket.
     """
 
-    def __init__(self, store: Store, rules: tuple[Rule, ...], layouts: Mapping[str, Layout], bucket_ms: int) -> None:
-        self._store, self._rules, self.bucket_ms = store, rules, bucket_ms
+    def __init__(
+        self, store: Store, shard: Shard, rules: tuple[Rule, ...], layouts: Mapping[str, Layout], bucket_ms: int
+    ) -> None:
+        self._store, self._shard, self._rules, self.bucket_ms = store, shard, rules, bucket_ms
         self._reach_ms = max([rule.evidence_ms for rule in rules], default=bucket_ms)
         self.layouts = dict(layouts)
         self.state = EvaluatorState()
         self.alerts: dict[AlertKey, Alert] = {}
-        self.judged: dict[Partition, int] = {}
-        """Offset of each partition up to which its images are judged, as far as they count in decided buckets."""
         self.windows = Windows(self._reach_ms)
         # half of it: what is rolled up cannot be replayed
-        self.rule_states = RuleStates(store.checkpoints, rules, store.counts.fine_ms // 2)
+        self.rule_states = RuleStates(shard.checkpoints, rules, store.counts.fine_ms // 2)
         self._watches: dict[str, dict[str, bool]] = {}
         """By rule and stream."""
         self.is_ahead = False
@@ -96,10 +95,10 @@ class Memory:
         Args:
             alive: called every fraction of a second: with ten thousand streams it takes some seconds.
         """
-        store = self._store
-        self.state, self.is_ahead = store.evaluation.state(), False
+        store, evaluation = self._store, self._shard.evaluation
+        self.state, self.is_ahead = evaluation.state(), False
         self._read_layouts()
-        self.alerts, self.judged = store.evaluation.alerts(), store.evaluation.judged()
+        self.alerts = evaluation.alerts()
         self.windows = Windows(self._reach_ms)
         stored_ms = self.rule_states.load(
             self.state.version, lambda rule: self.layouts if rule.reads_images else self._any_layout(), alive
@@ -114,20 +113,23 @@ class Memory:
                 of_start.setdefault(member[2], []).append(member)
         stateful = [rule for rule in self._rules if rule.keeps_state]
         for start_ms in sorted(of_start):
-            sealed = store.counts.tables(of_start[start_ms])
+            sealed = store.counts.tables(of_start[start_ms], self._shard)
             self.windows.add(start_ms, sealed)
             for rule in stateful:
                 bucket = start_ms, self.bucket_ms
                 self.rule_states.replay(bucket, self.counted(rule, sealed), rule, self.windows)
             alive()
 
-    def add_bucket(self, bucket_ms: int, sealed: Sealed) -> None:
-        """Add a closed bucket; reads the layouts of profiles that another replica has begun to use."""
+    def read_bucket(self, bucket_ms: int) -> Closed:
+        """Read a sealed bucket and add it; reads the layouts of profiles that another replica has begun to use, too."""
+        partitions, counts = self._store.catalog.partitions(), self._store.counts
+        sealed = counts.tables(counts.members(partitions, bucket_ms, ("closed",), bucket_ms + 1), self._shard)
         if any(fingerprint not in self.layouts for fingerprint in sealed if not is_shadow(fingerprint)):
             self._read_layouts()
         self.windows.add(bucket_ms, sealed)
+        return sealed
 
-    def counted(self, rule: Rule, sealed: Sealed) -> dict[str, Table]:
+    def counted(self, rule: Rule, sealed: Closed) -> dict[str, Table]:
         """The counts that the rule judges by, under each fingerprint.
 
         A rule about the stream itself judges all of its counts together, under EVERY: a record that could not be read
@@ -150,7 +152,7 @@ class Memory:
                 known[stream] = rule.watches(stream)
         return table.chosen(np.array([known[stream] for stream in table.streams], dtype=bool))
 
-    def watched(self, rule: Rule, sealed: Sealed) -> dict[str, tuple[Table, Set[str]]]:
+    def watched(self, rule: Rule, sealed: Closed) -> dict[str, tuple[Table, Set[str]]]:
         """{fingerprint: (counts in this bucket, streams under way)}: what the rule judges now.
 
         These are the streams with counts in the bucket, and those with an active alert: their window moves on too, in
@@ -241,7 +243,6 @@ class Memory:
         """Apply a decision that has just been committed."""
         self.state = EvaluatorState(self.state.version + 1, bucket_ms, self.state.outbox_dropped)
         self.alerts.update(decision.alerts)
-        self.judged.update(decision.judged)
         for key, alert in decision.alerts.items():
             if alert.phase is AlertPhase.INACTIVE:
                 del self.alerts[key]

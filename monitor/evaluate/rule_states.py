@@ -144,6 +144,13 @@ class RuleStates:
         self._marks.update(marks)
         return True
 
+    def store_all(self, version: int, bucket_ms: int) -> bool:
+        """Likewise, all rows."""
+        while any(at < bucket_ms for at in self._marks.values()):
+            if not self.store(version, bucket_ms, ()):
+                return False
+        return True
+
     def _kept(self, key: StateKey, bucket_ms: int, streams: Iterable[str]) -> dict[str, Kept]:
         packed = ((stream, self._rows[key].get(stream)) for stream in streams)
         return {stream: Kept(bucket_ms, row) for stream, row in packed if row is not None}

@@ -237,10 +237,10 @@ class FleetExporter(Collector):
         yield metrics.ALERT_SINCE, since
 
     def _outbox_values(self) -> Iterator[Values]:
-        backlogs = {name: self._store.outbox.backlog(name) for name in self._receivers}
+        backlogs = {name: self._store.shards.backlog(name) for name in self._receivers}
         oldest_s = {name: backlog.oldest_ms / 1000 for name, backlog in backlogs.items() if backlog.oldest_ms}
         now_s = time.time()
-        dead = Counter(letter.receiver for letter in self._store.outbox.dead_alerts(DEAD_ALERTS_COUNTED))
+        dead = Counter(letter.receiver for letter in self._store.shards.dead_alerts(DEAD_ALERTS_COUNTED))
         yield metrics.OUTBOX_ENTRIES, {(name,): backlog.entries for name, backlog in backlogs.items()}
         yield metrics.OUTBOX_AGE, {(name,): max(0.0, now_s - oldest_s.get(name, now_s)) for name in self._receivers}
         yield metrics.DEAD_ALERTS, {(name,): dead[name] for name in {*self._receivers, *dead}}

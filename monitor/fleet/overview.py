@@ -182,7 +182,7 @@ class Overview:
         """All cursors, and a text that differs when anything has been applied, decided or silenced."""
         store = self._store
         cursors = store.partitions.cursors(store.catalog.partitions())
-        return cursors, repr((store.evaluation.state(), store.silences.all(), store.outbox.self_alerts(), cursors))
+        return cursors, repr((store.shards.states(), store.silences.all(), store.outbox.self_alerts(), cursors))
 
     def _refresh(self) -> None:
         began_s, worked_s = time.monotonic(), time.thread_time()  # what changes from here on may be missing

@@ -17,6 +17,7 @@ from monitor.core.replicas import Replica
 from monitor.core.silences import Silence
 from monitor.core.types import Alert, Cursor, Partition, Totals
 from monitor.store import GONE_STREAM, EvaluatorState, Store
+from monitor.store.shards import whole_state
 
 log = structlog.get_logger(__name__)
 
@@ -45,6 +46,7 @@ class FleetState:
     """By fingerprint of the profile."""
     silences: Sequence[Silence] = ()
     evaluator: EvaluatorState = field(default_factory=EvaluatorState)
+    """Of all shards together: decided is what the slowest has decided."""
     left_out: Mapping[Partition, Unread] = field(default_factory=dict)
     """Partitions that nobody reads."""
     replicas: Sequence[Replica] = ()
@@ -81,13 +83,13 @@ def read_state(store: Store, lateness_ms: int) -> FleetState:
     return FleetState(
         cursors=cursors,
         totals=totals,
-        alerts=sorted(store.evaluation.alerts().values(), key=_urgency),
+        alerts=sorted(store.shards.alerts().values(), key=_urgency),
         self_alerts=sorted(
             map(_self_alert, store.outbox.self_alerts().items()), key=lambda a: (a.since, a.rule, a.subject)
         ),
         layouts=read_layouts(store),
         silences=read_silences(store),
-        evaluator=store.evaluation.state(),
+        evaluator=whole_state(store.shards.states()),
         left_out=left_out,
         replicas=store.catalog.replicas(),
         watermark_ms=fleet_watermark((c for p, c in cursors.items() if p not in left_out), lateness_ms),

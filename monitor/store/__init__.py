@@ -15,17 +15,19 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from monitor.store.client import check_client
     from monitor.store.connection import StoreConfigError, StoreError
-    from monitor.store.evaluation import EvaluatorState, Kept
+    from monitor.store.evaluation import EvaluatorState, Kept, Sealed
     from monitor.store.limits import Limits
     from monitor.store.partitions import GONE_STREAM, OTHER_STREAM, Claim, ClaimStatus
+    from monitor.store.shards import Shard
     from monitor.store.state import Store, open_store
 
 _HOMES = {
     "client": ("check_client",),
     "connection": ("StoreConfigError", "StoreError"),
-    "evaluation": ("EvaluatorState", "Kept"),
+    "evaluation": ("EvaluatorState", "Kept", "Sealed"),
     "limits": ("Limits",),
     "partitions": ("GONE_STREAM", "OTHER_STREAM", "Claim", "ClaimStatus"),
+    "shards": ("Shard",),
     "state": ("Store", "open_store"),
 }
 __all__ = [
@@ -36,6 +38,8 @@ __all__ = [
     "EvaluatorState",
     "Kept",
     "Limits",
+    "Sealed",
+    "Shard",
     "Store",
     "StoreConfigError",
     "StoreError",

@@ -21,8 +21,11 @@ from monitor.store.packing import (
     unpacked_totals,
     unpacked_worst,
 )
+from monitor.store.shards import Shard, shard_of
 
 SEALED_AND_OPEN = ("closed", "open")
+NAMES_KEPT = 100
+"""Sealed buckets of a partition whose streams are remembered by shard: the process may hold several."""
 
 
 class _Place(NamedTuple):
@@ -42,6 +45,7 @@ class Counts:
     def __init__(self, keys: PartitionKeys, steps: Sequence[Step]) -> None:
         self._connection = keys.connection
         self._keys, self._steps = keys, steps
+        self._by_shard: dict[tuple[Member, int], Sequence[list[bytes]]] = {}
 
     # ---------------------------------------------------------------- buckets
 
@@ -94,10 +98,36 @@ class Counts:
         tables = ((place.member[2], lengthened(row) if place.level else row) for place, row in rows)
         return {start: streams[name] for start, streams in tables_of(tables).items()}
 
-    def tables(self, members: Sequence[Member]) -> dict[str, Table]:
-        """The counts of one bucket's members by fingerprint, summed over the partitions."""
-        replies = self._connection.read_many([("HGETALL", self._keys.bucket(member)) for member in members])
+    def tables(self, members: Sequence[Member], shard: Shard | None = None) -> dict[str, Table]:
+        """The counts of one sealed bucket's members by fingerprint, summed over the partitions.
+
+        Args:
+            shard: whose streams are read; None reads all.
+        """
+        if shard is None or shard.of == 1:
+            replies = self._connection.read_many([("HGETALL", self._keys.bucket(member)) for member in members])
+        else:
+            names = [found[shard.number] for found in self._names(members, shard.of)]
+            wanted = [(member, mine) for member, mine in zip(members, names, strict=True) if mine]
+            found = iter(
+                self._connection.read_many([("HMGET", self._keys.bucket(member), *mine) for member, mine in wanted])
+            )
+            replies = [dict(zip(mine, next(found), strict=True)) if mine else {} for mine in names]
+            replies = [{name: packed for name, packed in reply.items() if packed} for reply in replies]
         return tables_of((fingerprint, reply) for (_, fingerprint, _), reply in zip(members, replies, strict=True))
+
+    def _names(self, members: Sequence[Member], shards: int) -> list[Sequence[list[bytes]]]:
+        """The stored names of the streams in each sealed bucket, by shard: read once for all shards of a process."""
+        for key in list(self._by_shard)[: max(0, len(self._by_shard) - NAMES_KEPT)]:
+            self._by_shard.pop(key, None)
+        missing = [member for member in members if (member, shards) not in self._by_shard]
+        replies = self._connection.read_many([("HKEYS", self._keys.bucket(member)) for member in missing])
+        for member, reply in zip(missing, replies, strict=True):
+            names: list[list[bytes]] = [[] for _ in range(shards)]
+            for name in reply:
+                names[shard_of(unpacked_name(name), shards)].append(name)
+            self._by_shard[member, shards] = names
+        return [self._by_shard[member, shards] for member in members]
 
     @property
     def fine_ms(self) -> int:

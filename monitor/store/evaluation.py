@@ -1,4 +1,4 @@
-"""The evaluator's lease and state: one fenced commit per closed bucket."""
+"""Where the evaluation stands: which buckets are sealed, and one fenced commit per closed bucket and shard."""
 
 from __future__ import annotations
 
@@ -10,12 +10,15 @@ import msgpack
 from monitor.core import alert_state
 from monitor.core.types import Alert, AlertPhase, Partition
 from monitor.store.connection import SCHEMA, SCRIPTS, StoreConfigError, newer
-from monitor.store.keyspace import SEPARATOR, TTL_S, MonitorKeys, name_of, partition_of
+from monitor.store.keyspace import SEPARATOR, TTL_S, MonitorKeys, expiry, name_of, partition_of
 
 FIRING_DOCUMENTS = "outbox:firing"
 """Name of the hash {alert id: document} of what fires now."""
 OUTBOX_LIMIT = 10_000
 """Entries kept for receivers that are dead: some 40 MB. What is cut off beyond is counted in `outbox_dropped`."""
+
+
+STATE_FIELDS = ("version", "bucket", "outbox_dropped")
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,31 +38,71 @@ class Kept:
     firing: Mapping[str, str] = field(default_factory=dict)
     """{alert id: document} of alerts that begin to fire, empty of those that end: what fires now is kept for receivers
     that did not get it."""
-    judged: Mapping[Partition, int] = field(default_factory=dict)
-    """Changes of `Evaluation.judged`."""
 
 
 NOTHING_KEPT = Kept()
 
 
+@dataclass(frozen=True, slots=True)
+class Sealed:
+    """The buckets that are sealed in every partition: what all shards judge, in the same order."""
+
+    bucket_ms: int = -1
+    """The last one; -1 before the first."""
+    muted: bool = False
+    """Lost counts are being rebuilt, and alerts that fire were published before."""
+    muted_until_ms: int = -1
+    """The last bucket that was sealed meanwhile: what begins to fire in it or before is held back."""
+    judged: Mapping[Partition, int] = field(default_factory=dict)
+    """Offset of each partition up to which its images count in these buckets: they are judged with them, by each shard,
+    and not again."""
+
+
+class Sealing:
+    """Says which buckets are sealed; the holder of the first shard writes it. Every method may raise StoreError."""
+
+    def __init__(self, keys: MonitorKeys) -> None:
+        self._connection = keys.connection
+        self._keys = [keys.key(name) for name in ("evaluator", "sealed", "judged")]
+
+    def read(self) -> Sealed:
+        """What is sealed."""
+        evaluator, sealed, judged = self._keys
+        fields = ("bucket", "muted", "muted_until")
+        (bucket, muted, until), offsets, decided = self._connection.read_many(
+            [("HMGET", sealed, *fields), ("HGETALL", judged), ("HGET", evaluator, "bucket")]
+        )
+        # a version without shards noted it with each decision
+        start_ms = int(decided or -1) if bucket is None else int(bucket)
+        found = {partition_of(name.decode()): int(offset) for name, offset in offsets.items()}
+        return Sealed(start_ms, muted == b"1", int(until or -1), found)
+
+    def add(self, before: Sealed, bucket_ms: int, judged: Mapping[Partition, int]) -> Sealed | None:
+        """Add the bucket that was sealed next; None where it was added, or the state has changed, meanwhile.
+
+        Args:
+            before: as it was read.
+            judged: changes of `Sealed.judged`.
+        """
+        until_ms = bucket_ms if before.muted else before.muted_until_ms
+        offsets = [value for partition, offset in judged.items() for value in (name_of(partition), offset)]
+        if not self._connection.run(
+            SCRIPTS["sealed"], self._keys, before.bucket_ms, bucket_ms, until_ms, SCHEMA, TTL_S, *offsets
+        ):
+            return None
+        return Sealed(bucket_ms, before.muted, until_ms, {**before.judged, **judged})
+
+    def mute(self, muted: bool) -> None:
+        """Say whether lost counts are being rebuilt."""
+        self._connection.read_many([("HSET", self._keys[1], "muted", int(muted)), expiry(self._keys[1])])
+
+
 class Evaluation:
-    """Lease, decisions and alerts. Every method may raise StoreError."""
+    """Decisions and alerts of one shard. Every method may raise StoreError."""
 
     def __init__(self, keys: MonitorKeys) -> None:
         self._connection = keys.connection
         self._keys = keys
-
-    def lease(self, token: str, ttl_s: float) -> bool:
-        """Take or keep the evaluator's lease; False while another holds it."""
-        return self._lease(token, max(1, int(ttl_s * 1000)))
-
-    def release(self, token: str) -> None:
-        """Give the lease up, if it is ours."""
-        self._lease(token, 0)
-
-    def _lease(self, token: str, ttl_ms: int) -> bool:
-        keys = [self._keys.key(name) for name in ("tenure", "evaluator", "lease")]
-        return bool(self._connection.run(SCRIPTS["lease"], keys, token, ttl_ms, SCHEMA, TTL_S))
 
     def heartbeat(self, now_ms: int, gap_s: float) -> int:
         """Record that the fleet is evaluating; returns since when without a break longer than `gap_s`."""
@@ -74,14 +117,7 @@ class Evaluation:
 
     def state(self) -> EvaluatorState:
         """Where the evaluation stands."""
-        fields = ("version", "bucket", "outbox_dropped")
-        version, bucket, dropped = self._connection.read("HMGET", self._keys.key("evaluator"), *fields)
-        return EvaluatorState(int(version or 0), None if bucket is None else int(bucket), int(dropped or 0))
-
-    def judged(self) -> dict[Partition, int]:
-        """Offset of each partition up to which its images are judged, as far as they count in decided buckets."""
-        found = self._connection.read("HGETALL", self._keys.key("judged"))
-        return {partition_of(name.decode()): int(offset) for name, offset in found.items()}
+        return state_of(self._connection.read("HMGET", self._keys.key("evaluator"), *STATE_FIELDS))
 
     def alerts(self) -> dict[tuple[str, str], Alert]:
         """{(rule, stream): alert} of every alert that is kept."""
@@ -115,12 +151,17 @@ class Evaluation:
             "alerts": [(f"{alert.rule}{SEPARATOR}{alert.stream}", _stored(alert)) for alert in alerts],
             "outbox": list(outbox),
             "firing": list(kept.firing.items()),
-            "judged": [(name_of(partition), str(offset)) for partition, offset in kept.judged.items()],
             "outbox_limit": OUTBOX_LIMIT,
             "ttl_s": TTL_S,
         }
-        keys = [self._keys.key(name) for name in ("evaluator", "alerts", "outbox", FIRING_DOCUMENTS, "judged")]
+        keys = [self._keys.key(name) for name in ("evaluator", "alerts", "outbox", FIRING_DOCUMENTS)]
         return bool(self._connection.run(SCRIPTS["decide"], keys, msgpack.packb(body, use_bin_type=False)))
+
+
+def state_of(reply: Sequence[bytes | None]) -> EvaluatorState:
+    """The state in the STATE_FIELDS of a shard."""
+    version, bucket, dropped = reply
+    return EvaluatorState(int(version or 0), None if bucket is None else int(bucket), int(dropped or 0))
 
 
 def _stored(alert: Alert) -> str | bool:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from binascii import crc_hqx
 from collections.abc import Mapping
+from functools import cache
+from itertools import count
 from urllib.parse import quote
 
 from monitor.core.types import Partition
@@ -57,12 +60,22 @@ def index_name(level: int) -> str:
     return f"closed{level or ''}"
 
 
-class MonitorKeys:
-    """Keys of what one monitor keeps once for all partitions, under `{lw:<monitor>:alerts}`."""
+SLOTS = 16_384
+"""Of a Redis Cluster."""
+SLOTS_NEAR = SLOTS // 64
+"""How far the slot of a shard may lie from its place: a tag is found in some 30 tries."""
 
-    def __init__(self, connection: Connection, monitor: str) -> None:
+
+class MonitorKeys:
+    """Keys of what one monitor keeps once for all partitions, under `{lw:<monitor>:alerts}`, or for one shard.
+
+    Args:
+        shard: the first one shares the hash tag of what is kept once.
+    """
+
+    def __init__(self, connection: Connection, monitor: str, shard: int = 0) -> None:
         self.connection = connection
-        self._prefix = f"{{lw:{monitor}:alerts}}"
+        self._prefix = f"{{{shard_tag(monitor, shard)}}}"
 
     def key(self, *parts: str) -> str:
         """The key of that name."""
@@ -71,6 +84,27 @@ class MonitorKeys:
     def texts(self, *parts: str, ttl_s: int = TTL_S) -> TextHash:
         """The hash of that name."""
         return TextHash(self.connection, self.key(*parts), ttl_s)
+
+
+@cache
+def shard_tag(monitor: str, shard: int) -> str:
+    """The hash tag of a shard.
+
+    Their slots lie evenly apart (1/2, 1/4, 3/4, 1/8, ... of the way round from that of the first), so that each node of
+    a Redis Cluster has some, whichever part of the slots is its own.
+    """
+    first = f"lw:{monitor}:alerts"
+    if not shard:
+        return first
+    share = sum((shard >> bit & 1) / (2 << bit) for bit in range(shard.bit_length()))  # van der Corput's sequence
+    wanted = (slot_of(first) + round(share * SLOTS)) % SLOTS
+    tags = (f"{first}:{shard}.{i}" for i in count())
+    return next(tag for tag in tags if (slot_of(tag) - wanted) % SLOTS < SLOTS_NEAR)
+
+
+def slot_of(tag: str) -> int:
+    """The slot of a Redis Cluster in which keys with that hash tag lie."""
+    return crc_hqx(tag.encode(), 0) % SLOTS
 
 
 class TextHash:

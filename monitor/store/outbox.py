@@ -52,6 +52,8 @@ class DeadAlert:
     entry_id: str
     reason: str
     document: str
+    at_ms: int = 0
+    """When it was given up, by the clock of Redis."""
 
 
 class Outbox:
@@ -143,20 +145,24 @@ class Outbox:
     def dead_alerts(self, limit: int = 100) -> list[DeadAlert]:
         """What receivers never got, newest first."""
         reply = self._connection.read("XREVRANGE", self._of("dead"), "+", "-", "COUNT", limit)
-        rows = [{k.decode(): v.decode() for k, v in fields.items()} for _, fields in reply]
-        return [DeadAlert(r["receiver"], r["entry"], r["reason"], r["document"]) for r in rows]
+        rows = [(at, {k.decode(): v.decode() for k, v in fields.items()}) for at, fields in reply]
+        return [
+            DeadAlert(r["receiver"], r["entry"], r["reason"], r["document"], int(at.partition(b"-")[0]))
+            for at, r in rows
+        ]
 
     # ---------------------------------------------------------------- receivers
 
-    def set_failing(self, receiver: str, document: str) -> None:
-        """Store the alert which reported that a receiver does not get its alerts; empty: it gets them again."""
-        if document:
-            self._texts("failing").put(receiver, document)
-        else:
-            self._texts("failing").remove(receiver)
+    def raise_failing(self, receiver: str, document: str) -> bool:
+        """Send the alert that a receiver does not get its alerts; False where that is open."""
+        return bool(self._run("own", "failing", args=(receiver, document, TTL_S)))
+
+    def end_failing(self, receiver: str, opened: str, document: str) -> bool:
+        """End what `opened` began, and send the document that says so; False where it is over already."""
+        return bool(self._run("own_end", "failing", args=(receiver, opened, document)))
 
     def failing(self) -> dict[str, str]:
-        """{receiver: document given to `set_failing`}."""
+        """{receiver: document given to `raise_failing`} of those that are open."""
         return self._texts("failing").all()
 
     def keep_receivers(self, receivers: Iterable[str]) -> list[str]:

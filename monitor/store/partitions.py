@@ -6,17 +6,16 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from types import MappingProxyType
-from typing import Any
+from typing import Any, NamedTuple
 
 import msgpack
 
 from monitor.core.kept_images import SAMPLED, hour_of
 from monitor.core.readers import Sign
-from monitor.core.table import Table
 from monitor.core.types import Applied, ApplyStatus, Cursor, Delta, Exemplar, Partition, StreamFacts
 from monitor.store.connection import SCHEMA, SCRIPTS, Call, Value
 from monitor.store.counts import parse_member
-from monitor.store.keyspace import TTL_S, PartitionKeys, bucket_name, worst_name
+from monitor.store.keyspace import TTL_S, Member, PartitionKeys, bucket_name, worst_name
 from monitor.store.limits import Limits
 from monitor.store.packing import (
     packed_exemplar,
@@ -24,7 +23,6 @@ from monitor.store.packing import (
     packed_name,
     packed_vector,
     packed_worst,
-    tables_of,
     unpacked_facts,
     unpacked_name,
 )
@@ -67,6 +65,17 @@ class Claim:
 
     status: ClaimStatus
     cursor: Cursor | None
+
+
+class SealedUntil(NamedTuple):
+    """How far a partition is sealed."""
+
+    bucket_ms: int
+    """The last bucket; -1 before the first."""
+    next_offset: int
+    """Where its cursor stood then."""
+    read_again_ms: int
+    """Its node fell back, and the buckets up to this one get again what they had held; else -1."""
 
 
 class Partitions:
@@ -212,8 +221,8 @@ class Partitions:
         bucket_ms: int,
         decided_ms: int = -1,
         judged: Mapping[Partition, int] = NOTHING_JUDGED,
-    ) -> dict[str, Table]:
-        """Make a bucket immutable and return its counts by fingerprint, summed over the partitions.
+    ) -> list[Member]:
+        """Make a bucket immutable; returns where its counts stand.
 
         Sealing again returns the same. What still comes for it counts in the next one, older open ones in it, as late.
 
@@ -223,10 +232,8 @@ class Partitions:
         wanted = list(partitions)
         calls = [self._seal_call(p, bucket_ms, decided_ms, judged.get(p)) for p in wanted]
         replies = self._connection.run_many(calls)
-        found = [(p, name.decode(), bucket_ms) for p, names in zip(wanted, replies, strict=True) for name in names]
         # read apart from the script: sealed buckets do not change, and 7,000 streams would hold the server in Lua
-        tables = self._connection.read_many([("HGETALL", self._keys.bucket(member)) for member in found])
-        return tables_of((fingerprint, table) for (_, fingerprint, _), table in zip(found, tables, strict=True))
+        return [(p, name.decode(), bucket_ms) for p, names in zip(wanted, replies, strict=True) for name in names]
 
     def _seal_call(self, partition: Partition, bucket_ms: int, decided_ms: int, judged_until: int | None) -> Call:
         prefix = self._keys.prefix(partition)
@@ -235,14 +242,16 @@ class Partitions:
         repair = (decided_ms, "" if judged_until is None else judged_until)
         return Call(SCRIPTS["seal"], keys, (prefix, *bounds, SCHEMA, *repair, self._limits.exemplars_kept))
 
-    def sealed(self, partitions: Iterable[Partition]) -> dict[Partition, tuple[int, int]]:
-        """(last bucket sealed, next offset when it was) of the partitions that have a cursor; -1 before the first."""
+    def sealed(self, partitions: Iterable[Partition]) -> dict[Partition, SealedUntil]:
+        """How far the partitions that have a cursor are sealed."""
         wanted = list(partitions)
-        fields = ("next", "sealed", "sealed_next")
+        fields = ("next", "sealed", "sealed_next", "judged_bucket", "judged_until")
         replies = self._connection.read_many([("HMGET", self._keys.of(p, "cursor"), *fields) for p in wanted])
         return {
-            partition: (int(start or -1), int(then or -1))
-            for partition, (now, start, then) in zip(wanted, replies, strict=True)
+            partition: SealedUntil(
+                int(start or -1), int(then or -1), int(again) if until and int(now) < int(until) else -1
+            )
+            for partition, (now, start, then, again, until) in zip(wanted, replies, strict=True)
             if now
         }
 

@@ -5,28 +5,31 @@ from __future__ import annotations
 from redis.exceptions import ResponseError
 
 from monitor.store.catalog import Catalog
-from monitor.store.checkpoints import Checkpoints
 from monitor.store.client import connect
 from monitor.store.connection import Connection
 from monitor.store.counts import Counts, Exemplars
-from monitor.store.evaluation import Evaluation
+from monitor.store.evaluation import Sealing
 from monitor.store.feedback import FeedbackStore
 from monitor.store.keyspace import MonitorKeys, PartitionKeys
 from monitor.store.limits import Limits
-from monitor.store.outbox import Outbox
 from monitor.store.partitions import Partitions
 from monitor.store.pictures import Pictures
 from monitor.store.rollup import Rollup
 from monitor.store.settings import RedisSettings
+from monitor.store.shard_move import ShardMove
+from monitor.store.shards import Shards
 
 
 class Store:
     """All state of one monitor, by who uses it. Safe to share between threads; built by `open_store`.
 
-    Consumers write through `partitions`; everybody reads `counts`, `exemplars` and `pictures`. The evaluator decides
-    through `evaluation`, which fills the `outbox` that the dispatcher empties, and shortens the history by `rollup`.
-    What the rules remember lies in `checkpoints`; `catalog`, `silences` (JSON by id) and `feedback`, which outlives
-    the alerts it is about, are small and shared.
+    Consumers write through `partitions`; everybody reads `counts`, `exemplars` and `pictures`. `sealing` says which
+    buckets all shards judge; `rollup` shortens the history. `catalog`, `silences` (JSON by id) and `feedback`, which
+    outlives the alerts it is about, are small and shared.
+
+    `shards` has the leases, and what is read of all shards. An evaluator decides through the `evaluation` of its shard,
+    which fills the `outbox` that a dispatcher empties, and keeps what the rules remember in its `checkpoints`. Those
+    here are the first shard's; its outbox has the alerts about the monitor itself, too.
     """
 
     def __init__(self, connection: Connection, monitor: str, limits: Limits, wait_aof_ms: int = 0) -> None:
@@ -40,11 +43,14 @@ class Store:
         self.pictures = Pictures(partition_keys, limits.exemplars_kept, limits.exemplar_retention_s)
         self._monitor_keys = MonitorKeys(connection, monitor)
         self.catalog = Catalog(self._monitor_keys)
-        self.evaluation = Evaluation(self._monitor_keys)
-        self.checkpoints = Checkpoints(self._monitor_keys)
         self.silences = self._monitor_keys.texts("silences")
         self.feedback = FeedbackStore(self._monitor_keys)
-        self.outbox = Outbox(self._monitor_keys)
+        self.sealing = Sealing(self._monitor_keys)
+        self.shards = Shards(connection, monitor)
+        self.shard_move = ShardMove(connection, self.shards)
+        self.first = first = self.shards.shard(0, 1)
+        """The only shard, where there is one."""
+        self.evaluation, self.checkpoints, self.outbox = first.evaluation, first.checkpoints, first.outbox
 
     def ping(self) -> None:
         """Raises StoreError while Redis does not answer."""

@@ -139,7 +139,11 @@ VERDICT_ERRORS = _counter(
 
 # ------------------------------------------------------------------------------------------------ evaluation
 
-LEASE = _gauge("layerwatch_evaluator_lease", "1 where this process evaluates and delivers")
+LEASE = _gauge(
+    "layerwatch_evaluator_lease", "1 where this process judges the first shard, closes buckets and exports the fleet"
+)
+SHARDS = _gauge("layerwatch_shards", "Shards that the streams are divided into, as this process sees it")
+SHARDS_HELD = _gauge("layerwatch_shards_held", "Shards that this process judges and delivers alerts of")
 MUTED = _gauge("layerwatch_muted", "1 while new alerts are held back because lost counts are being rebuilt")
 WATERMARK = _gauge(
     "layerwatch_watermark_timestamp_seconds", "Event time up to which every partition in use has been read"

@@ -16,6 +16,7 @@ from monitor.fleet.stream_view import Asked, StreamView, view_stream
 from monitor.fleet.warming import warming_of_alert
 from monitor.rules.rule import Rule
 from monitor.store import Store
+from monitor.store.shards import whole_state
 from monitor.telemetry.clock import wall_ms
 from monitor.web import labels
 from monitor.web.answers import (
@@ -127,7 +128,8 @@ class Site:
         store, started_s = self.store, time.perf_counter()
         store.ping()
         redis_ms = 1000 * (time.perf_counter() - started_s)
-        snapshot, evaluator, unready = self.overview.snapshot(), store.evaluation.state(), self.why_unready()
+        snapshot, unready = self.overview.snapshot(), self.why_unready()
+        evaluator = whole_state(store.shards.states())
         return HealthJson(
             ready=not unready,
             reason=unready,
@@ -140,7 +142,7 @@ class Site:
             failing_receivers=sorted(store.outbox.failing()),
             undelivered=[
                 UndeliveredJson(receiver=dead.receiver, alert=_id(dead.document), reason=dead.reason)
-                for dead in store.outbox.dead_alerts()
+                for dead in store.shards.dead_alerts()
             ],
             outbox_dropped=evaluator.outbox_dropped,
             images_over_stream_limit=store.counts.streams_over_limit(snapshot.partitions),

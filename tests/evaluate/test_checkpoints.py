@@ -43,6 +43,7 @@ class Fleet:
 
     def __init__(self, store: Store) -> None:
         self.store, self._rng, self._sent = store, np.random.default_rng(0), 0
+        self.log: dict[Partition, list[Delta]] = {P: [], Q: []}
         store.catalog.register_partitions([P, Q])
         store.catalog.put_layouts({"fp": LAYOUT})
         for partition in (P, Q):
@@ -61,7 +62,8 @@ class Fleet:
                     vector = np.zeros(LAYOUT.size, dtype=np.uint32)
                     vector[:BINS], vector[IMAGES] = odd, 20
                     vectors["fp", start_ms, stream] = vector
-            self.store.partitions.apply([Delta(partition, "t", bucket, bucket + 1, start_ms, vectors)])
+            self.log[partition].append(Delta(partition, "t", bucket, bucket + 1, start_ms, vectors))
+            self.store.partitions.apply(self.log[partition][-1:])
 
     def evaluator(self) -> Evaluator:
         """Another replica takes over."""
@@ -80,7 +82,7 @@ class Fleet:
 
 def rows_of(evaluator: Evaluator, streams: Sequence[str] = STREAMS) -> dict[tuple[str, str], bytes | None]:
     """{(rule, stream): packed row} in memory."""
-    states = evaluator._memory.rule_states
+    states = evaluator.memory.rule_states
     return {(rule.name, stream): states.rows(rule, "fp", LAYOUT).get(stream) for rule in RULES for stream in streams}
 
 
@@ -186,7 +188,7 @@ def test_an_evaluator_that_has_been_replaced_stores_no_rows(redis: str) -> None:
 def test_slices_are_stored_before_the_buckets_since_expire(redis: str) -> None:
     fleet = fleet_on(redis)
     evaluator = fleet.evaluator()
-    evaluator._memory.rule_states._oldest_ms = 5 * BUCKET_MS
+    evaluator.memory.rule_states._oldest_ms = 5 * BUCKET_MS
     run(fleet, 20, evaluator)
     marks = fleet.store.checkpoints.marks()[0].values()
     assert max(marks) - min(marks) <= 5 * BUCKET_MS

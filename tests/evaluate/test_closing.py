@@ -230,6 +230,6 @@ def test_a_rebuild_that_nobody_continues_mutes_no_alert(fleet: Fleet) -> None:
     fleet.own(NEW)
     fleet.store.partitions.start(OLD, 1, "a", 0, "", 100)
     fleet.run(LOOK_EVERY_S, moving=[NEW])
-    assert fleet.evaluator._closing.muted
+    assert fleet.store.sealing.read().muted
     fleet.run(readers.UNREAD_AFTER_S + LOOK_EVERY_S, moving=[NEW])
-    assert not fleet.evaluator._closing.muted
+    assert not fleet.store.sealing.read().muted

@@ -26,6 +26,7 @@ from monitor.core.types import AlertPhase, Partition, Record
 from monitor.sources.kafka.client import connect
 from monitor.store import StoreError, open_store
 from monitor.store.settings import RedisSettings
+from monitor.store.shards import whole_state
 from monitor.telemetry.failpoints import VARIABLE
 from tests.faults.recount import Rates, Recount, recount
 from tests.kafka.broker import Cluster
@@ -418,7 +419,7 @@ class Rig:
     def check_alerts(self) -> set[str]:
         """Every transition of every alert that is kept reached the receiver; returns their ids."""
         expected: set[str] = set()
-        for alert in self.store.evaluation.alerts().values():
+        for alert in self.store.shards.alerts().values():
             if alert.phase in {AlertPhase.FIRING, AlertPhase.RESOLVED}:
                 expected |= {f"{alert.id}-firing"}
             if alert.phase is AlertPhase.RESOLVED:
@@ -431,7 +432,7 @@ class Rig:
         """Until every bucket that can be closed is."""
         last = self.start_ms + (STORY - 1) * STEP_MS - LATENESS_MS - 4000
         closed = last // BUCKET_MS * BUCKET_MS - BUCKET_MS
-        wait_for("the buckets to close", lambda: (self.store.evaluation.state().bucket_ms or 0) >= closed)
+        wait_for("the buckets to close", lambda: (whole_state(self.store.shards.states()).bucket_ms or 0) >= closed)
 
     def check_story(self) -> None:
         """The whole story is told once: counts, and the alert that fired and resolved."""

@@ -126,7 +126,10 @@ def test_a_node_of_a_redis_cluster_that_falls_back_shows_the_rules_no_image_twic
         sealed = rig.store.partitions.sealed(fallen)
         rig.tell(HALF, HALF + 60)
         rig.await_counted()
-        wait_for("more buckets to be decided", lambda: decided(rig) > max(at for at, _ in sealed.values()) + 30_000)
+        wait_for(
+            "more buckets to be decided",
+            lambda: decided(rig) > max(until.bucket_ms for until in sealed.values()) + 30_000,
+        )
         victim.kill()
         shutil.rmtree(file)
         shutil.copytree(old, file)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -11,9 +12,12 @@ from monitor.telemetry.failpoints import PLACES as ALL_PLACES
 from tests.faults.rig import STORY, Rig, wait_for
 
 pytestmark = pytest.mark.kafka
+MakeRig = Callable[..., Rig]
 
+MOVING = [place for place in ALL_PLACES if place.startswith("shards_")]
 # the first is not the daemon's own process, the second needs another version of a profile: test_profiles.py
-PLACES = [place for place in ALL_PLACES if place not in {"decode", "before_switch"}]
+PLACES = [place for place in ALL_PLACES if place not in {"decode", "before_switch", *MOVING}]
+JUDGING = ["after_seal", "before_judge", "before_decide", "after_decide", "before_checkpoint"]
 PASS = {"polled": "@9", "claimed": "@2", "score": "@5", "after_apply": "@4", "before_letters": "@2"}
 """Where the first pass would come before anything has happened."""
 QUICK = {"after_apply", "after_send"}
@@ -41,6 +45,20 @@ def test_a_crash_beside_another_replica_loses_nothing_and_counts_nothing_twice(r
     rig.tell(STORY // 2, STORY)
     rig.check_story()
     assert not replicas[1].ended()
+
+
+@pytest.mark.faults
+@pytest.mark.parametrize("place", [*JUDGING, *MOVING])
+def test_a_crash_with_four_shards_loses_nothing_and_counts_nothing_twice(make_rig: MakeRig, place: str) -> None:
+    rig = make_rig(settings={"evaluation": {"shards": 4}})
+    rig.tell()
+    crashing = rig.start(f"{place}:kill{'' if place in MOVING else '@3'}")
+    wait_for(f"the crash at {place}", crashing.ended)
+    assert crashing.status == -signal.SIGKILL
+    rig.start()
+    rig.check_story()
+    assert len(rig.hook.accepted) == len(rig.hook.ids())
+    assert rig.store.shards.layout().shards == 4
 
 
 def test_a_termination_in_the_middle_leaves_an_exact_cursor_within_the_grace_period(rig: Rig) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
@@ -16,11 +17,12 @@ from monitor.sources.redis_streams.log import SCRIPTS as LOG_SCRIPTS
 from monitor.sources.redis_streams.log import append_call
 from monitor.sources.redis_streams.settings import RedisStreamSettings
 from monitor.sources.redis_streams.source import RedisStreamSource
-from monitor.store import GONE_STREAM, OTHER_STREAM, ClaimStatus, Limits, Store, StoreError, open_store
+from monitor.store import GONE_STREAM, OTHER_STREAM, ClaimStatus, Limits, Sealed, Store, StoreError, open_store
 from monitor.store.checkpoints import Kept
 from monitor.store.connection import KEY_ROUNDS, SCRIPTS, Call, Connection, Script
 from monitor.store.private_server import PrivateRedis
 from monitor.store.settings import RedisSettings
+from monitor.store.shards import shard_of
 
 P = Partition("images", 0)
 BUCKET_MS = Limits().bucket_ms
@@ -111,7 +113,7 @@ def test_no_script_touches_another_key(store: Store, server: PrivateRedis, monke
     partitions, evaluation, outbox = store.partitions, store.evaluation, store.outbox
     # counts: within the limit and beyond it, late, folded, in a node that fell back
     applied(store, delta(0, BUCKET_MS, "a"), delta(1, 2 * BUCKET_MS, "a", "b", "beyond"))
-    assert set(partitions.seal([P], 2 * BUCKET_MS)["fp"]) == {"a", "b", OTHER_STREAM}
+    assert set(store.counts.tables(partitions.seal([P], 2 * BUCKET_MS))["fp"]) == {"a", "b", OTHER_STREAM}
     applied(store, delta(2, BUCKET_MS, "a", "beyond"), delta(3, 5 * BUCKET_MS, "a"), delta(4, 6 * BUCKET_MS, "a"))
     partitions.seal([P], 6 * BUCKET_MS, 4 * BUCKET_MS, {P: 6})
     applied(store, delta(5, 4 * BUCKET_MS, "a"), delta(6, 6 * BUCKET_MS, "a"))
@@ -127,7 +129,8 @@ def test_no_script_touches_another_key(store: Store, server: PrivateRedis, monke
     assert store.counts.members([P], 0) == []
     # what is kept once
     store.catalog.register_partitions([P])
-    assert evaluation.lease("a", 1.0)
+    assert store.shards.lease("a", 10.0).held
+    assert store.sealing.add(Sealed(), 0, {P: 1})
     evaluation.heartbeat(0, 1.0)
     assert evaluation.decide(0, 0, [], ["one", "two"])
     assert store.checkpoints.write(1, {("rule", "fp"): {"a": Kept(0, b"row")}}, {0: 0})
@@ -138,6 +141,15 @@ def test_no_script_touches_another_key(store: Store, server: PrivateRedis, monke
     assert outbox.settle("hook", first.id, "alert", "held")
     assert outbox.bury("hook", second, "dead", "alert")
     assert outbox.backlog("hook").entries == 2
+    # other numbers of shards
+    stream = next(name for name in map(str, range(99)) if shard_of(name, 2) == 1)
+    outbox.append(json.dumps({"type": "alert.firing", "data": {"rule": "r", "stream": stream, "alert_id": "a"}}))
+    for number in (2, 1):
+        seats = store.shards.lease("a", 10.0, number)
+        assert store.shard_move.begin("a", seats.layout, seats.change_to)
+        assert store.shards.lease("a", 10.0, number).held == {0}
+        store.shard_move.run([("rule", "fp")], lambda: None)
+        assert len(store.shards.lease("a", 10.0, number).held) == number
     # logs on Redis Streams
     settings = RedisStreamSettings(topics=("keys",), partitions=1)
     source = RedisStreamSource(settings, RedisSettings(url=SecretStr(server.url)), "keys")

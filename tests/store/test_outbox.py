@@ -236,10 +236,13 @@ def test_a_full_fetch_gives_the_oldest_first_and_goes_on_behind_them(
 
 
 def test_who_is_failing_is_remembered_until_it_is_not(store: Store) -> None:
-    store.outbox.set_failing("one", "told")
+    assert store.outbox.raise_failing("one", "told")
+    assert not store.outbox.raise_failing("one", "told by another shard")
     assert store.outbox.failing() == {"one": "told"}
-    store.outbox.set_failing("one", "")
+    assert store.outbox.end_failing("one", "told", "over")
+    assert not store.outbox.end_failing("one", "told", "over")
     assert store.outbox.failing() == {}
+    assert documents(store, "two") == ["told", "over"]
 
 
 def test_every_key_of_the_outbox_expires_by_itself(store: Store, redis_server: PrivateRedis) -> None:
@@ -250,7 +253,7 @@ def test_every_key_of_the_outbox_expires_by_itself(store: Store, redis_server: P
     store.outbox.settle("one", first.id, "alert-1", "a")
     store.outbox.postpone("one", second.id, 1, 1)
     store.outbox.bury("early", store.outbox.fetch("early", 0)[0], "gone")
-    store.outbox.set_failing("early", "told")
+    store.outbox.raise_failing("early", "told")
     store.outbox.keep_receivers(["early"])
     assert store.evaluation.decide(0, 0, [], [], Kept({"alert-1": "a"}))
     with Client.from_url(redis_server.url, decode_responses=True) as client:

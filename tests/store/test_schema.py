@@ -14,7 +14,17 @@ import pytest
 from pydantic import SecretStr
 
 from monitor.core.types import Alert, ApplyStatus, Delta, Partition
-from monitor.store import ClaimStatus, Store, StoreConfigError, connection, evaluation, open_store, partitions
+from monitor.store import (
+    ClaimStatus,
+    Sealed,
+    Store,
+    StoreConfigError,
+    connection,
+    evaluation,
+    open_store,
+    partitions,
+    shards,
+)
 from monitor.store.connection import SCHEMA, load_scripts
 from monitor.store.private_server import PrivateRedis
 from monitor.store.settings import RedisSettings
@@ -53,10 +63,10 @@ def written_by_the_version_before(store: Store) -> None:
 @pytest.fixture
 def newer(store: Store, monkeypatch: pytest.MonkeyPatch) -> Store:
     """A state that a process with the next schema number has claimed, and whose lease it holds."""
-    for module in (connection, evaluation, partitions):
+    for module in (connection, evaluation, partitions, shards):
         monkeypatch.setattr(module, "SCHEMA", SCHEMA + 1)
     assert store.partitions.claim(P, 5, "newer").status is ClaimStatus.OK
-    assert store.evaluation.lease("newer", 0.001)
+    assert store.shards.lease("newer", 0.001).held
     monkeypatch.undo()
     return store
 
@@ -65,7 +75,8 @@ REFUSED: dict[str, Callable[[Store], object]] = {
     "claim": lambda store: store.partitions.claim(P, 9, "older"),
     "start": lambda store: store.partitions.start(P, 9, "older", 0),
     "seal": lambda store: store.partitions.seal([P], 0),
-    "lease": lambda store: store.evaluation.lease("older", 15.0),
+    "lease": lambda store: store.shards.lease("older", 15.0),
+    "seal the bucket": lambda store: store.sealing.add(Sealed(), 0, {P: 1}),
     "decide": lambda store: store.evaluation.decide(0, 0, [Alert("rate", "cam-1")], ["document"]),
     "look": lambda store: store.evaluation.check_schema(),
 }
@@ -126,8 +137,8 @@ def test_an_evaluator_that_knows_no_number_loses_the_lease_and_never_gets_it_bac
         return int(store._connection.run(BEFORE["lease"], [key(store, "lease")], "theirs", 15_000))
 
     assert lease_of_before() == 1
-    assert store.evaluation.lease("ours", 15.0)
+    assert store.shards.lease("ours", 15.0).held
     assert lease_of_before() == 0
-    store.evaluation.release("ours")
+    store.shards.leave("ours")
     assert lease_of_before() == 0
-    assert store.evaluation.lease("another", 15.0)
+    assert store.shards.lease("another", 15.0).held

@@ -157,8 +157,10 @@ def test_the_owner_of_before_is_fenced_by_the_new_one(store: Store) -> None:
 
 def test_the_next_decision_builds_on_the_version_of_before(store: Store) -> None:
     (undecided,) = READ["sealed_undecided"]
-    sealed = store.partitions.seal(PARTITIONS, undecided)
-    assert plain(sealed) == {FINGERPRINT: READ["buckets"]["closed"][str(undecided)]}
+    sealed = store.sealing.read()
+    assert sealed.bucket_ms == READ["evaluator"][1], "a version without shards noted it with each decision"
+    members = store.partitions.seal(PARTITIONS, undecided, sealed.bucket_ms, sealed.judged)
+    assert plain(store.counts.tables(members)) == {FINGERPRINT: READ["buckets"]["closed"][str(undecided)]}
     version = READ["evaluator"][0]
     assert not store.evaluation.decide(version - 1, undecided, {}, [])
     assert store.evaluation.decide(version, undecided, [Alert("slow", "cam-1")], ["next"])

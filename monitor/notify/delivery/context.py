@@ -15,7 +15,7 @@ from monitor.core.silences import Silence, read_all, silenced
 from monitor.notify.receivers.notice import Notice
 from monitor.notify.receivers.protocol import Outcome, Retry
 from monitor.notify.self_alerts import delivery_alert_end
-from monitor.store import Store
+from monitor.store import Shard, Store
 from monitor.telemetry.clock import SteadyClock, wall_ms
 from monitor.telemetry.failpoints import failpoint
 
@@ -63,6 +63,7 @@ class DeliveryContext:
         steady_ms: for waits, which a clock that is set back must not lengthen. Waits are kept in Redis and go on in
             other processes, so it begins at the time of Redis.
         observe: outcomes are delivered, retried, refused, buried, silenced, resent and acknowledged.
+        shard: whose outbox is delivered; None: the first one's, where there is one.
     """
 
     store: Store
@@ -73,7 +74,12 @@ class DeliveryContext:
     observe: Observe = lambda *_: None
     steady_ms: Callable[[], int] = field(default_factory=lambda: SteadyClock(wall_ms))
     stopped: threading.Event = field(default_factory=threading.Event)
+    shard: Shard | None = None
     _unreadable: set[str] = field(default_factory=set)
+
+    def of_shard(self) -> Shard:
+        """Whose outbox is delivered."""
+        return self.shard or self.store.first
 
     def over(self) -> bool:
         """Whether the workers must not begin anything more."""
@@ -97,8 +103,7 @@ class DeliveryContext:
 
     def end_delivery_alert(self, receiver: str, opened: str) -> None:
         """Resolve the alert about a receiver that did not get its alerts; `opened` is its firing document."""
-        self.store.outbox.append(delivery_alert_end(opened, receiver, self.now_ms()))
-        self.store.outbox.set_failing(receiver, "")
+        self.store.outbox.end_failing(receiver, opened, delivery_alert_end(opened, receiver, self.now_ms()))
 
     def silences(self) -> list[Silence]:
         """All stored silences that can be read; each unreadable one is logged once."""

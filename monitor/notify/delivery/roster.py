@@ -31,7 +31,10 @@ class Roster:
     def __init__(self, context: DeliveryContext, names: Iterable[str]) -> None:
         self._context = context
         self._names = frozenset(names)
-        self._outbox = context.store.outbox
+        shard = context.of_shard()
+        self._outbox, self._own = shard.outbox, context.store.outbox
+        # each shard is delivered by another process, which may know other receivers
+        self._place = f" (shard {shard.number})" if shard.number else ""
         self._alerts = SelfAlerts(context.store, context.monitor, True, context.now_ms)
         self._looked_ms: int | None = None
         self._lock = threading.Lock()
@@ -45,8 +48,8 @@ class Roster:
                 return
             for name in self._outbox.keep_receivers(self._names):
                 log.info("notify.receiver_added", receiver=name)
-            self._alerts.end(self._names, RECEIVER, why="it is configured")
-            for name, document in self._outbox.failing().items():
+            self._alerts.end(map(self._subject, self._names), RECEIVER, why="it is configured")
+            for name, document in self._own.failing().items():
                 if name not in self._names:
                     self._context.end_delivery_alert(name, document)
             for name in sorted(self._outbox.receivers() - self._names):
@@ -61,13 +64,18 @@ class Roster:
             log.warning("notify.receiver_forgotten", receiver=name, given_up=buried)
             # forgotten last: after a crash before that the next holder goes on here, and the alert does not stay open
             given_up = f"{buried} documents for it" if buried else "the documents for it"
-            self._alerts.end([name], RECEIVER, why=f"it was forgotten; {given_up} were given up")
+            self._alerts.end([self._subject(name)], RECEIVER, why=f"it was forgotten; {given_up} were given up")
             self._outbox.forget_receiver(name)
-        elif not self._alerts.is_open(RECEIVER, name) and (waiting := self._outbox.backlog(name).entries):
+        elif not self._alerts.is_open(RECEIVER, self._subject(name)) and (
+            waiting := self._outbox.backlog(name).entries
+        ):
             hours = FORGET_AFTER_S / 3600
             self._alerts.raise_alert(
                 RECEIVER,
-                name,
+                self._subject(name),
                 f"receiver {name} is not in the configuration, and alerts wait for it ({waiting} now): they are given "
                 f"up unless it is configured again within {hours:.0f} hours",
             )
+
+    def _subject(self, name: str) -> str:
+        return f"{name}{self._place}"

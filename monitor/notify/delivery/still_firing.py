@@ -70,7 +70,8 @@ class StillFiring:
         self._receiver = receiver
         self._name = receiver.name
         self._context = context
-        self._outbox = context.store.outbox
+        self._shard = context.of_shard()
+        self._outbox = self._shard.outbox
         self._next_visit_ms = 0
         self._waits = Waits(context.steady_ms)
 
@@ -164,7 +165,7 @@ class StillFiring:
         if not alert_ids:
             return alert_ids
         # an alert that fires since before documents were kept has none
-        alerts = self._context.store.evaluation.alerts().values()
+        alerts = self._shard.evaluation.alerts().values()
         return alert_ids - {alert.id for alert in alerts if alert.phase is AlertPhase.FIRING}
 
     def _hold(self, state: str, notice: Notice) -> None:

@@ -36,7 +36,8 @@ class Worker:
         self.receiver = receiver
         self._name = receiver.name
         self._context = context
-        self._outbox = context.store.outbox
+        self._outbox = context.of_shard().outbox
+        self._own = context.store.outbox  # with what the monitor says about itself, whichever shard noticed it
         self._still_firing = StillFiring(receiver, context)
         self._pause_until_ms = 0
         self._delivered: dict[str, tuple[str, str]] = {}  # entry -> (alert, what to hold): still to be settled
@@ -136,7 +137,7 @@ class Worker:
             failpoint("after_settle")
         if not self._reached or self._context.over():
             return
-        if opened := self._outbox.failing().get(self._name):
+        if opened := self._own.failing().get(self._name):
             self._context.end_delivery_alert(self._name, opened)
         self._reached = False
 
@@ -158,9 +159,7 @@ class Worker:
         """Give the document up; while its alert fires, `StillFiring` goes on trying."""
         if self._context.over():
             return
-        # before the burial: a crash in between repeats the alert with the same id and never loses it
-        if self._name not in self._outbox.failing():
-            self._open_delivery_alert(entry, why.reason)
+        self._open_delivery_alert(entry, why.reason)  # before the burial: a crash in between does not lose it
         self._outbox.bury(self._name, entry, why.reason, alert_id)
         if alert_id:
             self._still_firing.failed(alert_id, why)
@@ -172,5 +171,4 @@ class Worker:
         entry_ms = int(entry.id.partition("-")[0])
         now_ms, tries = self._context.now_ms(), entry.attempts + 1
         document = delivery_alert(self._context.monitor, self._name, entry_ms, now_ms, tries, reason)
-        self._outbox.append(document)
-        self._outbox.set_failing(self._name, document)
+        self._own.raise_failing(self._name, document)

@@ -1,8 +1,7 @@
--- Commit everything that one closed bucket decides. KEYS: evaluator, alerts, outbox, documents of what fires, offsets of
--- what is judged. ARGV: the decision (msgpack). Returns 1, or 0 when another evaluator has moved the version on; then
--- nothing changed.
+-- Commit everything that one closed bucket decides in a shard. KEYS: evaluator, alerts, outbox, documents of what fires.
+-- ARGV: the decision (msgpack). Returns 1, or 0 when another evaluator has moved the version on; then nothing changed.
 local decision = cmsgpack.unpack(ARGV[1])
-local evaluator, alerts, outbox, firing, judged = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5]
+local evaluator, alerts, outbox, firing = unpack(KEYS)
 local held = redis.call("HMGET", evaluator, "version", "schema")
 local refused = refusal(held[2], decision.schema)
 if refused then return refused end
@@ -22,7 +21,6 @@ for _, entry in ipairs(decision.firing) do
     redis.call("HDEL", firing, entry[1])
   end
 end
-for _, entry in ipairs(decision.judged) do redis.call("HSET", judged, entry[1], entry[2]) end
 for _, document in ipairs(decision.outbox) do redis.call("XADD", outbox, "*", "document", document) end
 redis.call("HINCRBY", evaluator, "version", 1)
 redis.call("HSET", evaluator, "bucket", decision.bucket)

@@ -24,7 +24,7 @@ from monitor.core.types import Partition
 from monitor.daemon import build_consumer, limits_of, serving_of
 from monitor.ingest import watch as watching
 from monitor.ingest.scoring.profiles import Profiles
-from monitor.ingest.settings import DecodingSettings, ScoringSettings, ShadowProfile, VerdictSettings
+from monitor.ingest.settings import DecodingSettings, ProfileOverride, ScoringSettings, ShadowProfile, VerdictSettings
 from monitor.ingest.watch import ProfileWatch
 from monitor.notify.receivers.webhook import WebhookSettings
 from monitor.notify.self_alerts import SelfAlerts
@@ -58,7 +58,9 @@ def versions(profile_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> 
 class Running:
     """A consumer that scores with the active version of a store."""
 
-    def __init__(self, name: str, redis_url: str, root: Path, path: Path, shadow: str = "") -> None:
+    def __init__(
+        self, name: str, redis_url: str, root: Path, path: Path, shadow: str = "", other: Path | None = None
+    ) -> None:
         self.path, self.partitions = path, [Partition(name, i) for i in range(2)]
         self.settings = Config(
             monitor=name,
@@ -67,6 +69,7 @@ class Running:
             redis_stream=RedisStreamSettings(topics=(name,), partitions=2, dead_letter_topic=f"{name}.dead"),
             scoring=ScoringSettings(
                 profile=str(root),
+                profiles=(ProfileOverride(streams="cam-2", path=str(other)),) if other else (),
                 shadow=(ShadowProfile(streams="cam-1", version=f"{root}@{shadow}"),) if shadow else (),
                 device="cpu",
                 engine="torch",
@@ -227,6 +230,32 @@ def test_what_cannot_be_taken_up_leaves_the_old_one_and_is_alerted_on_until_a_lo
     wait_for("all records", lambda: running.counted() == 100)
     with pytest.raises(ProfileError, match="is active already"):
         store.promote("2")
+
+
+def test_each_profile_of_the_configuration_has_a_version_of_its_own(
+    redis_server: PrivateRedis, versions: list[Path], tmp_path: Path
+) -> None:
+    stores = [ProfileStore(str(tmp_path / name)) for name in ("all", "cam-2")]
+    for store in stores:
+        for folder in versions[:2]:
+            store.add(folder)
+        store.promote("1")
+    first, second = (version.fingerprint for version in stores[0].journal().versions)
+    path = tmp_path / "log.jsonl"
+    running = Running("watch-two", redis_server.url, tmp_path / "all", path, other=tmp_path / "cam-2")
+    try:
+        running.send(30)
+        wait_for("the first", lambda: running.counted() == 30)
+        stores[1].promote("2")
+        running.watch.look()
+        assert running.serving.profiles.fingerprints == sorted([first, second])
+        running.send(30)
+        wait_for("all records", lambda: running.counted() == 60)
+    finally:
+        running.end()
+    rows = [json.loads(row) for row in path.read_text().splitlines()]
+    judged = {(row["stream"], row["profile"]) for row in rows}
+    assert judged == {("cam-0", first), ("cam-1", first), ("cam-2", first), ("cam-2", second)}
 
 
 def test_replicas_disagree_while_one_scores_with_another_profile(running: Running) -> None:

@@ -119,7 +119,7 @@ def measure(scenario: str, arguments: argparse.Namespace) -> dict[str, Any]:
     stages: dict[str, Stage] = {"forward": _forward(profile, pixels), "tuned": lambda: profile.backbone.maps(pixels)}
     stages |= {name: partial(_score, profile, engine, images) for name, engine in engines.items()}
     stages["int8"] = lambda: quantised.score(images)
-    stages["published"] = lambda: published.score(profile.backbone.features(pixels))
+    stages["published"] = lambda: published.score(profile.backbone.eager(torch.from_numpy(pixels)))
     if arguments.with_anomalib:
         stages["padim"] = _padim(profile, pixels)
     rates: dict[str, list[float]] = {name: [] for name in stages}

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from monitor.core import alert_state
 from monitor.store.checkpoints import SLICES, StateKey
-from monitor.store.connection import SCHEMA, SCRIPTS, Call, Connection, Value
+from monitor.store.connection import SCHEMA, SCRIPTS, Call, Connection, StoreError, Value
 from monitor.store.evaluation import FIRING_DOCUMENTS
 from monitor.store.keyspace import TTL_S, expiry
 from monitor.store.shards import Shard, ShardLayout, Shards, shard_of
@@ -48,12 +48,11 @@ class ShardMove:
         decided = {-1 if state.bucket_ms is None else state.bucket_ms for state in states}
         if len(decided) > 1:
             return False
-        first = old[0].keys
-        leases = [first.key("tenure", *([str(number)] if number else [])) for number in range(layout.shards)]
+        leases = self._shards.lease_keys(layout.shards)
         bucket_ms = "" if decided == {-1} else decided.pop()
         version = 1 + max(state.version for state in states)
         args = (token, layout.epoch, shards, bucket_ms, version, TTL_S)
-        return bool(self._connection.run(SCRIPTS["change_shards"], [first.key("shards"), *leases], *args))
+        return bool(self._connection.run(SCRIPTS["change_shards"], [old[0].keys.key("shards"), *leases], *args))
 
     def run(self, states: Iterable[StateKey], alive: Callable[[], None]) -> None:
         """Move what `begin` has divided anew, and end; does nothing where that is done.
@@ -145,8 +144,8 @@ class _Move:
             for rows in self._source.checkpoints.read(state, marks):
                 for target in self._others():
                     mine = {s: kept for s, kept in rows.items() if self._owner_of_stream(s) == target.number}
-                    if mine:
-                        target.checkpoints.write(version, {state: mine}, {})
+                    if mine and not target.checkpoints.write(version, {state: mine}, {}):
+                        raise StoreError("redis: somebody judges a shard while the number of shards changes")
                 alive()
 
     def remove(self, receivers: Iterable[str], states: Iterable[StateKey]) -> None:

@@ -111,6 +111,10 @@ class Shards:
         shards, epoch, moving_from, change_to, target, processes, *held = map(int, reply)
         return Seats(ShardLayout(shards, epoch, moving_from), change_to, target, processes, frozenset(held))
 
+    def lease_keys(self, shards: int) -> list[str]:
+        """The keys of the leases, which lease.lua names likewise."""
+        return [self._keys.key("tenure", *([str(number)] if number else [])) for number in range(shards)]
+
     # ---------------------------------------------------------------- all of them
 
     def layout(self) -> ShardLayout:
@@ -132,6 +136,11 @@ class Shards:
         """Where each shard stands."""
         commands = [("HMGET", shard.keys.key("evaluator"), *STATE_FIELDS) for shard in self.all()]
         return [state_of(reply) for reply in self._connection.read_many(commands)]
+
+    def held(self) -> list[bool]:
+        """Whether some process holds each shard."""
+        commands = [("GET", lease) for lease in self.lease_keys(self.layout().holding)]
+        return [reply is not None for reply in self._connection.read_many(commands)]
 
     def alerts(self) -> dict[tuple[str, str], Alert]:
         """{(rule, stream): alert} of every alert that is kept, of all shards."""

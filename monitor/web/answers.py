@@ -219,6 +219,12 @@ class UndeliveredJson(Answer):
     reason: str
 
 
+class ShardJson(Answer):
+    held: bool
+    """Whether a process judges it and delivers its alerts."""
+    decided_bucket: Time | None
+
+
 class HealthJson(Answer):
     ready: bool
     reason: str
@@ -227,6 +233,9 @@ class HealthJson(Answer):
     newest_event: Time | None
     watermark: Time | None
     decided_bucket: Time | None
+    """By every shard."""
+    shards: list[ShardJson]
+    """Slices of the streams, by number."""
     partitions: list[PartitionJson]
     failing_receivers: list[str]
     undelivered: list[UndeliveredJson]

@@ -28,6 +28,7 @@ from monitor.web.answers import (
     ProfilesJson,
     ReplicaJson,
     SeverityJson,
+    ShardJson,
     SilenceJson,
     UndeliveredJson,
 )
@@ -129,7 +130,8 @@ class Site:
         store.ping()
         redis_ms = 1000 * (time.perf_counter() - started_s)
         snapshot, unready = self.overview.snapshot(), self.why_unready()
-        evaluator = whole_state(store.shards.states())
+        shards = store.shards.states()
+        evaluator = whole_state(shards)
         return HealthJson(
             ready=not unready,
             reason=unready,
@@ -138,6 +140,10 @@ class Site:
             newest_event=snapshot.high_ms or None,
             watermark=snapshot.watermark_ms,
             decided_bucket=evaluator.bucket_ms,
+            shards=[
+                ShardJson(held=held, decided_bucket=state.bucket_ms)
+                for held, state in zip(store.shards.held(), shards, strict=False)
+            ],
             partitions=[_partition(partition, cursor) for partition, cursor in snapshot.cursors.items()],
             failing_receivers=sorted(store.outbox.failing()),
             undelivered=[

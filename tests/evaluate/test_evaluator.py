@@ -7,6 +7,7 @@ from pathlib import Path
 
 import jsonschema
 import numpy as np
+import pytest
 from pydantic import SecretStr
 
 from monitor.config.schema import Config
@@ -14,7 +15,7 @@ from monitor.core import alert_state as alerts
 from monitor.core.buckets import Layout
 from monitor.core.types import Alert, AlertPhase, Delta, Partition, StreamFacts, Verdict
 from monitor.daemon import presentation_of
-from monitor.evaluate.evaluator import Evaluator
+from monitor.evaluate.evaluator import Evaluator, HeldShard
 from monitor.evaluate.memory import Change, Decision
 from monitor.evaluate.presentation import Presentation
 from monitor.fleet.state import read_state
@@ -89,8 +90,11 @@ def test_documents_of_what_fires_are_kept_until_it_ends_also_without_receivers(r
     store.close()
 
 
-def test_a_dead_stream_leaves_nothing_behind_but_an_alert_under_way(redis_server: PrivateRedis) -> None:
-    store = open_store(RedisSettings(url=SecretStr(redis_server.url)), "forgetting")
+@pytest.mark.parametrize("of", [1, 3])
+def test_a_dead_stream_leaves_nothing_behind_but_an_alert_under_way(redis_server: PrivateRedis, of: int) -> None:
+    store = open_store(RedisSettings(url=SecretStr(redis_server.url)), f"forgetting-{of}")
+    store._connection.client.hset(store._monitor_keys.key("shards"), "shards", of)
+    shards = store.shards.all()
     partition, streams = Partition("images", 0), ("alive", "dead", "firing")
     store.catalog.register_partitions([partition])
     store.catalog.put_layouts({"fp": LAYOUT})
@@ -101,15 +105,18 @@ def test_a_dead_stream_leaves_nothing_behind_but_an_alert_under_way(redis_server
     store.partitions.apply([Delta(partition, "a", 0, 1, BUCKET_MS, vectors, facts)])
     rule = SequentialRule(name="drift", kind="sequential")
     firing = active("drift", "firing", AlertPhase.FIRING)
-    assert store.evaluation.decide(0, BUCKET_MS, [firing], [])
-    store_rows(store, "drift", "fp", dict.fromkeys(streams, b"state"))
-    evaluator = Evaluator(store, (rule,), {}, closing_of(store), Presentation("forgetting"))
-    evaluator.load()
+    for shard in shards:
+        assert shard.evaluation.decide(0, BUCKET_MS, [firing] if shard.owns("firing") else [], [])
+        store_rows(shard, "drift", "fp", {stream: b"state" for stream in streams if shard.owns(stream)})
     for _ in range(2):
-        evaluator.forget_dead((partition,), now_ms)
+        for shard in shards:
+            evaluator = Evaluator(store, (rule,), {}, closing_of(store), Presentation("forgetting"), HeldShard(shard))
+            evaluator.load()
+            evaluator.forget_dead((partition,), now_ms)
         assert store.partitions.facts(partition).keys() == {"alive"}
-        assert stored_rows(store, "drift", "fp").keys() == {"alive", "firing"}
+        kept = [stream for shard in shards for stream in stored_rows(shard, "drift", "fp")]
+        assert sorted(kept) == ["alive", "firing"]
         assert read_state(store, 0).totals.keys() == {"alive"}
-        assert store.evaluation.alerts() == {("drift", "firing"): firing}
+        assert store.shards.alerts() == {("drift", "firing"): firing}
     assert sum(total.applied for total in store.counts.totals([partition]).values()) == 3
     store.close()

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import random
 import shutil
-import socket
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import pytest
@@ -17,14 +14,11 @@ from monitor.store.child_process import ChildProcess, free_port
 from monitor.store.private_server import PrivateRedis, find_redis_server
 from tests.faults.rig import STORY, Rig, commits, wait_for
 from tests.kafka.broker import Brokers, BrokerUnavailableError
+from tests.redis_cluster import redis_cluster
 
 pytestmark = [pytest.mark.kafka, pytest.mark.faults]
 MakeRig = Callable[..., Rig]
 HALF = STORY // 2
-SLOTS = 16384
-BUS = 10_000
-"""A Redis Cluster's nodes talk to each other on the port that lies so far above the clients'."""
-ON_DISK = ["--appendonly", "yes", "--appendfsync", "everysec"]
 
 
 @pytest.fixture
@@ -55,47 +49,19 @@ def test_a_leader_of_three_brokers_that_is_killed_costs_no_record_and_counts_non
     assert commits(brokers, rig.name, rig.partitions)
 
 
-@contextmanager
-def redis_cluster(folder: Path) -> Iterator[dict[int, PrivateRedis]]:
-    """Three masters that share the slots; port -> server."""
-    with ExitStack() as stack:
-        nodes: dict[int, PrivateRedis] = {}
-        for i in range(3):
-            (folder / str(i)).mkdir()
-            options = [*ON_DISK, "--cluster-enabled", "yes", "--cluster-node-timeout", "15000"]
-            node = stack.enter_context(PrivateRedis(folder / str(i), options, low_port()))
-            nodes[node.port] = node
-        clients = [stack.enter_context(redis.Redis(port=port)) for port in nodes]
-        for i, client in enumerate(clients):
-            client.execute_command("CLUSTER", "ADDSLOTS", *range(SLOTS * i // 3, SLOTS * (i + 1) // 3))
-            for port in nodes:
-                client.execute_command("CLUSTER", "MEET", "127.0.0.1", port)
-        for client in clients:
-            wait_for("the nodes to agree", lambda c=client: c.cluster("INFO")["cluster_state"] == "ok")  # type: ignore[misc]
-        yield nodes
-
-
-def low_port() -> int:
-    """A free one whose bus port is free too."""
-    while True:
-        port = random.randint(20_000, 32_000)
-        try:
-            with socket.create_server(("127.0.0.1", port)), socket.create_server(("127.0.0.1", port + BUS)):
-                return port
-        except OSError:
-            continue
-
-
 def test_a_redis_cluster_of_which_a_node_is_killed_keeps_the_counts(make_rig: MakeRig, tmp_path: Path) -> None:
     with redis_cluster(tmp_path) as nodes:
         url = next(iter(nodes.values())).url
-        rig = make_rig(redis_url=url, partitions=4, settings={"redis": {"mode": "cluster"}})
+        settings = {"redis": {"mode": "cluster"}, "evaluation": {"shards": 4}}
+        rig = make_rig(redis_url=url, partitions=4, settings=settings)
         rig.tell(0, HALF)
         daemon = rig.start()
         rig.await_counted(60)
         with RedisCluster.from_url(url) as client:
             owners = [client.get_node_from_key(rig.store.partitions._keys.of(p, "cursor")) for p in rig.partitions]
+            shards = [client.get_node_from_key(shard.keys.key("evaluator")).port for shard in rig.store.shards.all()]
         assert len({owner.port for owner in owners}) > 1  # the state is spread, or the test shows nothing
+        assert (len(shards), set(shards)) == (4, set(nodes)), "each node has some shard"
         victim = nodes[owners[0].port]
         victim.kill()
         wait_for("it to be missed", lambda: daemon.events("redis.away"))

@@ -78,7 +78,7 @@ class Memory:
         self.alerts: dict[AlertKey, Alert] = {}
         self.windows = Windows(self._reach_ms)
         # half of it: what is rolled up cannot be replayed
-        self.rule_states = RuleStates(shard.checkpoints, rules, store.counts.fine_ms // 2)
+        self.rule_states = RuleStates(shard.checkpoints, rules, store.counts.fine_ms // 2, shard.of)
         self._watches: dict[str, dict[str, bool]] = {}
         """By rule and stream."""
         self.is_ahead = False

@@ -18,8 +18,8 @@ from monitor.rules.rule import ClosedBucket, Rows, Rule
 from monitor.store.checkpoints import Checkpoints, Kept, StateKey, slice_of
 
 PER_BUCKET_BYTES = 256 * 1024
-"""Rows stored after a bucket, unless one slice is more: 2 GB of append-only file a day with 10 s buckets. Twenty
-streams are stored whole with every bucket."""
+"""Rows stored after a bucket by all shards, unless one slice is more: 2 GB of append-only file a day with 10 s buckets.
+Twenty streams are stored whole with every bucket."""
 CHANGED = 64
 """Rows stored at once because their stream's alert has changed: should a node of Redis lose counts, it fires on."""
 
@@ -29,10 +29,11 @@ class RuleStates:
 
     Args:
         oldest_ms: how far behind a bucket the mark of a slice may lie: the sealed buckets since must still be there.
+        shards: of which these are the rows of one.
     """
 
-    def __init__(self, store: Checkpoints, rules: Sequence[Rule], oldest_ms: int) -> None:
-        self._store, self._oldest_ms = store, oldest_ms
+    def __init__(self, store: Checkpoints, rules: Sequence[Rule], oldest_ms: int, shards: int = 1) -> None:
+        self._store, self._oldest_ms, self._shards = store, oldest_ms, shards
         self._rules = tuple(rule for rule in rules if rule.keeps_state)
         self._rows: dict[StateKey, Rows] = {}
         self._layouts: dict[StateKey, Layout] = {}
@@ -130,7 +131,7 @@ class RuleStates:
         size = 0
         for i in sorted(self._marks, key=lambda i: (self._marks[i], i)):
             behind_ms = bucket_ms - self._marks[i]
-            if behind_ms <= 0 or (marks and size >= PER_BUCKET_BYTES and behind_ms <= self._oldest_ms):
+            if behind_ms <= 0 or (marks and size * self._shards >= PER_BUCKET_BYTES and behind_ms <= self._oldest_ms):
                 break
             for key, moved in self._moved.items():
                 found = self._kept(key, bucket_ms, (stream for stream in moved if slice_of(stream) == i))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import faulthandler
 import subprocess
 import sys
 import time
@@ -22,6 +23,7 @@ def wait_for(what: str, condition: Callable[[], Any], patience_s: float = PATIEN
     deadline = time.monotonic() + patience_s
     while not (value := condition()):
         if time.monotonic() > deadline:
+            faulthandler.dump_traceback(2)  # to stderr: what all threads wait for
             raise AssertionError(f"waited {patience_s:.0f} s in vain for {what}")
         time.sleep(0.05)
     return value

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Iterator
 
@@ -34,6 +35,22 @@ def test_a_bounded_log_forgets_its_oldest_records(redis_server: PrivateRedis) ->
     assert [record.offset for record in read(source, 1000 - first)] == list(range(first, 1000))
     assert source.offset_at(partition, 0) == first
     world.leave()
+
+
+def test_a_log_that_is_begun_while_its_bounds_are_asked_for_is_read_from_its_first_record(
+    redis_server: PrivateRedis,
+) -> None:
+    world = RedisWorld(redis_server)
+    source, firsts = world.open(), set()
+    for i in range(200):  # each is begun at another moment of the question
+        writer = threading.Thread(target=world.write, args=(i, [b"v"]))
+        writer.start()
+        while writer.is_alive():
+            firsts.add(source.bounds(Partition(world.topic, i))[0])
+        writer.join()
+    source.close()
+    world.leave()
+    assert firsts == {0}
 
 
 def test_records_trimmed_before_they_were_read_are_noticed(redis_server: PrivateRedis) -> None:

@@ -110,9 +110,10 @@ class KafkaSource:
 
     def offset_at(self, partition: Partition, time_ms: int) -> int:
         item = _item(partition)
+        end = self.bounds(partition)[1]  # before the search: what comes meanwhile is not passed over
         with self._client("looking up a time"):
             at = self._consumer.offsets_for_times({item: max(0, time_ms)}, timeout_ms=self._timeout_ms).get(item)
-        return self.bounds(partition)[1] if at is None or at.offset < 0 else int(at.offset)
+        return end if at is None or at.offset < 0 else int(at.offset)
 
     def committed(self, partition: Partition) -> int | None:
         with self._client("asking for the committed offset"):

@@ -104,20 +104,22 @@ class RedisStreamSource:
         return tuple(Partition(topic, i) for topic in self._config.topics for i in range(self._config.partitions))
 
     def bounds(self, partition: Partition) -> tuple[int, int]:
+        end, log = ("GET", next_key(partition)), ("XRANGE", log_key(partition), "-", "+", "COUNT", 1)
         with translated():
-            # the log before its end: a record that comes in between must not make the first one lie behind the end
-            entries = self._connection.read("XRANGE", log_key(partition), "-", "+", "COUNT", 1)
-            end = int(self._connection.read("GET", next_key(partition)) or 0)
-        return (position_of(entries[0][0]) if entries else end), end
+            # records may come in between: the end before the log is where an empty one goes on, and after it the end
+            # lies behind the first record
+            before, entries, after = self._connection.read_many([end, log, end])
+        return (position_of(entries[0][0]) if entries else int(before or 0)), int(after or 0)
 
     def offset_at(self, partition: Partition, time_ms: int) -> int:
         """See `Source.offset_at`; goes through the log from its start, on the server."""
+        end = self.bounds(partition)[1]  # before the search: what comes meanwhile is not passed over
         position, state = 0, 0
         while state == 0:
             with translated():
                 reply = self._connection.run(SCRIPTS["log_find"], [log_key(partition)], position, time_ms, FIND_COUNT)
             position, state = map(int, reply)
-        return position if state > 0 else self.bounds(partition)[1]
+        return position if state > 0 else end
 
     def committed(self, partition: Partition) -> int | None:
         with translated():

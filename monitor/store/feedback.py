@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from monitor.store.connection import SCRIPTS
 from monitor.store.keyspace import MonitorKeys
 
 FEEDBACK_TTL_S = 730 * 86_400
@@ -13,12 +14,11 @@ class FeedbackStore:
 
     def __init__(self, keys: MonitorKeys) -> None:
         self._keys = keys
-        self._alerts = keys.texts("feedback", ttl_s=FEEDBACK_TTL_S)
+        self._alerts = keys.texts("feedback")
 
     def add(self, alert_id: str, answer_id: str, text: str) -> None:
         """Keep one answer about an alert, or about an image of it."""
-        self._alerts.put(alert_id, answer_id)  # first: an answer that no list names would never be exported
-        self._keys.texts("feedback", alert_id, ttl_s=FEEDBACK_TTL_S).put(answer_id, text)
+        self._run(alert_id, answer_id, text)
 
     def of(self, alert_id: str) -> list[str]:
         """All answers about an alert and its images."""
@@ -31,5 +31,10 @@ class FeedbackStore:
             answers = self.of(alert_id)
             found += answers
             if not answers:
-                self._alerts.remove(alert_id)
+                self._run(alert_id)
         return found
+
+    def _run(self, alert_id: str, *answer: str) -> None:
+        """Answers and list change together: an answer that no list names would never be exported."""
+        keys = [self._keys.key("feedback", alert_id), self._keys.key("feedback")]
+        self._keys.connection.run(SCRIPTS["answer"], keys, FEEDBACK_TTL_S, alert_id, *answer)

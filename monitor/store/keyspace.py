@@ -81,9 +81,9 @@ class MonitorKeys:
         """The key of that name."""
         return ":".join((self._prefix, *parts))
 
-    def texts(self, *parts: str, ttl_s: int = TTL_S) -> TextHash:
+    def texts(self, *parts: str) -> TextHash:
         """The hash of that name."""
-        return TextHash(self.connection, self.key(*parts), ttl_s)
+        return TextHash(self.connection, self.key(*parts))
 
 
 @cache
@@ -110,22 +110,22 @@ def slot_of(tag: str) -> int:
 class TextHash:
     """A hash {name: text}. Every method may raise StoreError."""
 
-    def __init__(self, connection: Connection, key: str, ttl_s: int = TTL_S) -> None:
+    def __init__(self, connection: Connection, key: str) -> None:
         self._connection = connection
-        self._key, self._ttl_s = key, ttl_s
+        self._key = key
 
     def put(self, name: str, text: str) -> None:
-        """Add or replace one text; it stays until it is removed or nothing is written for `ttl_s`."""
+        """Add or replace one text; it stays until it is removed or nothing is written for `TTL_S`."""
         self.put_all({name: text})
 
     def put_all(self, texts: Mapping[str, str]) -> None:
         """Likewise for several."""
         commands = [("HSET", self._key, *item) for item in texts.items()]
-        self._connection.read_many([*commands, expiry(self._key, self._ttl_s)])
+        self._connection.read_many([*commands, expiry(self._key)])
 
     def renew(self) -> None:
-        """Keep what there is for another `ttl_s`."""
-        self._connection.read_many([expiry(self._key, self._ttl_s)])
+        """Keep what there is for another `TTL_S`."""
+        self._connection.read_many([expiry(self._key)])
 
     def names(self) -> set[str]:
         """The names of all texts."""
@@ -152,6 +152,6 @@ def partition_of(name: str) -> Partition:
     return Partition(topic, int(index))
 
 
-def expiry(key: str, ttl_s: int = TTL_S) -> tuple[Value, ...]:
+def expiry(key: str) -> tuple[Value, ...]:
     """The command that starts the key's time to live again."""
-    return "EXPIRE", key, ttl_s
+    return "EXPIRE", key, TTL_S

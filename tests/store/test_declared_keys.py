@@ -141,6 +141,8 @@ def test_no_script_touches_another_key(store: Store, server: PrivateRedis, monke
     assert outbox.settle("hook", first.id, "alert", "held")
     assert outbox.bury("hook", second, "dead", "alert")
     assert outbox.backlog("hook").entries == 2
+    store.feedback.add("alert", "answer", "text")
+    assert store.feedback.all() == ["text"]
     # other numbers of shards
     stream = next(name for name in map(str, range(99)) if shard_of(name, 2) == 1)
     outbox.append(json.dumps({"type": "alert.firing", "data": {"rule": "r", "stream": stream, "alert_id": "a"}}))

@@ -86,7 +86,7 @@ def check(answer: httpx.Response, method: str) -> Any:
 def test_it_is_said_on_the_page_by_the_user_who_logged_in_and_shown_with_what_was_said_before(
     inside: httpx.Client, fleet: Fleet
 ) -> None:
-    assert "Nobody has said it of drift yet" in inside.get(PAGE).text
+    assert "Nobody has said what drift was" in inside.get(PAGE).text
     fields = {**form_of(inside), "comment": "<b>lamp</b>", "author": "somebody else"}
     answer = inside.post("/alerts/feedback", data={**fields, "kind": "expected"})
     assert (answer.status_code, answer.headers["location"]) == (303, f"{PAGE}#feedback")
@@ -101,7 +101,7 @@ def test_it_is_said_on_the_page_by_the_user_who_logged_in_and_shown_with_what_wa
         ("fault", "expected", "ops", "drift"),
     ]
     inside.post("/alerts/feedback", data={**fields, "kind": "withdrawn"})
-    assert "Nobody has said it of drift yet" in inside.get(PAGE).text
+    assert "Nobody has said what drift was" in inside.get(PAGE).text
     assert len(read_feedback(fleet.store)) == 3
 
 
@@ -153,6 +153,26 @@ def test_it_outlives_the_alert_and_is_exported(fleet: Fleet, command: Command) -
     assert keys.connection.read("EXISTS", keys.key("feedback")) == 0
 
 
+def test_an_answer_that_comes_after_its_alert_was_read_without_any_stays_in_the_list(
+    fleet: Fleet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = fleet.store.feedback
+    keys = store._keys
+    store.add(ALERT, "first", "text")
+    keys.connection.read_many([("DEL", keys.key("feedback", ALERT))])  # expired
+    of = store.of
+
+    def read_then_answered(alert_id: str) -> list[str]:
+        found = of(alert_id)
+        store.add(alert_id, "second", "later")
+        return found
+
+    monkeypatch.setattr(store, "of", read_then_answered)
+    assert store.all() == []
+    monkeypatch.undo()
+    assert store.all() == ["later"]
+
+
 def test_the_pictures_of_what_was_said_are_written_and_thumbnails_are_named(
     fleet: Fleet, inside: httpx.Client, command: Command, tmp_path: Path
 ) -> None:
@@ -197,7 +217,7 @@ def test_a_person_says_it_of_an_alert_and_of_an_image(fleet: Fleet, browser: Bro
         page.locator("#pictures .judged").first.get_by_role("button", name="Withdraw").click()
         expect(page.locator("#pictures .judged .tag")).to_have_count(0)
         feedback.get_by_role("button", name="Withdraw").click()
-        expect(feedback.get_by_role("status")).to_contain_text("Nobody has said it")
+        expect(feedback.get_by_role("status")).to_contain_text("Nobody has said what")
         page.goto("about:blank")
     context.close()
     assert complaints == []

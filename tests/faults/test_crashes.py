@@ -24,12 +24,17 @@ QUICK = {"after_apply", "after_send"}
 long = pytest.mark.faults
 
 
+def crash(rig: Rig, place: str, nth: str) -> None:
+    """A daemon that is killed there."""
+    crashing = rig.start(f"{place}:kill{nth}")
+    wait_for(f"the crash at {place}", crashing.ended)
+    assert crashing.status == -signal.SIGKILL
+
+
 @pytest.mark.parametrize("place", [pytest.param(p, marks=() if p in QUICK else long) for p in PLACES])
 def test_a_crash_at_any_line_loses_nothing_and_counts_nothing_twice(rig: Rig, place: str) -> None:
     rig.tell()
-    crashing = rig.start(f"{place}:kill{PASS.get(place, '')}")
-    wait_for(f"the crash at {place}", crashing.ended)
-    assert crashing.status == -signal.SIGKILL
+    crash(rig, place, PASS.get(place, ""))
     rig.start()
     rig.check_story()
     twice = len(rig.hook.accepted) - len(rig.hook.ids())
@@ -52,9 +57,7 @@ def test_a_crash_beside_another_replica_loses_nothing_and_counts_nothing_twice(r
 def test_a_crash_with_four_shards_loses_nothing_and_counts_nothing_twice(make_rig: MakeRig, place: str) -> None:
     rig = make_rig(settings={"evaluation": {"shards": 4}})
     rig.tell()
-    crashing = rig.start(f"{place}:kill{'' if place in MOVING else '@3'}")
-    wait_for(f"the crash at {place}", crashing.ended)
-    assert crashing.status == -signal.SIGKILL
+    crash(rig, place, "" if place in MOVING else "@3")
     rig.start()
     rig.check_story()
     assert len(rig.hook.accepted) == len(rig.hook.ids())

@@ -11,6 +11,7 @@ from pathlib import Path
 from monitor.cli.options import add_config_option, user_name
 from monitor.config.errors import EXIT_UNAVAILABLE, as_command_error
 from monitor.config.loading import load_config
+from monitor.core.alert_document import rfc3339
 from monitor.core.feedback import KINDS, as_fields
 from monitor.fleet.feedback import FeedbackError, Wanted, give_feedback, images_of, read_feedback
 from monitor.fleet.history import WINDOW_MS
@@ -67,11 +68,18 @@ def _images(args: argparse.Namespace, store: Store, snapshot: Snapshot) -> None:
     args.output.mkdir(parents=True, exist_ok=True)
     lines = []
     thumbnails = 0
-    for kept in images_of(store, snapshot, read_feedback(store), args.kind):
-        file = f"{kept.answer.about.alert_id}-{kept.image.name}.jpg"
-        (args.output / file).write_bytes(kept.jpeg)
-        thumbnails += not kept.large
-        facts = {"file": file, "image": kept.image.id, "thumbnail": not kept.large, "feedback": as_fields(kept.answer)}
+    for answer, picture in images_of(store, snapshot, read_feedback(store), args.kind):
+        file = f"{answer.about.alert_id}-{picture.name}.jpg"
+        (args.output / file).write_bytes(picture.jpeg)
+        thumbnails += not picture.large
+        facts = {
+            "file": file,
+            "image": picture.image,
+            "stream": picture.stream,
+            "event_time": rfc3339(picture.event_time_ms),
+            "thumbnail": not picture.large,
+            "feedback": as_fields(answer),
+        }
         lines.append(json.dumps(facts, ensure_ascii=False) + "\n")
     (args.output / INDEX).write_text("".join(lines), encoding="utf-8")
     sys.stdout.write(f"{args.output}: {len(lines)} pictures, {thumbnails} of them thumbnails; {INDEX} says which\n")

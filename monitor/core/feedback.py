@@ -52,6 +52,21 @@ class Feedback:
         return self.about.alert_id, self.about.image
 
 
+@dataclass(frozen=True, slots=True)
+class Picture:
+    """What is kept of an image that somebody spoke of."""
+
+    name: str
+    """`Exemplar.name`."""
+    image: str
+    """Its id."""
+    event_time_ms: int
+    stream: str
+    jpeg: bytes
+    large: bool
+    """False: a thumbnail."""
+
+
 def in_force(answers: Iterable[Feedback]) -> dict[tuple[str, str], Feedback]:
     """{subject: its latest answer}, without the subjects whose latest one was a withdrawal."""
     found: dict[tuple[str, str], Feedback] = {}

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import uuid
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 import structlog
 
-from monitor.core.feedback import About, Feedback, FeedbackKind, as_fields, from_json, in_force
-from monitor.core.types import Exemplar
+from monitor.core.feedback import About, Feedback, FeedbackKind, Picture, as_fields, from_json, in_force
 from monitor.fleet.overview import Snapshot
 from monitor.fleet.stream_view import Asked, view_stream
 from monitor.store import Store
@@ -19,7 +17,7 @@ from monitor.telemetry.clock import wall_ms
 log = structlog.get_logger(__name__)
 
 MOST_IMAGES = 1000
-"""Of one alert that are looked through: more than are kept."""
+"""Of the evidence of one alert that are looked through: more than are kept."""
 
 
 class FeedbackError(ValueError):
@@ -37,18 +35,10 @@ class Wanted:
     comment: str = ""
 
 
-@dataclass(frozen=True, slots=True)
-class KeptImage:
-    """A picture that is kept of an image; a thumbnail where no large one is."""
-
-    answer: Feedback
-    image: Exemplar
-    jpeg: bytes
-    large: bool
-
-
 def give_feedback(store: Store, snapshot: Snapshot, wanted: Wanted) -> Feedback:
     """Keep what somebody says of an alert that is still listed, or of one of the images shown with it.
+
+    The pictures that it speaks of are kept with it.
 
     Raises:
         FeedbackError: there is no such alert, or no such image of it.
@@ -72,7 +62,10 @@ def give_feedback(store: Store, snapshot: Snapshot, wanted: Wanted) -> Feedback:
         wall_ms(),
         before.kind if before else None,
     )
-    store.feedback.add(alert.id, answer.id, json.dumps(as_fields(answer), ensure_ascii=False))
+    spoken_of = [image for image in view.worst if wanted.image in {"", image.id}]
+    store.feedback.add(
+        answer, [(image, store.pictures.of(snapshot.partitions, image, image.name)) for image in spoken_of]
+    )
     log.info("feedback.given", **as_fields(answer))
     return answer
 
@@ -94,8 +87,10 @@ def read_feedback(store: Store, alert_id: str = "") -> list[Feedback]:
     return sorted(found, key=lambda answer: (answer.at_ms, answer.id))
 
 
-def images_of(store: Store, snapshot: Snapshot, answers: Iterable[Feedback], kind: FeedbackKind) -> Iterator[KeptImage]:
-    """The pictures that are still kept of what counts as `kind`, each once; the images of an alert with its answer.
+def images_of(
+    store: Store, snapshot: Snapshot, answers: Iterable[Feedback], kind: FeedbackKind
+) -> Iterator[tuple[Feedback, Picture]]:
+    """(answer, picture) of what counts as `kind`, each picture once; the images of an alert with its answer.
 
     What was said of an image goes before what was said of its alert.
 
@@ -105,20 +100,20 @@ def images_of(store: Store, snapshot: Snapshot, answers: Iterable[Feedback], kin
     counts = in_force(answers)
     given: set[str] = set()
     for answer in sorted((a for a in counts.values() if a.kind == kind), key=lambda a: (not a.about.image, a.at_ms)):
-        for image in _images(store, snapshot, answer.about):
-            own = counts.get((answer.about.alert_id, image.id), answer)
-            if own.kind == kind and answer.about.image in {"", image.id} and image.name not in given:
-                given.add(image.name)
-                large = store.pictures.of(snapshot.partitions, image, image.name)
-                if large or image.thumbnail:
-                    yield KeptImage(own, image, large or image.thumbnail, bool(large))
+        about = answer.about
+        for picture in store.feedback.pictures(about.alert_id, about.image) or _evidence(store, snapshot, about):
+            own = counts.get((about.alert_id, picture.image), answer)
+            if own.kind == kind and picture.name not in given:
+                given.add(picture.name)
+                yield own, picture
 
 
-def _images(store: Store, snapshot: Snapshot, about: About) -> list[Exemplar]:
+def _evidence(store: Store, snapshot: Snapshot, about: About) -> Iterator[Picture]:
+    """What is still kept as evidence, for an answer that has no pictures of its own."""
     span = about.stream, about.since_ms, about.until_ms
-    found: Mapping[str, Exemplar] = {
-        image.name: image
-        for fingerprint in snapshot.layouts
-        for image in store.exemplars.unusual(snapshot.partitions, fingerprint, *span, MOST_IMAGES)
-    }
-    return list(found.values())
+    for fingerprint in snapshot.layouts:
+        for image in store.exemplars.unusual(snapshot.partitions, fingerprint, *span, MOST_IMAGES):
+            if about.image in {"", image.id}:
+                large = store.pictures.of(snapshot.partitions, image, image.name)
+                if jpeg := large or image.thumbnail:
+                    yield Picture(image.name, image.id, image.event_time_ms, image.stream, jpeg, bool(large))

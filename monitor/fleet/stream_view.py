@@ -16,7 +16,7 @@ from monitor.core.alert_document import Direction, Triage
 from monitor.core.alert_state import UNDER_WAY
 from monitor.core.buckets import IMAGES, REJECTED, Layout, cut_index, exceedances, sum_vectors
 from monitor.core.steps import DAY_MS, HOUR_MS
-from monitor.core.types import Alert, Partition, Vector
+from monitor.core.types import Alert, Exemplar, Partition, Vector
 from monitor.fleet.answers import Answer, Count, Rounded, Time
 from monitor.fleet.counts import bands
 from monitor.fleet.evidence import REACH_MS, evidence_span, stream_evidence
@@ -103,6 +103,8 @@ class StreamView:
     """How the mix of images moved, where that is what the evidence says."""
     warming: Sequence[WarmingJson] = ()
     """Rules that have too few images to judge now."""
+    worst: Sequence[Exemplar] = ()
+    """`exemplars` as they are kept."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -187,6 +189,7 @@ def view_stream(store: Store, snapshot: Snapshot, name: str, asked: Asked = Aske
         by_condition=by_condition,
         spread=None if in_short or focus or span else widest(layout, _calm(buckets[newest], line_since, alerts)),
         warming=_warming(store, partitions, name, asked.rules, last_ms + 1),
+        worst=worst,
         mix=None if in_short else shift_of_the_mix(store, found, sample, layout, newest),
     )
 

@@ -12,6 +12,7 @@ from pydantic import SecretStr
 from redis import Redis
 from redis.exceptions import RedisError
 
+from monitor.core.feedback import About, Feedback
 from monitor.core.types import Applied, ApplyStatus, Delta, Exemplar, Partition, StreamFacts
 from monitor.sources.redis_streams.log import SCRIPTS as LOG_SCRIPTS
 from monitor.sources.redis_streams.log import append_call
@@ -141,8 +142,8 @@ def test_no_script_touches_another_key(store: Store, server: PrivateRedis, monke
     assert outbox.settle("hook", first.id, "alert", "held")
     assert outbox.bury("hook", second, "dead", "alert")
     assert outbox.backlog("hook").entries == 2
-    store.feedback.add("alert", "answer", "text")
-    assert store.feedback.all() == ["text"]
+    store.feedback.add(Feedback("1", About("alert", "rule", "a", 0, 1), "fault", "", "", 0), [(worst, b"jpeg")])
+    assert len(store.feedback.all()) == 1
     # other numbers of shards
     stream = next(name for name in map(str, range(99)) if shard_of(name, 2) == 1)
     outbox.append(json.dumps({"type": "alert.firing", "data": {"rule": "r", "stream": stream, "alert_id": "a"}}))

@@ -5,6 +5,8 @@ from __future__ import annotations
 import io
 import json
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +20,10 @@ from pydantic import SecretStr
 
 from monitor.__main__ import main
 from monitor.core.alert_document import stream_path
+from monitor.core.feedback import About, Feedback, from_json
 from monitor.core.types import Alert
 from monitor.fleet.feedback import read_feedback
+from monitor.fleet.stream_view import EXEMPLARS
 from monitor.store.feedback import FEEDBACK_TTL_S
 from monitor.store.private_server import PrivateRedis
 from monitor.web.api import ENDPOINTS
@@ -52,7 +56,8 @@ def clean(fleet: Fleet) -> Iterator[None]:
     """No answer outlives its test."""
     yield
     keys = fleet.store.feedback._keys
-    keys.connection.read_many([("DEL", keys.key("feedback")), ("DEL", keys.key("feedback", ALERT))])
+    kept = [(name, *about) for name in ("feedback", "feedback-pictures") for about in ((), (ALERT,))]
+    keys.connection.read_many([("DEL", keys.key(*name)) for name in kept])
 
 
 @pytest.fixture
@@ -72,6 +77,18 @@ def command(redis_server: PrivateRedis, tmp_path: Path, capsys: pytest.CaptureFi
 def form_of(client: httpx.Client) -> dict[str, str]:
     token = client.get(PAGE).text.split('name="form" value="')[1].split('"')[0]
     return {"form": token, "alert_id": ALERT}
+
+
+@contextmanager
+def expired_evidence(fleet: Fleet) -> Iterator[None]:
+    """The images of the evidence are gone, as they are after a week, and come back."""
+    client = fleet.store._connection.client
+    keys = [key for kind in ("ex", "li", "lp", "lm") for key in client.scan_iter(f"{{lw:pages:*:{kind}:*")]
+    gone = {key: client.dump(key) for key in keys}
+    client.delete(*keys)
+    yield
+    for key, dump in gone.items():
+        client.restore(key, 0, dump)
 
 
 def check(answer: httpx.Response, method: str) -> Any:
@@ -158,19 +175,20 @@ def test_an_answer_that_comes_after_its_alert_was_read_without_any_stays_in_the_
 ) -> None:
     store = fleet.store.feedback
     keys = store._keys
-    store.add(ALERT, "first", "text")
+    first = Feedback("1", About(ALERT, "drift", HOSTILE, 0, 1), "fault", "ops", "", 0)
+    store.add(first)
     keys.connection.read_many([("DEL", keys.key("feedback", ALERT))])  # expired
     of = store.of
 
     def read_then_answered(alert_id: str) -> list[str]:
         found = of(alert_id)
-        store.add(alert_id, "second", "later")
+        store.add(replace(first, id="2"))
         return found
 
     monkeypatch.setattr(store, "of", read_then_answered)
     assert store.all() == []
     monkeypatch.undo()
-    assert store.all() == ["later"]
+    assert [from_json(text).id for text in store.all()] == ["2"]
 
 
 def test_the_pictures_of_what_was_said_are_written_and_thumbnails_are_named(
@@ -195,6 +213,43 @@ def test_the_pictures_of_what_was_said_are_written_and_thumbnails_are_named(
     assert shown[0] not in {line["image"] for line in written["fault"]}
     assert set(shown[1:]) <= {line["image"] for line in written["fault"]}
     assert all(line["feedback"]["alert_id"] == ALERT for line in written["fault"])
+
+
+def test_the_pictures_of_what_was_said_are_there_when_the_evidence_has_expired(
+    fleet: Fleet, inside: httpx.Client, command: Command, tmp_path: Path
+) -> None:
+    def written() -> dict[str, dict[str, bytes]]:
+        found: dict[str, dict[str, bytes]] = {}
+        for kind in ("fault", "expected"):
+            folder = tmp_path / f"{kind}-{len(list(tmp_path.iterdir()))}"
+            assert command("images", kind, "-o", str(folder))[0] == 0
+            lines = map(json.loads, (folder / "images.jsonl").read_text().splitlines())
+            found[kind] = {line["image"]: (folder / line["file"]).read_bytes() for line in lines}
+        return found
+
+    def say(kind: str, image: str = "") -> None:
+        body = {"alert_id": ALERT, "kind": kind, "image": image}
+        assert inside.post("/api/v1/feedback", json=body).status_code == 201
+
+    shown = inside.get(f"/api/v1{PAGE}").json()["exemplars"]
+    ids = [exemplar["id"] for exemplar in shown]
+    say("fault")
+    say("expected", ids[0])
+    before = written()
+    assert (set(before["fault"]), set(before["expected"])) == ({*ids[1:]}, {ids[0]})
+    assert len(ids) == EXEMPLARS
+    with expired_evidence(fleet):
+        assert inside.get(f"/api/v1{PAGE}").json()["exemplars"] == []
+        assert written() == before
+        say("expected")  # of the alert, whose pictures of before stay
+        assert set(written()["expected"]) == {*ids}
+        say("withdrawn")
+        assert written() == {"fault": {}, "expected": before["expected"]}
+        keys = fleet.store.feedback._keys
+        keys.connection.read("DEL", keys.key("feedback-pictures", ALERT))
+        assert written() == {"fault": {}, "expected": {}}
+    # as after an answer that a version of before took: from the evidence, while it lasts
+    assert written() == {"fault": {}, "expected": before["expected"]}
 
 
 def test_a_person_says_it_of_an_alert_and_of_an_image(fleet: Fleet, browser: Browser) -> None:

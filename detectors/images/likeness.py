@@ -22,12 +22,16 @@ NAME = "seen"
 """The signal: `Learned.likeness`. One-sided: only too much is unusual."""
 SIDE = 32
 BITS = 256
+WAVES = 23
+"""Frequencies down and across among which the BITS lowest are."""
 MAX_LEARNED = 20_000
 """Fingerprints kept, thinned evenly: 640 kB, and 25 microseconds to search."""
 NEAR = 32
 """Differing bits up to which images count as alike: no two of 2,000 CIFAR-10 images differ in fewer than 50."""
 NEAR_IN_WORD = 16
 """Of the 64 bits compared first: NEAR over all have 8 there, four standard deviations (2.4) below this."""
+COMPARED = 1 << 16
+"""Pairs of fingerprints at a time: half a megabyte for one of their words, which stays in a core's cache."""
 FLAT = 2.0
 """Levels, of the largest frequency: below it signs are noise, and an even area resembles any other."""
 
@@ -41,7 +45,7 @@ def hashes_of(pixels: Sequence[NDArray[np.uint8]]) -> Hashes:
     # green, as most of luma: to weigh three colours would take longer than all the rest
     green = np.stack([image[::step, ::step, 1] for image in pixels]).astype(np.float32)
     down, across = _cosines(green.shape[1]), _cosines(green.shape[2])
-    chosen = (down @ green @ across.T).reshape(len(green), -1)[:, _lowest()]
+    chosen = (down @ green @ across.T).reshape(len(green), -1).take(_lowest(), axis=1)
     words = np.ascontiguousarray(np.packbits(chosen > 0, axis=1)).view(np.uint64)
     words[np.abs(chosen).max(axis=1) < FLAT * SIDE] = 0
     return words
@@ -75,27 +79,29 @@ class Learned:
         Args:
             among: the images are among the learned ones: each is compared with all but one that equals it.
         """
-        first = np.ascontiguousarray(self.hashes[:, 0])
-        return np.array([self._likeness(first, image, among) for image in hashes])
-
-    def _likeness(self, first: Hashes, image: Hashes, among: bool) -> float:
-        if not image.any():
-            return 0.0
-        near = np.flatnonzero(np.bitwise_count(first ^ image[0]) <= NEAR_IN_WORD)
-        differing = np.sort(np.bitwise_count(self.hashes[near] ^ image).sum(axis=1, dtype=np.int64))
-        if among and len(differing) and differing[0] == 0:
-            differing = differing[1:]
-        return float(1 - differing[0] / BITS) if len(differing) and differing[0] <= NEAR else 0.0
+        first, nearest = np.ascontiguousarray(self.hashes[:, 0]), np.full(len(hashes), BITS)
+        learned = max(1, len(first))
+        step = max(1, COMPARED // learned)
+        for start in range(0, len(hashes), step):
+            part = hashes[start : start + step]
+            near = np.bitwise_count(first ^ part[:, :1]) <= NEAR_IN_WORD
+            images, near = np.divmod(np.flatnonzero(near), learned)  # three times as fast as nonzero
+            differing = np.bitwise_count(self.hashes[near] ^ part[images]).sum(axis=1, dtype=np.int64)
+            if among:
+                equal = np.flatnonzero(differing == 0)
+                differing[equal[np.unique(images[equal], return_index=True)[1]]] = BITS
+            np.minimum.at(nearest, start + images, differing)
+        return np.where((nearest <= NEAR) & hashes.any(axis=1), 1 - nearest / BITS, 0.0)
 
 
 @lru_cache(maxsize=16)
 def _cosines(samples: int) -> NDArray[np.float32]:
-    """(SIDE, samples): averages `samples` values over SIDE cells, and takes the cosine transform of these."""
+    """(WAVES, samples): averages `samples` values over SIDE cells, and takes the cosine transform of these."""
     edges = np.linspace(0, samples, SIDE + 1)
     places = np.arange(samples)
     overlap = np.minimum(edges[1:, None], places + 1) - np.maximum(edges[:-1, None], places)
     cells = np.maximum(overlap, 0) * SIDE / samples
-    waves = np.sqrt(2 / SIDE) * np.cos(np.pi * (np.arange(SIDE) + 0.5) * np.arange(SIDE)[:, None] / SIDE)
+    waves = np.sqrt(2 / SIDE) * np.cos(np.pi * (np.arange(SIDE) + 0.5) * np.arange(WAVES)[:, None] / SIDE)
     cosines: NDArray[np.float32] = (waves @ cells).astype(np.float32)
     return cosines
 
@@ -103,6 +109,6 @@ def _cosines(samples: int) -> NDArray[np.float32]:
 @lru_cache(maxsize=1)
 def _lowest() -> NDArray[np.intp]:
     """(BITS,) places of the lowest frequencies but the mean, dealt out evenly to the four words of a fingerprint."""
-    down, across = np.indices((SIDE, SIDE))
+    down, across = np.indices((WAVES, WAVES))
     order = np.argsort(down + across + down / SIDE, axis=None, kind="stable")[1 : BITS + 1]
     return np.concatenate([order[word::4] for word in range(4)])

@@ -17,6 +17,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -129,32 +130,31 @@ class Calibration:
         distance: Floats = np.maximum(outside, 0.0) / (high - low or abs(high) or 1.0)
         return distance
 
-    def ranks(self, scores: Floats, jitters: Jitter) -> NDArray[np.int64]:
-        """(N,) how many calibration pairs (value, jitter) are smaller than each pair; an equal pair is not smaller."""
-        low = np.searchsorted(self.values, scores, side="left")
-        tied = self.values[np.minimum(low, self.size - 1)] == scores
-        if not tied.any():
-            return low
-        # equal values (rare for scores, usual for widths) are in order of their jitters: bisect on those of the run
-        rows = np.flatnonzero(tied)
-        first, end, mine = low[rows], np.searchsorted(self.values, scores[rows], side="right"), jitters[rows]
-        while (first < end).any():
-            middle = (first + end) // 2
-            smaller = (first < end) & (self.jitters[np.minimum(middle, self.size - 1)] < mine)
-            first, end = np.where(smaller, middle + 1, first), np.where(smaller, end, middle)
-        low[rows] = first
-        return low
+    @cached_property
+    def order(self) -> NDArray[np.complex128]:
+        """(n,) what an image is looked up in: value + i jitter, as NumPy orders complex numbers by both parts.
+
+        A float keeps 53 bits of a jitter: two of 20,000 agree in these in one of tens of millions of calibrations.
+        """
+        return _ordered(self.values, self.jitters)
 
 
 def p_values_of(calibrations: Sequence[Calibration], scores: Floats, jitters: Jitter) -> Floats:
     """(N, S) p-values in (0, 1] of (N, S) scores and of the images' (N,) jitters; see `Calibration.p_values`."""
-    scores = np.where(np.isnan(scores), np.inf, scores)
-    pairs = zip(calibrations, scores.T, strict=True)
-    below = np.stack([calibration.ranks(column, jitters) for calibration, column in pairs], axis=1)
+    columns = _ordered(np.where(np.isnan(scores), np.inf, scores), jitters[:, None]).T
+    # how many calibration pairs (value, jitter) are smaller than each pair; an equal pair is not smaller
+    below = np.stack([c.order.searchsorted(column) for c, column in zip(calibrations, columns, strict=True)], axis=1)
     sizes = np.array([calibration.size for calibration in calibrations])
     upper, lower = (1.0 + sizes - below) / (sizes + 1.0), (1.0 + below) / (sizes + 1.0)
     both = np.minimum(1.0, 2.0 * np.minimum(upper, lower))
-    return np.where([calibration.two_sided for calibration in calibrations], both, upper)
+    found: Floats = np.where([calibration.two_sided for calibration in calibrations], both, upper)
+    return found
+
+
+def _ordered(values: Floats, jitters: Jitter) -> NDArray[np.complex128]:
+    pairs = np.empty(values.shape, np.complex128)
+    pairs.real, pairs.imag = values, jitters
+    return pairs
 
 
 def to_tensors(calibrations: Sequence[Calibration]) -> dict[str, Tensor]:

@@ -95,4 +95,4 @@ def _leading(standard: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _root(features: Tensor) -> Tensor:
-    return features.sign() * features.abs().sqrt()
+    return features.abs().sqrt_().copysign_(features)

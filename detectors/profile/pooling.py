@@ -46,5 +46,7 @@ def pool(maps: Sequence[Tensor], grid: int) -> Tensor:
 
 def averaged(features: Tensor, channels: Sequence[int], grid: int) -> Tensor:
     """(N, D) features of a grid -> (N, sum of channels), each the mean of its cells: for methods without places."""
+    if grid == 1:
+        return features
     parts = zip(channels, features.split(list(widths(channels, grid)), dim=1), strict=True)  # type: ignore[no-untyped-call]
     return torch.cat([part.unflatten(1, (count, -1)).mean(dim=2) for count, part in parts], dim=1)

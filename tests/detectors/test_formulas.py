@@ -169,3 +169,14 @@ def test_p_values_of_tied_scores_go_by_the_jitter() -> None:
     calibration = Calibration.of(np.full(4, 7.0), jitters, two_sided=False)
     p = calibration.p_values(np.array([7.0, 7.0, 7.0, 6.0, 8.0]), np.array([5, 25, 40, 0, 0], dtype=np.uint64))
     np.testing.assert_allclose(p, [5 / 5, 3 / 5, 2 / 5, 5 / 5, 1 / 5])
+
+
+def test_p_values_count_the_pairs_of_value_and_jitter_that_are_not_smaller() -> None:
+    rng = np.random.default_rng(0)
+    values, jitters = rng.integers(0, 9, (2, 50)).astype(float), rng.integers(0, 2**63, (2, 50), dtype=np.uint64)
+    known = sorted(zip(values[0].tolist(), jitters[0].tolist(), strict=True))
+    values[1, 0], jitters[1, 0] = known[20]  # the same image
+    values[1, 1:20] += 0.5  # between two values
+    p = Calibration.of(values[0], jitters[0], two_sided=False).p_values(values[1], jitters[1])
+    pairs = zip(values[1].tolist(), jitters[1].tolist(), strict=True)
+    assert p.tolist() == [(1 + sum(other >= pair for other in known)) / 51 for pair in pairs]

@@ -171,7 +171,7 @@ class Daemon:
 
         def evaluator_of(held: HeldShard) -> Evaluator:
             evaluator = Evaluator(self._store, rules, self._profiles.layouts, closing, presentation, held)
-            evaluator.conditions_of = self._conditions_of
+            evaluator.memory.conditions_of = self._conditions_of
             return evaluator
 
         shards = settings.evaluation.shards

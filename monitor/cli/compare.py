@@ -21,8 +21,7 @@ from monitor.config.loading import checked_rules, load_config
 from monitor.config.schema import Config
 from monitor.core.buckets import Layout
 from monitor.core.shadow import PREFIX
-from monitor.core.types import Vector
-from monitor.fleet.comparison import ComparisonJson, SideJson, Sides, compare, sides_of
+from monitor.fleet.comparison import Buckets, ComparisonJson, SideJson, Sides, as_judging, compare, sides_of
 from monitor.fleet.state import newest_event_ms, read_layouts
 from monitor.store import Store, StoreConfigError, StoreError, open_store
 from monitor.store.child_process import ChildError
@@ -46,9 +45,9 @@ def run(args: argparse.Namespace) -> int:
         layouts, shadows = read_layouts(store), store.catalog.shadows()
         if not shadows:
             raise CommandError("layerwatch profile compare: no profile was in shadow; see scoring.shadow")
-        found = {name: compare(store, layouts, name, span_ms) for name in sorted(shadows)}
-        found = {name: comparison for name, comparison in found.items() if comparison.shadow_side.images}
-        alerts = {name: _alerts(store, settings, sides_of(store, layouts, name, span_ms), layouts) for name in found}
+        sides = {name: sides_of(store, layouts, name, span_ms) for name in sorted(shadows)}
+        found = {name: compare(store, layouts, one) for name, one in sides.items() if one.shadow}
+        alerts = {name: _alerts(store, settings, sides[name], layouts) for name in found}
     if args.json:
         rows = [{**c.model_dump(), "alerts": alerts[name]} for name, c in found.items()]
         sys.stdout.write(json.dumps({"comparisons": rows}) + "\n")
@@ -65,14 +64,17 @@ def _alerts(store: Store, settings: Config, sides: Sides, layouts: dict[str, Lay
     """Of both sides by the same rules and buckets; rules that do not read images would say the same of both."""
     rules = [rule for rule in checked_rules(settings) if rule.reads_images and not rule.reads_clock]
     own = {name.removeprefix(PREFIX): layout for name, layout in store.catalog.shadows().items()}
-    shadow: dict[tuple[str, int, str], Vector] = {
-        (fingerprint.removeprefix(PREFIX), start, stream): vector
-        for (fingerprint, start, stream), vector in sides.shadow.items()
-    }
-    return {
-        "judging": documents_of(sides.judging, layouts, rules, settings),
-        "shadow": documents_of(shadow, own, rules, settings),
-    }
+
+    def documents(buckets: Buckets, known: dict[str, Layout]) -> list[dict[str, Any]]:
+        counts = {
+            (fingerprint, start, stream): vector
+            for start, tables in buckets.items()
+            for fingerprint, table in tables.items()
+            for stream, vector in table.items()
+        }
+        return documents_of(counts, known, rules, settings)
+
+    return {"judging": documents(sides.judging, layouts), "shadow": documents(as_judging(sides.shadow), own)}
 
 
 def _print(console: Console, found: ComparisonJson, alerts: Alerts) -> None:

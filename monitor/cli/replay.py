@@ -90,7 +90,7 @@ def replay_documents(settings: Config, span: Span, store: Store, show: Show) -> 
     closing = Closing(store, settings.buckets, SelfAlerts(store, settings.monitor, has_receivers=False))
     presentation = replace(presentation_of(settings), has_receivers=True)
     evaluator = Evaluator(store, rules, profiles.layouts, closing, presentation)
-    evaluator.conditions_of = profiles.conditions_of
+    evaluator.memory.conditions_of = profiles.conditions_of
     future = _future_records()
     try:
         evaluator.load()

@@ -15,7 +15,6 @@ from dataclasses import dataclass, replace
 import structlog
 
 from monitor.core import alert_state as alerts
-from monitor.core import conditions
 from monitor.core.alert_state import Policy
 from monitor.core.buckets import Layout
 from monitor.core.conditions import OVERALL
@@ -23,9 +22,9 @@ from monitor.core.event_time import bucket_of
 from monitor.core.types import Alert, AlertPhase, Partition
 from monitor.evaluate.aging import Aging
 from monitor.evaluate.closing import Closing
-from monitor.evaluate.judging import ConditionsOf, Found, held, raised_by, settling, verdicts_of
-from monitor.evaluate.memory import Change, Closed, Decision, Memory
+from monitor.evaluate.memory import Change, Decision, Memory
 from monitor.evaluate.presentation import Presentation
+from monitor.rules.judging import Closed, Found, step, verdicts_of
 from monitor.rules.rule import LastSeen, Rule
 from monitor.store import Kept, Sealed, Shard, Store
 from monitor.store.shards import whole_state
@@ -97,9 +96,6 @@ class Evaluator:
         self._sealed = Sealed()
         self._silence_looked_s = 0.0
         self._forgot_s = 0.0
-        self.conditions_of: ConditionsOf | None = None
-        """The conditions that a stream is configured to have; None: whichever an alert names. An alert waits for calm
-        images of its conditions only while they are configured."""
 
     def load(self) -> None:
         """Read the state as the last decided bucket left it."""
@@ -203,15 +199,10 @@ class Evaluator:
 
     def _step(self, rule: Rule, stream: str, found: Mapping[str, Found], bucket_ms: int, decision: Decision) -> None:
         """Advance one stream's alert by one bucket; `found` is by condition."""
-        known = self.memory.alerts.get((rule.name, stream), Alert(rule.name, stream))
-        before, found = settling(rule, known, found)
-        waits = held(before, found.keys(), self.memory, self.conditions_of)
-        joint = conditions.joint(before, {c: one.verdict for c, one in found.items()}, waits)
-        after = raised_by(rule, conditions.step(before, joint, bucket_ms, self._policies[rule.name]), found)
-        if after == known:
+        stepped = step(rule, stream, found, self.memory, bucket_ms, self._policies[rule.name])
+        if stepped is None:
             return
-        # calm may have been shown earlier than in this bucket
-        by = found.get(joint.condition) or Found(joint.verdict, self.memory.judging(stream, joint.condition))
+        before, after, by = stepped.before, stepped.after, stepped.by
         changed = after.phase is not before.phase
         if changed and after.phase is AlertPhase.FIRING:
             after = replace(after, suppressed=self._is_muted(bucket_ms))

@@ -5,25 +5,17 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Set
 from dataclasses import dataclass, field, replace
 
-import numpy as np
-
 from monitor.core.alert_state import UNDER_WAY
 from monitor.core.buckets import Layout, sum_vectors
-from monitor.core.conditions import breached_in
 from monitor.core.shadow import is_shadow
-from monitor.core.table import Table
 from monitor.core.types import Alert, AlertPhase, Vector
-from monitor.core.windows import EVERY, Windows, merged, tails
+from monitor.core.windows import EVERY, Windows, merged
 from monitor.evaluate.rule_states import RuleStates
 from monitor.fleet.evidence import REACH_MS
+from monitor.rules.judging import AlertKey, Closed, JudgingState
 from monitor.rules.rule import Rule
 from monitor.store import EvaluatorState, Shard, Store
 from monitor.store.keyspace import Member
-
-AlertKey = tuple[str, str]
-"""(rule, stream)."""
-Closed = Mapping[str, Table]
-"""{fingerprint: counts} of one closed bucket."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,9 +51,8 @@ class Decision:
         return publish
 
 
-class Memory:
-    """Alerts, rule states and the latest closed buckets of one shard; `load` reads them, `take_up` adds a committed
-    decision.
+class Memory(JudgingState):
+    """The state of one shard as it is stored; `load` reads it, `take_up` adds a committed decision.
 
     Args:
         layouts: fingerprint -> layout of the profiles loaded here; those of other replicas are read from Redis.
@@ -71,16 +62,12 @@ class Memory:
     def __init__(
         self, store: Store, shard: Shard, rules: tuple[Rule, ...], layouts: Mapping[str, Layout], bucket_ms: int
     ) -> None:
-        self._store, self._shard, self._rules, self.bucket_ms = store, shard, rules, bucket_ms
-        self._reach_ms = max([rule.evidence_ms for rule in rules], default=bucket_ms)
-        self.layouts = dict(layouts)
-        self.state = EvaluatorState()
-        self.alerts: dict[AlertKey, Alert] = {}
-        self.windows = Windows(self._reach_ms)
         # half of it: what is rolled up cannot be replayed
-        self.rule_states = RuleStates(shard.checkpoints, rules, store.counts.fine_ms // 2, shard.of)
-        self._watches: dict[str, dict[str, bool]] = {}
-        """By rule and stream."""
+        stored = RuleStates(shard.checkpoints, rules, store.counts.fine_ms // 2, shard.of)
+        super().__init__(rules, layouts, bucket_ms, stored)
+        self.rule_states: RuleStates = stored
+        self._store, self._shard, self._rules = store, shard, rules
+        self.state = EvaluatorState()
         self.is_ahead = False
         """A bucket has been judged that is not decided: the rule states are not those of `state`."""
 
@@ -99,13 +86,13 @@ class Memory:
         self.state, self.is_ahead = evaluation.state(), False
         self._read_layouts()
         self.alerts = evaluation.alerts()
-        self.windows = Windows(self._reach_ms)
+        self.windows = Windows(self.reach_ms)
         stored_ms = self.rule_states.load(
-            self.state.version, lambda rule: self.layouts if rule.reads_images else self._any_layout(), alive
+            self.state.version, lambda rule: self.layouts if rule.reads_images else self.any_layout(), alive
         )
         if self.state.bucket_ms is None:
             return
-        since_ms = min(self.state.bucket_ms - self._reach_ms, stored_ms) + 1
+        since_ms = min(self.state.bucket_ms - self.reach_ms, stored_ms) + 1
         found = store.counts.members(store.catalog.partitions(), since_ms, ("closed",), self.state.bucket_ms + 1)
         of_start: dict[int, list[Member]] = {}
         for member in found:
@@ -129,72 +116,9 @@ class Memory:
         self.windows.add(bucket_ms, sealed)
         return sealed
 
-    def counted(self, rule: Rule, sealed: Closed) -> dict[str, Table]:
-        """The counts that the rule judges by, under each fingerprint.
-
-        A rule about the stream itself judges all of its counts together, under EVERY: a record that could not be read
-        has no condition.
-        """
-        judging = [(name, table) for name, table in sealed.items() if not is_shadow(name)]
-        known = [(name, table) for name, table in judging if name in self.layouts or not rule.reads_images]
-        chosen = {name: self._watched(rule, table) for name, table in known}
-        chosen = {name: table for name, table in chosen.items() if table}
-        if rule.reads_images or not chosen:
-            return chosen
-        return {EVERY: tails(list(chosen.values()))} if self.layouts else {}
-
-    def _watched(self, rule: Rule, table: Table) -> Table:
-        if rule.streams == "*" and not rule.except_streams:
-            return table
-        known = self._watches.setdefault(rule.name, {})
-        for stream in table.streams:
-            if stream not in known:
-                known[stream] = rule.watches(stream)
-        return table.chosen(np.array([known[stream] for stream in table.streams], dtype=bool))
-
-    def watched(self, rule: Rule, sealed: Closed) -> dict[str, tuple[Table, Set[str]]]:
-        """{fingerprint: (counts in this bucket, streams under way)}: what the rule judges now.
-
-        These are the streams with counts in the bucket, and those with an active alert: their window moves on too, in
-        each condition in which the alert is breached.
-        """
-        counted = self.counted(rule, sealed)
-        active = {
-            key[1]: alert for key, alert in self.alerts.items() if key[0] == rule.name and alert.phase in UNDER_WAY
-        }
-        under_way: dict[str, set[str]] = {name: {s for s in active if s in table} for name, table in counted.items()}
-        for stream, alert in active.items():
-            if not rule.reads_images:
-                if self.layouts and self.windows.fingerprints_of(stream):
-                    under_way.setdefault(EVERY, set()).add(stream)
-                continue
-            present = {self.layouts[f].condition for f, table in counted.items() if stream in table}
-            for condition in (breached_in(alert) or {alert.condition}) - present:
-                if fingerprint := self.fingerprint_in(stream, condition):
-                    under_way.setdefault(fingerprint, set()).add(stream)
-        none = np.zeros((0, 0), dtype=np.uint32)
-        return {name: (counted.get(name, Table((), none)), streams) for name, streams in under_way.items()}
-
-    def _any_layout(self) -> dict[str, Layout]:
-        return {EVERY: self.layout_of(EVERY)} if self.layouts else {}
-
-    def fingerprint_in(self, stream: str, condition: str) -> str:
-        """The profile that judged the stream last in that condition, within reach; empty where none did."""
-        found = [f for f in self.windows.fingerprints_of(stream) if f in self.layouts]
-        return next((f for f in reversed(found) if self.layouts[f].condition == condition), "")
-
-    def judging(self, stream: str, condition: str) -> str:
-        """As `fingerprint_in`, or, where none judged it in that condition lately, the profile that judged it last."""
-        known = [f for f in self.windows.fingerprints_of(stream) if f in self.layouts]
-        return self.fingerprint_in(stream, condition) or (known[-1] if known else "")
-
-    def layout_of(self, fingerprint: str) -> Layout:
-        """The layout of a profile; of EVERY that of any: the tail is the same in all."""
-        return next(iter(self.layouts.values())) if fingerprint == EVERY else self.layouts[fingerprint]
-
     def held_since_ms(self, until_ms: int) -> int:
         """Start of the oldest bucket that is still held here when the bucket that ends then is judged."""
-        return max(self.decided_ms + self.bucket_ms, until_ms) - self._reach_ms
+        return max(self.decided_ms + self.bucket_ms, until_ms) - self.reach_ms
 
     def buckets(self, fingerprint: str, stream: str, span_ms: tuple[int, int]) -> list[tuple[int, Vector]]:
         """(start ms, counts) of the stream's closed buckets with since <= start < until, oldest first.
@@ -229,7 +153,7 @@ class Memory:
         held = [item for item in self.windows.buckets(counted, alert.stream) if item[0] >= calm_ms]
         onset_ms = rule.onset_ms(layout, row, held)
         # a sudden change, which many streams may have at once, lies near the end; another may have begun before
-        if held and onset_ms is not None and onset_ms <= held[-1][0] - self._reach_ms // 4:
+        if held and onset_ms is not None and onset_ms <= held[-1][0] - self.reach_ms // 4:
             until_ms = change.bucket_ms + self.bucket_ms
             held = self.buckets(counted, alert.stream, (max(until_ms - REACH_MS, calm_ms), until_ms))
             onset_ms = rule.onset_ms(layout, row, held)
@@ -242,10 +166,7 @@ class Memory:
     def take_up(self, decision: Decision, bucket_ms: int) -> None:
         """Apply a decision that has just been committed."""
         self.state = EvaluatorState(self.state.version + 1, bucket_ms, self.state.outbox_dropped)
-        self.alerts.update(decision.alerts)
-        for key, alert in decision.alerts.items():
-            if alert.phase is AlertPhase.INACTIVE:
-                del self.alerts[key]
+        self.put(decision.alerts)
         self.is_ahead = False
 
     def store_rows(self, decision: Decision) -> bool:

@@ -130,6 +130,11 @@ class Counts:
         return [self._by_shard[member, shards] for member in members]
 
     @property
+    def length_ms(self) -> int:
+        """Length of a bucket as it is closed."""
+        return self._steps[0].length_ms
+
+    @property
     def fine_ms(self) -> int:
         """Age up to which buckets stay as they were closed."""
         return self._steps[0].until_ms

@@ -57,7 +57,7 @@ class Camera:
         self.store._connection.client.delete(self.store._monitor_keys.key("tenure"))
         closing = closing_of(self.store, lateness_s=0)
         self.evaluator = Evaluator(self.store, self._rules, {}, closing, Presentation(self._monitor, "http://page"))
-        self.evaluator.conditions_of = lambda _: conditions or ("day", "night")
+        self.evaluator.memory.conditions_of = lambda _: conditions or ("day", "night")
         self.evaluator.load()
 
     def send(self, buckets: int, rejected: int = 0, **unusual: float) -> None:

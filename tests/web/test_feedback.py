@@ -260,6 +260,10 @@ def test_a_person_says_it_of_an_alert_and_of_an_image(fleet: Fleet, browser: Bro
     with served(fleet.store, WebSettings(port=0, token=SecretStr("secret"))) as address:
         page.goto(address + PAGE)
         feedback = page.locator("#feedback")
+        expect(feedback).not_to_be_in_viewport()
+        expect(page.locator("#pictures ~ #feedback")).to_have_count(1)  # who answers has seen them
+        page.get_by_role("link", name="say what it was").click()
+        expect(feedback.get_by_label("Why")).to_be_in_viewport()
         feedback.get_by_label("Why").fill("a new lamp")
         feedback.get_by_role("button", name="Expected change").click()
         expect(feedback.get_by_role("status")).to_contain_text("Expected change: said of drift by ops")

@@ -45,6 +45,9 @@ class Windows:
                 held.popleft()
             if not held:
                 del self._held[fingerprint]
+                # nobody may ask for its sums again, and they hold the buckets of a window
+                for key in [key for key in self._running if key[0] == fingerprint]:
+                    del self._running[key]
 
     def sum(self, layout: Layout, fingerprint: str, stream: str, after_ms: int) -> Vector:
         """Sum of the stream's buckets that start after that time; zeros where there are none."""

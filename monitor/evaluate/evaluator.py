@@ -39,6 +39,9 @@ SETTLE_MS = 3_600_000
 """After an outage every stream gets this time to send again before it is taken for dead."""
 FORGET_LOOK_S = 600.0
 """Between looks for dead streams: short compared with the retention, and a look reads the facts of every stream."""
+UNUSED_MS = 7 * 86_400_000
+"""Rules give up a profile that had no counts and that no process had loaded for so long. In a week each condition or
+product that comes by the day of the week has come, and whoever rolls back has done so."""
 HEARTBEAT_GAP_S = 60.0
 """A restart within this does not restart the measurement of silence."""
 KEEP_RESOLVED_MS = 7 * 86_400_000
@@ -275,6 +278,13 @@ class Evaluator:
             self._store.partitions.forget(dead)
             log.info("streams.forgotten", streams=len(dead), first=min(dead))
 
+    def give_up_unused(self) -> None:
+        """Drop what the rules keep under profiles that nobody uses any more; one that comes back begins anew."""
+        for key in self.memory.unused(UNUSED_MS, self._store.catalog.in_use(UNUSED_MS)):
+            if not self._held.renew() or not self.memory.rule_states.give_up(self.memory.state.version, key):
+                return  # another evaluator goes on
+            log.info("rule_states.given_up", rule=key[0], profile=key[1])
+
     def _judge_clock(self, partitions: tuple[Partition, ...]) -> None:
         """Judge the rules that read the clock of the machine instead of event time."""
         now_ms = wall_ms()
@@ -283,6 +293,7 @@ class Evaluator:
         if settled and time.monotonic() - self._forgot_s > FORGET_LOOK_S:
             self._forgot_s = time.monotonic()
             self.forget_dead(partitions, now_ms)
+            self.give_up_unused()
         rules = [rule for rule in self._rules.values() if rule.reads_clock]
         if not rules:
             return

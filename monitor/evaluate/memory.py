@@ -15,6 +15,7 @@ from monitor.fleet.evidence import REACH_MS
 from monitor.rules.judging import AlertKey, Closed, JudgingState
 from monitor.rules.rule import Rule
 from monitor.store import EvaluatorState, Shard, Store
+from monitor.store.checkpoints import StateKey
 from monitor.store.keyspace import Member
 
 
@@ -177,6 +178,15 @@ class Memory(JudgingState):
     def forget(self, streams: Set[str]) -> None:
         """Drop the rule states of streams that are dead, but for those with an alert under way."""
         self.rule_states.forget(streams, self._is_under_way)
+
+    def unused(self, age_ms: int, in_use: Set[str]) -> list[StateKey]:
+        """What the rules keep under profiles that are not in use and had no counts for that time.
+
+        A profile that raised an alert under way counts as in use.
+        """
+        under_way = (alert for alert in self.alerts.values() if alert.phase in UNDER_WAY)
+        needed = {*in_use, *(name for alert in under_way for name in alert.breached_by)}
+        return self.rule_states.unused(self.decided_ms - max(age_ms, self.reach_ms), needed)
 
     def _is_under_way(self, rule: str, stream: str) -> bool:
         alert = self.alerts.get((rule, stream))

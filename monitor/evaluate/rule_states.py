@@ -7,13 +7,13 @@ that were decided since: the same rows as if nothing had happened.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence, Set
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence, Set
 
 import numpy as np
 
 from monitor.core.buckets import Layout
 from monitor.core.table import Table
-from monitor.core.windows import Windows
+from monitor.core.windows import EVERY, Windows
 from monitor.rules.rule import ClosedBucket, Rows, Rule
 from monitor.store.checkpoints import Checkpoints, Kept, StateKey, slice_of
 
@@ -39,6 +39,8 @@ class RuleStates:
         self._layouts: dict[StateKey, Layout] = {}
         self._moved: dict[StateKey, set[str]] = {}
         """Streams whose row in Redis is an older one."""
+        self._last_ms: dict[StateKey, int] = {}
+        """The last bucket with counts; of rows that were only read, the last after which one was stored."""
         self._marks: dict[int, int] = {}
         self._as_of: dict[StateKey, dict[str, int]] = {}
         """The bucket that each row was read as the state after, until `replay` is over."""
@@ -52,10 +54,11 @@ class RuleStates:
             self._rows[key], self._layouts[key] = rule.rows(layout), layout
         return self._rows[key]
 
-    def judged(self, rule: Rule, fingerprint: str, streams: Iterable[str]) -> None:
-        """Note that the rows of these streams have moved."""
-        if rule.keeps_state:
+    def judged(self, rule: Rule, fingerprint: str, streams: Collection[str], bucket_ms: int) -> None:
+        """Note that the rows of these streams have moved in that bucket."""
+        if rule.keeps_state and streams:
             self._moved.setdefault((rule.name, fingerprint), set()).update(streams)
+            self._last_ms[rule.name, fingerprint] = bucket_ms
 
     def forget(self, streams: Set[str], is_under_way: Callable[[str, str], bool]) -> None:
         """Drop the rows of streams that are dead, but for those whose (rule, stream) has an alert under way."""
@@ -64,6 +67,29 @@ class RuleStates:
             self._store.drop(key, gone)
             rows.drop(gone)
             self._moved.get(key, set()).difference_update(gone)
+
+    def unused(self, before_ms: int, in_use: Set[str]) -> list[StateKey]:
+        """The states with rows under other profiles than those in use, without counts since that bucket."""
+        return [
+            (rule, fingerprint)
+            for (rule, fingerprint), last_ms in self._last_ms.items()
+            if last_ms < before_ms and fingerprint not in {EVERY, *in_use}
+        ]
+
+    def give_up(self, version: int, key: StateKey) -> bool:
+        """Drop all rows of a state, first in Redis; after a crash in between the rest is found again.
+
+        Args:
+            version: of the evaluator's state.
+
+        Returns:
+            False where another evaluator moved on.
+        """
+        if not self._store.give_up(version, key):
+            return False
+        for known in (self._rows, self._layouts, self._moved, self._as_of, self._last_ms):
+            known.pop(key, None)
+        return True
 
     # ---------------------------------------------------------------- take over
 
@@ -77,7 +103,7 @@ class RuleStates:
             fingerprints: {fingerprint: layout} that a rule may have rows under.
             alive: called now and then.
         """
-        self._rows, self._layouts, self._moved, self._as_of = {}, {}, {}, {}
+        self._rows, self._layouts, self._moved, self._as_of, self._last_ms = {}, {}, {}, {}, {}
         self._marks, whole = self._store.marks()
         if not whole:
             self._store.begin(version, self._marks)
@@ -89,6 +115,8 @@ class RuleStates:
                     rows.put({stream: kept.packed for stream, kept in found.items()})
                     as_of.update({stream: kept.bucket_ms for stream, kept in found.items()})
                     alive()
+                if as_of:
+                    self._last_ms[key] = max(as_of.values())
         reach_ms = max([rule.window_ms for rule in self._rules], default=0)
         return min(self._marks.values()) - reach_ms
 
@@ -111,7 +139,7 @@ class RuleStates:
             if moving:
                 layout = self._layouts[key]
                 rule.judge(ClosedBucket(start_ms, length_ms, fingerprint, layout, moving, windows), self._rows[key])
-                self.judged(rule, fingerprint, moving.streams)
+                self.judged(rule, fingerprint, moving.streams, start_ms)
 
     # ---------------------------------------------------------------- store
 

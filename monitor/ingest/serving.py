@@ -52,7 +52,7 @@ class Serving:
         profiles = self.profiles
         name = f"{socket.gethostname()}/{os.getpid()}"
         replica = Replica(name, dict(profiles.pins), profiles.fingerprints, self.failure)
-        self._factory.store.catalog.put_replica(replica)
+        self._factory.store.catalog.put_replica(replica, profiles.loaded)
 
     def replace(self, profiles: Profiles, give_up: threading.Event) -> bool:
         """Score with these once everything in flight is applied, then free what the old ones held.

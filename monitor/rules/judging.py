@@ -5,7 +5,7 @@ The evaluator does it on the state that it stores; a comparison on a state of it
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence, Set
+from collections.abc import Callable, Collection, Mapping, Sequence, Set
 from dataclasses import dataclass, replace
 from typing import Protocol
 
@@ -60,8 +60,8 @@ class RowsByRule(Protocol):
     def rows(self, rule: Rule, fingerprint: str, layout: Layout) -> Rows:
         """What one rule remembers under one profile; `judge` changes it."""
 
-    def judged(self, rule: Rule, fingerprint: str, streams: Iterable[str]) -> None:
-        """Note that the rows of these streams have moved."""
+    def judged(self, rule: Rule, fingerprint: str, streams: Collection[str], bucket_ms: int) -> None:
+        """Note that the rows of these streams have moved in that bucket."""
 
 
 class PassingRows:
@@ -75,7 +75,7 @@ class PassingRows:
         key = (rule.name, fingerprint)
         return self._rows[key] if key in self._rows else self._rows.setdefault(key, rule.rows(layout))
 
-    def judged(self, rule: Rule, fingerprint: str, streams: Iterable[str]) -> None:
+    def judged(self, rule: Rule, fingerprint: str, streams: Collection[str], bucket_ms: int) -> None:
         """As `RowsByRule`."""
 
 
@@ -183,7 +183,7 @@ def verdicts_of(rule: Rule, state: JudgingState, bucket_ms: int, sealed: Closed)
         bucket = ClosedBucket(bucket_ms, state.bucket_ms, fingerprint, layout, counts, state.windows, under_way)
         rows = state.rule_states.rows(rule, fingerprint, layout)
         judgement = rule.judge(bucket, rows)
-        state.rule_states.judged(rule, fingerprint, counts.streams)
+        state.rule_states.judged(rule, fingerprint, counts.streams, bucket_ms)
         condition = layout.condition if rule.reads_images else OVERALL
         for stream, verdict in judgement.verdicts.items():
             known = found.setdefault(stream, {})

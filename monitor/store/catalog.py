@@ -30,6 +30,7 @@ class Catalog:
         self._first_read = keys.key("first_read")
         self._layouts, self._profiles = keys.texts("layouts"), keys.texts("profiles")
         self._replicas, self._shadows = keys.texts("replicas"), keys.texts("shadow_layouts")
+        self._in_use = keys.texts("in_use")
 
     def register_partitions(self, partitions: Iterable[Partition]) -> None:
         """Make partitions known to the evaluator, wherever it runs; each call is a sign that they are configured."""
@@ -122,9 +123,22 @@ class Catalog:
         """What `put_profiles` stored, of every profile that counted here lately."""
         return self._profiles.all()
 
-    def put_replica(self, replica: Replica) -> None:
-        """Store what a process says of itself, in the place of what it said before."""
-        self._replicas.put(replica.name, replace(replica, seen_ms=self._now_ms()).to_json())
+    def put_replica(self, replica: Replica, in_use: Iterable[str] = ()) -> None:
+        """Store what a process says of itself, in the place of what it said before.
+
+        Args:
+            in_use: fingerprints of all that it has loaded, also for a condition or in shadow.
+        """
+        now_ms = self._now_ms()
+        self._replicas.put(replica.name, replace(replica, seen_ms=now_ms).to_json())
+        self._in_use.put_all({fingerprint: str(now_ms) for fingerprint in in_use})
+
+    def in_use(self, within_ms: int) -> set[str]:
+        """Fingerprints of what a process had loaded within that time, by the clock of Redis."""
+        since_ms = self._now_ms() - within_ms
+        loaded = {fingerprint for fingerprint, at_ms in self._in_use.all().items() if int(at_ms) >= since_ms}
+        # a process of a version that does not say all that it has loaded says this much
+        return loaded.union(*(replica.fingerprints for replica in self.replicas()))
 
     def replicas(self) -> list[Replica]:
         """What the processes said that run, by name; what those said that have ended is removed."""

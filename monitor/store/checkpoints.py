@@ -107,6 +107,19 @@ class Checkpoints:
             self._connection.run(SCRIPTS["checkpoint"], keys, version, SCHEMA, TTL_S, len(marks), *flat, *chunk.rows)
         )
 
+    def give_up(self, version: int, state: StateKey) -> bool:
+        """Remove all rows of one state, some slices at a time; False where another evaluator moved on meanwhile.
+
+        Args:
+            version: as `Evaluation.decide` left it.
+        """
+        rows = [_first_key(self._keys, state), *(_rows_key(self._keys, state, i) for i in range(SLICES))]
+        for first in range(0, len(rows), READ_SLICES):
+            keys = [self._keys.key("evaluator"), *rows[first : first + READ_SLICES]]
+            if not self._connection.run(SCRIPTS["give_up"], keys, version, SCHEMA):
+                return False
+        return True
+
     def drop(self, state: StateKey, streams: Iterable[str]) -> None:
         """Remove the rows of these streams."""
         commands: list[Sequence[Value]] = []

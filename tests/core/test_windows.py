@@ -36,6 +36,18 @@ def test_sums_of_many_streams_are_those_of_each_also_where_buckets_are_missing()
             np.testing.assert_array_equal(sums[:, :-1], np.stack([v[-size:] for v in one_by_one])[:, :-1])
 
 
+def test_of_a_profile_that_judges_no_more_nothing_stays_and_its_sums_are_right_when_it_comes_back() -> None:
+    rng, windows = np.random.default_rng(2), Windows(REACH_MS)
+    for start_ms in range(0, 600_000, STEP_MS):
+        name = "old" if start_ms < 200_000 or start_ms >= 400_000 else "new"
+        windows.add(start_ms, {name: (table := drawn(rng, 1))})
+        sums = windows.sums(name, table.streams, start_ms, WINDOW_MS)
+        one_by_one = [windows.sum(LAYOUT, name, stream, start_ms - WINDOW_MS) for stream in table.streams]
+        np.testing.assert_array_equal(sums[:, :-1], np.stack(one_by_one)[:, :-1])
+        if start_ms == 390_000:
+            assert {fingerprint for fingerprint, _ in windows._running} == {"new"}
+
+
 def test_tables_add_up_by_stream_and_the_longest_run_is_the_maximum() -> None:
     rng = np.random.default_rng(1)
     one, other = drawn(rng, 1), drawn(rng, 1)

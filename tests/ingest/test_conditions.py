@@ -166,7 +166,7 @@ def test_each_image_is_judged_by_its_condition_in_one_batch(folder: Path, tmp_pa
         np.testing.assert_allclose(judged.p_values, view.score([prepared]).p_values[0], atol=0.02)
     dark = base.signals.index("luma_p50")
     assert min(judged.p_values[dark] for judged in found[6:]) > 0.01 > base.score([taken[6][1]]).p_values[0, dark]
-    assert set(profiles.layouts) == {base.fingerprint, *(view.fingerprint for view in views)}
+    assert profiles.loaded == set(profiles.layouts) == {base.fingerprint, *(view.fingerprint for view in views)}
     assert {layout.condition for layout in profiles.layouts.values()} == {"", "day", "night"}
     assert profiles.fingerprint_of("yard-1") == base.fingerprint
     assert (set(profiles.conditions_of("yard-1")), set(profiles.conditions_of("cell"))) == ({"day", "night"},) * 2

@@ -81,6 +81,7 @@ def test_a_shadow_counts_what_it_would_have_counted_and_totals_count_once(
     assert sum(t.applied for t in totals.values()) == sum(i % BAD_EVERY != 7 for i in range(210))
     assert list(running.store.catalog.layouts()) == [judging]  # whoever judges does not know it
     assert list(running.store.catalog.shadows()) == [shadow_of(second.fingerprint)]
+    assert running.store.catalog.in_use(60_000) == {judging, second.fingerprint}
 
 
 def test_a_profile_is_not_in_shadow_of_itself(make: Callable[[str], Running]) -> None:

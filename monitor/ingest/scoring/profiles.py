@@ -21,7 +21,7 @@ from detectors.profile.outline import Outline, read_outline
 from detectors.versions.store import Pointer
 from monitor.core.buckets import Layout, counted_under
 from monitor.core.heat import Heat
-from monitor.core.shadow import shadow_of
+from monitor.core.shadow import PREFIX, shadow_of
 from monitor.core.types import Record
 from monitor.ingest.by_stream import ByStream, Preparers
 from monitor.ingest.conditions import ConditionRule
@@ -119,6 +119,11 @@ class Profiles:
     def fingerprints(self) -> list[str]:
         """Of the profiles, as their counts carry them; without those of their views."""
         return sorted({counted_under(profile.fingerprint) for profile in self._by_stream.all()})
+
+    @property
+    def loaded(self) -> set[str]:
+        """Fingerprints of all profiles, with their views by condition, and of those in shadow."""
+        return {*self.layouts, *(name.removeprefix(PREFIX) for name in self.shadow_layouts)}
 
     def all(self) -> list[Profile]:
         """Every profile once, and their views by the conditions in use."""

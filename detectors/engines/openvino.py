@@ -161,8 +161,10 @@ def converted(backbone: Backbone) -> Any:
         # torch's tracer warns of every Python number in a shape: all but that of the batch are fixed
         with torch.no_grad(), warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            shape = package.PartialShape([-1, height, width, 3])
-            return package.convert_model(Graph(backbone), example_input=example(backbone), input=[shape])
+            # without the check, which traces once more: `use_engine` compares the scores themselves
+            traced = torch.jit.trace(Graph(backbone), example(backbone), check_trace=False)
+            pixels = (package.PartialShape([-1, height, width, 3]), package.Type.u8)
+            return package.convert_model(traced, input=[pixels])
     except Exception as error:  # whatever a network's layers do that the converter does not know
         raise EngineError(f"openvino cannot convert {backbone.spec.model!r}: {first_line(error)}") from error
 

@@ -78,7 +78,10 @@ def pixels_on(device: torch.device, count: int = 3) -> Tensor:
 
 
 @pytest.mark.parametrize(("name", "grid"), [*((name, 1) for name in sorted(REGISTRY)), ("mahalanobis-ridge", 4)])
-def test_from_pixels_to_signals_nothing_is_asked_of_the_host_and_nothing_comes_from_it(name: str, grid: int) -> None:
+def test_from_pixels_to_signals_nothing_is_asked_of_the_host_and_nothing_comes_from_it(
+    name: str, grid: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("detectors.methods.diffusion.MIN_STEPS", 10)  # how well it learns does not count here
     layers = Backbone(replace(SPEC, grid=grid), "cpu").layers
     scorer = scorer_on_meta(create(name, layers, **SMALL.get(name, {})).fit(learned(grid)), grid)
     scorer.signals(pixels_on(META))  # moves what was learned to the device, once

@@ -118,11 +118,22 @@ def test_rows_that_are_read_and_advanced_are_those_of_the_evaluator_that_went_on
     fleet.store.close()
 
 
+@pytest.fixture(scope="module")
+def undisturbed(redis_server: PrivateRedis) -> Iterator[tuple[Fleet, Evaluator]]:
+    """Thirty buckets judged by one evaluator."""
+    fleet = fleet_on(redis_server.url)
+    evaluator = fleet.evaluator()
+    run(fleet, 30, evaluator)
+    yield fleet, evaluator
+    fleet.store.close()
+
+
 @pytest.mark.parametrize("place", ["after_seal", "before_decide", "after_decide", "before_checkpoint"])
-def test_a_crash_in_the_midst_of_a_bucket_changes_no_document_and_no_row(redis: str, place: str) -> None:
-    undisturbed, crashing = fleet_on(redis), fleet_on(redis)
-    first = undisturbed.evaluator()
-    run(undisturbed, 30, first)
+def test_a_crash_in_the_midst_of_a_bucket_changes_no_document_and_no_row(
+    redis: str, place: str, undisturbed: tuple[Fleet, Evaluator]
+) -> None:
+    calm, first = undisturbed
+    crashing = fleet_on(redis)
     evaluator = crashing.evaluator()
     for bucket in range(30):
         crashing.send()
@@ -133,10 +144,9 @@ def test_a_crash_in_the_midst_of_a_bucket_changes_no_document_and_no_row(redis: 
             # the same evaluator goes on, or another
             evaluator = evaluator if bucket == 11 else crashing.evaluator()
         evaluator.look()
-    assert crashing.documents() == undisturbed.documents()
+    assert crashing.documents() == calm.documents()
     assert rows_of(evaluator) == rows_of(first) == rows_of(crashing.evaluator())
-    for fleet in (undisturbed, crashing):
-        fleet.store.close()
+    crashing.store.close()
 
 
 def test_rows_of_the_version_before_go_on_and_what_fires_keeps_firing(redis: str) -> None:

@@ -162,7 +162,7 @@ def converted(backbone: Backbone) -> Any:
         with torch.no_grad(), warnings.catch_warnings():
             warnings.simplefilter("ignore")
             # without the check, which traces once more: `use_engine` compares the scores themselves
-            traced = torch.jit.trace(Graph(backbone), example(backbone), check_trace=False)
+            traced = torch.jit.trace(Graph(backbone), example(backbone), check_trace=False)  # type: ignore[no-untyped-call]
             pixels = (package.PartialShape([-1, height, width, 3]), package.Type.u8)
             return package.convert_model(traced, input=[pixels])
     except Exception as error:  # whatever a network's layers do that the converter does not know

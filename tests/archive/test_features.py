@@ -23,6 +23,8 @@ from monitor.cli.archive.results import Results
 from monitor.cli.archive.shards import shards_of
 from tests.archive.parts import drawn, folder_of
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def stored(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:

@@ -42,8 +42,13 @@ def sets(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 
 def test_evaluate_compares_all_detectors_and_writes_a_report(
-    profile_folder: Path, sets: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    profile_folder: Path,
+    sets: dict[str, Path],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setattr("detectors.methods.diffusion.MIN_STEPS", 50)  # stripes are seen after fewer
     report = tmp_path / "report.html"
     common = ("evaluate", profile_folder, "--id", sets["id"], "--ood", f"stripes={sets['ood']}")
     assert run(*common, "--detectors", "all", "--json", "--html", report) == 0

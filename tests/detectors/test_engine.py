@@ -132,6 +132,7 @@ def test_a_profile_without_examples_is_tested_too(profile: Profile) -> None:
     assert len(surfaces(8, 8)) >= 40
 
 
+@pytest.mark.slow
 def test_nobody_is_told_over_the_network_that_it_is_used() -> None:
     told = subprocess.run(
         [

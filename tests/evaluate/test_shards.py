@@ -48,14 +48,12 @@ def process(fleet: Fleet, shards: int = 1) -> Replica:
 
 def settled(*processes: Replica) -> None:
     """Each looks as often as it takes to share the shards out, or to change their number, and to decide what is due."""
-    seen: list[object] = []
-    while (
-        len(seen) < 3 or seen[-3:] != seen[-1:] * 3
-    ):  # what one writes, another may answer: two looks that change nothing
+    found: list[object] = []
+    while len(found) < 3 or not found[-3] == found[-2] == found[-1]:  # what one has written, another may answer
         for one in processes:
             one.turn()
         held = [{n: (j.tenure, j.evaluator.memory.decided_ms) for n, j in one.judged.items()} for one in processes]
-        seen.append(([one.leases.seats for one in processes], held))
+        found.append(([one.leases.seats for one in processes], held))
 
 
 @contextmanager

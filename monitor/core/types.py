@@ -287,3 +287,16 @@ class Alert:
     this was known."""
     fresh: tuple[tuple[str, int], ...] = ()
     """(fingerprint, images judged so far) of other profiles that have taken over while it is under way."""
+
+
+@dataclass(frozen=True, slots=True)
+class PastAlert:
+    """That an alert was pending or firing, in event time; kept longer than the alert itself."""
+
+    rule: str
+    stream: str
+    id: str
+    since_ms: int
+    """When the change began."""
+    until_ms: int
+    """[since, until); of an alert under way until now."""

@@ -183,6 +183,7 @@ class Evaluator:
             if alert.phase not in alerts.UNDER_WAY or (rule and rule.watches(alert.stream)):
                 continue
             decision.alerts[key] = after = alerts.withdraw(alert, at_ms)
+            decision.end(alert, at_ms)
             if after.phase is AlertPhase.RESOLVED and not alert.suppressed:
                 decision.add(Change(rule, "", self.memory.decided_ms, after))
             log.info("alert.withdrawn", rule=alert.rule, stream=alert.stream, id=alert.id)
@@ -212,6 +213,8 @@ class Evaluator:
             change = Change(rule, by.fingerprint, bucket_ms, after)
             after = self.memory.with_onset(rule, change, by.row, alerts.calm_since_ms(before))
         decision.alerts[rule.name, stream] = after
+        if known.phase in alerts.UNDER_WAY and after.phase not in alerts.UNDER_WAY:
+            decision.end(known, after.resolved_ms or bucket_ms + self._bucket_ms)
         if changed and decision.add(Change(rule, by.fingerprint, bucket_ms, after)):
             summary = after.verdict.summary if after.verdict else ""
             log.info(f"alert.{after.phase}", rule=rule.name, stream=stream, id=after.id, summary=summary)
@@ -250,7 +253,7 @@ class Evaluator:
             log.warning("evaluator.not_decided", bucket_ms=bucket_ms, reason="the lease is lost")
             return False
         done = self._shard.evaluation.decide(
-            memory.state.version, bucket_ms, decision.alerts.values(), outbox, Kept(firing)
+            memory.state.version, bucket_ms, decision.alerts.values(), outbox, Kept(firing, decision.ended)
         )
         failpoint("after_decide")
         if not done:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from monitor.core.alert_state import UNDER_WAY
 from monitor.core.buckets import Layout, sum_vectors
 from monitor.core.shadow import is_shadow
-from monitor.core.types import Alert, AlertPhase, Vector
+from monitor.core.types import Alert, AlertPhase, PastAlert, Vector
 from monitor.core.windows import EVERY, Windows, merged
 from monitor.evaluate.rule_states import RuleStates
 from monitor.fleet.evidence import REACH_MS
@@ -41,6 +41,12 @@ class Decision:
     """Changes that go to the receivers."""
     phases: list[tuple[AlertKey, str]] = field(default_factory=list)
     """((rule, stream), phase) of every change of phase."""
+    ended: list[PastAlert] = field(default_factory=list)
+    """Alerts that are under way no more."""
+
+    def end(self, alert: Alert, until_ms: int) -> None:
+        """Note an alert that was pending or firing until then."""
+        self.ended.append(PastAlert(alert.rule, alert.stream, alert.id, alert.since_ms, until_ms))
 
     def add(self, change: Change) -> bool:
         """Count the change of phase, and publish it where receivers should get it; returns whether they do."""

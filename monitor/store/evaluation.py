@@ -8,9 +8,10 @@ from dataclasses import dataclass, field
 import msgpack
 
 from monitor.core import alert_state
-from monitor.core.types import Alert, AlertPhase, Partition
+from monitor.core.types import Alert, AlertPhase, Partition, PastAlert
 from monitor.store.connection import SCHEMA, SCRIPTS, StoreConfigError, newer
 from monitor.store.keyspace import SEPARATOR, TTL_S, MonitorKeys, expiry, name_of, partition_of
+from monitor.store.past_alerts import KEPT_MS, LIMIT, PAST_ALERTS, packed
 
 FIRING_DOCUMENTS = "outbox:firing"
 """Name of the hash {alert id: document} of what fires now."""
@@ -38,6 +39,8 @@ class Kept:
     firing: Mapping[str, str] = field(default_factory=dict)
     """{alert id: document} of alerts that begin to fire, empty of those that end: what fires now is kept for receivers
     that did not get it."""
+    past: Sequence[PastAlert] = ()
+    """Alerts that are under way no more."""
 
 
 NOTHING_KEPT = Kept()
@@ -151,10 +154,13 @@ class Evaluation:
             "alerts": [(f"{alert.rule}{SEPARATOR}{alert.stream}", _stored(alert)) for alert in alerts],
             "outbox": list(outbox),
             "firing": list(kept.firing.items()),
+            "past": [(str(ended.until_ms), packed(ended)) for ended in kept.past],
+            "past_since": str(bucket_ms - KEPT_MS),
+            "past_limit": LIMIT,
             "outbox_limit": OUTBOX_LIMIT,
             "ttl_s": TTL_S,
         }
-        keys = [self._keys.key(name) for name in ("evaluator", "alerts", "outbox", FIRING_DOCUMENTS)]
+        keys = [self._keys.key(name) for name in ("evaluator", "alerts", "outbox", FIRING_DOCUMENTS, PAST_ALERTS)]
         return bool(self._connection.run(SCRIPTS["decide"], keys, msgpack.packb(body, use_bin_type=False)))
 
 

@@ -17,6 +17,7 @@ from monitor.store.checkpoints import SLICES, StateKey
 from monitor.store.connection import SCHEMA, SCRIPTS, Call, Connection, StoreError, Value
 from monitor.store.evaluation import FIRING_DOCUMENTS
 from monitor.store.keyspace import TTL_S, expiry
+from monitor.store.past_alerts import PAST_ALERTS, SINCE_FIELD, unpacked
 from monitor.store.shards import Shard, ShardLayout, Shards, shard_of
 from monitor.telemetry.failpoints import failpoint
 
@@ -69,8 +70,10 @@ class ShardMove:
         new = [self._shards.shard(number, layout.shards) for number in range(layout.shards)]
         record = new[0].keys.key("shards")
         bucket, version = (value.decode() for value in self._connection.read("HMGET", record, "bucket", "version"))
-        self._set_states(old[len(new) :], "", version)
-        self._set_states(new, bucket, version)
+        known_ms = self._shards.past_alerts_of(old).known_since_ms
+        self._set_states(old[len(new) :], {}, version)
+        past = {} if known_ms is None else {SINCE_FIELD: known_ms, "past_bucket": bucket}
+        self._set_states(new, {"bucket": bucket, **past} if bucket else {}, version)
         receivers = set[str]().union(*(shard.outbox.receivers() for shard in old))
         for shard in new:
             shard.outbox.keep_receivers(receivers)
@@ -93,18 +96,19 @@ class ShardMove:
         self._connection.read("HDEL", record, "from")
         self._connection.read_many([("DEL", shard.keys.key("adopted")) for shard in new])
 
-    def _set_states(self, shards: Sequence[Shard], bucket: str, version: str) -> None:
+    def _set_states(self, shards: Sequence[Shard], place: Mapping[str, Value], version: str) -> None:
         for shard in shards:
             key = shard.keys.key("evaluator")
-            place = ("HSET", key, "bucket", bucket) if bucket else ("HDEL", key, "bucket")
-            fields = ("HSET", key, "version", version, "schema", SCHEMA)
-            self._connection.read_many([place, fields, expiry(key)])
+            fields = {"version": version, "schema": SCHEMA, **place}
+            written = ("HSET", key, *(value for pair in fields.items() for value in pair))
+            gone = [("HDEL", key, "bucket")] if not place else []
+            self._connection.read_many([*gone, written, expiry(key)])
 
     def _delete(self, shard: Shard, receivers: Iterable[str], states: Iterable[StateKey]) -> None:
         """What a shard held that there is no more; its version stays, as a fence."""
         of_receivers = [f"outbox:{kind}:{name}" for name in receivers for kind in ("retry", "held")]
         rows = [f"rows:{fingerprint}:{rule}:{i}" for rule, fingerprint in states for i in range(SLICES)]
-        names = ["alerts", "outbox", FIRING_DOCUMENTS, "outbox:dead", "outbox:receivers", "checkpoints"]
+        names = ["alerts", "outbox", FIRING_DOCUMENTS, PAST_ALERTS, "outbox:dead", "outbox:receivers", "checkpoints"]
         for name in (*names, *of_receivers, *rows):
             self._connection.read("DEL", shard.keys.key(name))
 
@@ -120,6 +124,8 @@ class _Move:
         """What goes elsewhere of each hash, by shard."""
         self._entries: list[bytes] = []
         """Of the outbox, likewise."""
+        self._past: list[bytes] = []
+        """Of the alerts that ended, likewise."""
 
     def copy(self, receivers: Iterable[str]) -> None:
         """Write to the new shards what becomes theirs."""
@@ -131,6 +137,7 @@ class _Move:
         self._copy_hash("alerts", lambda _, text: self._owner_of_stream(alert_state.from_json(text).stream))
         self._copy_hash(FIRING_DOCUMENTS, lambda _, text: self._owner_of(text))
         self._copy_entries()
+        self._copy_past()
         here = self._source.number % len(self._new)
         for receiver in receivers:
             self._copy_hash(f"outbox:held:{receiver}", lambda name, _: self._alert_owner.get(name, here))
@@ -154,6 +161,7 @@ class _Move:
             gone = [pair[0] for pairs in self._fields.get(name, {}).values() for pair in pairs]
             self._by_page(("HDEL", self._source.keys.key(name)), gone)
         self._by_page(("XDEL", self._source.keys.key("outbox")), self._entries)
+        self._by_page(("ZREM", self._source.keys.key(PAST_ALERTS)), self._past)
         marks, _ = self._source.checkpoints.marks()
         for state in states:
             for rows in self._source.checkpoints.read(state, marks):
@@ -171,6 +179,20 @@ class _Move:
         for number, pairs in by_shard.items():
             key = self._new[number].keys.key(name)
             self._by_page(("HSET", key), [value for pair in pairs for value in pair])
+            self._connection.read(*expiry(key))
+
+    def _copy_past(self) -> None:
+        by_shard: dict[int, list[Value]] = {}
+        self._past = []
+        for member in self._connection.read("ZRANGE", self._source.keys.key(PAST_ALERTS), 0, -1):
+            alert = unpacked(member)
+            owner = self._owner_of_stream(alert.stream)
+            if owner != self._source.number:
+                by_shard.setdefault(owner, []).extend((alert.until_ms, member))
+                self._past.append(member)
+        for number, pairs in by_shard.items():
+            key = self._new[number].keys.key(PAST_ALERTS)
+            self._by_page(("ZADD", key), pairs)
             self._connection.read(*expiry(key))
 
     # ---------------------------------------------------------------- entries

@@ -18,6 +18,7 @@ from monitor.store.connection import SCHEMA, SCRIPTS, Connection
 from monitor.store.evaluation import STATE_FIELDS, Evaluation, EvaluatorState, state_of
 from monitor.store.keyspace import TTL_S, MonitorKeys
 from monitor.store.outbox import Backlog, DeadAlert, Outbox
+from monitor.store.past_alerts import PAST_ALERTS, SINCE_FIELD, PastAlerts, joined
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,6 +148,17 @@ class Shards:
         replies = self._connection.read_many([("HGETALL", shard.keys.key("alerts")) for shard in self.all()])
         alerts = [alert_state.from_json(text.decode()) for reply in replies for text in reply.values()]
         return {(alert.rule, alert.stream): alert for alert in alerts}
+
+    def past_alerts(self) -> PastAlerts:
+        """Which alerts were under way and are no more, of all shards."""
+        return self.past_alerts_of(self.all())
+
+    def past_alerts_of(self, shards: Iterable[Shard]) -> PastAlerts:
+        """Likewise, of some."""
+        keys = [shard.keys for shard in shards]
+        since = self._connection.read_many([("HGET", of.key("evaluator"), SINCE_FIELD) for of in keys])
+        members = [self._connection.read("ZRANGE", of.key(PAST_ALERTS), 0, -1) for of in keys]
+        return joined(zip(since, members, strict=True))
 
     def dead_alerts(self, limit: int = 100) -> list[DeadAlert]:
         """What receivers never got, newest first."""

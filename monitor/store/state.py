@@ -24,8 +24,8 @@ class Store:
     """All state of one monitor, by who uses it. Safe to share between threads; built by `open_store`.
 
     Consumers write through `partitions`; everybody reads `counts`, `exemplars` and `pictures`. `sealing` says which
-    buckets all shards judge; `rollup` shortens the history. `catalog`, `silences` (JSON by id) and `feedback`, which
-    outlives the alerts it is about, are small and shared.
+    buckets all shards judge; `rollup` shortens the history. `catalog`, `silences` (JSON by id), `feedback`, which
+    outlives the alerts it is about, and `renewals` (JSON by store of profiles) are small and shared.
 
     `shards` has the leases, and what is read of all shards. An evaluator decides through the `evaluation` of its shard,
     which fills the `outbox` that a dispatcher empties, and keeps what the rules remember in its `checkpoints`. Those
@@ -45,6 +45,7 @@ class Store:
         self.catalog = Catalog(self._monitor_keys)
         self.silences = self._monitor_keys.texts("silences")
         self.feedback = FeedbackStore(self._monitor_keys)
+        self.renewals = self._monitor_keys.texts("renewals")
         self.sealing = Sealing(self._monitor_keys)
         self.shards = Shards(connection, monitor)
         self.shard_move = ShardMove(connection, self.shards)

@@ -13,7 +13,7 @@ from pydantic import SecretStr
 from monitor.config.schema import Config
 from monitor.core import alert_state as alerts
 from monitor.core.buckets import Layout
-from monitor.core.types import Alert, AlertPhase, Delta, Partition, StreamFacts, Verdict
+from monitor.core.types import Alert, AlertPhase, Delta, Partition, PastAlert, StreamFacts, Verdict
 from monitor.daemon import presentation_of
 from monitor.evaluate.evaluator import Evaluator, HeldShard
 from monitor.evaluate.memory import Change, Decision
@@ -21,7 +21,8 @@ from monitor.evaluate.presentation import Presentation
 from monitor.fleet.state import read_state
 from monitor.rules.rate import RateRule
 from monitor.rules.sequential.rule import SequentialRule
-from monitor.store import open_store
+from monitor.store import Kept, open_store
+from monitor.store.past_alerts import KEPT_MS
 from monitor.store.private_server import PrivateRedis
 from monitor.store.settings import RedisSettings
 from tests.evaluate.parts import closing_of, store_rows, stored_rows
@@ -69,6 +70,32 @@ def test_alerts_that_no_rule_watches_any_more_are_resolved_and_published(redis_s
         ("alert.resolved", "gone", "removed", {}),
         ("alert.resolved", "ood", "rate", {"team": "vision"}),
     ]
+    store.close()
+
+
+def test_what_was_under_way_is_remembered_since_a_version_that_notes_it(redis_server: PrivateRedis) -> None:
+    store = open_store(RedisSettings(url=SecretStr(redis_server.url)), "evaluator-past")
+    past = store.shards.past_alerts
+    assert (past().alerts, past().known_since_ms) == ([], None)
+    ended = [
+        PastAlert("ood", "cam-1", "a", BUCKET_MS - 50_000, BUCKET_MS),
+        PastAlert("ood", "λ", "b", 1, BUCKET_MS - 1),
+    ]
+
+    def decide(number: int, *alerts: PastAlert) -> None:
+        version = store.evaluation.state().version
+        assert store.evaluation.decide(version, BUCKET_MS + 10_000 * number, [], [], Kept(past=alerts))
+
+    decide(0, *ended)
+    decide(1)
+    assert past().alerts == sorted(ended, key=lambda alert: alert.until_ms)
+    assert past().known_since_ms == BUCKET_MS
+    # a version that does not note them has decided a bucket: alerts may be missing
+    store._connection.client.hset(store._monitor_keys.key("evaluator"), "bucket", BUCKET_MS + 20_000)
+    decide(3)
+    assert past().known_since_ms == BUCKET_MS + 30_000
+    decide(KEPT_MS // 10_000)
+    assert past().alerts == [ended[0]]
     store.close()
 
 

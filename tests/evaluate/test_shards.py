@@ -115,9 +115,12 @@ def undisturbed(redis_server: PrivateRedis) -> Iterator[Fleet]:
 
 
 def same(fleet: Fleet, undisturbed: Fleet, got: Sequence[str] | None = None) -> None:
-    """It has the alerts, the documents in the order of each alert, and the rows of the fleet that was not disturbed."""
+    """It has the alerts, past ones too, the documents in the order of each alert, and the rows of the other fleet."""
     assert by_alert(documents(fleet) if got is None else got) == by_alert(documents(undisturbed))
     assert fleet.store.shards.alerts() == undisturbed.store.shards.alerts()
+    past, of_other = fleet.store.shards.past_alerts(), undisturbed.store.shards.past_alerts()
+    assert sorted(past.alerts, key=str) == sorted(of_other.alerts, key=str) != []
+    assert past.known_since_ms == of_other.known_since_ms == T0_MS
     assert rows(fleet) == rows(undisturbed)
     fleet.store.close()
 

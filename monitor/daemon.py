@@ -28,6 +28,7 @@ from monitor.evaluate.closing import Closing
 from monitor.evaluate.evaluator import Evaluator, HeldShard
 from monitor.evaluate.lease import Tenure
 from monitor.evaluate.presentation import Presentation
+from monitor.evaluate.renewal import RenewalSchedule, look_every
 from monitor.evaluate.replica import Replica
 from monitor.fleet.exporter import FleetExporter
 from monitor.ingest.assignment import Assignment, AssignmentPolicy
@@ -139,14 +140,15 @@ class Daemon:
         settings: the configuration; parts get their sections, never the whole.
         load: loads the profiles that the configuration names now, and checks that the rules can judge by them; called
             again when a store has another active version.
+        renew: the command that takes the next step of a scheduled renewal.
 
     Raises:
         ConfigError: they cannot be loaded.
         WebServerError: the address of the status page cannot be bound.
     """
 
-    def __init__(self, settings: Config, load: Callable[[], Profiles]) -> None:
-        self._settings = settings
+    def __init__(self, settings: Config, load: Callable[[], Profiles], renew: Sequence[str] = ()) -> None:
+        self._settings, self._renew = settings, renew
         profiles, rules = load(), settings.rules
         self._stop = threading.Event()
         self._failure: CommandError | None = None
@@ -272,7 +274,7 @@ class Daemon:
     # ---------------------------------------------------------------- callbacks
 
     def _on_lease(self, shard: Shard, tenure: Tenure | None) -> None:
-        """Who judges a shard also delivers its alerts; who judges the first one exports the metrics of the fleet."""
+        """Who judges a shard also delivers its alerts; who judges the first one does what the fleet does once."""
         if work := self._lease_work.pop(shard.number, None):
             work.close()
         if not tenure:
@@ -281,6 +283,9 @@ class Daemon:
         names = [receiver.name for receiver in self._receivers]
         if not shard.number:
             work.callback(FleetExporter(self._store, monitor, names, self._rates).start().stop)
+            plan = self._settings.renewal
+            if self._renew and plan.every is not None:
+                work.callback(RenewalSchedule(self._renew, look_every(plan)).start().stop)
         if self._receivers:
             steady_ms = SteadyClock(self._store.outbox.now_ms)
             context = DeliveryContext(

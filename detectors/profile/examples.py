@@ -44,7 +44,7 @@ def examples_of(
     for name, column in zip(names, coordinates[rows].T, strict=True):
         ascending = rows[np.argsort(column, kind="stable")]
         for end, ordered in zip(ENDS, (ascending, ascending[::-1]), strict=True):
-            found |= {f"{name}-{end}-{i}": _jpeg(pixels[row]) for i, row in enumerate(ordered[places].tolist(), 1)}
+            found |= {f"{name}-{end}-{i}": jpeg_of(pixels[row]) for i, row in enumerate(ordered[places].tolist(), 1)}
     return found
 
 
@@ -64,7 +64,7 @@ def load_examples(folder: Path) -> dict[str, bytes]:
     return {path.stem: path.read_bytes() for path in sorted(folder.glob(FILES))}
 
 
-def _jpeg(pixels: NDArray[np.uint8]) -> bytes:
+def jpeg_of(pixels: NDArray[np.uint8]) -> bytes:
     picture, held = Image.fromarray(pixels), io.BytesIO()
     picture.thumbnail((MOST_PX, MOST_PX))
     picture.save(held, "JPEG", quality=QUALITY)

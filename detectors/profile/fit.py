@@ -206,6 +206,7 @@ def recalibrate(
         )
     facts = reference.facts(fit=profile.manifest["images"]["fit"], calibration=len(reference))
     facts["calibrated_from"] = profile.fingerprint
+    profile.manifest.pop("renewal", None)  # it was renewed; what a person makes of it is not
     target.manifest |= {"calibrated_at": _now(), "ordered": ordered, **facts}
     measured = np.stack(reference.measured)
     measured = target.seen.beside(measured, reference.hashes) if target.seen else measured

@@ -187,7 +187,8 @@ def located(address: str | Path) -> Path:
     text = str(address)
     if is_folder(text):
         return Path(text)
-    store, wanted = _store_of(text)
+    root, wanted = split_address(text)
+    store = ProfileStore(root)
     if not store.exists():
         if "://" in text:
             raise ProfileError(f"{store.root}: there are no versions; `layerwatch profile add` makes the first")
@@ -214,7 +215,8 @@ class Pointer:
         if is_folder(self.address):
             return self.address
         if self._store is None:
-            store, self._wanted = _store_of(self.address)
+            root, self._wanted = split_address(self.address)
+            store = ProfileStore(root)
             if not store.exists():
                 return self.address
             self._store = store  # kept: it reads no change twice
@@ -233,10 +235,14 @@ def is_here(address: str) -> bool:
     return "://" not in address and any(Path(part).exists() for part in (address, address.partition("@")[0]))
 
 
-def _store_of(address: str) -> tuple[ProfileStore, str]:
-    """The store of an address, and the version wanted of it."""
+def split_address(address: str) -> tuple[str, str]:
+    """The root of the store that an address names, and the version wanted of it.
+
+    >>> split_address("models/line@2"), split_address("s3://models/line")
+    (('models/line', '2'), ('s3://models/line', 'active'))
+    """
     root, _, wanted = address.partition("@") if "://" not in address else _split_uri(address)
-    return ProfileStore(root), wanted or State.ACTIVE
+    return root, wanted or str(State.ACTIVE)
 
 
 def _split_uri(text: str) -> tuple[str, str, str]:

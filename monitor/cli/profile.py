@@ -19,6 +19,8 @@ from monitor.cli import compare
 from monitor.cli.console import open_console
 from monitor.cli.image_rules import print_worth
 from monitor.cli.options import DURATION_HELP, PROFILE_HELP, add_config_option, parse_duration
+from monitor.cli.renewal import command as renewal
+from monitor.cli.renewal import due
 from monitor.config.errors import as_command_error
 
 
@@ -61,6 +63,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         change.add_argument("store", help="folder or URI")
         change.add_argument("version", help="number, or the beginning of a fingerprint")
         change.add_argument("--reason", default="", help="kept with the change")
+    renewed = command("renew", "a candidate from images of calm times, unless normal has moved too far", renewal.run)
+    renewal.add_arguments(renewed)
+    due.add_arguments(
+        command("renew-due", "take the next step of the renewal that the configuration schedules", due.run)
+    )
     back = command("roll-back", "make that version active again which was before the active one", _roll_back)
     back.add_argument("store", help="folder or URI")
     for changing in (add, back):

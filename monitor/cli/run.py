@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import sys
 
 import structlog
 
@@ -35,9 +36,10 @@ def run(args: argparse.Namespace) -> int:
             log.warning("config.odd", advice=f"{where}: {line}")
         return profiles
 
+    renew = [sys.executable, "-m", "monitor", "profile", "renew-due", *(["-c", where] if args.config else [])]
     try:
         with as_command_error("run", StoreError, WebServerError, status=EXIT_UNAVAILABLE):
-            Daemon(settings, load).run()
+            Daemon(settings, load, renew).run()
     except (StoreConfigError, ReceiverConfigError) as error:
         raise ConfigError([f"{where}: {error}"]) from error
     return 0

@@ -7,6 +7,8 @@ from contextlib import contextmanager
 
 from detectors.images.decode import Limits
 from detectors.profile.files import DeviceError
+from detectors.versions.journal import State
+from detectors.versions.store import is_folder, split_address
 from monitor.config.errors import ConfigError
 from monitor.config.schema import Config
 from monitor.core.buckets import Layout
@@ -143,6 +145,16 @@ def _wrong_values(settings: Config) -> Iterator[str]:
         yield str(error)
 
 
+def _wrong_renewal(settings: Config) -> Iterator[str]:
+    if settings.renewal.every is None:
+        return
+    root, wanted = split_address(settings.renewed)
+    if is_folder(settings.renewed) or wanted != State.ACTIVE:
+        yield f"renewal.every: {settings.renewed} is no store of profiles whose active version is followed"
+    elif f"{root}@{State.SHADOW}" not in {entry.version for entry in settings.scoring.shadow}:
+        yield f"renewal.every: a candidate is tried in shadow first: add {{version: {root}@shadow}} to scoring.shadow"
+
+
 def _wrong_web(settings: Config) -> Iterator[str]:
     if settings.web.exposed:
         yield (
@@ -158,6 +170,7 @@ FAULTS: tuple[Callable[[Config], Iterator[str]], ...] = (
     _wrong_receivers,
     _wrong_formats,
     _wrong_values,
+    _wrong_renewal,
     _wrong_web,
 )
 

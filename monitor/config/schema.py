@@ -8,7 +8,7 @@ from pydantic import Field, model_validator
 
 from monitor.core.alert_state import OWN_RULES
 from monitor.core.settings import BucketSettings, Section
-from monitor.evaluate.settings import EvaluationSettings
+from monitor.evaluate.settings import EvaluationSettings, RenewalSettings
 from monitor.ingest.settings import (
     DeadLetterSettings,
     DecodingSettings,
@@ -47,6 +47,7 @@ class Config(Section):
     decoding: DecodingSettings = DecodingSettings()
     buckets: BucketSettings = BucketSettings()
     evaluation: EvaluationSettings = EvaluationSettings()
+    renewal: RenewalSettings = RenewalSettings()
     rules: tuple[AnyRule, ...] = ()
     receivers: tuple[AnyReceiver, ...] = ()
     evidence: EvidenceSettings = EvidenceSettings()
@@ -68,6 +69,11 @@ class Config(Section):
         if any(rule.name.startswith(OWN_RULES) for rule in self.rules):
             raise ValueError(f"rules: names that begin with {OWN_RULES} are taken by alerts about the monitor itself")
         return self
+
+    @property
+    def renewed(self) -> str:
+        """The store of profiles that `renewal` is about."""
+        return self.renewal.profile or self.scoring.profile
 
     def source_settings(self, kind: str = "") -> SourceSettings[SourceSection]:
         """What the configured source (or another kind of `SOURCES`) is opened with."""

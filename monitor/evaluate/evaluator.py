@@ -213,8 +213,8 @@ class Evaluator:
             change = Change(rule, by.fingerprint, bucket_ms, after)
             after = self.memory.with_onset(rule, change, by.row, alerts.calm_since_ms(before))
         decision.alerts[rule.name, stream] = after
-        if known.phase in alerts.UNDER_WAY and after.phase not in alerts.UNDER_WAY:
-            decision.end(known, after.resolved_ms or bucket_ms + self._bucket_ms)
+        if before.phase in alerts.UNDER_WAY and after.phase not in alerts.UNDER_WAY:
+            decision.end(before, after.resolved_ms or bucket_ms + self._bucket_ms)
         if changed and decision.add(Change(rule, by.fingerprint, bucket_ms, after)):
             summary = after.verdict.summary if after.verdict else ""
             log.info(f"alert.{after.phase}", rule=rule.name, stream=stream, id=after.id, summary=summary)

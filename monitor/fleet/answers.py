@@ -7,9 +7,10 @@ from __future__ import annotations
 
 from typing import Annotated, TypeAlias
 
-from pydantic import BaseModel, ConfigDict, Field, PlainSerializer, WithJsonSchema
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer, WithJsonSchema
 
 from monitor.core.alert_document import rfc3339
+from monitor.core.time_text import parse_time_ms
 
 Count: TypeAlias = Annotated[int, Field(ge=0)]
 Rounded: TypeAlias = Annotated[float, PlainSerializer(lambda number: round(number, 6), return_type=float)]
@@ -17,6 +18,7 @@ Rounded: TypeAlias = Annotated[float, PlainSerializer(lambda number: round(numbe
 Share: TypeAlias = Annotated[Rounded, WithJsonSchema({"type": "number", "minimum": 0, "maximum": 1})]
 Time: TypeAlias = Annotated[
     int,
+    BeforeValidator(lambda time: parse_time_ms(time) if isinstance(time, str) else time),
     PlainSerializer(rfc3339, return_type=str),
     WithJsonSchema(
         {

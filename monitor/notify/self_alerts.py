@@ -35,6 +35,8 @@ CLOSING = "layerwatch-closing"
 """Images are counted, but no bucket closes: nothing is judged."""
 PROFILE = "layerwatch-profile"
 """The active version of a profile cannot be taken up; the one before goes on."""
+RENEWAL = "layerwatch-renewal"
+"""A renewal of a profile was refused or failed, or its candidate waits for a person."""
 DELIVERY = "layerwatch-delivery"
 """A receiver does not get its alerts; goes to the other receivers."""
 RECEIVER = "layerwatch-receiver"
@@ -53,8 +55,10 @@ class SelfAlerts:
     def __init__(self, store: Store, monitor: str, has_receivers: bool, now_ms: Callable[[], int] = wall_ms) -> None:
         self._store, self._monitor, self._has_receivers, self._now_ms = store, monitor, has_receivers, now_ms
 
-    def raise_alert(self, rule: str, subject: str, summary: str) -> None:
+    def raise_alert(self, rule: str, subject: str, summary: str, status_url: str = "") -> None:
         """Open the alert of `rule` about `subject` (a partition, a topic); does nothing while it is open.
+
+        `status_url` is of the page that says more, if any.
 
         Raises:
             StoreError: it was not opened; call again.
@@ -63,7 +67,8 @@ class SelfAlerts:
         if self._has_receivers:
             now_ms = self._now_ms()
             verdict = Verdict(True, 0.0, 0.0, 0.0, 0, summary, cause=summary)
-            document = _firing_document(About(self._monitor, rule, "monitor", LABELS), subject, verdict, now_ms, now_ms)
+            about = About(self._monitor, rule, "monitor", LABELS, status_url)
+            document = _firing_document(about, subject, verdict, now_ms, now_ms)
             self._store.outbox.raise_self_alert(_name(rule, subject), document)
 
     def try_to_raise(self, rule: str, subject: str, summary: str) -> None:

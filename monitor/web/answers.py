@@ -12,6 +12,7 @@ from monitor.fleet.answers import Answer, Count, Rounded, Time
 from monitor.fleet.comparison import ComparisonJson
 from monitor.fleet.images import ExemplarJson, MixJson
 from monitor.fleet.overview import StreamJson
+from monitor.fleet.renewal import RenewalJson
 from monitor.fleet.stream_view import EvidenceJson, PointJson
 from monitor.fleet.warming import WarmingJson
 
@@ -202,6 +203,8 @@ class ProfilesJson(Answer):
     """Whether two of them score with different profiles: for seconds after another version became active."""
     shadows: list[ComparisonJson]
     """Profiles in shadow beside those that judge, over the last hour; five minutes where there are many streams."""
+    renewals: list[RenewalJson]
+    """The last renewal of each store of profiles, the latest first."""
 
 
 class PartitionJson(Answer):

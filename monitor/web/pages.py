@@ -120,7 +120,7 @@ def alerts(site: Site, snapshot: Snapshot, request: Request) -> Facts:
 def profile(site: Site, snapshot: Snapshot, _: Request) -> Facts:
     """What each profile in use was learned from, and what it measures."""
     found = site.profiles(snapshot)
-    return {name: getattr(found, name) for name in ("profiles", "replicas", "disagree", "shadows")}
+    return {name: getattr(found, name) for name in ("profiles", "replicas", "disagree", "shadows", "renewals")}
 
 
 def health(site: Site, _: Snapshot, __: Request) -> Facts:

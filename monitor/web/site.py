@@ -15,6 +15,7 @@ from monitor.core.shadow import PREFIX
 from monitor.core.types import Alert, Cursor, Partition
 from monitor.fleet.comparison import ComparisonJson, compare, raised_alerts, sides_of
 from monitor.fleet.overview import Overview, Snapshot
+from monitor.fleet.renewal import read_renewals
 from monitor.fleet.stream_view import Asked, StreamView, view_stream
 from monitor.fleet.warming import warming_of_alert
 from monitor.rules.rule import Rule
@@ -119,6 +120,7 @@ class Site:
             replicas=[ReplicaJson.model_validate(replica) for replica in snapshot.replicas],
             disagree=disagree(snapshot.replicas),
             shadows=self._shadows(snapshot),
+            renewals=read_renewals(self.store),
         )
 
     def _shadows(self, snapshot: Snapshot) -> list[ComparisonJson]:

@@ -53,6 +53,14 @@ def written(folder: Path, tree: Mapping[str, Any]) -> Path:
             {"rules": [RULE | {"kind": "rate", "window_s": 7200}], "buckets": {"history_s": 3600}},
             "buckets.history_s: shorter than the window of rules.0 (frozen)",
         ),
+        (
+            {"scoring": {"profile": "s3://models/line"}, "renewal": {"every": "7d"}},
+            "renewal.every: a candidate is tried in shadow first: add {version: s3://models/line@shadow} to scoring.",
+        ),
+        (
+            {"scoring": {"profile": "s3://models/line@2"}, "renewal": {"every": "7d"}},
+            "renewal.every: s3://models/line@2 is no store of profiles whose active version is followed",
+        ),
         ({"verdicts": {"type": "kafka"}, "source": "redis-stream", "kafka": {"tls": {"ca_file": "/"}}}, "kafka.tls.ca"),
     ],
     ids=lambda value: value if isinstance(value, str) else "",

@@ -21,9 +21,9 @@ class CountedAlerts(SelfAlerts):
 
     raised = 0
 
-    def raise_alert(self, rule: str, subject: str, summary: str) -> None:
+    def raise_alert(self, rule: str, subject: str, summary: str, status_url: str = "") -> None:
         self.raised += 1
-        super().raise_alert(rule, subject, summary)
+        super().raise_alert(rule, subject, summary, status_url)
 
 
 @pytest.mark.parametrize("has_receivers", [True, False])

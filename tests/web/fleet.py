@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from base64 import b64encode
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,6 +16,8 @@ from detectors.images.regions import Region
 from monitor.core.buckets import REJECTED, Layout
 from monitor.core.heat import Heat
 from monitor.core.types import Alert, AlertPhase, Delta, Exemplar, Partition, StreamFacts, Verdict
+from monitor.fleet.images import JPEG
+from monitor.fleet.renewal import FaultsJson, MovedImageJson, RenewalJson, ShiftJson, keep_renewal
 from monitor.ingest.batch import thumbnail
 from monitor.ingest.decode.large import large_jpeg
 from monitor.rules.rate import RateRule
@@ -131,12 +135,42 @@ def build(store: Store) -> Fleet:
         fleet.send(b, (HOSTILE,) if b >= DRIFT_FROM else (STREAMS[2],) if 10 <= b < 20 else ())
         if b < BUCKETS - 1:
             store.partitions.seal(LOGS, bucket_ms(b))
+    refused(store)
     over = firing("fog", STREAMS[2], 10)
     fleet.decide(
         firing("drift", HOSTILE),
         Alert("fog", over.stream, AlertPhase.RESOLVED, over.id, over.since_ms, over.fired_ms, 0, bucket_ms(22)),
     )
     return fleet
+
+
+def refused(store: Store, moved: float = 0.144) -> RenewalJson:
+    """A renewal of a store with a hostile name, kept there, that moved too far."""
+    shift: dict[str, Any] = {"version": 1, "condition": "", "end": "high", "level": 0.05, "images": 787}
+    picture = JPEG + b64encode(large_jpeg(draw(np.random.default_rng(3), stripes=True), LARGE_PX)).decode()
+    found = RenewalJson(
+        store="models/<line>",
+        at=NOW_MS,
+        outcome="refused",
+        reason="normal has moved by 14.4%, which is more than 3.0%",
+        from_version=3,
+        first_version=1,
+        images=787,
+        hours=22,
+        streams=2,
+        left_out={"during an alert, or near one": 200},
+        limit=0.03,
+        smallest_seen=0.021,
+        moved=moved,
+        shifts=[
+            ShiftJson(**shift, against="first", signal="ood", which="new", share=0.05 + moved, moved=moved),
+            ShiftJson(**shift, against="last", signal="layer1", which="old", share=0.06, moved=0.0),
+        ],
+        faults=FaultsJson(images=12, seen_before=12, seen=9),
+        pictures=[MovedImageJson(id=f"{i}<b>", signal="ood", p_value=0.001, picture=picture) for i in range(12)],
+    )
+    keep_renewal(store, found)
+    return found
 
 
 @contextmanager

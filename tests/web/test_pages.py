@@ -16,6 +16,7 @@ import detectors
 from monitor.core.replicas import Replica
 from monitor.core.types import AlertPhase, Delta, StreamFacts
 from monitor.fleet.images import ExemplarJson
+from monitor.fleet.renewal import RenewalJson, keep_renewal
 from monitor.ingest.scoring.profiles import layout_of
 from monitor.store import open_store
 from monitor.store.private_server import PrivateRedis
@@ -25,7 +26,7 @@ from monitor.web.pages import _environment
 from monitor.web.settings import WebSettings
 from tests.plain_http import NO_AUTHORITIES, get
 from tests.vectors import fill
-from tests.web.fleet import HOSTILE, LAYOUT, LOGS, NOW_MS, STREAMS, Fleet, bucket_ms, firing, served
+from tests.web.fleet import HOSTILE, LAYOUT, LOGS, NOW_MS, STREAMS, Fleet, bucket_ms, firing, refused, served
 
 LINK = re.compile(r'<th scope="row"><a href="([^"]+)">')
 
@@ -190,6 +191,31 @@ def test_processes_that_score_with_different_profiles_are_shown(redis_server: Pr
     assert "profile.json is &lt;damaged&gt;" in page
     assert [(r["name"], r["fingerprints"]) for r in answer["replicas"]] == [("host/1", ["aaaa"]), ("host/2", ["bbbb"])]
     assert answer["disagree"] is True
+
+
+def test_a_renewal_that_was_refused_shows_what_moved_and_one_that_was_not_how_to_promote_it(
+    redis_server: PrivateRedis,
+) -> None:
+    store = open_store(RedisSettings(url=SecretStr(redis_server.url)), "renewals")
+    with served(store) as address:
+        assert "Renewal of" not in get(f"{address}/profile").text
+        found = refused(store)
+        page, (answer,) = get(f"{address}/profile").text, get(f"{address}/api/v1/profile").json()["renewals"]
+        assert RenewalJson.model_validate(answer) == found
+        assert "models/&lt;line&gt;</code>: refused" in page
+        assert "787 images of 22 calm hours, 2 streams" in page
+        assert "200 during an alert, or near one" in page
+        assert "by 14 % from version 1, which a person made or accepted, or from version 3" in page
+        assert "9 of 12 are unusual by it, 12 by version 1" in page
+        assert page.count('alt="Image ') == len(found.pictures)
+        assert "--accept-shift REASON" in page
+        keep_renewal(store, found.model_copy(update={"outcome": "candidate", "version": 4, "reason": ""}))
+        page = get(f"{address}/profile").text
+        assert "layerwatch profile promote models/&lt;line&gt; 4" in page
+        assert "--accept-shift" not in page
+        store.renewals.put("models/line", "{damaged")
+        assert get(f"{address}/profile").text.count("Renewal of") == 1
+    store.close()
 
 
 def test_each_profile_names_the_streams_that_it_judges_now(redis_server: PrivateRedis) -> None:

@@ -18,10 +18,12 @@ import numpy as np
 from rich.console import Console
 
 import detectors
+from detectors.versions.store import ProfileStore
 from monitor.config.errors import as_command_error
 from monitor.config.schema import Config
 from monitor.demo.process import PASSIVE_WAITING, DaemonProcess
 from monitor.demo.receiver import AlertReceiver
+from monitor.demo.renewal import RenewalRun, renewal_settings
 from monitor.demo.run import DemoRun
 from monitor.demo.screens import LiveScreen, PlainScreen, Screen
 from monitor.demo.story import BUCKET_S, DRIFT, RATE, STREAMS, TOPIC, WINDOW_S, reference
@@ -30,6 +32,7 @@ from monitor.sources.protocol import FatalSourceError, SourceError
 from monitor.store.child_process import ChildError
 from monitor.store.private_server import PrivateRedis
 
+STORIES = ("drift", "renewal")
 SEED = 7
 REFERENCE_IMAGES = 1000
 """700 to learn from, 300 to calibrate on: enough to know the 5 % cut to within 2.4 to 8.6 % with 99 % confidence."""
@@ -37,6 +40,12 @@ REFERENCE_IMAGES = 1000
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--headless", action="store_true", help="plain lines: no live panel, no colours")
+    parser.add_argument(
+        "--story",
+        choices=STORIES,
+        default="drift",
+        help="drift: faults that come and go (the default); renewal: a wanted change, and a profile that follows it",
+    )
     parser.add_argument("--stay", action="store_true", help="keep the daemon and its pages up at the end, until Ctrl-C")
 
 
@@ -46,11 +55,11 @@ def run(args: argparse.Namespace) -> int:
     plain = args.headless or not sys.stdout.isatty()
     screen: Screen = PlainScreen(sys.stdout) if plain else LiveScreen(Console())
     with closing(screen), as_command_error("demo", ChildError, SourceError, FatalSourceError):
-        return run_demo(screen, args.stay)
+        return run_demo(screen, args.stay, args.story)
 
 
-def run_demo(screen: Screen, stay: bool = False) -> int:
-    """The whole demo; 0 when every injected drift raised its alerts, all of them resolved, and there were no others.
+def run_demo(screen: Screen, stay: bool = False, story: str = "drift") -> int:
+    """The whole demo; 0 when all of its story went as it should: every drift raised its alerts, and nothing else did.
 
     Raises:
         ChildError, SourceError, FatalSourceError: something that it needs does not work.
@@ -63,12 +72,19 @@ def run_demo(screen: Screen, stay: bool = False) -> int:
         _fit(screen, folder / "profile")
 
         settings = daemon_settings(server.url, folder / "profile", receiver)
+        if story == "renewal":
+            store = ProfileStore(str(folder / "store"))
+            store.add(folder / "profile", "made for the demo")
+            store.promote("1")
+            settings = renewal_settings(settings, folder / "store")
         screen.say("starting the daemon: layerwatch run")
         daemon = stack.enter_context(DaemonProcess(folder, settings))
         screen.say(f"status page {daemon.address}/   metrics {daemon.address}/metrics")
 
         producer = stack.enter_context(closing(open_producer(Config.model_validate(settings).source_settings())))
-        run = DemoRun(daemon, receiver, producer, screen)
+        run: DemoRun | RenewalRun = DemoRun(daemon, receiver, producer, screen)
+        if story == "renewal":
+            run = RenewalRun(daemon, receiver, producer, screen, folder / "store")
         try:
             run.play(SEED + 1)
         except KeyboardInterrupt:

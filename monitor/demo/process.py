@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import subprocess
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -48,14 +49,13 @@ class DaemonProcess(ChildProcess):
         super().__init__("the daemon", folder / "daemon.log", STOP_TIMEOUT_S)
         port = free_port()
         self.address = f"http://127.0.0.1:{port}"
-        self._config_path = folder / "config.yaml"
+        self.config = folder / "config.yaml"
         web = {"host": "127.0.0.1", "port": port, "external_url": self.address}
-        self._config_path.write_text(yaml.safe_dump({**settings, "web": web}, sort_keys=False), encoding="utf-8")
+        self.config.write_text(yaml.safe_dump({**settings, "web": web}, sort_keys=False), encoding="utf-8")
         self._http = httpx.Client(base_url=self.address, timeout=5.0, trust_env=False)  # never through a proxy
 
     def start(self) -> None:
-        env = {k: v for k, v in os.environ.items() if not k.startswith("LAYERWATCH__")} | PASSIVE_WAITING
-        self._launch([sys.executable, "-m", "monitor", "run", "-c", str(self._config_path)], env=env)
+        self._launch([sys.executable, "-m", "monitor", "run", "-c", str(self.config)], env=environment())
         self._wait_until(self._is_ready, READY_TIMEOUT_S)
 
     def stop(self) -> None:
@@ -68,17 +68,38 @@ class DaemonProcess(ChildProcess):
         Raises:
             ChildError: it has ended or does not answer.
         """
+        streams: dict[str, StreamJson] = self._get("streams")["streams"]
+        return streams
+
+    def profiles(self) -> dict[str, str]:
+        """{address in its configuration: address of the version that it scores with}; errors as `streams`."""
+        replicas = self._get("profile")["replicas"]
+        found: dict[str, str] = replicas[0]["profiles"] if replicas else {}
+        return found
+
+    def _get(self, what: str) -> dict[str, Any]:
         self.check_alive()
         try:
-            answer = self._http.get("/api/v1/streams")
+            answer = self._http.get(f"/api/v1/{what}")
             answer.raise_for_status()
-            streams: dict[str, StreamJson] = answer.json()["streams"]
+            found: dict[str, Any] = answer.json()
         except (httpx.HTTPError, ValueError) as error:
             raise ChildError(f"the daemon does not answer: {error}{self.log_tail()}") from error
-        return streams
+        return found
 
     def _is_ready(self) -> bool:
         try:
             return self._http.get("/readyz").status_code == 200
         except httpx.HTTPError:
             return False  # not listening yet
+
+
+def environment() -> dict[str, str]:
+    """Of the daemon and of commands: nothing of this machine's own configuration."""
+    return {k: v for k, v in os.environ.items() if not k.startswith("LAYERWATCH__")} | PASSIVE_WAITING
+
+
+def layerwatch(*words: str) -> subprocess.CompletedProcess[str]:
+    """One command of the command line, run to its end."""
+    command = [sys.executable, "-m", "monitor", *words]
+    return subprocess.run(command, capture_output=True, text=True, env=environment(), check=False)  # noqa: S603 - our own

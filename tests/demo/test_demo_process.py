@@ -148,3 +148,27 @@ def test_a_daemon_that_cannot_start_is_reported_with_its_own_log(redis_server: P
         settings = {**daemon_settings(redis_server.url, tmp_path, receiver), "buckets": {"seconds": -5}}
         with pytest.raises(ChildError, match=r"(?s)ended with status 78.*buckets\.seconds: must be greater than 0"):
             DaemonProcess(tmp_path, settings).__enter__()
+
+
+@pytest.mark.faults
+@pytest.mark.timeout(600)  # 70 s on two quiet cores
+def test_the_story_of_a_renewal_goes_as_it_should(zygote: Zygote, tmp_path: Path) -> None:
+    demo = zygote.layerwatch(
+        "demo", "--headless", "--story", "renewal", environ={"TMPDIR": str(tmp_path)}, patience_s=550
+    )
+    assert demo.returncode == 0, demo.stderr + demo.stdout
+    lines = [line.partition("] ")[2] for line in demo.stdout.splitlines()]
+    told = [
+        line
+        for line in lines
+        if line.startswith(("FIRING", "RESOLVED", "refused", "version 2:", "$ layerwatch profile"))
+    ]
+    kinds = [line.split()[0] + " " + line.split()[1] for line in told if not line.startswith("$")]
+    assert kinds[:2] == ["FIRING line-2", "RESOLVED line-2"]  # the poisoned hour
+    assert set(kinds[2:4]) == {"FIRING line-1", "FIRING line-2"}  # the new product
+    assert kinds[4:6] == ["refused: normal", "version 2:"]
+    assert set(kinds[6:8]) == {"RESOLVED line-1", "RESOLVED line-2"}  # after the promotion
+    assert kinds[8:] == ["FIRING line-1"]  # a fault, by the renewed version
+    assert [line.split()[3] for line in told if line.startswith("$")] == ["renew", "renew", "shadow", "promote"]
+    assert lines[-1] == "demo passed"
+    assert list(tmp_path.glob("layerwatch-*")) == []

@@ -188,10 +188,9 @@ class _Step:
         return "", True
 
     def _fired(self, buckets: Buckets, layouts: Mapping[str, Layout]) -> set[tuple[str, str]]:
-        bucket_ms = self.settings.buckets.length_ms
-        return {
-            (alert.rule, alert.stream) for alert in would_fire(self.settings.rules, layouts, buckets, bucket_ms, "")
-        }
+        bucket_ms, counting = self.settings.buckets.length_ms, {n for tables in buckets.values() for n in tables}
+        known = {name: layout for name, layout in layouts.items() if name in counting}
+        return {(alert.rule, alert.stream) for alert in would_fire(self.settings.rules, known, buckets, bucket_ms, "")}
 
     # ---------------------------------------------------------------- alerts
 

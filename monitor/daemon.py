@@ -37,7 +37,7 @@ from monitor.ingest.image_log import open_image_log
 from monitor.ingest.maintenance import Maintenance
 from monitor.ingest.scoring.profiles import Profiles, publish_profiles
 from monitor.ingest.scoring.stage import ScoringError
-from monitor.ingest.serving import Serving
+from monitor.ingest.serving import Serving, free_loaded_memory
 from monitor.ingest.sinks import Sinks
 from monitor.ingest.stages import StageFactory
 from monitor.ingest.watch import ProfileWatch
@@ -150,6 +150,7 @@ class Daemon:
     def __init__(self, settings: Config, load: Callable[[], Profiles], renew: Sequence[str] = ()) -> None:
         self._settings, self._renew = settings, renew
         profiles, rules = load(), settings.rules
+        free_loaded_memory()
         self._stop = threading.Event()
         self._failure: CommandError | None = None
         self._store = open_store(settings.redis, settings.monitor, limits_of(settings))

@@ -13,7 +13,7 @@ from functools import partial
 import numpy as np
 import structlog
 
-from detectors.profile.host_memory import release_freed_memory
+from detectors.profile.host_memory import release_freed_memory, release_library_pages
 from monitor.core.buckets import counted_under
 from monitor.core.replicas import Replica
 from monitor.ingest.scoring.profiles import Profiles, publish_profiles
@@ -81,6 +81,12 @@ def free_memory() -> None:
     """Give the memory of profiles that nothing refers to any more back to the system."""
     gc.collect()
     release_freed_memory()
+
+
+def free_loaded_memory() -> None:
+    """Give what only loading profiles and engines took back to the system, before any thread is started."""
+    free_memory()
+    release_library_pages()
 
 
 def _export(profiles: Profiles) -> None:

@@ -13,7 +13,7 @@ from torch import Tensor
 if TYPE_CHECKING:
     from detectors.profile.backbone import Backbone
 
-GRAPH_VERSION = 1
+GRAPH_VERSION = 2
 """Of what is compiled: raised when the computation changes, so that kept graphs are made again."""
 
 

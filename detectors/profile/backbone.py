@@ -83,8 +83,8 @@ class Backbone:
         self.digest = tensor_digest(weights, n_bytes=16)
         # Channels-last throughout: 2.7 times as fast as NCHW for depthwise convolutions on a CPU.
         self.network = network.eval().requires_grad_(False).to(self.device, memory_format=torch.channels_last)
-        self._scale = (1.0 / (255.0 * torch.tensor(std))).view(1, 3, 1, 1).to(self.device)
-        self._shift = (-torch.tensor(mean) / torch.tensor(std)).view(1, 3, 1, 1).to(self.device)
+        self._scale = (1.0 / (255.0 * torch.tensor(std))).to(self.device)
+        self._shift = (-torch.tensor(mean) / torch.tensor(std)).to(self.device)
         # Swin and its relatives give (N, H, W, C) maps, all others (N, C, H, W).
         self._channels_last = str(getattr(network, "output_fmt", "NCHW")).endswith("NHWC")
 
@@ -184,10 +184,10 @@ class Backbone:
 
     def forward(self, pixels: Tensor) -> list[Tensor]:
         """`maps` of pixels on the device."""
-        images = pixels.permute(0, 3, 1, 2)
-        normalised = torch.addcmul(self._shift, images.float(), self._scale)
+        # permuted after, not before: no engine then moves the pixels to another layout and back
+        images = torch.addcmul(self._shift, pixels.float(), self._scale).permute(0, 3, 1, 2)
         with arithmetic(self.device, self.spec.precision):
-            given = self.network(normalised.contiguous(memory_format=torch.channels_last))
+            given = self.network(images)
         # what a network gives beyond its layers is left to _failure, which compares the channels
         reductions = zip(given, self.network.feature_info.reduction(), strict=False)
         return [self._as_map(m, (images.shape[2] // int(r), images.shape[3] // int(r))) for m, r in reductions]

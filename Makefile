@@ -3,7 +3,8 @@ PY := .venv/bin/python
 STAMP := .venv/.installed
 
 # three test processes for two cores: much of their time is waiting, for brokers, time-outs and event time; a file's
-# tests share its fixtures, and tests/conftest.py puts the longest files first
+# tests share its fixtures, and tests/conftest.py puts the longest files first. The quick tests hardly wait: for them a
+# third process would only load torch once more
 PARALLEL := -n 3 --dist loadfile --no-loadscope-reorder
 # percent of branches and lines; asked for only where CI is set: elsewhere tests may be skipped for want of a program
 MIN_COVERAGE := 94
@@ -35,7 +36,7 @@ test: setup      ## the test suite with its branch coverage; starts its own Redi
 	$(PY) -m pytest $(PARALLEL) --cov --cov-report=term $(if $(CI),--cov-fail-under=$(MIN_COVERAGE))
 
 test-quick: setup ## the tests that need no broker and no browser, without the slow ones
-	$(PY) -m pytest $(PARALLEL) -m "not (kafka or browser or slow or faults)" -q
+	$(PY) -m pytest $(PARALLEL) -n 2 -m "not (kafka or browser or slow or faults)" -q
 
 test-faults: setup ## every fault on real servers and processes: some ten minutes
 	$(PY) -m pytest -n 3 --dist load -m 'faults or not faults' tests/faults

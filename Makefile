@@ -2,10 +2,10 @@
 PY := .venv/bin/python
 STAMP := .venv/.installed
 
-# three test processes for two cores: much of their time is waiting, for brokers, time-outs and event time; a file's
+# four test processes for two cores: much of their time is waiting, for brokers, time-outs and event time; a file's
 # tests share its fixtures, and tests/conftest.py puts the longest files first. The quick tests hardly wait: for them a
-# third process would only load torch once more
-PARALLEL := -n 3 --dist loadfile --no-loadscope-reorder
+# third would only load torch once more
+PARALLEL := -n 4 --dist loadfile --no-loadscope-reorder
 # percent of branches and lines; asked for only where CI is set: elsewhere tests may be skipped for want of a program
 MIN_COVERAGE := 94
 

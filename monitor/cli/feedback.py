@@ -32,6 +32,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     give.add_argument("--image", metavar="ID", default="", help="of one image shown with the alert (default: of all)")
     give.add_argument("--author", default=None, help="who (default: the user's name)")
     give.add_argument("--comment", default="", help="why")
+    give.add_argument("--label", metavar="NAME", default="", help="of the set of images it belongs to, as scratches")
     give.set_defaults(action=_give)
     export = actions.add_parser("export", parents=[common], help="all that was said: one JSON object per line")
     export.set_defaults(action=_export)
@@ -55,7 +56,7 @@ def run(args: argparse.Namespace) -> int:
 
 def _give(args: argparse.Namespace, store: Store, snapshot: Snapshot) -> None:
     author = args.author if args.author is not None else user_name()
-    answer = give_feedback(store, snapshot, Wanted(args.alert, args.kind, args.image, author, args.comment))
+    answer = give_feedback(store, snapshot, Wanted(args.alert, args.kind, args.image, author, args.comment, args.label))
     sys.stdout.write(json.dumps(as_fields(answer), ensure_ascii=False) + "\n")
 
 
@@ -67,13 +68,16 @@ def _export(_: argparse.Namespace, store: Store, __: Snapshot) -> None:
 def _images(args: argparse.Namespace, store: Store, snapshot: Snapshot) -> None:
     args.output.mkdir(parents=True, exist_ok=True)
     lines = []
+    labels: dict[str, Path] = {}
     thumbnails = 0
     for answer, picture in images_of(store, snapshot, read_feedback(store), args.kind):
-        file = f"{answer.about.alert_id}-{picture.name}.jpg"
+        file = Path(answer.label, f"{answer.about.alert_id}-{picture.name}.jpg")
+        (args.output / file).parent.mkdir(exist_ok=True)
         (args.output / file).write_bytes(picture.jpeg)
+        labels.setdefault(answer.label, args.output / answer.label)
         thumbnails += not picture.large
         facts = {
-            "file": file,
+            "file": str(file),
             "image": picture.image,
             "stream": picture.stream,
             "event_time": rfc3339(picture.event_time_ms),
@@ -83,5 +87,8 @@ def _images(args: argparse.Namespace, store: Store, snapshot: Snapshot) -> None:
         lines.append(json.dumps(facts, ensure_ascii=False) + "\n")
     (args.output / INDEX).write_text("".join(lines), encoding="utf-8")
     sys.stdout.write(f"{args.output}: {len(lines)} pictures, {thumbnails} of them thumbnails; {INDEX} says which\n")
+    sets = [f"--ood {label}={folder}" for label, folder in sorted(labels.items()) if label]
+    if sets:
+        sys.stdout.write(f"as outlier sets: layerwatch evaluate PROFILE --id IMAGES {' '.join(sets)}\n")
     if thumbnails:
         sys.stderr.write("warning: a thumbnail has fewer pixels than the image had: sharpness, noise and size differ\n")

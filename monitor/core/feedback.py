@@ -15,6 +15,8 @@ from monitor.core.time_text import parse_time_ms
 
 FeedbackKind = Literal["expected", "fault", "withdrawn"]
 """withdrawn: what was said before no longer counts."""
+LABEL = r"[A-Za-z0-9][A-Za-z0-9._\-]{0,62}"
+"""A label names a folder, too."""
 KINDS: tuple[FeedbackKind, ...] = get_args(FeedbackKind)
 
 
@@ -45,6 +47,8 @@ class Feedback:
     """By the clock of the wall."""
     before: FeedbackKind | None = None
     """What counted until then."""
+    label: str = ""
+    """Name of the set of images that they belong to, such as scratches; empty where none was given."""
 
     @property
     def subject(self) -> tuple[str, str]:
@@ -89,6 +93,7 @@ def as_fields(answer: Feedback) -> dict[str, Any]:
         "since": rfc3339(about.since_ms),
         "until": rfc3339(about.until_ms),
         "author": answer.author,
+        "label": answer.label or None,
         "comment": answer.comment,
         "at": rfc3339(answer.at_ms),
     }
@@ -108,6 +113,7 @@ def from_json(text: str | bytes) -> Feedback:
         alert_id, rule, stream = (str(fields[name]) for name in ("alert_id", "rule", "stream"))
         about = About(alert_id, rule, stream, *span, str(fields["image"] or ""))
         who = str(fields["author"]), str(fields["comment"])
-        return Feedback(str(fields["id"]), about, fields["kind"], *who, parse_time_ms(fields["at"]), fields["before"])
+        at_ms, label = parse_time_ms(fields["at"]), str(fields.get("label") or "")  # of before: no label
+        return Feedback(str(fields["id"]), about, fields["kind"], *who, at_ms, fields["before"], label)
     except (KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"not feedback: {type(error).__name__}: {error}") from error

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import re
 import uuid
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 import structlog
 
-from monitor.core.feedback import About, Feedback, FeedbackKind, Picture, as_fields, from_json, in_force
+from monitor.core.feedback import LABEL, About, Feedback, FeedbackKind, Picture, as_fields, from_json, in_force
 from monitor.fleet.overview import Snapshot
 from monitor.fleet.stream_view import Asked, view_stream
 from monitor.store import Store
@@ -33,6 +34,7 @@ class Wanted:
     image: str = ""
     author: str = ""
     comment: str = ""
+    label: str = ""
 
 
 def give_feedback(store: Store, snapshot: Snapshot, wanted: Wanted) -> Feedback:
@@ -41,9 +43,11 @@ def give_feedback(store: Store, snapshot: Snapshot, wanted: Wanted) -> Feedback:
     The pictures that it speaks of are kept with it.
 
     Raises:
-        FeedbackError: there is no such alert, or no such image of it.
+        FeedbackError: there is no such alert, or no such image of it; or the label cannot name a folder.
         StoreError: Redis does not answer.
     """
+    if wanted.label and not re.fullmatch(LABEL, wanted.label):
+        raise FeedbackError("label: letters, digits, dots, dashes and underscores, 63 at most, such as scratches")
     alert = next((alert for alert in snapshot.alerts if alert.id == wanted.alert_id), None)
     if alert is None:
         raise FeedbackError("alert_id: no such alert; those that ended are listed for a week")
@@ -61,6 +65,7 @@ def give_feedback(store: Store, snapshot: Snapshot, wanted: Wanted) -> Feedback:
         wanted.comment,
         wall_ms(),
         before.kind if before else None,
+        wanted.label,
     )
     spoken_of = [image for image in view.worst if wanted.image in {"", image.id}]
     store.feedback.add(

@@ -111,6 +111,8 @@ class FeedbackJson(Answer):
     """Of the evidence when it was given, as `until`."""
     until: str
     author: str
+    label: str | None
+    """Name of the set of images that they belong to; null where none was given."""
     comment: str
     at: str
 

@@ -9,7 +9,7 @@ from typing import Annotated
 from pydantic import BaseModel, ConfigDict, Field
 from starlette.requests import Request
 
-from monitor.core.feedback import Feedback, FeedbackKind
+from monitor.core.feedback import LABEL, Feedback, FeedbackKind
 from monitor.fleet.feedback import FeedbackError, Wanted, give_feedback
 from monitor.web.guard import user_of
 from monitor.web.silencing import Name, RequestError, Short, parsed
@@ -27,6 +27,8 @@ class NewFeedback(BaseModel):
     """Empty: the alert as a whole."""
     author: Short = ""
     comment: Short = ""
+    label: Annotated[str, Field(pattern=rf"^({LABEL})?$")] = ""
+    """Name of the set of images that they belong to, such as scratches."""
 
 
 def from_form(fields: Mapping[str, str]) -> NewFeedback:
@@ -47,7 +49,7 @@ def keep(site: Site, request: Request, wanted: NewFeedback) -> Feedback:
         StoreError: Redis does not answer.
     """
     author = user_of(request.headers.get("authorization", "")) or wanted.author.strip()
-    said = Wanted(wanted.alert_id, wanted.kind, wanted.image, author, wanted.comment.strip())
+    said = Wanted(wanted.alert_id, wanted.kind, wanted.image, author, wanted.comment.strip(), wanted.label)
     try:
         return give_feedback(site.store, site.overview.snapshot(), said)
     except FeedbackError as error:

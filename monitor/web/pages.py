@@ -18,7 +18,7 @@ from starlette.responses import HTMLResponse, PlainTextResponse, RedirectRespons
 from starlette.routing import BaseRoute, Route
 
 from monitor.core.alert_document import rfc3339, stream_path
-from monitor.core.feedback import in_force
+from monitor.core.feedback import LABEL, in_force
 from monitor.fleet.feedback import read_feedback
 from monitor.fleet.overview import Snapshot, StreamJson
 from monitor.fleet.stream_view import SPANS_MS, Asked, view_stream
@@ -294,7 +294,8 @@ def _environment(base: str) -> Environment:
         where=labels.where,
     )
     nav = [(view.__name__, path, text) for path, view, text in PAGES if text]
-    made.globals.update(base=base, nav=nav, TRIAGE=labels.TRIAGE, KINDS=labels.KINDS, version=_static_version())
+    made.globals.update(base=base, nav=nav, TRIAGE=labels.TRIAGE, KINDS=labels.KINDS, LABEL=LABEL)
+    made.globals.update(version=_static_version())
     return made
 
 

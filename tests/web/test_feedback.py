@@ -20,7 +20,7 @@ from pydantic import SecretStr
 
 from monitor.__main__ import main
 from monitor.core.alert_document import stream_path
-from monitor.core.feedback import About, Feedback, from_json
+from monitor.core.feedback import About, Feedback, as_fields, from_json
 from monitor.core.types import Alert
 from monitor.fleet.feedback import read_feedback
 from monitor.fleet.stream_view import EXEMPLARS
@@ -213,6 +213,33 @@ def test_the_pictures_of_what_was_said_are_written_and_thumbnails_are_named(
     assert shown[0] not in {line["image"] for line in written["fault"]}
     assert set(shown[1:]) <= {line["image"] for line in written["fault"]}
     assert all(line["feedback"]["alert_id"] == ALERT for line in written["fault"])
+
+
+def test_labelled_faults_are_outlier_sets_of_that_name(
+    fleet: Fleet, inside: httpx.Client, command: Command, tmp_path: Path
+) -> None:
+    shown = [exemplar["id"] for exemplar in inside.get(f"/api/v1{PAGE}").json()["exemplars"]]
+    inside.post("/api/v1/feedback", json={"alert_id": ALERT, "kind": "fault", "label": "scratches"})
+    status, out, _ = command("give", ALERT, "fault", "--image", shown[0], "--label", "drop")
+    assert (status, json.loads(out)["label"]) == (0, "drop")
+    assert inside.get("/api/v1/feedback").json()["feedback"][0]["label"] == "scratches"
+    assert "as <b>scratches</b>" in inside.get(PAGE).text
+    status, out, _ = command("images", "fault", "-o", str(tmp_path / "faults"))
+    lines = [json.loads(line) for line in (tmp_path / "faults" / "images.jsonl").read_text().splitlines()]
+    by_label = {
+        label: {x["image"] for x in lines if x["feedback"]["label"] == label} for label in ("drop", "scratches")
+    }
+    assert by_label["drop"] == {shown[0]}
+    assert by_label["scratches"] >= set(shown[1:])
+    assert all((tmp_path / "faults" / line["feedback"]["label"] / Path(line["file"]).name).is_file() for line in lines)
+    assert f"--ood drop={tmp_path}/faults/drop --ood scratches={tmp_path}/faults/scratches" in out
+    for label in ("../up", ".hidden", "a" * 64, "a b"):
+        body = {"alert_id": ALERT, "kind": "fault", "label": label}
+        assert inside.post("/api/v1/feedback", json=body).status_code == 422
+        assert command("give", ALERT, "fault", "--label", label)[0] == 1
+    fields = as_fields(read_feedback(fleet.store)[0])
+    del fields["label"]  # as it was written before there were labels
+    assert from_json(json.dumps(fields)).label == ""
 
 
 def test_the_pictures_of_what_was_said_are_there_when_the_evidence_has_expired(

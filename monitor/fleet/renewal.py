@@ -12,8 +12,9 @@ from monitor.store import Store
 
 log = structlog.get_logger(__name__)
 
-Outcome = Literal["candidate", "accepted", "refused", "failed"]
-"""accepted: it has moved by more than the limit, and a person said why that is right."""
+Outcome = Literal["candidate", "accepted", "refused", "failed", "began"]
+"""accepted: it has moved by more than the limit, and a person said why that is right. began: a scheduled one is under
+way, or its process was ended."""
 
 
 class ShiftJson(Answer):

@@ -235,7 +235,9 @@ def test_a_candidate_is_added_with_its_lineage_and_a_shift_is_refused_unless_a_p
     give_feedback(watched.store, overview.snapshot(), Said(alert.id, "withdrawn"))
 
 
-def test_a_schedule_tries_a_candidate_in_shadow_and_asks_a_person_or_promotes_it(watched: Watched) -> None:
+def test_a_schedule_tries_a_candidate_in_shadow_and_asks_a_person_or_promotes_it(
+    watched: Watched, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The newest version was renewed by a person just now: the schedule takes it from there."""
     versions, now = watched.versions, 0
     number = len(versions.journal().versions)
@@ -270,6 +272,20 @@ def test_a_schedule_tries_a_candidate_in_shadow_and_asks_a_person_or_promotes_it
     assert step(since=60.0).startswith("failed: images of calm times come from")
     wait_for("the failure", lambda: asked()[2:] == ["alert.firing"])
     assert read_renewals(watched.store)[0].outcome == "failed"
+    # one whose process was ended, as if for its memory, is tried again after an hour
+    now = read_renewals(watched.store)[0].at + 8 * 24 * HOUR_MS
+    with monkeypatch.context() as changed:
+        changed.setattr("monitor.cli.renewal.renew.renew", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            step()
+    assert step() == "no renewal is due"
+    assert read_renewals(watched.store)[0].outcome == "began"
+    now += HOUR_MS
+    assert step(since=60.0).startswith("failed")
+
+
+def interrupted(*_: Any) -> None:
+    raise KeyboardInterrupt
 
 
 @pytest.mark.faults

@@ -34,7 +34,7 @@ from monitor.core.shadow import PREFIX, shadow_of
 from monitor.fleet.comparison import Buckets, as_judging, compare, sides_of
 from monitor.fleet.history import LEVEL
 from monitor.fleet.rehearsal import would_fire
-from monitor.fleet.renewal import RenewalJson, keep_renewal, read_renewals
+from monitor.fleet.renewal import Outcome, RenewalJson, keep_renewal, read_renewals
 from monitor.fleet.state import newest_event_ms, read_layouts
 from monitor.notify.self_alerts import RENEWAL, SelfAlerts
 from monitor.store import Store, StoreConfigError, StoreError, open_store
@@ -42,6 +42,8 @@ from monitor.telemetry.clock import wall_ms
 
 NICENESS = 15
 """The daemon beside it goes first."""
+AGAIN_S = 3600.0
+"""After a renewal whose process was ended: not at once, as it may have run out of memory."""
 COMPARED_S = 86_400.0
 """Of event time, at least: of the images in it, those that both versions scored."""
 LEAST_IMAGES = 500
@@ -72,7 +74,8 @@ def take_step(store: Store, settings: Config, progress: Progress, now: Callable[
         ProfileError: the store of profiles cannot be used.
         StoreError: Redis does not answer.
     """
-    return _Step(store, settings, progress, now).take()
+    root, _ = split_address(settings.renewed)
+    return _Step(store, settings, progress, now, ProfileStore(root)).take()
 
 
 @dataclass
@@ -81,19 +84,16 @@ class _Step:
     settings: Config
     progress: Progress
     now: Callable[[], int]
+    versions: ProfileStore
 
     def take(self) -> str:
-        root, _ = split_address(self.settings.renewed)
-        self.versions = ProfileStore(root)
         journal = self.versions.journal()
-        last = next((renewal for renewal in read_renewals(self.store) if renewal.store == root), None)
+        last = next((renewal for renewal in read_renewals(self.store) if renewal.store == self.versions.root), None)
         if waiting := self._waiting(journal):
             return self._try(waiting, journal)
         if journal.shadow:
             return f"version {journal.shadow.number} is in shadow: a renewal would end that"
-        every_ms = round(1000 * (self.settings.renewal.every or 0))
-        due_ms = (max(last.at if last else 0, self._renewed_ms(journal))) + every_ms
-        if self.now() < due_ms:
+        if self.now() < self._due_ms(last, journal):
             self._say(self._open_question(last, journal))
             return "no renewal is due"
         found = self._renew()
@@ -105,6 +105,13 @@ class _Step:
         return f"{found.outcome}: {found.reason}"
 
     # ---------------------------------------------------------------- renew
+
+    def _due_ms(self, last: RenewalJson | None, journal: Journal) -> int:
+        """When the next renewal may begin: also after a person has added a version it is not due at once."""
+        every_s = self.settings.renewal.every or 0.0
+        wait_s = min(every_s, AGAIN_S) if last and last.outcome == "began" else every_s
+        added_ms = _ms(journal.versions[-1].added.at) if journal.versions else 0
+        return max(last.at if last else 0, added_ms) + round(1000 * wait_s)
 
     def _renew(self) -> RenewalJson:
         from monitor.cli.renewal.renew import renew  # noqa: PLC0415 - loads torch
@@ -121,22 +128,22 @@ class _Step:
             reason="renewed on schedule",
             device=self.settings.scoring.device,
         )
+        keep_renewal(self.store, self._outcome("began", "its process is at work, or was ended before it was through"))
         try:
             return renew(self.store, self.settings, request, self.progress)
-        except (InputError, detectors.TooFewImagesError) as error:
-            found = RenewalJson(store=self.versions.root, at=self.now(), outcome="failed", reason=str(error))
+        except (InputError, detectors.TooFewImagesError, detectors.ProfileError) as error:
+            found = self._outcome("failed", str(error))
             keep_renewal(self.store, found)
             return found
+
+    def _outcome(self, outcome: Outcome, reason: str) -> RenewalJson:
+        return RenewalJson(store=self.versions.root, at=self.now(), outcome=outcome, reason=reason)
 
     def _waiting(self, journal: Journal) -> Version | None:
         """The newest version, where it was renewed and nobody has decided about it yet."""
         newest = journal.versions[-1] if journal.versions else None
         undecided = newest and newest.state in {State.CANDIDATE, State.SHADOW} and not _was(newest, Kind.PROMOTE)
         return newest if newest and undecided and self.versions.manifest(newest).get("renewal") else None
-
-    def _renewed_ms(self, journal: Journal) -> int:
-        """When the newest version was added: also by a person, after whom it is not due at once."""
-        return _ms(journal.versions[-1].added.at) if journal.versions else 0
 
     # ---------------------------------------------------------------- shadow
 
@@ -199,7 +206,8 @@ class _Step:
         if last is None or last.version is not None:
             return ""
         changed = [change for version in journal.versions for change in version.changes if _ms(change.at) > last.at]
-        text = f"a renewal of {last.store} {'was refused' if last.outcome == 'refused' else 'failed'}: {last.reason}"
+        what = {"refused": "was refused", "failed": "failed"}.get(last.outcome, "did not end")
+        text = f"a renewal of {last.store} {what}: {last.reason}"
         return "" if changed else text
 
     def _say(self, text: str) -> None:

@@ -40,6 +40,7 @@ test-quick: setup ## the tests that need no broker and no browser, without the s
 
 test-faults: setup ## every fault on real servers and processes: some ten minutes
 	$(PY) -m pytest -n 3 --dist load -m 'faults or not faults' tests/faults
+	$(PY) -m pytest -n 2 --dist load -m faults --ignore tests/faults tests
 
 check: setup     ## formatting, lint, types, layers; changes nothing
 	.venv/bin/ruff format --check .

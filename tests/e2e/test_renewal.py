@@ -219,12 +219,20 @@ def test_a_candidate_is_added_with_its_lineage_and_a_shift_is_refused_unless_a_p
     request = Request(
         watched.versions.root, "line-1", 72_000.0, calibrate_only=True, expected=True, max_shift=0.02, reason="a test"
     )
-    refused = renew(watched.store, watched.settings, request, quiet)
-    assert (refused.outcome, refused.version) == ("refused", None)
+    words = ("--from-stream", "line-1", "--since", "20h", "--calibrate-only", "--expected", "--max-shift", "2%")
+    shown = watched.config.parent / "moved"
+    done = watched.zygote.layerwatch(*common[:3], *words, "--pictures", str(shown), *common[4:6])
+    (refused,) = read_renewals(watched.store)
+    assert (done.returncode, refused.outcome, refused.version) == (1, "refused", None), done.stderr
+    assert f"refused: normal has moved by {refused.moved:.1%}, which is more than 2.0%" in done.stdout
+    assert f"{refused.images} images of {refused.hours} calm hours of 1 stream\n" in done.stdout
     assert refused.moved > 0.02
+    listed = [json.loads(line) for line in (shown / "images.jsonl").read_text().splitlines()]
+    assert [line["id"] for line in listed] == [image.id for image in refused.pictures]
+    assert all((shown / line["file"]).is_file() for line in listed)
     assert len(watched.versions.journal().versions) == 2
-    shown = {image.id for image in refused.pictures}
-    assert len(shown & watched.poisoned) > len(shown) / 2  # the pictures are those that moved
+    moved = {image.id for image in refused.pictures}
+    assert len(moved & watched.poisoned) > len(moved) / 2  # the pictures are those that moved
     accepted = renew(watched.store, watched.settings, replace(request, accept="new print"), quiet)
     assert (accepted.outcome, accepted.version, accepted.reason) == ("accepted", 3, "new print")
     # a renewal of it is compared with it, no longer with the first

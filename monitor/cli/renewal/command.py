@@ -103,8 +103,9 @@ def _write(found: RenewalJson, folder: Path) -> None:
 
 def _print(console: Console, found: RenewalJson) -> None:
     left_out = "; ".join(f"{count} {why}" for why, count in found.left_out.items() if count) or "none"
+    streams = "stream" if found.streams == 1 else "streams"
     lines = [
-        f"learned from {found.images} images of {found.hours} calm hours of {found.streams} streams",
+        f"learned from {found.images} images of {found.hours} calm hours of {found.streams} {streams}",
         f"left out: {left_out}",
     ]
     console.print(Text("\n".join(lines)), soft_wrap=True)

@@ -177,8 +177,10 @@ def test_every_hour_of_every_stream_gives_as_many_images(watched: Watched) -> No
     most = 120
     selection = chosen(watched, most=most)
     given = [count for stream in STREAMS for count in hours_of(selection, stream).values()]
-    assert max(given) - min(given) <= 1 or min(given) == 1
-    assert most - len(given) < sum(given) <= most
+    allowed = max(given)
+    available = [c for stream in STREAMS for c in hours_of(chosen(watched), stream).values()]
+    assert sorted(given) == sorted(min(count, allowed) for count in available)  # fewer only where there are fewer
+    assert sum(given) <= most < sum(min(count, allowed + 1) for count in available)
     assert offsets(selection) == offsets(chosen(watched, most=most))  # the same ones in every pass
 
 
@@ -243,53 +245,83 @@ def test_a_candidate_is_added_with_its_lineage_and_a_shift_is_refused_unless_a_p
     give_feedback(watched.store, overview.snapshot(), Said(alert.id, "withdrawn"))
 
 
-def test_a_schedule_tries_a_candidate_in_shadow_and_asks_a_person_or_promotes_it(
-    watched: Watched, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def step(watched: Watched, now_ms: int, **plan: Any) -> str:
+    """One step of the schedule at that time, with these changes of the section `renewal`."""
+    renewal = watched.settings.renewal.model_copy(update=plan)
+    settings = watched.settings.model_copy(update={"renewal": renewal})
+    return take_step(watched.store, settings, quiet, lambda: now_ms)
+
+
+def asked(watched: Watched) -> list[tuple[str, str]]:
+    """(phase, summary) of every alert about renewals."""
+    found = [d["data"] for d in watched.hook.accepted if d["data"]["rule"] == "layerwatch-renewal"]
+    return [(data["phase"], data["summary"]) for data in found]
+
+
+def test_a_schedule_tries_a_candidate_in_shadow_and_asks_a_person_or_promotes_it(watched: Watched) -> None:
     """The newest version was renewed by a person just now: the schedule takes it from there."""
-    versions, now = watched.versions, 0
+    versions, long_after = watched.versions, 2**45
     number = len(versions.journal().versions)
-
-    def step(**plan: Any) -> str:
-        renewal = watched.settings.renewal.model_copy(update=plan)
-        settings = watched.settings.model_copy(update={"renewal": renewal})
-        return take_step(watched.store, settings, quiet, lambda: now)
-
-    def asked() -> list[str]:
-        return [d["type"] for d in watched.hook.accepted if d["data"]["rule"] == "layerwatch-renewal"]
-
-    assert step() == f"version {number} is in shadow"
+    assert step(watched, 0) == f"version {number} is in shadow"
     assert versions.find(str(number)).state is State.SHADOW
-    assert "another" in step()
-    now = 2**45
-    assert "it has scored" in step()  # too little is known of it
-    assert asked() == []
+    assert "another" in step(watched, 0)
+    assert "it has scored" in step(watched, long_after)  # too little is known of it
+    assert asked(watched) == []
     shadow = shadow_of(counted_under(versions.find("shadow").fingerprint))
     wait_for("the shadow", lambda: shadow in watched.store.catalog.shadows())
     later = [encoded(image) for _, image in pictures(92, 600)]
     watched.send((START_MS + HOURS * HOUR_MS + 6000 * i, STREAMS[i % 2], image) for i, image in enumerate(later))
-    wait_for("all images in shadow", lambda: "waits for a person" in step())
-    wait_for("the question", lambda: asked() == ["alert.firing"])
-    assert "was quiet in shadow" in watched.hook.accepted[-1]["data"]["summary"]
-    assert step(then="promote") == f"version {number} is active"
+    wait_for("all images in shadow", lambda: "waits for a person" in step(watched, long_after))
+    wait_for("the question", lambda: [phase for phase, _ in asked(watched)] == ["firing"])
+    assert "was quiet in shadow" in asked(watched)[0][1]
+    assert step(watched, long_after, then="promote") == f"version {number} is active"
     assert versions.find().number == number
-    wait_for("the end of the question", lambda: asked() == ["alert.firing", "alert.resolved"])
-    now = wall_ms()
-    assert step() == "no renewal is due"
-    now += 8 * 24 * HOUR_MS
-    assert step(since=60.0).startswith("failed: images of calm times come from")
-    wait_for("the failure", lambda: asked()[2:] == ["alert.firing"])
+    wait_for("its end", lambda: [phase for phase, _ in asked(watched)] == ["firing", "resolved"])
+
+
+def test_a_schedule_asks_what_is_left_to_a_person_and_goes_on_after_its_process_was_ended(
+    watched: Watched, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    versions, before, now_ms = watched.versions, len(asked(watched)), wall_ms()
+
+    def since() -> list[str]:
+        return [phase for phase, _ in asked(watched)[before:]]
+
+    assert step(watched, now_ms) == "no renewal is due"
+    now_ms += 8 * 24 * HOUR_MS
+    assert step(watched, now_ms, since=60.0).startswith("failed: images of calm times come from")
+    wait_for("the failure", lambda: since() == ["firing"])
     assert read_renewals(watched.store)[0].outcome == "failed"
     # one whose process was ended, as if for its memory, is tried again after an hour
-    now = read_renewals(watched.store)[0].at + 8 * 24 * HOUR_MS
+    now_ms = read_renewals(watched.store)[0].at + 8 * 24 * HOUR_MS
     with monkeypatch.context() as changed:
         changed.setattr("monitor.cli.renewal.renew.renew", interrupted)
         with pytest.raises(KeyboardInterrupt):
-            step()
-    assert step() == "no renewal is due"
+            step(watched, now_ms)
+    assert step(watched, now_ms) == "no renewal is due"
     assert read_renewals(watched.store)[0].outcome == "began"
-    now += HOUR_MS
-    assert step(since=60.0).startswith("failed")
+    assert step(watched, now_ms + HOUR_MS, since=60.0).startswith("failed")
+    # each try ends the question before: of the failure, of the one that did not end
+    wait_for("the questions", lambda: since() == ["firing", "resolved", "firing", "resolved", "firing"])
+    assert ["did not end" in text for phase, text in asked(watched)[before:] if phase == "firing"] == [
+        False,
+        True,
+        False,
+    ]
+    # one that dies after its candidate was added, before that was noted: the next step goes on with the candidate
+    watched.store.renewals.remove(versions.root)  # its time is in the future here
+    now_ms = wall_ms()
+    with monkeypatch.context() as changed:
+        changed.setattr("monitor.cli.renewal.renew.keep_renewal", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            step(watched, now_ms, every=0.001)
+    added = versions.journal().versions[-1]
+    assert (added.state, read_renewals(watched.store)[0].outcome) == (State.CANDIDATE, "began")
+    assert step(watched, now_ms) == f"version {added.number} is in shadow"
+    wait_for("the end of the last question", lambda: since()[5:] == ["resolved"])
+    versions.retire(str(added.number), "a test")
+    assert step(watched, now_ms + 2 * HOUR_MS) == "no renewal is due"
+    assert len(versions.journal().versions) == added.number
 
 
 def interrupted(*_: Any) -> None:

@@ -112,7 +112,7 @@ def _p_values(
         if i % every:
             continue
         try:
-            batch.append((name, earlier.prepare(image, name.encode("utf-8", "surrogateescape"))))
+            batch.append((name, earlier.prepare(image, name.encode("utf-8", "backslashreplace"))))
         except ImageError:
             continue  # left out of the candidate, too
         if len(batch) == BATCH:

@@ -62,15 +62,15 @@ def run(args: argparse.Namespace) -> int:
     request = Request(
         args.profile,
         args.from_stream,
-        args.since,
-        args.margin,
-        args.max_images,
-        args.calibrate_only,
-        args.expected,
-        args.max_shift,
-        args.accept_shift,
-        args.reason,
-        args.device,
+        since_s=args.since,
+        margin_s=args.margin,
+        most=args.max_images,
+        calibrate_only=args.calibrate_only,
+        expected=args.expected,
+        max_shift=args.max_shift,
+        accept=args.accept_shift,
+        reason=args.reason,
+        device=args.device,
     )
     from monitor.cli.renewal.renew import renew  # noqa: PLC0415 - loads torch
 

@@ -96,10 +96,10 @@ class _Step:
         if self.now() < self._due_ms(last, journal):
             self._say(self._open_question(last, journal))
             return "no renewal is due"
+        self._end("it is tried again")  # what is asked next is another question
         found = self._renew()
         if found.version is not None:
             self.versions.shadow(str(found.version), "renewed on schedule")
-            self._say("")
             return f"version {found.version} is in shadow"
         self._say(self._open_question(found, journal))
         return f"{found.outcome}: {found.reason}"
@@ -108,10 +108,11 @@ class _Step:
 
     def _due_ms(self, last: RenewalJson | None, journal: Journal) -> int:
         """When the next renewal may begin: also after a person has added a version it is not due at once."""
-        every_s = self.settings.renewal.every or 0.0
-        wait_s = min(every_s, AGAIN_S) if last and last.outcome == "began" else every_s
+        wait_s, last_ms = self.settings.renewal.every or 0.0, last.at if last else 0
         added_ms = _ms(journal.versions[-1].added.at) if journal.versions else 0
-        return max(last.at if last else 0, added_ms) + round(1000 * wait_s)
+        if last and last.outcome == "began" and added_ms < last_ms:  # else only what it came to was not kept
+            wait_s = min(wait_s, AGAIN_S)
+        return max(last_ms, added_ms) + round(1000 * wait_s)
 
     def _renew(self) -> RenewalJson:
         from monitor.cli.renewal.renew import renew  # noqa: PLC0415 - loads torch
@@ -152,6 +153,7 @@ class _Step:
             if journal.shadow:
                 return f"version {version.number} waits until version {journal.shadow.number} is no longer in shadow"
             self.versions.shadow(str(version.number), "renewed")
+            self._end("a renewed version is tried in shadow")
             return f"version {version.number} is in shadow"
         plan, since_ms = self.settings.renewal, _ms(_was(version, Kind.SHADOW)[-1].at)
         left_ms = since_ms + round(1000 * plan.shadow) - self.now()
@@ -162,7 +164,7 @@ class _Step:
             return f"version {version.number} stays in shadow: {why}"
         if not why and plan.then == "promote":
             self.versions.promote(str(version.number), "renewed on schedule; quiet in shadow")
-            self._say("")
+            self._end(f"version {version.number} is active")
             return f"version {version.number} is active"
         was = f"was not quiet in shadow: {why}" if why else "was quiet in shadow"
         text = (
@@ -212,13 +214,18 @@ class _Step:
 
     def _say(self, text: str) -> None:
         """Raise the alert with that text; end it where there is none."""
-        settings = self.settings
-        alerts = SelfAlerts(self.store, settings.monitor, has_receivers=bool(settings.receivers))
         if text:
-            url = settings.web.external_url
-            alerts.raise_alert(RENEWAL, self.versions.root, text, f"{url.rstrip('/')}/profile" if url else "")
+            url = self.settings.web.external_url
+            page = f"{url.rstrip('/')}/profile" if url else ""
+            self._alerts().raise_alert(RENEWAL, self.versions.root, text, page)
         else:
-            alerts.end([self.versions.root], RENEWAL, why="nothing waits for a person")
+            self._end("nothing waits for a person")
+
+    def _end(self, why: str) -> None:
+        self._alerts().end([self.versions.root], RENEWAL, why=why)
+
+    def _alerts(self) -> SelfAlerts:
+        return SelfAlerts(self.store, self.settings.monitor, has_receivers=bool(self.settings.receivers))
 
 
 def _was(version: Version, kind: Kind) -> list[Change]:

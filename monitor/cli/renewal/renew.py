@@ -10,6 +10,7 @@ from typing import Any
 
 from detectors import Profile, ProfileError
 from detectors.images.decode import ImageError
+from detectors.images.reading import InputError
 from detectors.versions.guard import LEVEL, farthest, smallest_seen
 from detectors.versions.journal import Version
 from detectors.versions.store import ProfileStore, is_folder, split_address
@@ -63,6 +64,8 @@ def renew(store: Store, settings: Config, request: Request, progress: Progress) 
     against = {"first": first, "last": parent} if first.number != parent.number else {"first": first}
     earlier = {name: Profile.load(versions.fetch(v), request.device, "auto") for name, v in against.items()}
     compared = {name: list(compare(by, candidate, selection, progress)) for name, by in earlier.items()}
+    if not all(compared.values()):
+        raise InputError("the source no longer holds the images that were chosen")
     moved = max(farthest(one.shifts) for ones in compared.values() for one in ones)
     faults = _faults(store, settings, earlier["first"], candidate)
     reason = _too_far(moved, faults, request.max_shift)

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from functools import cache
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from detectors.images.decode import ImageError
@@ -177,6 +178,8 @@ class Selection:
         Raises:
             InputError: no image is left, or those of too few hours; or the source does not answer.
         """
+        if not any(_same_place(address, self.address) for address in _addresses(self.settings).all()):
+            raise InputError(f"{self.address}: scoring.profile and scoring.profiles judge no stream by this store")
         thinned = {name: Thinned[Place](self.wanted.most) for name in ("", *self.profile.conditions)}
         seen = Counter[str]()
         for place, record, image in self._images():
@@ -238,9 +241,8 @@ class Selection:
             raise InputError(str(error)) from error
 
     def _is_judged(self, stream: str) -> bool:
-        scoring = self.settings.scoring
-        of = ByStream(scoring.profile, tuple((override.streams, override.path) for override in scoring.profiles))
-        return fnmatchcase(stream, self.wanted.streams) and split_address(of.of(stream))[0] == self.address
+        judged = _same_place(_addresses(self.settings).of(stream), self.address)
+        return judged and fnmatchcase(stream, self.wanted.streams)
 
     def _why_not(self, image: RecordImage) -> str:
         rules = self.settings.rules
@@ -261,3 +263,17 @@ class Selection:
             return None
         name = rule.namer()(record, image.event_time_ms, prepared) or ""
         return name if name in self.profile.conditions else ""
+
+
+def _addresses(settings: Config) -> ByStream[str]:
+    """The profile that judges each stream, as the configuration names it."""
+    scoring = settings.scoring
+    return ByStream(scoring.profile, tuple((override.streams, override.path) for override in scoring.profiles))
+
+
+def _same_place(address: str, root: str) -> bool:
+    """Whether the address names that store, or a version in it."""
+    one, other = (
+        place if "://" in place else str(Path(place).resolve()) for place in (split_address(address)[0], root)
+    )
+    return one.rstrip("/") == other.rstrip("/")

@@ -13,7 +13,7 @@ from monitor.evaluate.settings import RenewalSettings
 log = structlog.get_logger(__name__)
 
 LOOK_S = 600.0
-"""Between looks at most: short beside a day in shadow; each costs a second of processor time."""
+"""Between looks at most: short beside a day in shadow; each costs two seconds of processor time."""
 LEAST_LOOK_S = 1.0
 LOOKS = 10
 """In the time that a renewal waits for."""

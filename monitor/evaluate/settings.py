@@ -26,7 +26,7 @@ MAX_SHIFT = 0.03
 class RenewalSettings(Section):
     """When a store of profiles gets a new version from images of calm times; off unless `every` is given."""
 
-    every: Duration | None = None
+    every: Annotated[Duration, Field(gt=0)] | None = None
     profile: str = ""
     """A store of profiles; that of `scoring.profile` by default."""
     streams: Glob = "*"

@@ -57,6 +57,7 @@ def written(folder: Path, tree: Mapping[str, Any]) -> Path:
             {"scoring": {"profile": "s3://models/line"}, "renewal": {"every": "7d"}},
             "renewal.every: a candidate is tried in shadow first: add {version: s3://models/line@shadow} to scoring.",
         ),
+        ({"renewal": {"every": 0}}, "renewal.every: must be greater than 0"),
         (
             {"scoring": {"profile": "s3://models/line@2"}, "renewal": {"every": "7d"}},
             "renewal.every: s3://models/line@2 is no store of profiles whose active version is followed",

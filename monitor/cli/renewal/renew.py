@@ -47,6 +47,8 @@ def renew(store: Store, settings: Config, request: Request, progress: Progress) 
         )
     root, wanted_version = split_address(request.profile)
     versions = ProfileStore(root)
+    if not versions.exists():
+        raise ProfileError(f"{root}: there are no versions; `layerwatch profile add` makes the first")
     parent = versions.find(wanted_version)
     first = first_of(versions, parent)
     profile = Profile.load(versions.fetch(parent), request.device)

@@ -33,7 +33,7 @@ demo: setup      ## the main job on this machine: learn, watch, alert, resolve; 
 	.venv/bin/layerwatch demo
 
 test: setup      ## the test suite with its branch coverage; starts its own Redis and Kafka brokers
-	$(PY) -m pytest $(PARALLEL) --cov --cov-report=term $(if $(CI),--cov-fail-under=$(MIN_COVERAGE))
+	$(PY) -m tests.measuring $(if $(CI),--at-least $(MIN_COVERAGE)) $(PARALLEL)
 
 test-quick: setup ## the tests that need no broker and no browser, without the slow ones
 	$(PY) -m pytest $(PARALLEL) -n 2 -m "not (kafka or browser or slow or faults)" -q
@@ -82,4 +82,4 @@ release: check test ## source archive, wheel, bill of materials and checksums in
 	cd dist && rm -f .gitignore && sha256sum * > SHA256SUMS
 
 clean:           ## remove the environment and caches
-	rm -rf .venv .coverage* .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache *.egg-info build
+	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache *.egg-info build

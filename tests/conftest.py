@@ -12,6 +12,10 @@ import time
 os.environ.update(dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1"))
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # see the Makefile
 
+from tests import measuring
+
+measuring.begin()  # before anything of the product is imported
+
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -23,7 +27,6 @@ from monitor.store.private_server import PrivateRedis
 from tests.certificates import make_certificates
 from tests.faults.rig import Zygote
 from tests.kafka.broker import LOGIN, LOGIN_MODULE, OAUTH_MODULE, Broker, BrokerUnavailableError, Cluster
-from tests.measuring import PROGRAMS, load_untraced
 from tests.pictures import pictures
 from tests.shared import SharedParts, ask, made_once
 
@@ -90,27 +93,16 @@ LONGEST_FIRST = (
 )
 """Files in the order in which they start; a long one that came last would leave one process busy alone."""
 
-LARGE_LIBRARIES = (
-    "torch",
-    "detectors.profile.lean_timm",
-    "scipy.stats",
-    "jsonschema",
-    "hypothesis",
-    "kubernetes_validate",
-)
-
 SHARED = pytest.StashKey[SharedParts]()
 FOLDER = "shared_parts"
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Offer the shared parts in the process that begins the run, where nothing starts yet; import what is large."""
+    """Offer the shared parts in the process that begins the run, where nothing starts yet."""
     # jsonschema compiles grammars for the format `iri`, which no schema of ours has: 2 s of CPU time in each worker
     sys.modules.setdefault("rfc3987_syntax", None)  # type: ignore[arg-type]  # None: its import fails
     if not hasattr(config, "workerinput"):
         config.stash[SHARED] = SharedParts()
-    if sys.gettrace() is not None and not getattr(config.option, "numprocesses", None):  # with workers these do it
-        load_untraced(*LARGE_LIBRARIES)
 
 
 @pytest.hookimpl(optionalhook=True)
@@ -120,7 +112,8 @@ def pytest_configure_node(node: WorkerController) -> None:
 
 
 def pytest_unconfigure(config: pytest.Config) -> None:
-    """End the shared parts."""
+    """End the shared parts; keep what was reached."""
+    measuring.save()
     if shared := config.stash.get(SHARED, None):
         shared.close()
 
@@ -139,12 +132,6 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 def pytest_collection_finish() -> None:
     """What is loaded now stays: the garbage collector would look through it again and again."""
     gc.freeze()
-
-
-@pytest.fixture(scope="session", autouse=True)
-def programs_unmeasured() -> None:
-    """Programs that tests start are not measured: this process and the forks of the zygote cover the same code."""
-    os.environ.pop(PROGRAMS, None)
 
 
 @pytest.fixture(scope="session")

@@ -1,22 +1,79 @@
-"""What coverage's tracer, which doubles the time of Python code, need not see."""
+"""Runs pytest and says which lines and branches of the product it reached; by SlipCover, which hardly slows them.
+
+    python -m tests.measuring [--at-least PERCENT] [PYTEST'S ARGUMENTS ...]
+
+Each process of the run adds what it reached to a folder: the workers of pytest and the forks of the zygote that end by
+themselves. What they start as programs of its own is not measured: the same code runs in those two.
+"""
 
 from __future__ import annotations
 
-import importlib
+import argparse
+import json
+import os
+import subprocess
 import sys
-from contextlib import suppress
+import tempfile
+from pathlib import Path
 
-PROGRAMS = "COVERAGE_PROCESS_CONFIG"
-"""Environment variable by which coverage also measures the Python programs that a process starts."""
+import slipcover
+
+ROOT = Path(__file__).parent.parent
+PRODUCT = [str(ROOT / "monitor"), str(ROOT / "detectors")]
+FOLDER = "LAYERWATCH_TESTS_REACHED"
+"""Environment variable: where processes write what they reached; nothing is measured where it is not set."""
+KEEP = -1
+"""Probes stay in place: to take them out SlipCover would put other code under threads that are running."""
+NOT_RUN = [r"@overload", r"raise NotImplementedError", r"\.\.\.$"]
+
+_measured: slipcover.Slipcover | None = None
 
 
-def load_untraced(*names: str) -> None:
-    """Import these libraries, those that are installed, while nothing is traced in this thread."""
-    tracer = sys.gettrace()
-    sys.settrace(None)
-    try:
-        for name in names:
-            with suppress(ImportError):
-                importlib.import_module(name)
-    finally:
-        sys.settrace(tracer)
+def begin() -> None:
+    """Measure what this process imports of the product from now on, if anything is measured."""
+    global _measured  # noqa: PLW0603 - as the import hook, one for the process
+    if FOLDER in os.environ and _measured is None:
+        _measured = slipcover.Slipcover(branch=True, d_miss_threshold=KEEP)
+        slipcover.ImportManager(_measured, slipcover.FileMatcher(sources=PRODUCT)).__enter__()
+
+
+def save() -> None:
+    """Add what was reached since the last call to the folder."""
+    if _measured is None:
+        return
+    # copied first: other threads may be running
+    seen = {name: list(places) for name, places in list(_measured.newly_seen.items())}
+    reached = {name: [x if isinstance(x, tuple) else [x] for x in places] for name, places in seen.items()}
+    _measured.signal_child_process()
+    with tempfile.NamedTemporaryFile("w", suffix=".json", dir=os.environ[FOLDER], delete=False) as file:
+        json.dump(reached, file)
+
+
+def coverage_of(folder: Path) -> dict[str, object]:
+    """SlipCover's report on the whole product."""
+    whole = slipcover.Slipcover(branch=True, source=PRODUCT, exclude_also=NOT_RUN)
+    for path in folder.glob("*.json"):
+        for name, seen in json.loads(path.read_text()).items():
+            whole.all_seen[name].update(x[0] if len(x) == 1 else tuple(x) for x in seen)
+    report: dict[str, object] = whole.get_coverage()
+    return report
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--at-least", type=float, default=0.0, metavar="PERCENT", help="else the run has failed")
+    arguments, of_pytest = parser.parse_known_args()
+    with tempfile.TemporaryDirectory() as folder:
+        status = subprocess.run([sys.executable, "-m", "pytest", *of_pytest], env={**os.environ, FOLDER: folder}).returncode
+        report = coverage_of(Path(folder))
+    slipcover.print_coverage(report, skip_covered=True, missing_width=80)
+    reached = report["summary"]["percent_covered"]
+    print(f"{reached:.2f} % of lines and branches were reached")
+    if status == 0 and reached < arguments.at_least:
+        print(f"at least {arguments.at_least:g} % must be")
+        return 1
+    return status
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

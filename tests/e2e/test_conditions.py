@@ -96,7 +96,7 @@ def test_a_fault_by_night_alone_fires_over_the_day_and_ends_by_night_and_no_nigh
 
     # the same days and nights; only `yard` has a fault, in the first night
     send(producer, *(shown(noon(0), stream, kinds["day"], 60) for stream in ("yard", "line", "plain")))
-    daemon = Daemon(zygote, config_path, config_path.with_suffix(".log"), killed=True)
+    daemon = Daemon(zygote, config_path, config_path.with_suffix(".log"))
     try:
         send(
             producer,
@@ -107,7 +107,7 @@ def test_a_fault_by_night_alone_fires_over_the_day_and_ends_by_night_and_no_nigh
         wait_for("the fault by night", lambda: daemon.check() or ("drift", "yard", "firing") in published())
         daemon.kill()
         send(producer, shown(night(1), "yard", kinds["night"], 260), shown(noon(2), "yard", kinds["day"], 60))
-        daemon = Daemon(zygote, config_path, config_path.with_suffix(".again.log"), killed=True)
+        daemon = Daemon(zygote, config_path, config_path.with_suffix(".again.log"))
         wait_for("its end", lambda: daemon.check() or ("drift", "yard", "resolved") in published())
         replayed = zygote.layerwatch("replay", "--dry-run", "--json", "-c", str(config_path))
         assert replayed.returncode == 0, replayed.stderr

@@ -192,7 +192,7 @@ def three_replicas_two_killed(
     folder = tmp_path_factory.mktemp("replicas")
     with PrivateRedis() as server, contextlib.closing(_store(server.url)) as store:
         settings = _settings(topic, server.url, "replicas", profile_folder)
-        replicas = [_started(zygote, config_file(folder, settings), killed=True) for _ in range(3)]
+        replicas = [_started(zygote, config_file(folder, settings)) for _ in range(3)]
 
         def reached(done: float) -> bool:
             for replica in replicas:
@@ -225,7 +225,7 @@ def killed_five_times(
         settings = _settings(topic, server.url, "kills", profile_folder)
         config = config_file(tmp_path_factory.mktemp("kills"), settings)
         for kill_at in (1, 500, 1000, 1500, 2000, ALL):
-            daemon = _started(zygote, config, killed=kill_at != ALL)
+            daemon = _started(zygote, config)
             try:
                 wait_for(f"{kill_at} records", lambda: daemon.check() or _done(store) >= kill_at)  # noqa: B023
                 if kill_at == ALL:
@@ -235,8 +235,8 @@ def killed_five_times(
                 daemon.kill()
 
 
-def _started(zygote: Zygote, config: Path, killed: bool) -> Daemon:
-    return Daemon(zygote, config, config.with_suffix(".log"), killed=killed)
+def _started(zygote: Zygote, config: Path) -> Daemon:
+    return Daemon(zygote, config, config.with_suffix(".log"))
 
 
 def test_three_replicas_two_killed_leave_the_same_buckets_and_alerts_as_one_killed_five_times(

@@ -111,7 +111,7 @@ def watching(
                 poisoned.add(f"{topic}/0/{i}")
             yield START_MS + HOUR_MS * i // (AN_HOUR * len(STREAMS)), stream, faulty[i % AN_HOUR] if is_fault else image
 
-    daemon = Daemon(zygote, path, path.with_suffix(".log"), killed=True)
+    daemon = Daemon(zygote, path, path.with_suffix(".log"))
     store = open_store(config.redis, topic)
     with closing(open_producer(config.source_settings())) as producer, closing(store):
 

@@ -63,7 +63,7 @@ def test_a_replay_gives_the_documents_of_the_live_run_with_their_exemplars(
         "receivers": [{"name": "hook", "type": "webhook", "url": hook.url}],
     }
     config = config_file(tmp_path, settings)
-    daemon = Daemon(zygote, config, config.with_suffix(".log"), killed=True)
+    daemon = Daemon(zygote, config, config.with_suffix(".log"))
     try:
         wait_for("the end of the drift", lambda: daemon.check() or "alert.resolved" in _types(hook, "rate"))
         # the span is read whole, wherever a new group would begin

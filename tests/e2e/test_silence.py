@@ -105,7 +105,7 @@ def test_a_stop_of_one_stream_of_all_and_a_flood_of_streams_raise_one_alert_each
     def sent(kind: str) -> dict[str, dict[str, Any]]:
         return {d["data"]["stream"]: d for d in hook.accepted if d["type"] == kind and d["data"]["rule"] == "silent"}
 
-    daemon = Daemon(zygote, config, config.with_suffix(".log"), killed=True)
+    daemon = Daemon(zygote, config, config.with_suffix(".log"))
     try:
         with contextlib.closing(open_store(RedisSettings(url=SecretStr(redis_server.url)), "silence")) as store:
             cameras.on = ("cam-a", "cam-b")

@@ -96,15 +96,14 @@ class Daemon:
         config: its configuration.
         log: where its log goes.
         failpoints: armed in it.
-        killed: it will be, so that coverage need not measure it.
     """
 
-    def __init__(self, zygote: Zygote, config: Path, log: Path, failpoints: str = "", killed: bool = False) -> None:
+    def __init__(self, zygote: Zygote, config: Path, log: Path, failpoints: str = "") -> None:
         self._zygote = zygote
         self.log = log
         self.port = _port_of(config)
         argv = ["run", "-c", str(config)]
-        self.pid = int(zygote.ask(argv=argv, env={VARIABLE: failpoints}, log=str(log), killed=killed)["pid"])
+        self.pid = int(zygote.ask(argv=argv, env={VARIABLE: failpoints}, log=str(log))["pid"])
         self._status: int | None = None
 
     def ended(self) -> bool:
@@ -284,13 +283,13 @@ class Rig:
 
     # ---------------------------------------------------------------- acting
 
-    def start(self, failpoints: str = "", log: str = "", killed: bool = True) -> Daemon:
-        """One more daemon; `log` is where its log goes instead of a file; for `killed` see `Daemon`."""
+    def start(self, failpoints: str = "", log: str = "") -> Daemon:
+        """One more daemon; `log` is where its log goes instead of a file."""
         number = len(self.daemons)
         config = self.folder / f"{self.name}-{number}.yaml"
         config.write_text(yaml.safe_dump({**self.settings, "web": {"port": _free_port()}}))
         path = Path(log or self.folder / f"{self.name}-{number}.log")
-        daemon = Daemon(self.zygote, config, path, failpoints, killed)
+        daemon = Daemon(self.zygote, config, path, failpoints)
         self.daemons.append(daemon)
         return daemon
 

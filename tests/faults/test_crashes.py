@@ -66,7 +66,7 @@ def test_a_crash_with_four_shards_loses_nothing_and_counts_nothing_twice(make_ri
 
 def test_a_termination_in_the_middle_leaves_an_exact_cursor_within_the_grace_period(rig: Rig) -> None:
     rig.tell()
-    daemon = rig.start(killed=False)
+    daemon = rig.start()
     rig.await_counted(60)
     assert daemon.terminate() == 0
     counted = rig.counted()
@@ -81,7 +81,7 @@ def test_a_termination_in_the_middle_leaves_an_exact_cursor_within_the_grace_per
 def test_a_process_that_stood_still_before_a_send_does_not_send_once_another_has_taken_over(rig: Rig) -> None:
     """Else a receiver would see firing, resolved, firing."""
     rig.tell()
-    still = rig.start("before_send:stop", killed=False)
+    still = rig.start("before_send:stop")
     wait_for("it to stand still", lambda: Path(f"/proc/{still.pid}/stat").read_text().split()[2] == "T")
     rig.start()
     rig.check_story()

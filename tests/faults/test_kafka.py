@@ -21,9 +21,9 @@ MakeRig = Callable[..., Rig]
 HALF = STORY // 2
 
 
-def begun(rig: Rig, killed: bool = True) -> Daemon:
+def begun(rig: Rig) -> Daemon:
     rig.tell(0, HALF)
-    daemon = rig.start(killed=killed)
+    daemon = rig.start()
     rig.await_counted()
     return daemon
 
@@ -213,14 +213,14 @@ def test_a_gap_stops_the_partition_by_policy_and_the_other_goes_on(make_rig: Mak
 
 def test_a_missing_topic_ends_the_daemon_with_one_line_that_names_it(rig: Rig) -> None:
     rig.cluster.delete_topic(rig.topic)
-    daemon = rig.start(killed=False)
+    daemon = rig.start()
     assert daemon.status == 69
     (line,) = [line for line in daemon.log.read_text().splitlines() if line.startswith("layerwatch run: ")]
     assert f"topic {rig.topic} does not exist" in line
 
 
 def test_a_topic_that_is_deleted_and_created_anew_is_told_and_not_read(rig: Rig) -> None:
-    daemon = begun(rig, killed=False)
+    daemon = begun(rig)
     rig.cluster.delete_topic(rig.topic)
     rig.cluster.create_topic(rig.topic, 2)
     assert daemon.status == 69

@@ -64,7 +64,7 @@ def test_every_accepted_image_has_a_verdict_whatever_crashed(rig: Rig, kind: str
         crashing = rig.start(place)
         wait_for(f"the crash at {place}", crashing.ended)
         assert crashing.status == -signal.SIGKILL
-    daemon = rig.start(killed=False)
+    daemon = rig.start()
     rig.await_counted()
     rejected = {(letter.key or b"").decode() for letter in rig.letters()}
     rows = read_verdicts(rig)

@@ -2,7 +2,7 @@
 
 One JSON line in, one out: {"argv": [...], "env": {...}, "log": path, "output": path or none} -> {"pid": n}, or
 {"wait": pid} -> {"status": n | null}. `log` takes the standard error, and the standard output if `output` is not given.
-Coverage measures it unless `killed` is true: a process that is killed saves nothing.
+What it reached is measured, unless it is killed.
 What it forks is the real program with the real `main`; only the import of the libraries is shared.
 """
 
@@ -21,14 +21,13 @@ import traceback
 from pathlib import Path
 from typing import Any
 
-from coverage import Coverage
-
-from tests.measuring import PROGRAMS, load_untraced
+from tests import measuring
 
 
 def load() -> None:
     """Everything that a daemon imports."""
-    load_untraced("torch", "detectors.profile.lean_timm")
+    measuring.begin()
+    import detectors.profile.lean_timm  # noqa: PLC0415
     import detectors.profile.profile  # noqa: F401, PLC0415
     import monitor.__main__  # noqa: PLC0415
     import monitor.daemon  # noqa: PLC0415
@@ -47,6 +46,7 @@ def load() -> None:
     threads = len(list(Path("/proc/self/task").iterdir()))
     if threads != 1:  # a lock held by another thread would stay held for ever in the fork
         raise SystemExit(f"{threads} threads run before the fork")
+    measuring.save()  # what its forks reach again is not reported again
     gc.freeze()
 
 
@@ -61,9 +61,6 @@ def become(request: dict[str, Any]) -> None:
         os.dup2(source, target)
     os.environ.update(request["env"])
     tempfile.tempdir = None  # TMPDIR may be among them
-    os.environ.pop(PROGRAMS, None)  # the decoder processes that it starts are killed
-    if request.get("killed") and (coverage := Coverage.current()):
-        coverage.stop()
     status = 1
     try:
         from monitor.__main__ import main  # noqa: PLC0415
@@ -78,6 +75,7 @@ def become(request: dict[str, Any]) -> None:
     finally:
         sys.stdout.flush()
         sys.stderr.flush()
+        measuring.save()
         os._exit(status)
 
 

@@ -10,7 +10,7 @@ PARALLEL := -n 4 --dist loadfile --no-loadscope-reorder
 MIN_COVERAGE := 94
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-quick test-faults check bench lock format clean docs test-deploy sbom release
+.PHONY: help setup demo test test-quick test-stories test-faults check bench lock format clean docs test-deploy sbom release
 
 # OpenMP threads that wait by spinning take the cores from those that work: fits four times as long on two busy cores
 export OMP_WAIT_POLICY ?= PASSIVE
@@ -36,7 +36,10 @@ test: setup      ## the test suite with its branch coverage; starts its own Redi
 	$(PY) -m tests.measuring $(if $(CI),--at-least $(MIN_COVERAGE)) $(PARALLEL)
 
 test-quick: setup ## the tests that need no broker and no browser, without the slow ones
-	$(PY) -m pytest $(PARALLEL) -n 2 -m "not (kafka or browser or slow or faults)" -q
+	$(PY) -m pytest $(PARALLEL) -n 2 -m "not (kafka or browser or slow or story or faults)" -q
+
+test-stories: setup ## whole programs over hours of event time: crashes, a demo, renewals, silence, nights
+	$(PY) -m pytest -n 3 --dist loadfile --no-loadscope-reorder -m "story and not faults" tests
 
 test-faults: setup ## every fault on real servers and processes: some ten minutes
 	$(PY) -m pytest -n 3 --dist load -m 'faults or not faults' tests/faults

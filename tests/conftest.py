@@ -12,9 +12,9 @@ import time
 os.environ.update(dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1"))
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # see the Makefile
 
-from tests import measuring
+from tests import measuring  # begins to measure: before anything of the product is imported
 
-measuring.begin()  # before anything of the product is imported
+# isort: split
 
 from collections.abc import Iterator
 from pathlib import Path

@@ -2,8 +2,8 @@
 
     python -m tests.measuring [--at-least PERCENT] [PYTEST'S ARGUMENTS ...]
 
-Each process of the run adds what it reached to a folder: the workers of pytest and the forks of the zygote that end by
-themselves. What they start as programs of its own is not measured: the same code runs in those two.
+Each process of the run that imports this module adds what it reached to a folder: the workers of pytest and the forks
+of the zygote that end by themselves. Programs that they start are not measured: the same code runs in those two.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import slipcover
 
@@ -27,14 +28,10 @@ KEEP = -1
 NOT_RUN = [r"@overload", r"raise NotImplementedError", r"\.\.\.$"]
 
 _measured: slipcover.Slipcover | None = None
-
-
-def begin() -> None:
-    """Measure what this process imports of the product from now on, if anything is measured."""
-    global _measured  # noqa: PLW0603 - as the import hook, one for the process
-    if FOLDER in os.environ and _measured is None:
-        _measured = slipcover.Slipcover(branch=True, d_miss_threshold=KEEP)
-        slipcover.ImportManager(_measured, slipcover.FileMatcher(sources=PRODUCT)).__enter__()
+if FOLDER in os.environ:
+    # what this process imports of the product from now on
+    _measured = slipcover.Slipcover(branch=True, d_miss_threshold=KEEP)
+    slipcover.ImportManager(_measured, slipcover.FileMatcher(sources=PRODUCT)).__enter__()
 
 
 def save() -> None:
@@ -49,13 +46,13 @@ def save() -> None:
         json.dump(reached, file)
 
 
-def coverage_of(folder: Path) -> dict[str, object]:
+def coverage_of(folder: Path) -> dict[str, Any]:
     """SlipCover's report on the whole product."""
     whole = slipcover.Slipcover(branch=True, source=PRODUCT, exclude_also=NOT_RUN)
     for path in folder.glob("*.json"):
         for name, seen in json.loads(path.read_text()).items():
             whole.all_seen[name].update(x[0] if len(x) == 1 else tuple(x) for x in seen)
-    report: dict[str, object] = whole.get_coverage()
+    report: dict[str, Any] = whole.get_coverage()
     return report
 
 
@@ -64,7 +61,8 @@ def main() -> int:
     parser.add_argument("--at-least", type=float, default=0.0, metavar="PERCENT", help="else the run has failed")
     arguments, of_pytest = parser.parse_known_args()
     with tempfile.TemporaryDirectory() as folder:
-        status = subprocess.run([sys.executable, "-m", "pytest", *of_pytest], env={**os.environ, FOLDER: folder}).returncode
+        run = [sys.executable, "-m", "pytest", *of_pytest]
+        status = subprocess.run(run, env={**os.environ, FOLDER: folder}, check=False).returncode
         report = coverage_of(Path(folder))
     slipcover.print_coverage(report, skip_covered=True, missing_width=80)
     reached = report["summary"]["percent_covered"]

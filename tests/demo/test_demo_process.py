@@ -51,6 +51,7 @@ def answers(port: int) -> bool:
     return True
 
 
+@pytest.mark.story
 @pytest.mark.timeout(400)  # 75 s on two quiet cores; a crowded machine makes it longer, not wrong
 def test_the_demo_alerts_on_its_drifts_resolves_and_exits_0(zygote: Zygote, tmp_path: Path) -> None:
     demo = zygote.layerwatch("demo", "--headless", environ={"TMPDIR": str(tmp_path)}, patience_s=380)

@@ -8,6 +8,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import pytest
 from pydantic import SecretStr
 
 from detectors.profile.fit import recalibrate
@@ -21,6 +22,8 @@ from monitor.store.settings import RedisSettings
 from tests.e2e.running import config_file, wait_for
 from tests.faults.rig import Daemon, Hook, Zygote
 from tests.pictures import at_night, encoded, pictures
+
+pytestmark = pytest.mark.story
 
 TOPIC = "days-and-nights"
 STEP_MS = 500

@@ -33,7 +33,7 @@ from tests.faults.rig import Daemon, Zygote, read_log
 from tests.kafka.broker import Cluster
 from tests.pictures import draw, encoded, pictures
 
-pytestmark = [pytest.mark.kafka, pytest.mark.timeout(400)]
+pytestmark = [pytest.mark.kafka, pytest.mark.story, pytest.mark.timeout(400)]
 
 # each in a partition of its own, by the hash of its name
 STREAMS = ("cam-a", "cam-e", "cam-h")

@@ -36,6 +36,8 @@ from tests.e2e.running import config_file, wait_for
 from tests.faults.rig import Daemon, Hook, Zygote
 from tests.pictures import encoded, pictures
 
+pytestmark = pytest.mark.story
+
 START_MS = 1_780_000_000_000 // HOUR_MS * HOUR_MS
 HOURS, AN_HOUR = 16, 24
 """Of the story, and images of each stream in each."""

@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import pytest
 from pydantic import SecretStr
 
 from monitor.config.schema import Config
@@ -16,6 +17,8 @@ from monitor.store.settings import RedisSettings
 from tests.e2e.running import config_file, wait_for
 from tests.faults.rig import Daemon, Hook, Zygote
 from tests.pictures import encoded, pictures
+
+pytestmark = pytest.mark.story
 
 START_MS = 1_750_000_000_000
 STEP_MS = 500

@@ -26,7 +26,7 @@ from tests.notify.test_schema import VALIDATOR
 from tests.pictures import encoded, pictures
 from tests.plain_http import get
 
-pytestmark = pytest.mark.kafka
+pytestmark = [pytest.mark.kafka, pytest.mark.story]
 
 AFTER_S = 6
 STEP_S = 0.2

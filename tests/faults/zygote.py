@@ -26,7 +26,6 @@ from tests import measuring
 
 def load() -> None:
     """Everything that a daemon imports."""
-    measuring.begin()
     import detectors.profile.lean_timm  # noqa: PLC0415
     import detectors.profile.profile  # noqa: F401, PLC0415
     import monitor.__main__  # noqa: PLC0415

@@ -11,7 +11,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-import timm
 from PIL import Image
 from safetensors.torch import save_file
 
@@ -20,6 +19,7 @@ from detectors.images.prepare import Preparer
 from detectors.profile.backbone import Backbone
 from detectors.profile.embedded import EmbeddedNetwork
 from detectors.profile.files import ProfileError
+from detectors.profile.lean_timm import timm
 from detectors.profile.network import tensor_digest
 from detectors.profile.profile import Profile
 from detectors.profile.reference import read_reference

@@ -8,7 +8,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import timm
 import torch
 from numpy.typing import NDArray
 from PIL import Image
@@ -17,6 +16,7 @@ from safetensors.torch import save_file
 from detectors.images.prepare import Preparer
 from detectors.profile.backbone import Backbone
 from detectors.profile.fit import FitOptions, fit_profile
+from detectors.profile.lean_timm import timm
 from detectors.profile.profile import load_profile
 from detectors.profile.spec import BackboneError, BackboneSpec
 from tests.pictures import encoded, pictures

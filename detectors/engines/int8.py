@@ -27,6 +27,9 @@ from detectors.engines.graph import first_line
 from detectors.engines.openvino import Compiled, openvino
 from detectors.profile.files import NETWORK, replace_file
 
+VALUE_BYTES = 1
+"""Of what most layers give."""
+
 
 class Int8Engine:
     """Runs a quantised network by OpenVINO, on the CPU.
@@ -49,7 +52,7 @@ class Int8Engine:
             xml, weights, self.check = (tensors[name] for name in ("xml", "weights", "check"))
             package = openvino()
             model = package.Core().read_model(xml.numpy().tobytes(), package.Tensor(weights.numpy()))
-            self._network = Compiled(model)
+            self._network = Compiled(model, VALUE_BYTES)
         except (SafetensorError, KeyError, RuntimeError) as error:
             raise EngineError(f"the quantised network cannot be used: {first_line(error)}") from error
 
@@ -61,7 +64,7 @@ class Int8Engine:
             openvino().save_model(model, path, compress_to_fp16=False)
             parts = {"xml": path, "weights": path.with_suffix(".bin")}
             tensors = {name: torch.from_numpy(np.fromfile(part, np.uint8)) for name, part in parts.items()}
-        check = Compiled(model)(_test_pixels(shape))
+        check = Compiled(model, VALUE_BYTES)(_test_pixels(shape))
         return cls(save({**tensors, "check": check.contiguous()}))
 
     @classmethod

@@ -6,8 +6,8 @@ STAMP := .venv/.installed
 # tests share its fixtures, and tests/conftest.py puts the longest files first. The quick tests hardly wait: for them a
 # third would only load torch once more
 PARALLEL := -n 4 --dist loadfile --no-loadscope-reorder
-# percent of branches and lines; asked for only where CI is set: elsewhere tests may be skipped for want of a program
-MIN_COVERAGE := 94
+# percent of branches and lines, without the stories; asked for only where CI is set: elsewhere tests may be skipped for want of a program
+MIN_COVERAGE := 92
 
 .DEFAULT_GOAL := help
 .PHONY: help setup demo test test-quick test-stories test-faults check bench lock format clean docs test-deploy sbom release

@@ -7,7 +7,7 @@ STAMP := .venv/.installed
 # third would only load torch once more
 PARALLEL := -n 4 --dist loadfile --no-loadscope-reorder
 # percent of branches and lines, without the stories; asked for only where CI is set: elsewhere tests may be skipped for want of a program
-MIN_COVERAGE := 92
+MIN_COVERAGE := 91
 
 .DEFAULT_GOAL := help
 .PHONY: help setup demo test test-quick test-stories test-faults check bench lock format clean docs test-deploy sbom release
@@ -38,7 +38,7 @@ test: setup      ## the test suite with its branch coverage; starts its own Redi
 test-quick: setup ## the tests that need no broker and no browser, without the slow ones
 	$(PY) -m pytest $(PARALLEL) -n 2 -m "not (kafka or browser or slow or story or faults)" -q
 
-test-stories: setup ## whole programs over hours of event time: crashes, a demo, renewals, silence, nights
+test-stories: setup ## real daemons killed, cut off, over hours of event time, and the demo: some three minutes
 	$(PY) -m pytest -n 3 --dist loadfile --no-loadscope-reorder -m "story and not faults" tests
 
 test-faults: setup ## every fault on real servers and processes: some ten minutes

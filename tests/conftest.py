@@ -37,6 +37,7 @@ MARKS_OF_FIXTURES = {
     "kafka_broker": "kafka",
     "breakable_broker": "kafka",
     "browser": "browser",
+    "make_rig": "story",
     "zygote": "slow",
     "profile_folder": "slow",
 }

@@ -2,10 +2,10 @@
 PY := .venv/bin/python
 STAMP := .venv/.installed
 
-# four test processes for two cores: much of their time is waiting, for brokers, time-outs and event time; a file's
+# three test processes for two cores: some of their time is waiting, for brokers, time-outs and event time; a file's
 # tests share its fixtures, and tests/conftest.py puts the longest files first. The quick tests hardly wait: for them a
 # third would only load torch once more
-PARALLEL := -n 4 --dist loadfile --no-loadscope-reorder
+PARALLEL := -n 3 --dist loadfile --no-loadscope-reorder
 # percent of branches and lines, without the stories; asked for only where CI is set: elsewhere tests may be skipped for want of a program
 MIN_COVERAGE := 91
 
@@ -39,7 +39,7 @@ test-quick: setup ## the tests that need no broker and no browser, without the s
 	$(PY) -m pytest $(PARALLEL) -n 2 -m "not (kafka or browser or slow or story or faults)" -q
 
 test-stories: setup ## real daemons killed, cut off, over hours of event time, and the demo: some three minutes
-	$(PY) -m pytest -n 3 --dist loadfile --no-loadscope-reorder -m "story and not faults" tests
+	$(PY) -m pytest $(PARALLEL) -m "story and not faults" tests
 
 test-faults: setup ## every fault on real servers and processes: some ten minutes
 	$(PY) -m pytest -n 3 --dist load -m 'faults or not faults' tests/faults

@@ -12,6 +12,8 @@ from detectors.images.prepare import AnyImage
 from detectors.versions.guard import farthest, shifts, smallest_seen
 from tests.pictures import draw
 
+pytestmark = pytest.mark.slow
+
 IMAGES = 600
 DAYS = 7
 A_DAY = 0.005

@@ -24,6 +24,8 @@ from monitor.telemetry import failpoints
 from tests.evaluate.parts import closing_of, stored_rows
 from tests.evaluate.test_new_rule import CrowdRule
 
+pytestmark = pytest.mark.slow
+
 LAYOUT = Layout(("ood",), (1999,), (False,), (True,), (1.0,))
 P, Q = Partition("images", 0), Partition("images", 1)
 T0_MS, BUCKET_MS = 1_750_000_000_000, 10_000

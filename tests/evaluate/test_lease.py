@@ -20,6 +20,8 @@ from monitor.store.shards import Seats
 from tests.evaluate.parts import closing_of
 from tests.notify.parts import decide, eventually
 
+pytestmark = pytest.mark.slow
+
 LEASE_S, MARGIN_S = 0.4, 0.2
 _monitors = itertools.count()
 

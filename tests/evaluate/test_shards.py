@@ -26,6 +26,8 @@ from monitor.telemetry import failpoints
 from tests.evaluate.parts import closing_of
 from tests.evaluate.test_checkpoints import BUCKET_MS, DRIFTING, LAYOUT, RULES, STREAMS, T0_MS, Fleet, P, fleet_on
 
+pytestmark = pytest.mark.slow
+
 CRASHES = {2, 9, 11, 23}
 """Before the first row is stored, while alerts begin and fire, when they resolve."""
 

@@ -17,6 +17,8 @@ from tests.e2e.running import wait_for
 from tests.plain_http import get
 from tests.web.fleet import Fleet, served
 
+pytestmark = pytest.mark.slow
+
 _create_server = socket.create_server
 WHOLE = b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n"
 

@@ -33,8 +33,8 @@ if TYPE_CHECKING:
 TILE_BYTES = 8 << 20
 """Of the largest layer, for all images of a tile: with more it leaves the caches, with less to begin a layer costs more
 than its work. Tried with five networks: float32 loses 2 to 14 % with 4 MB, and up to 12 % with 32 MB."""
-MOST_IMAGES = 32
-"""In a tile: a single image costs as much as a tile."""
+MOST_IMAGES = 16
+"""In a tile: a single image costs as much as a tile, and 32 would leave batches of 32 to one core."""
 
 
 class OpenVinoEngine:

@@ -54,8 +54,8 @@ def test_an_engine_scores_as_torch_does_and_an_image_does_not_depend_on_the_othe
 def test_a_tile_holds_as_many_images_as_the_caches_do() -> None:
     """A network of small maps takes many, one of large maps takes one."""
     largest_maps = (1, 16 * 48 * 48, 96 * 48 * 48, 96 * 112 * 112, 64 * 224 * 224)
-    assert [tile_of(4 * values) for values in largest_maps] == [32, 32, 8, 2, 1]
-    assert [tile_of(values) for values in largest_maps] == [32, 32, 32, 8, 2]
+    assert [tile_of(4 * values) for values in largest_maps] == [16, 16, 8, 2, 1]
+    assert [tile_of(values) for values in largest_maps] == [16, 16, 16, 8, 2]
 
 
 def test_heat_maps_and_features_of_a_fit_are_torch_s_own(profile: Profile) -> None:

@@ -8,6 +8,7 @@ leases, and the shards that a process judges in turn.
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
@@ -97,8 +98,8 @@ class Evaluator:
         self.memory = Memory(store, self._shard, rules, layouts, self._bucket_ms)
         self._presentation, self._aging = presentation, Aging(store)
         self._sealed = Sealed()
-        self._silence_looked_s = 0.0
-        self._forgot_s = 0.0
+        self._silence_looked_s = -math.inf
+        self._forgot_s = -math.inf  # the clock may count from when the machine was started, a minute ago
 
     def load(self) -> None:
         """Read the state as the last decided bucket left it."""

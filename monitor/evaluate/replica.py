@@ -6,6 +6,7 @@ other; processes are what makes it faster. Each shard gets a few buckets in turn
 
 from __future__ import annotations
 
+import math
 import threading
 import time
 from collections.abc import Callable, Mapping
@@ -66,7 +67,7 @@ class Replica:
         self.judged: dict[int, _Judged] = {}
         self._epoch: int | None = None
         self._stop = threading.Event()
-        self._renewed_s = 0.0
+        self._renewed_s = -math.inf
         self.seen_s = time.monotonic()
         """When it last looked, by the monotonic clock: for the watchdog."""
 

@@ -168,6 +168,7 @@ def test_it_is_looked_for_once_the_installation_has_run_for_a_while(
     fleet.evaluator(lives_on=True).look()
     assert fleet.kept() == {*PROFILES}  # processes may still be starting
     monkeypatch.setattr(evaluators, "SETTLE_MS", 0)
+    monkeypatch.setattr(evaluators, "FORGET_LOOK_S", 1e9)  # the first look comes however short this machine is up
     fleet.evaluator().look()
     assert fleet.kept() == {*PROFILES}  # a replay
     fleet.evaluator(lives_on=True).look()

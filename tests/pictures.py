@@ -31,7 +31,7 @@ def pictures(seed: int, count: int, stripes: bool = False) -> Iterator[tuple[str
 def encoded(image: NDArray[np.uint8], kind: str = "PNG") -> bytes:
     """The picture as a PNG, JPEG or WebP file."""
     buffer = io.BytesIO()
-    Image.fromarray(image).save(buffer, kind)
+    Image.fromarray(image).save(buffer, kind, **({"compress_level": 1} if kind == "PNG" else {}))
     return buffer.getvalue()
 
 

@@ -74,7 +74,7 @@ def check_client(settings: RedisSettings) -> None:
         raise StoreConfigError(f"redis.url: no such option: {str(error).rpartition(' ')[2]}") from error
     except (RedisError, ValueError) as error:
         raise StoreConfigError(f"redis.url: {describe(error)}") from error
-    options, context = _url_options(settings), ssl.create_default_context()
+    options, context = _url_options(settings), ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     checks: list[tuple[str, object, Callable[[], object]]] = [
         ("tls_ca_file", settings.tls_ca_file, lambda: context.load_verify_locations(settings.tls_ca_file)),
         ("url", options.get("ssl_ca_certs"), lambda: context.load_verify_locations(options["ssl_ca_certs"])),

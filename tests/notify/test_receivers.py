@@ -138,6 +138,8 @@ def test_one_that_does_not_answer_in_time_is_tried_again(receiver: Receiver, ser
     outcome = answered(receiver, server, Answer(hang=True))
     assert isinstance(outcome, Retry)
     assert "ReadTimeout" in outcome.reason
+    assert "s3cret" not in outcome.reason
+    assert "/services" not in outcome.reason
 
 
 def test_one_that_hangs_up_is_tried_again(kind: str) -> None:
@@ -150,7 +152,7 @@ def test_one_that_hangs_up_is_tried_again(kind: str) -> None:
     assert outcome.reason.startswith(f"127.0.0.1:{port}: ConnectError")
 
 
-@pytest.mark.parametrize("answer", [Answer(500, body=b"oh"), Answer(302), Answer(410), Answer(hang=True)])
+@pytest.mark.parametrize("answer", [Answer(500, body=b"oh"), Answer(302), Answer(410)])
 def test_no_reason_shows_a_secret(receiver: Receiver, server: Server, answer: Answer) -> None:
     outcome = answered(receiver, server, answer)
     assert not isinstance(outcome, Delivered)

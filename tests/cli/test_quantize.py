@@ -51,6 +51,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Made:
     # NNCF takes a tenth of a second of CPU time for each image of its sample
     with contextlib.redirect_stdout(io.StringIO()) as out, pytest.MonkeyPatch.context() as changed:
         changed.setattr("detectors.profile.quantize.SAMPLE", 10)
+        changed.setattr("detectors.profile.quantize.ROUND_S", 0.02)
         words = ["quantize", before, normal, "-o", after, "--ood", striped]
         assert main([str(word) for word in words]) == 0
     return Made(before, after, out.getvalue())

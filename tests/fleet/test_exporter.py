@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 from prometheus_client.core import Metric
 from pydantic import SecretStr
-from scipy.stats import betabinom
 
+from detectors.deferred import Deferred
 from monitor.core.buckets import BINS, Layout
 from monitor.core.types import Alert, AlertPhase, Delta, Partition, Vector, Verdict
 from monitor.fleet.counts import ClosedCounts
@@ -22,6 +22,7 @@ from monitor.store.private_server import PrivateRedis
 from monitor.store.settings import RedisSettings
 from monitor.telemetry import metrics
 
+stats = Deferred("scipy.stats")
 P = Partition("images", 0)
 LAYOUT = Layout(("ood", "sharpness"), (999, 999), (False, True), (True, False), (1.0, 1.0))
 BUCKET_MS = 10_000
@@ -112,7 +113,7 @@ def test_the_band_holds_normal_windows_99_times_in_100() -> None:
     counts.add(0, "fp", ["cam-1"], np.stack([vector()]))
     for share in counts.shares()["cam-1"]:
         k = round(share.level * 1000)
-        law = betabinom(100, k, 1000 - k)
+        law = stats.betabinom(100, k, 1000 - k)
         inside = law.cdf(share.upper * 100) - law.cdf(share.lower * 100 - 1)
         assert 0.99 <= inside < 0.99999, f"{share}: neither too narrow nor so wide that it says nothing"
 

@@ -141,9 +141,10 @@ def test_images_are_counted_once_under_the_version_that_was_active_when_they_wer
     first, second = (version.fingerprint for version in store.journal().versions[:2])
     used, enough = [], threading.Event()
 
-    def feed() -> None:  # faster than it scores: at every switch there is work in flight, and more waits
-        while not enough.wait(0.05):
-            running.send(20)
+    def feed() -> None:  # ahead of the scores: at every switch there is work in flight, and more waits
+        while not enough.wait(0.02):
+            if running.sent - running.counted() < 60:
+                running.send(20)
 
     feeder = threading.Thread(target=feed)
     feeder.start()

@@ -178,6 +178,7 @@ class Broker(Cluster, ChildProcess):
             # a killed broker may come back only when its former session has ended
             "broker.session.timeout.ms": "4000",
             "broker.heartbeat.interval.ms": "1000",
+            "metadata.max.idle.interval.ms": "0",  # else a record every half second, a third of what an idle one costs
             **self.properties,
         }
         path = self.directory / "server.properties"

@@ -457,7 +457,7 @@ def test_a_record_that_is_not_acknowledged_is_tried_again(error: Exception) -> N
 
 @pytest.mark.kafka
 def test_a_real_broker_gets_the_record_and_a_missing_topic_is_tried_again(kafka_broker: Cluster) -> None:
-    settings = Config(kafka=KafkaSettings(bootstrap_servers=(kafka_broker.bootstrap_servers,), request_timeout_s=5.0))
+    settings = Config(kafka=KafkaSettings(bootstrap_servers=(kafka_broker.bootstrap_servers,), request_timeout_s=2.0))
     receiver = build("kafka", {"topic": "notify-alerts"}, open_producer(settings.source_settings()))
     assert isinstance(receiver.send(Notice.parse(firing())), Retry)
     kafka_broker.create_topic("notify-alerts")

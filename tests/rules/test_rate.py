@@ -2,13 +2,15 @@ from typing import Any
 
 import numpy as np
 import pytest
-from scipy.stats import beta, binom
 
+from detectors.deferred import Deferred
 from monitor.core import buckets
 from monitor.core.buckets import Layout
 from monitor.core.types import Vector
 from monitor.rules.rate import RateRule
 from tests.vectors import fill
+
+stats = Deferred("scipy.stats")
 
 
 def rate(**keys: Any) -> RateRule:
@@ -87,5 +89,5 @@ def test_in_distribution_windows_breach_at_most_as_often_as_promised(n: int) -> 
     first = breached.index(True)
     assert all(breached[first:])
     k = (n + 1) // 20
-    rates = beta(k, n + 1 - k).ppf((np.arange(2000) + 0.5) / 2000)
-    assert binom.sf(first - 1, total, rates).mean() <= 0.1
+    rates = stats.beta(k, n + 1 - k).ppf((np.arange(2000) + 0.5) / 2000)
+    assert stats.binom.sf(first - 1, total, rates).mean() <= 0.1

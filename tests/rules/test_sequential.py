@@ -10,8 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 from scipy.special import betaln
-from scipy.stats import binom, norm
 
+from detectors.deferred import Deferred
 from detectors.profile.calibration import Calibration, jitter
 from monitor.core import buckets
 from monitor.core.buckets import IMAGES, Layout
@@ -25,6 +25,7 @@ from monitor.rules.sequential.rule import SequentialRule
 from monitor.rules.sequential.table import RowTable
 from tests.vectors import fill
 
+stats = Deferred("scipy.stats")
 BUCKET_MS = 10_000
 
 
@@ -111,8 +112,8 @@ def test_no_bet_gains_on_average_at_any_rate_within_the_reference(pi_min: float)
     for t, ((alpha, beta), (alpha_down, beta_down)) in enumerate(zip(ups, downs, strict=True)):
         for share in (0.2, 0.7, 1.0):
             c = np.arange(m + 1)[:, None]
-            up = binom.pmf(c, m, share * (upper[t] + (1 - upper[t]) * pi_min))
-            down = binom.pmf(c, m, 1 - share * (1 - lower[t] * (1 - pi_min)))
+            up = stats.binom.pmf(c, m, share * (upper[t] + (1 - upper[t]) * pi_min))
+            down = stats.binom.pmf(c, m, 1 - share * (1 - lower[t] * (1 - pi_min)))
             assert ((up * np.exp(c * alpha + (m - c) * beta)).sum(axis=0) <= 1 + 1e-9).all()
             assert ((down * np.exp(c * alpha_down + (m - c) * beta_down)).sum(axis=0) <= 1 + 1e-9).all()
 
@@ -339,7 +340,7 @@ def test_a_mean_that_moves_either_way_is_seen_by_a_mix(moved: float) -> None:
         z = rng.standard_normal((4 * 50, 6))
         z[:, 4] += moved * (bucket >= 40)
         state, verdicts = advance(
-            rule, layout, state, bucket * BUCKET_MS, buckets.fill_groups(layout, norm.sf(z), np.arange(200) // 50, 4)
+            rule, layout, state, bucket * BUCKET_MS, buckets.fill_groups(layout, stats.norm.sf(z), np.arange(200) // 50, 4)
         )
         assert bucket >= 40 or not state["firing"].any()
     assert state["firing"].all()

@@ -227,6 +227,7 @@ def test_reading_outlives_the_first_token(breakable_broker: Broker, world: Kafka
         sent.append(str(len(sent)).encode())
         world.write(0, [sent[-1]])
         assert [record.value for record in read(source, 1)] == sent[-1:]
+        time.sleep(0.05)
     assert len(issuer.asked) >= 3  # the broker ends a connection whose token is not renewed
 
 

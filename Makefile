@@ -2,9 +2,8 @@
 PY := .venv/bin/python
 STAMP := .venv/.installed
 
-# three test processes for two cores: some of their time is waiting, for brokers, time-outs and event time; a file's
-# tests share its fixtures, and tests/conftest.py puts the longest files first. The quick tests hardly wait: for them a
-# third would only load torch once more
+# three test processes for two cores: a third of their time is waiting, for servers, time-outs and event time; a file's
+# tests share its fixtures, and tests/conftest.py puts the longest files first
 PARALLEL := -n 3 --dist loadfile --no-loadscope-reorder
 # percent of branches and lines, without the stories; asked for only where CI is set: elsewhere tests may be skipped for want of a program
 MIN_COVERAGE := 91
@@ -36,9 +35,9 @@ test: setup      ## the test suite with its branch coverage; starts its own Redi
 	$(PY) -m tests.measuring $(if $(CI),--at-least $(MIN_COVERAGE)) $(PARALLEL)
 
 test-quick: setup ## the tests that need no broker and no browser, without the slow ones
-	$(PY) -m pytest $(PARALLEL) -n 2 -m "not (kafka or browser or slow or story or faults)" -q
+	$(PY) -m pytest $(PARALLEL) -m "not (kafka or browser or slow or story or faults)" -q
 
-test-stories: setup ## real daemons killed, cut off, over hours of event time, and the demo: some three minutes
+test-stories: setup ## real daemons killed, cut off, over hours of event time, and the demo: some four minutes
 	$(PY) -m pytest $(PARALLEL) -m "story and not faults" tests
 
 test-faults: setup ## every fault on real servers and processes: some ten minutes

@@ -38,6 +38,7 @@ MARKS_OF_FIXTURES = {
     "breakable_broker": "kafka",
     "browser": "browser",
     "make_rig": "story",
+    "story": "story",
     "zygote": "slow",
     "profile_folder": "slow",
 }

@@ -87,6 +87,7 @@ def test_learning_shows_its_progress(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert len(re.findall(r"choosing the detector: \d+ %", out.getvalue())) > 1, out.getvalue()
 
 
+@pytest.mark.story
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_an_interrupted_demo_leaves_no_redis_and_no_files(tmp_path: Path, number: signal.Signals) -> None:
     with started(tmp_path) as demo:
@@ -125,6 +126,7 @@ def test_an_interruption_in_a_destructor_comes_when_it_is_over() -> None:
             signal.signal(number, handler)
 
 
+@pytest.mark.story
 def test_the_daemon_process_is_ready_inside_and_gone_outside(
     redis_server: PrivateRedis, profile_folder: Path, tmp_path: Path
 ) -> None:

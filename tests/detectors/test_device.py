@@ -77,6 +77,7 @@ def pixels_on(device: torch.device, count: int = 3) -> Tensor:
     return torch.zeros((count, 32, 32, 3), dtype=torch.uint8, device=device)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "grid"), [*((name, 1) for name in sorted(REGISTRY)), ("mahalanobis-ridge", 4)])
 def test_from_pixels_to_signals_nothing_is_asked_of_the_host_and_nothing_comes_from_it(
     name: str, grid: int, monkeypatch: pytest.MonkeyPatch

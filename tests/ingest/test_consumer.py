@@ -94,7 +94,9 @@ def make(redis_server: PrivateRedis, profile_folder: Path, tmp_path: Path) -> It
             source="redis-stream",
             redis=RedisSettings(url=SecretStr(redis_server.url)),
             redis_stream=RedisStreamSettings(topics=(name,), partitions=2, dead_letter_topic=f"{name}.dead"),
-            scoring=ScoringSettings(profile=str(profile_folder), device="cpu", batch_images=8, batch_age_s=0.01),
+            scoring=ScoringSettings(
+                profile=str(profile_folder), device="cpu", engine="torch", batch_images=8, batch_age_s=0.01
+            ),
             decoding=DecodingSettings(workers=1),
             receivers=(WebhookSettings(name="hook", type="webhook", url=SecretStr("http://127.0.0.1:9/")),),
             verdicts=VerdictSettings.model_validate({"type": "jsonl", "target": str(path), **verdicts}),

@@ -387,6 +387,7 @@ def test_seen_is_bet_on_where_it_is_named() -> None:
     assert verdicts[0].cause.startswith("seen: more images")
 
 
+@pytest.mark.slow
 def test_a_drift_that_goes_on_keeps_firing_and_one_that_weakens_fires_or_fires_again() -> None:
     rng, layout, streams = np.random.default_rng(13), layout_of(), 20
     rule = Sequential(seconds_per_false_alarm=1e6)
@@ -579,6 +580,7 @@ def test_without_images_the_interval_says_nothing() -> None:
     assert (low[0], high[0]) == (0, 1)
 
 
+@pytest.mark.slow
 def test_rows_advanced_in_place_are_those_of_advance_and_every_alarm_is_told() -> None:
     layout = Layout(("ood", "luma"), (999, 1999), (False, True), (True, False), (1.0, 1.5))
     rule = Sequential(signals=("*",), seconds_per_false_alarm=3000.0, min_images=20)

@@ -72,6 +72,7 @@ def test_a_door_of_another_kind_is_told_in_bounded_time(
         KafkaSource(config)
 
 
+@pytest.mark.story
 def test_reading_goes_on_after_a_crash_of_the_broker_without_a_gap_or_a_repeat(
     breakable_broker: Broker, world: KafkaWorld
 ) -> None:

@@ -277,6 +277,7 @@ def test_a_history_that_is_shorter_than_the_finest_step_has_only_that() -> None:
     assert entries == 5_114
 
 
+@pytest.mark.slow
 def test_ninety_days_of_a_stream_take_less_than_8_mb(store: Store) -> None:
     store._connection.read("FLUSHALL")
     rng, keys, partition = np.random.default_rng(0), store.counts._keys, PARTITIONS[0]

@@ -21,7 +21,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import timm
 import torch
 from numpy.typing import NDArray
 from safetensors.torch import save_file
@@ -34,6 +33,7 @@ from detectors.images.prepare import resize
 from detectors.images.reading import read_images
 from detectors.images.tones import Tones
 from detectors.profile.backbone import Backbone
+from detectors.profile.network import lean
 from detectors.profile.spec import BackboneSpec
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -91,7 +91,7 @@ class Run:
         self, args: argparse.Namespace, pictures: Pictures, teacher: Backbone | None, device: torch.device
     ) -> None:
         self.args, self.pictures, self.teacher, self.device = args, pictures, teacher, device
-        student: Any = timm.create_model(args.model, features_only=True, pretrained=False).to(device)
+        student: Any = lean.timm.create_model(args.model, features_only=True, pretrained=False).to(device)
         self.student, widths = student, student.feature_info.channels()
         self.head = nn.Linear(widths[-1], max(pictures.classes, 1)).to(device)
         self.readouts = nn.ModuleList()

@@ -19,8 +19,7 @@ from detectors.images.prepare import Preparer
 from detectors.profile.backbone import Backbone
 from detectors.profile.embedded import EmbeddedNetwork
 from detectors.profile.files import ProfileError
-from detectors.profile.lean_timm import timm
-from detectors.profile.network import tensor_digest
+from detectors.profile.network import lean, tensor_digest
 from detectors.profile.profile import Profile
 from detectors.profile.reference import read_reference
 from detectors.profile.spec import EMBEDDED, BackboneError, BackboneSpec
@@ -125,7 +124,7 @@ def test_a_letterbox_is_filled_with_what_is_zero_to_the_network() -> None:
 
 def test_weights_and_their_digest_stay_as_they_are_at_another_input_size(tmp_path: Path) -> None:
     args: dict[str, Any] = {"depth": 4, "embed_dim": 24, "num_heads": 2}
-    vit = timm.create_model("vit_tiny_patch16_224", num_classes=0, **args)
+    vit = lean.timm.create_model("vit_tiny_patch16_224", num_classes=0, **args)
     save_file(vit.state_dict(), tmp_path / "w.safetensors")
     spec = BackboneSpec("vit_tiny_patch16_224", str(tmp_path / "w.safetensors"), args=args)
     native, other = (Backbone(replace(spec, input_px=size), "cpu") for size in (224, (32, 48)))

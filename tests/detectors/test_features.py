@@ -16,12 +16,24 @@ from safetensors.torch import save_file
 from detectors.images.prepare import Preparer
 from detectors.profile.backbone import Backbone
 from detectors.profile.fit import FitOptions, fit_profile
-from detectors.profile.lean_timm import timm
+from detectors.profile.network import lean
 from detectors.profile.profile import load_profile
 from detectors.profile.spec import BackboneError, BackboneSpec
 from tests.pictures import encoded, pictures
 
 pytestmark = pytest.mark.slow
+
+
+def computing(**options: object) -> torch.nn.Module:
+    """A model whose constructor asks for a value, which there is none of on torch's meta device."""
+    assert torch.linspace(0, 1, 3)[1].item() == 0.5
+    made: torch.nn.Module = lean.timm.create_model("test_resnet", **options)
+    return made
+
+
+def test_a_model_that_computes_while_it_is_built_has_its_layers_too() -> None:
+    lean.timm.models.register_model(computing)
+    assert Backbone(BackboneSpec("computing", "random", input_px=32), "cpu").layers == (32, 48, 192, 96)
 
 
 @pytest.mark.parametrize(
@@ -114,14 +126,14 @@ def test_sizes_are_named_only_where_the_size_is_what_fails() -> None:
 
 
 def test_weights_of_another_model_are_refused(tmp_path: Path) -> None:
-    other = timm.create_model("resnet18", features_only=True)
+    other = lean.timm.create_model("resnet18", features_only=True)
     save_file(other.state_dict(), tmp_path / "w.safetensors")
     with pytest.raises(BackboneError, match="tensors missing"):
         Backbone(BackboneSpec("resnet50", str(tmp_path / "w.safetensors")), "cpu")
 
 
 def test_hub_weights_come_through_timms_own_loading(tmp_path: Path) -> None:
-    whole = timm.create_model("resnet18", num_classes=1000)
+    whole = lean.timm.create_model("resnet18", num_classes=1000)
     save_file(whole.state_dict(), tmp_path / "w.safetensors")
     overlay = {"pretrained_cfg_overlay": {"file": str(tmp_path / "w.safetensors")}}
     hub = Backbone(BackboneSpec("resnet18", "hub", layers=(1, 2), input_px=64, args=overlay), "cpu")

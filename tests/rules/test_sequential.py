@@ -340,7 +340,11 @@ def test_a_mean_that_moves_either_way_is_seen_by_a_mix(moved: float) -> None:
         z = rng.standard_normal((4 * 50, 6))
         z[:, 4] += moved * (bucket >= 40)
         state, verdicts = advance(
-            rule, layout, state, bucket * BUCKET_MS, buckets.fill_groups(layout, stats.norm.sf(z), np.arange(200) // 50, 4)
+            rule,
+            layout,
+            state,
+            bucket * BUCKET_MS,
+            buckets.fill_groups(layout, stats.norm.sf(z), np.arange(200) // 50, 4),
         )
         assert bucket >= 40 or not state["firing"].any()
     assert state["firing"].all()

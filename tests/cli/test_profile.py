@@ -6,6 +6,7 @@ import io
 import json
 import re
 import tarfile
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,7 @@ import pytest
 
 from detectors.profile.profile import Profile
 from monitor.__main__ import main
+from monitor.rules.simulation import Scenario
 from tests.pictures import draw, encoded, pictures
 
 pytestmark = pytest.mark.slow
@@ -41,6 +43,12 @@ def sets(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     }
 
 
+@dataclass(frozen=True)
+class Short(Scenario):
+    before: int = 500
+    within: int = 500
+
+
 def test_evaluate_compares_all_detectors_and_writes_a_report(
     profile_folder: Path,
     sets: dict[str, Path],
@@ -49,6 +57,7 @@ def test_evaluate_compares_all_detectors_and_writes_a_report(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr("detectors.methods.diffusion.MIN_STEPS", 50)  # stripes are seen after fewer
+    monkeypatch.setattr("monitor.cli.evaluate.Scenario", Short)
     report = tmp_path / "report.html"
     common = ("evaluate", profile_folder, "--id", sets["id"], "--ood", f"stripes={sets['ood']}")
     assert run(*common, "--detectors", "all", "--json", "--html", report) == 0

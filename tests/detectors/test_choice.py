@@ -111,12 +111,12 @@ def test_what_auto_chooses_cannot_be_given_with_it(options: dict[str, Any]) -> N
 def test_images_that_are_alike_choose_the_distance_and_scenes_choose_dlsr(
     uniform: Profile, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("detectors.methods.diffusion.MIN_STEPS", 50)  # what is chosen is chosen before it learns
+    monkeypatch.setattr("detectors.methods.diffusion.MIN_STEPS", 20)  # what is chosen is chosen before it learns
     various = fit_profile(scenes(0, 200), FitOptions(device="cpu"))
     assert uniform.manifest["detector"] == "mahalanobis-ridge"
     assert various.manifest["detector"] == "dlsr"
     assert various.backbone.spec.grid == 1
-    assert various.manifest["learning"]["steps"] >= 50
+    assert various.manifest["learning"]["steps"] >= 20
     for profile in (uniform, various):
         assert set(profile.manifest["choice"]["pasted"]) == {"1", "2", "4"}
         assert profile.manifest["choice"]["images"] == 100

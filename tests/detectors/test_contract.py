@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from functools import cache
 
 import pytest
@@ -32,6 +33,14 @@ def features(seed: int, count: int, mixing_seed: int = 99) -> torch.Tensor:
 
 def new(name: str) -> Detector:
     return create(name, LAYERS, **SMALL.get(name, {}))
+
+
+@pytest.fixture(autouse=True, scope="module")
+def few_steps() -> Iterator[None]:
+    """Enough to tell the planes apart."""
+    with pytest.MonkeyPatch.context() as changed:
+        changed.setattr("detectors.methods.diffusion.MIN_STEPS", 50)
+        yield
 
 
 @cache

@@ -111,7 +111,7 @@ def test_the_sample_is_bounded_in_bytes(monkeypatch: pytest.MonkeyPatch) -> None
 @pytest.mark.parametrize(
     ("model", "args"),
     [
-        ("vit_tiny_patch16_224", {"img_size": 64}),
+        ("vit_tiny_patch16_224", {"img_size": 64, "depth": 4}),
         ("swin_tiny_patch4_window7_224", {"img_size": 64, "embed_dim": 24}),
         ("convnext_atto", {}),
     ],

@@ -133,8 +133,9 @@ class DecoderPool:
         self._closed.set()
         for _ in self._threads:
             self._tasks.put(None)
+        deadline = time.monotonic() + 2 * SLICE_S + 1.0  # for all of them: a stop must not take longer with more
         for thread in self._threads:
-            thread.join(timeout=2 * SLICE_S + 1.0)
+            thread.join(timeout=max(0.0, deadline - time.monotonic()))
 
     # ---------------------------------------------------------------- one thread and its process
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -83,7 +84,8 @@ def test_reading_goes_on_after_a_crash_of_the_broker_without_a_gap_or_a_repeat(
     breakable_broker.kill()
     position = 20
     for _ in range(5):
-        assert not source.poll(0.1).records
+        with contextlib.suppress(SourceError):  # where the client was just asking the broker for something
+            assert not source.poll(0.1).records
     breakable_broker.start()
     world.write(0, [b"after"] * 20)
     deadline = time.monotonic() + 30

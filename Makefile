@@ -37,7 +37,7 @@ test: setup      ## the test suite with its branch coverage; starts its own Redi
 test-quick: setup ## the tests that need no broker and no browser, without the slow ones
 	$(PY) -m pytest $(PARALLEL) -m "not (kafka or browser or slow or story or faults)" -q
 
-test-stories: setup ## real daemons killed, cut off, over hours of event time, and the demo: some four minutes
+test-stories: setup ## real daemons killed, cut off, over hours of event time, and the demo: some three minutes
 	$(PY) -m pytest $(PARALLEL) -m "story and not faults" tests
 
 test-faults: setup ## every fault on real servers and processes: some ten minutes

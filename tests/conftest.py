@@ -62,7 +62,6 @@ LONGEST_FIRST = (
     "tests/sources/test_kafka_trouble.py",
     "tests/detectors/test_engine.py",
     "tests/ingest/test_decoder_pool.py",
-    "tests/sources/test_kafka_tokens.py",
     "tests/ingest/test_consumer.py",
     "tests/detectors/test_guard.py",
     "tests/e2e/test_main_job.py",

@@ -1,4 +1,4 @@
-"""A topic on each kind of source."""
+"""A topic on each kind of source, and an authority that gives tokens."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 
+from tests.sources.issuer import Issuer
 from tests.sources.worlds import KafkaWorld, RedisWorld, World
 
 
@@ -18,3 +19,11 @@ def world(request: pytest.FixtureRequest) -> Iterator[World]:
         made = RedisWorld(request.getfixturevalue("redis_server"))
     yield made
     made.leave()
+
+
+@pytest.fixture
+def issuer(request: pytest.FixtureRequest) -> Iterator[Issuer]:
+    """Its tokens live an hour, or as many seconds as the test says."""
+    made = Issuer(getattr(request, "param", 3600.0))
+    yield made
+    made.close()

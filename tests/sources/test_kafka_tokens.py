@@ -1,88 +1,21 @@
-"""OAUTHBEARER: tokens of a real HTTP server, a file, a command and Amazon's signer, taken by a real broker."""
+"""OAUTHBEARER: tokens of a real HTTP server, a file, a command and Amazon's signer."""
 
 from __future__ import annotations
 
 import base64
-import json
 import sys
-import threading
-import time
 from collections.abc import Iterator, Mapping
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
-from urllib.parse import parse_qs
 
 import pytest
 from kafka import errors
 from pydantic import ValidationError
 
-from monitor.core.types import Partition
 from monitor.sources.kafka import tokens
-from monitor.sources.kafka.settings import KafkaSaslSettings, KafkaSettings
-from monitor.sources.kafka.source import KafkaSource
 from monitor.sources.kafka.tokens import Token, Tokens, check_tokens, tokens_of
-from monitor.sources.protocol import FatalSourceError, SourceError
-from tests.kafka.broker import Broker
-from tests.sources.worlds import KafkaWorld, follow_until, read
-
-
-def jwt(life_s: float) -> str:
-    """A token as the broker's own validator takes it: unsigned."""
-    now_s = int(time.time())
-    parts = [{"alg": "none"}, {"sub": "layerwatch", "iat": now_s, "exp": now_s + life_s}]
-    coded = [base64.urlsafe_b64encode(json.dumps(part).encode()).decode().rstrip("=") for part in parts]
-    return ".".join([*coded, ""])
-
-
-class Issuer:
-    """An OIDC authority that gives tokens for client credentials.
-
-    answers: what comes next instead of a token, as (status, body).
-    """
-
-    def __init__(self, life_s: float) -> None:
-        self.asked: list[tuple[str, dict[str, list[str]]]] = []
-        self.answers: list[tuple[int, object]] = []
-        issuer = self
-
-        class Handler(BaseHTTPRequestHandler):
-            def do_POST(self) -> None:
-                form = parse_qs(self.rfile.read(int(self.headers["content-length"])).decode())
-                issuer.asked.append((self.headers["authorization"], form))
-                token = {"access_token": jwt(life_s), "expires_in": life_s}
-                status, body = issuer.answers.pop(0) if issuer.answers else (200, token)
-                self.send_response(status)
-                self.end_headers()
-                self.wfile.write(json.dumps(body).encode())
-
-            def log_message(self, *words: object) -> None:
-                pass
-
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self._thread = threading.Thread(target=self._server.serve_forever, args=(0.02,))
-        self._thread.start()
-        self.url = f"http://127.0.0.1:{self._server.server_port}/token"
-
-    def close(self) -> None:
-        self._server.shutdown()
-        self._server.server_close()
-        self._thread.join()
-
-
-@pytest.fixture
-def issuer(request: pytest.FixtureRequest) -> Iterator[Issuer]:
-    made = Issuer(getattr(request, "param", 3600.0))
-    yield made
-    made.close()
-
-
-def sasl(**oauth: Any) -> KafkaSaslSettings:
-    return KafkaSaslSettings.model_validate({"mechanism": "OAUTHBEARER", "oauth": oauth})
-
-
-def login(issuer: Issuer, **fields: Any) -> dict[str, Any]:
-    return {"token_url": issuer.url, "client_id": "lw", "client_secret": "hunter1", "scope": "kafka", **fields}
+from monitor.sources.protocol import FatalSourceError
+from tests.sources.issuer import Issuer, jwt, login, sasl
 
 
 def test_an_authority_is_asked_with_the_client_s_credentials_once_for_all_clients(issuer: Issuer) -> None:
@@ -196,48 +129,3 @@ def test_where_no_token_can_come_from_is_refused_at_once(
     monkeypatch.setattr(tokens, "SIGNER", "no_such_module")
     with pytest.raises(FatalSourceError, match=text):
         check_tokens(sasl(**oauth).oauth)  # type: ignore[arg-type]
-
-
-# ------------------------------------------------------------------------------------------------ with a broker
-
-
-@pytest.fixture
-def world(breakable_broker: Broker) -> Iterator[KafkaWorld]:
-    made = KafkaWorld(breakable_broker)
-    yield made
-    made.leave()
-
-
-def settings(world: KafkaWorld, broker: Broker, login: KafkaSaslSettings) -> KafkaSettings:
-    tree = {"bootstrap_servers": broker.address("OAUTH"), "request_timeout_s": 3, "sasl": login}
-    return KafkaSettings.model_validate(world.config.kafka.model_dump() | tree)
-
-
-@pytest.mark.slow
-@pytest.mark.kafka
-@pytest.mark.parametrize("issuer", [3.0], indirect=True)
-def test_reading_outlives_the_first_token(breakable_broker: Broker, world: KafkaWorld, issuer: Issuer) -> None:
-    source = KafkaSource(settings(world, breakable_broker, sasl(**login(issuer))))
-    world.opened.append(source)
-    follow_until(source, lambda owned: len(owned) == 2)
-    source.start(Partition(world.topic, 0), 0)
-    deadline = time.monotonic() + 7
-    sent: list[bytes] = []
-    while time.monotonic() < deadline:
-        sent.append(str(len(sent)).encode())
-        world.write(0, [sent[-1]])
-        assert [record.value for record in read(source, 1)] == sent[-1:]
-        time.sleep(0.05)
-    assert len(issuer.asked) >= 3  # the broker ends a connection whose token is not renewed
-
-
-@pytest.mark.kafka
-def test_a_client_that_the_authority_refuses_is_fatal_and_an_authority_that_is_away_is_not(
-    breakable_broker: Broker, world: KafkaWorld, issuer: Issuer
-) -> None:
-    issuer.answers = [(401, {"error": "invalid_client"})] * 9
-    with pytest.raises(FatalSourceError, match=r"refuses kafka\.sasl\.oauth\.client_id: invalid_client"):
-        KafkaSource(settings(world, breakable_broker, sasl(**login(issuer))))
-    issuer.answers = [(503, "")] * 99
-    with pytest.raises(SourceError, match=r"no OAUTHBEARER token: 127.0.0.1 answered 503"):
-        KafkaSource(settings(world, breakable_broker, sasl(**login(issuer))))

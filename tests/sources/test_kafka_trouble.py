@@ -14,6 +14,7 @@ from monitor.sources.kafka.settings import KafkaSettings
 from monitor.sources.kafka.source import KafkaSource
 from monitor.sources.protocol import FatalSourceError, SourceError, UnreadableError
 from tests.kafka.broker import LOGIN, Broker
+from tests.sources.issuer import Issuer, login, sasl
 from tests.sources.worlds import KafkaWorld, flat, follow_until, read
 
 pytestmark = pytest.mark.kafka
@@ -42,10 +43,10 @@ def test_the_right_password_works_and_a_wrong_one_is_fatal_at_once(breakable_bro
         (LOGIN | {"password": "wrong"}, "Invalid username or password"),
         (LOGIN | {"mechanism": "SCRAM-SHA-256"}, "UnsupportedSaslMechanism"),
     )
-    for sasl, told in refused:
+    for wrong, told in refused:
         began = time.monotonic()
         with pytest.raises(FatalSourceError, match=told):
-            KafkaSource(through(world, breakable_broker.address("SASL"), sasl=sasl))
+            KafkaSource(through(world, breakable_broker.address("SASL"), sasl=wrong))
         assert time.monotonic() - began < 2.5  # not after the time-out
 
 
@@ -60,6 +61,35 @@ def test_the_right_authority_works_and_a_wrong_one_is_fatal_at_once(
         with pytest.raises(FatalSourceError, match=told):
             KafkaSource(through(world, breakable_broker.address("TLS"), tls={"ca_file": certificates / name}))
         assert time.monotonic() - began < 2.5
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("issuer", [3.0], indirect=True)
+def test_reading_outlives_the_first_token(breakable_broker: Broker, world: KafkaWorld, issuer: Issuer) -> None:
+    source = KafkaSource(through(world, breakable_broker.address("OAUTH"), sasl=sasl(**login(issuer))))
+    world.opened.append(source)
+    follow_until(source, lambda owned: len(owned) == 2)
+    source.start(Partition(world.topic, 0), 0)
+    deadline = time.monotonic() + 7
+    sent: list[bytes] = []
+    while time.monotonic() < deadline:
+        sent.append(str(len(sent)).encode())
+        world.write(0, [sent[-1]])
+        assert [record.value for record in read(source, 1)] == sent[-1:]
+        time.sleep(0.05)
+    assert len(issuer.asked) >= 3  # the broker ends a connection whose token is not renewed
+
+
+def test_a_client_that_the_authority_refuses_is_fatal_and_an_authority_that_is_away_is_not(
+    breakable_broker: Broker, world: KafkaWorld, issuer: Issuer
+) -> None:
+    config = through(world, breakable_broker.address("OAUTH"), sasl=sasl(**login(issuer)))
+    issuer.answers = [(401, {"error": "invalid_client"})] * 9
+    with pytest.raises(FatalSourceError, match=r"refuses kafka\.sasl\.oauth\.client_id: invalid_client"):
+        KafkaSource(config)
+    issuer.answers = [(503, "")] * 99
+    with pytest.raises(SourceError, match=r"no OAUTHBEARER token: 127.0.0.1 answered 503"):
+        KafkaSource(config)
 
 
 @pytest.mark.parametrize(

@@ -46,24 +46,25 @@ def save() -> None:
         json.dump(reached, file)
 
 
-def coverage_of(folder: Path) -> dict[str, Any]:
-    """SlipCover's report on the whole product."""
-    whole = slipcover.Slipcover(branch=True, source=PRODUCT, exclude_also=NOT_RUN)
+def add_reached(whole: slipcover.Slipcover, folder: Path) -> None:
+    """Add what the processes of the run have written there."""
     for path in folder.glob("*.json"):
         for name, seen in json.loads(path.read_text()).items():
             whole.all_seen[name].update(x[0] if len(x) == 1 else tuple(x) for x in seen)
-    report: dict[str, Any] = whole.get_coverage()
-    return report
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--at-least", type=float, default=0.0, metavar="PERCENT", help="else the run has failed")
     arguments, of_pytest = parser.parse_known_args()
+    whole = slipcover.Slipcover(branch=True, source=PRODUCT, exclude_also=NOT_RUN)
+    run = [sys.executable, "-m", "pytest", *of_pytest]
     with tempfile.TemporaryDirectory() as folder:
-        run = [sys.executable, "-m", "pytest", *of_pytest]
-        status = subprocess.run(run, env={**os.environ, FOLDER: folder}, check=False).returncode
-        report = coverage_of(Path(folder))
+        with subprocess.Popen(run, env={**os.environ, FOLDER: folder}) as tests:
+            whole.get_coverage()  # looks through the product for what there is to reach, while the tests start
+            status = tests.wait()
+        add_reached(whole, Path(folder))
+    report: dict[str, Any] = whole.get_coverage()
     slipcover.print_coverage(report, skip_covered=True, missing_width=80)
     reached = report["summary"]["percent_covered"]
     print(f"{reached:.2f} % of lines and branches were reached")

@@ -1,4 +1,4 @@
-"""A real daemon as a process of its own, and what a test asks about it."""
+"""Configurations of daemons, commands as processes of their own, and waiting for what they do."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import Any
 
 import yaml
 
-from monitor.store.child_process import ChildProcess, free_port
+from monitor.store.child_process import free_port
 
 PATIENCE_S = 110.0
 """Long enough for a busy machine to load torch several times; nothing waits for it to pass."""
@@ -35,26 +35,6 @@ def config_file(folder: Path, settings: dict[str, Any]) -> Path:
     path = folder / f"config-{port}.yaml"
     path.write_text(yaml.safe_dump({**settings, "web": {**settings.get("web", {}), "port": port}}))
     return path
-
-
-class RunningDaemon(ChildProcess):
-    """`python -m monitor run` with that configuration; its log goes to a file beside it."""
-
-    def __init__(self, folder: Path, settings: dict[str, Any]) -> None:
-        self.config = config_file(folder, settings)
-        self.port = int(self.config.stem.removeprefix("config-"))
-        self.log = self.config.with_suffix(".log")
-        super().__init__("the daemon", self.log, stop_timeout_s=40.0)
-
-    def start(self) -> None:
-        """Start it; returns at once."""
-        self._launch([sys.executable, "-m", "monitor", "run", "-c", str(self.config)])
-
-    def terminate(self) -> int:
-        """SIGTERM; returns the exit status."""
-        assert self._process is not None
-        self._process.terminate()
-        return self._process.wait(self._stop_timeout_s)
 
 
 def layerwatch(*arguments: str) -> subprocess.CompletedProcess[str]:

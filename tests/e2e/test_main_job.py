@@ -15,8 +15,8 @@ from standardwebhooks import Webhook
 
 from monitor.store.child_process import free_port
 from monitor.store.private_server import PrivateRedis
-from tests.e2e.running import RunningDaemon, layerwatch, wait_for
-from tests.faults.rig import Zygote
+from tests.e2e.running import config_file, layerwatch, wait_for
+from tests.faults.rig import Daemon, Zygote
 from tests.kafka.broker import Cluster
 from tests.pictures import pictures
 from tests.plain_http import get
@@ -77,7 +77,7 @@ def test_a_drift_in_kafka_becomes_a_signed_alert_and_resolves(
     kafka_broker: Cluster, redis_server: PrivateRedis, zygote: Zygote, profile_folder: Path, tmp_path: Path, hook: Hook
 ) -> None:
     topic = kafka_broker.create_topic("main-job", 2, {"retention.ms": "-1"})  # its images are old
-    daemon = RunningDaemon(
+    config = config_file(
         tmp_path,
         {
             "monitor": "main-job",
@@ -96,17 +96,18 @@ def test_a_drift_in_kafka_becomes_a_signed_alert_and_resolves(
             "receivers": [{"name": "hook", "type": "webhook", "url": hook.url, "secret": SECRET}],
         },
     )
-    with daemon:
+    daemon = Daemon(zygote, config, tmp_path / "daemon.log")
+    try:
         at_s = 1_760_000_000
         for seed, stripes, seconds in ((21, False, 60), (22, True, 60), (23, False, 120)):
             images = save(tmp_path / f"images-{seed}", seed, seconds * 2, stripes)
             sent = zygote.layerwatch(
                 "produce", str(images), "--stream", "cam-1", "--start-time", str(at_s * 1000), "--rate", "2",
-                "-c", str(daemon.config),
+                "-c", str(config),
             )  # fmt: skip
             assert sent.returncode == 0, sent.stderr
             at_s += seconds
-        wait_for("the alert and its end", lambda: daemon.check_alive() or len(hook.documents) >= 2)
+        wait_for("the alert and its end", lambda: daemon.check() or len(hook.documents) >= 2)
 
         fired, resolved = hook.documents
         assert (fired["type"], resolved["type"]) == ("alert.firing", "alert.resolved")
@@ -127,7 +128,9 @@ def test_a_drift_in_kafka_becomes_a_signed_alert_and_resolves(
         assert "layerwatch_images_applied_total 480.0" in pages["/metrics"].text
         assert pages["/api/v1/streams"].json()["streams"]["cam-1"]["applied"] == 480
         assert daemon.terminate() == 0
-        assert '"event": "daemon.stopped"' in daemon.log.read_text()
+        assert daemon.events("daemon.stopped")
+    finally:
+        daemon.kill()
 
 
 def test_a_wrong_configuration_exits_78_with_one_line_per_key(tmp_path: Path, zygote: Zygote) -> None:

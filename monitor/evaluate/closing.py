@@ -55,7 +55,7 @@ class Closing:
         self._held_alert: bool | None = None  # None: whether it is open is not known
 
     def due(self, partitions: tuple[Partition, ...], sealed: Sealed) -> tuple[Sealed, list[int]]:
-        """Buckets that the watermark has passed, and those that were sealed before a process died; oldest first.
+        """Buckets that the watermark has passed, and those that a process sealed everywhere and died; oldest first.
 
         Returns:
             (what is sealed, as this look has changed it; the buckets to be sealed next).
@@ -73,9 +73,16 @@ class Closing:
         metrics.WATERMARK.set((watermark or 0) / 1000)
         opened = {start for found in self._store.partitions.open_buckets(partitions).values() for _, start in found}
         opened = {start for start in opened if start > sealed.bucket_ms}
-        due = set(closable(opened, watermark, self.bucket_ms))
+        begun = set(self._store.partitions.sealed_buckets(partitions, sealed.bucket_ms))
+        due = set(closable(opened | begun, watermark, self.bucket_ms))
         self._watch(read, opened - due, (sealed.bucket_ms, watermark))
-        return sealed, sorted(due | set(self._store.partitions.sealed_buckets(partitions, sealed.bucket_ms)))
+        if begun - due:
+            # a partition may be without the bucket that others are sealed at: its node fell back, and it reads again
+            # what belongs there. Without such a one the bucket is due, whatever the watermark has come to since
+            known = self._store.partitions.sealed(partitions).values()
+            until = min((each.bucket_ms for each in known), default=-1)
+            due |= {start for start in begun if start <= until}
+        return sealed, sorted(due)
 
     def seal(self, partitions: tuple[Partition, ...], bucket_ms: int, before: Sealed) -> Sealed | None:
         """Make a bucket immutable, and let all shards judge it; None where another process has gone on meanwhile."""

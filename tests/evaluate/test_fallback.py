@@ -129,6 +129,26 @@ def test_images_that_are_read_again_are_not_judged_again(fleet: Fleet, looks_fir
     check(fleet, 9)
 
 
+def test_a_bucket_that_was_sealed_in_part_waits_for_what_a_node_that_fell_back_reads_again(fleet: Fleet) -> None:
+    for bucket in range(3):
+        fleet.send(bucket)
+    before = fleet.keys(P)
+    for partition in (P, Q):
+        fleet.logs[partition] += [3, 4]
+        fleet.read_on(partition)
+    for bucket in (2, 3):  # the node of the other falls back before the evaluator reaches it
+        fleet.store.partitions.seal([Q], T0_MS + bucket * BUCKET_MS)
+    fleet.fall_back(P, before)
+    for _ in range(2):
+        fleet.evaluator.look()
+        assert fleet.judged() == 4
+        fleet.take_lease()
+    fleet.read_on(P)
+    fleet.evaluator.look()
+    fleet.send(5)
+    check(fleet, 6)
+
+
 def test_a_node_that_comes_back_empty_brings_no_image_twice(fleet: Fleet) -> None:
     for bucket in range(5):
         fleet.send(bucket)

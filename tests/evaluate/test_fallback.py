@@ -149,6 +149,23 @@ def test_a_bucket_that_was_sealed_in_part_waits_for_what_a_node_that_fell_back_r
     check(fleet, 6)
 
 
+def test_a_bucket_that_every_partition_is_sealed_at_is_judged_though_the_watermark_has_gone_back(fleet: Fleet) -> None:
+    for bucket in range(3):
+        fleet.send(bucket)
+    fleet.store.partitions.set_idle(P, "t", True)
+    fleet.logs[Q] += [3, 4]
+    fleet.read_on(Q)
+    for bucket in (2, 3):  # the process dies before it has said that they are sealed
+        fleet.store.partitions.seal([P, Q], T0_MS + bucket * BUCKET_MS)
+    fleet.take_lease()
+    fleet.send(2, P)  # it wakes up with an image of a bucket that is over
+    assert fleet.judged() == 4 + 2 + 1
+    fleet.send(4, P)
+    fleet.send(5)
+    assert fleet.judged() == sum(images for bucket, (images, _) in fleet.history().items() if bucket < 5)
+    assert sum(late for _, late in fleet.history().values()) == 1
+
+
 def test_a_node_that_comes_back_empty_brings_no_image_twice(fleet: Fleet) -> None:
     for bucket in range(5):
         fleet.send(bucket)

@@ -21,12 +21,12 @@ help:            ## show this list
 
 setup: $(STAMP)  ## one virtual environment in .venv, pinned versions with hashes
 
+# the first import compiles modules: once here, not by each of several processes at the same time
 $(STAMP): requirements/lock.txt requirements/bootstrap.txt pyproject.toml
 	test -x $(PY) || python3 -m venv .venv
 	$(PY) -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements/bootstrap.txt
 	.venv/bin/uv pip install --quiet --python $(PY) --require-hashes -r requirements/lock.txt
 	.venv/bin/uv pip install --quiet --python $(PY) --no-deps --no-build-isolation -e .
-	# the first import compiles modules: once here, not by each of several processes at the same time
 	$(PY) -c "import detectors.profile.fit, detectors.profile.lean_timm, monitor.daemon, scipy.stats"
 	touch $@
 
